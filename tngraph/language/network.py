@@ -1,0 +1,306 @@
+"""What a network is: frozen values that only check themselves.
+
+A `Network` is cores (tensors with named legs) and equations over them. The text of a file, the Python
+builder and the imports all produce these same values, and everything downstream (meaning, plan, counts,
+code) is a loop over them.
+
+Invariant: names are ASCII identifiers; one index name has one size in the whole network; an access has
+exactly the legs of its source; a name is defined before it is used, and once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import sympy
+
+from tngraph.errors import NetworkError
+from tngraph.language.sizes import is_same, symbol
+
+Role = Literal["input", "param", "buffer", "const"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
+LONGEST_NAME = 128
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise `NetworkError` unless a name is an ASCII identifier of at most 128 characters."""
+    if not isinstance(name, str) or len(name) > LONGEST_NAME or not _NAME.match(name):
+        shown = repr(name) if len(str(name)) <= LONGEST_NAME else repr(str(name)[:LONGEST_NAME]) + "…"
+        raise NetworkError(
+            f"{shown} cannot name {what}",
+            f"a name is ASCII letters, digits and underscores, at most {LONGEST_NAME}, and starts with no digit",
+            at=name,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A named size: read from an input at run time (``value`` is None) or a default over earlier sizes."""
+
+    name: str
+    value: sympy.Expr | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "a size")
+
+    @property
+    def symbol(self) -> sympy.Symbol:
+        """The symbol that stands for this size in every formula."""
+        return symbol(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A label with a size [elements]."""
+
+    name: str
+    size: sympy.Expr
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "an index")
+        if self.size.is_Integer and self.size <= 0:
+            raise NetworkError(f"the index {self.name!r} has size {self.size}", "a size is at least 1", at=self.name)
+
+    def __repr__(self) -> str:
+        return f"{self.name}:{self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A leg read at the affine position Σ coefficient·index + offset; outside the leg it reads zero.
+
+    ``leg`` is the source's own leg. With ``wrap`` the position is taken modulo the leg's size instead.
+    """
+
+    leg: Index
+    terms: tuple[tuple[int, Index], ...]
+    offset: sympy.Expr
+    wrap: bool = False
+
+    @property
+    def indices(self) -> tuple[Index, ...]:
+        """The indices the position depends on, in order of mention."""
+        return tuple(index for _, index in self.terms)
+
+
+Leg = Index | Read
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """How a param starts, or what a const is: a kind and its numbers, as ``normal(0.02)``."""
+
+    kind: str
+    args: tuple[float, ...] = ()
+
+
+INIT_ARGS: Mapping[str, int] = {"normal": 1, "uniform": 2, "zeros": 0, "ones": 0, "eye": 0, "orthogonal": 0}
+CONST_ARGS: Mapping[str, int] = {"delta": 0, "basis": 1, "ones": 0, "eye": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """A tensor of the network: its legs in storage order, its role and how it starts."""
+
+    name: str
+    legs: tuple[Index, ...]
+    role: Role
+    init: Init | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, f"a {self.role}")
+        kinds = CONST_ARGS if self.role == "const" else INIT_ARGS
+        if self.init is None:
+            if self.role == "const":
+                raise NetworkError(f"the const {self.name!r} says no kind", f"kinds: {', '.join(kinds)}", at=self.name)
+            return
+        if self.role not in ("param", "const"):
+            raise NetworkError(f"the {self.role} {self.name!r} takes no initialisation", at=self.name)
+        if self.init.kind not in kinds:
+            raise NetworkError(
+                f"{self.init.kind!r} is no {'kind of const' if self.role == 'const' else 'initialisation'}",
+                f"there are: {', '.join(kinds)}",
+                at=self.init.kind,
+            )
+        if len(self.init.args) != kinds[self.init.kind]:
+            raise NetworkError(
+                f"{self.init.kind} takes {kinds[self.init.kind]} number(s), not {len(self.init.args)}", at=self.init.kind
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A source (a core or an earlier equation) under indices of its legs' sizes, or reads of its legs."""
+
+    source: str
+    legs: tuple[Leg, ...]
+
+    @property
+    def indices(self) -> tuple[Index, ...]:
+        """Every index this access depends on, once, in order of mention."""
+        return tuple(dict.fromkeys(i for leg in self.legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A number times a product of accesses, summed over every index that is not on the left."""
+
+    scale: int | float
+    accesses: tuple[Access, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A pointwise function and its numbers, as ``leaky_relu(0.1)``."""
+
+    name: str
+    args: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """``name[legs] = function(Σ terms)``; a leg that a term lacks is broadcast."""
+
+    name: str
+    legs: tuple[Index, ...]
+    terms: tuple[Term, ...]
+    function: Function | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "a result")
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An argument or a result of ``forward``: one tuple of indices per axis, fused ones first-slowest."""
+
+    name: str
+    axes: tuple[tuple[Index, ...], ...]
+
+    @property
+    def legs(self) -> tuple[Index, ...]:
+        """The axes unfused, in order."""
+        return tuple(index for axis in self.axes for index in axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One tensor network: sizes, cores in order of declaration, equations in order, inputs and outputs."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    cores: tuple[Core, ...]
+    equations: tuple[Equation, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "a network")
+        _check_definitions(self)
+        _check_indices(self)
+        _check_ports(self)
+
+    def sources(self) -> dict[str, Core | Equation]:
+        """Everything an access may name."""
+        return {source.name: source for source in (*self.cores, *self.equations)}
+
+    def indices(self) -> tuple[Index, ...]:
+        """Every index of the network, once, in order of first mention."""
+        return tuple(dict.fromkeys(_mentions(self)))
+
+    def runtime_sizes(self) -> tuple[str, ...]:
+        """The names of the sizes read from inputs at each call."""
+        return tuple(size.name for size in self.sizes if size.value is None)
+
+
+def _mentions(network: Network) -> Iterator[Index]:
+    for core in network.cores:
+        yield from core.legs
+    for equation in network.equations:
+        yield from equation.legs
+        for term in equation.terms:
+            for access in term.accesses:
+                yield from access.indices
+
+
+def _check_definitions(network: Network) -> None:
+    known: dict[str, Core | Equation] = {}
+    for core in network.cores:
+        _define(known, core)
+    for equation in network.equations:
+        for term in equation.terms:
+            for access in term.accesses:
+                _check_access(known, access)
+        on_right = {i.name for term in equation.terms for access in term.accesses for i in access.indices}
+        for index in equation.legs:
+            if index.name not in on_right:
+                raise NetworkError(
+                    f"no term of {equation.name!r} has the index {index.name!r} of its left-hand side",
+                    "put the index on a term, or drop it on the left",
+                    at=index.name,
+                )
+        if len({leg.name for leg in equation.legs}) != len(equation.legs):
+            raise NetworkError(f"the left-hand side of {equation.name!r} names an index twice", at=equation.name)
+        _define(known, equation)
+
+
+def _define(known: dict[str, Core | Equation], source: Core | Equation) -> None:
+    if source.name in known:
+        raise NetworkError(f"the name {source.name!r} is defined twice", "give one of them another name", at=source.name)
+    known[source.name] = source
+
+
+def _check_access(known: Mapping[str, Core | Equation], access: Access) -> None:
+    source = known.get(access.source)
+    if source is None:
+        raise NetworkError(f"there is no tensor {access.source!r} here", at=access.source)
+    if len(source.legs) != len(access.legs):
+        raise NetworkError(
+            f"{access.source!r} has {len(source.legs)} legs and is read with {len(access.legs)}", at=access.source
+        )
+    for own, leg in zip(source.legs, access.legs, strict=True):
+        size = leg.leg.size if isinstance(leg, Read) else leg.size
+        if not is_same(own.size, size):
+            name = leg.leg.name if isinstance(leg, Read) else leg.name
+            raise NetworkError(
+                f"the leg {own.name!r} of {access.source!r} has size {own.size}, and the index {name!r} has {size}",
+                "an index and the leg it reads have one size",
+                at=name,
+            )
+
+
+def _check_indices(network: Network) -> None:
+    sizes: dict[str, sympy.Expr] = {}
+    known = {size.symbol for size in network.sizes}
+    for index in _mentions(network):
+        if not is_same(sizes.setdefault(index.name, index.size), index.size):
+            raise NetworkError(
+                f"the index {index.name!r} has two sizes: {sizes[index.name]} and {index.size}",
+                "use two names, or one size",
+                at=index.name,
+            )
+        for unknown in index.size.free_symbols - known:
+            raise NetworkError(f"the index {index.name!r} has the unknown size {unknown.name!r}", at=index.name)
+
+
+def _check_ports(network: Network) -> None:
+    sources = network.sources()
+    inputs = [core.name for core in network.cores if core.role == "input"]
+    if inputs != [port.name for port in network.inputs]:
+        raise NetworkError("the inputs of a network are its cores of role input, in order")
+    if not network.outputs:
+        raise NetworkError(f"the network {network.name!r} has no output", "end it with: output NAME[AXES]", at=network.name)
+    for port in (*network.inputs, *network.outputs):
+        source = sources.get(port.name)
+        if source is None:
+            raise NetworkError(f"there is no result {port.name!r} to put out", at=port.name)
+        if {leg.name for leg in source.legs} != {leg.name for leg in port.legs} or len(source.legs) != len(port.legs):
+            raise NetworkError(
+                f"{port.name!r} has the legs [{', '.join(leg.name for leg in source.legs)}], "
+                f"and not [{', '.join(leg.name for leg in port.legs)}]",
+                at=port.name,
+            )

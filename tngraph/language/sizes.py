@@ -1,0 +1,101 @@
+"""Sizes: integer arithmetic that stays symbolic, and its evaluation under bounds.
+
+A size is a sympy expression over one positive integer symbol per named size. Evaluation is our own small
+loop rather than sympy's substitution, because a file may say ``10**9**9``: every intermediate value is
+bounded by `LARGEST` before it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from functools import lru_cache, reduce
+from math import floor
+
+import sympy
+
+from tngraph.errors import SizeError
+
+LARGEST = 2**62
+"""No size or count of positions may pass this; counts of operations may (they are plain integers)."""
+
+
+@lru_cache(maxsize=4096)
+def symbol(name: str) -> sympy.Symbol:
+    """The symbol that stands for a named size."""
+    return sympy.Symbol(str(name), integer=True, positive=True)
+
+
+def product(factors: Iterable[sympy.Expr]) -> sympy.Expr:
+    """The product of sizes; 1 for none."""
+    return sympy.Mul(*factors)
+
+
+def is_same(left: sympy.Expr, right: sympy.Expr) -> bool:
+    """Whether two sizes are equal whatever their symbols are."""
+    return bool(left == right or sympy.expand(left - right) == 0)
+
+
+def evaluate_size(expr: sympy.Expr, values: Mapping[str, int], largest: int | None = None) -> int:
+    """The integer an expression takes when its symbols have these values.
+
+    Args:
+        expr: an expression in size symbols.
+        values: an integer for each symbol's name.
+        largest: refuse any intermediate value beyond this (none when absent).
+
+    Raises:
+        SizeError: a symbol without a value, a value out of bounds, a division by zero or a fraction.
+    """
+    value = _number(expr, values, largest)
+    if isinstance(value, Fraction):
+        if value.denominator != 1:
+            raise SizeError(f"{expr} is {value}, which is not an integer")
+        return value.numerator
+    return value
+
+
+def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) -> int | Fraction:
+    if expr.is_Symbol:
+        if expr.name not in values:
+            raise SizeError(f"the size {expr.name!r} has no value here")
+        return values[expr.name]
+    if expr.is_Integer:
+        return int(expr.p)
+    if expr.is_Rational:
+        return Fraction(int(expr.p), int(expr.q))
+    rule = _RULES.get(expr.func)
+    if rule is None:
+        raise SizeError(f"{expr} is not integer arithmetic")
+    arguments = [_number(argument, values, largest) for argument in expr.args]
+    value = rule(arguments)
+    if largest is not None and abs(value) > largest:
+        raise SizeError(f"{expr} is larger than 2**62")
+    return value
+
+
+def _power(arguments: list[int | Fraction]) -> int | Fraction:
+    base, exponent = arguments
+    if exponent != floor(exponent) or (exponent < 0 and base == 0):
+        raise SizeError(f"{base} ** {exponent} is not an integer")
+    if abs(base) > 1 and abs(exponent) * abs(base).__ceil__().bit_length() > 4096:
+        raise SizeError(f"{base} ** {exponent} is larger than 2**62")
+    return Fraction(base) ** int(exponent) if exponent < 0 else base ** int(exponent)
+
+
+def _remainder(arguments: list[int | Fraction]) -> int | Fraction:
+    if arguments[1] == 0:
+        raise SizeError("a remainder by zero")
+    return arguments[0] % arguments[1]
+
+
+_RULES = {
+    sympy.Add: sum,
+    sympy.Mul: lambda arguments: reduce(lambda a, b: a * b, arguments, 1),
+    sympy.Pow: _power,
+    sympy.floor: lambda arguments: floor(arguments[0]),
+    sympy.ceiling: lambda arguments: arguments[0].__ceil__(),
+    sympy.Mod: _remainder,
+    sympy.Min: min,
+    sympy.Max: max,
+}
