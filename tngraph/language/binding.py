@@ -1,0 +1,185 @@
+"""Which integer every size is: defaults, overrides, and what the shapes of the inputs determine.
+
+A run-time size is solved for on an input axis that is affine in it once everything else there is known; then every
+axis is checked, so what `bind_sizes` returns fits the inputs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+
+import sympy
+
+from tngraph.errors import SizeError
+from tngraph.language.network import Index, Network, Port, Size
+from tngraph.language.sizes import LARGEST, evaluate_size, product
+
+
+def compile_time_sizes(network: Network, overrides: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The sizes known before any array is: defaults, overridden where asked, and what derives from them.
+
+    A size derived from a run-time size is absent unless it is overridden.
+
+    Raises:
+        SizeError: an override that is unknown, names a run-time size or is not a positive integer, or a
+            derived size that is not positive.
+    """
+    overrides = dict(overrides or {})
+    _check_overrides(network, overrides)
+    values: dict[str, int] = {}
+    for size in network.sizes:
+        if size.name in overrides:
+            values[size.name] = operator.index(overrides[size.name])
+        elif size.value is not None:
+            _derive(size, size.value, values)
+    return values
+
+
+def _check_overrides(network: Network, overrides: Mapping[str, int]) -> None:
+    runtime = network.runtime_sizes()
+    settable = [size.name for size in network.sizes if size.value is not None]
+    for name, value in overrides.items():
+        if name in runtime:
+            raise SizeError(f"{name!r} is a run-time size: it is read off the inputs at each call\n  do not set it")
+        if name not in settable:
+            raise SizeError(f"{network.name} has no size {name!r}\n  {_suggestion(name, settable)}")
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= LARGEST:
+            raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
+
+
+def _suggestion(name: str, settable: Sequence[str]) -> str:
+    near = get_close_matches(name, settable, 1)
+    known = f"did you mean {near[0]!r}?" if near else f"its sizes with a default: {', '.join(settable) or 'none'}"
+    return f"{known}; a size that bounds a loop is set when the text is read: tg.load(path, sizes={{{name!r}: …}})"
+
+
+def _derive(size: Size, value: sympy.Expr, values: dict[str, int]) -> None:
+    """Add a derived size if all it derives from is known."""
+    if any(symbol.name not in values for symbol in value.free_symbols):
+        return
+    number = evaluate_size(value, values, LARGEST)
+    if number < 1:
+        raise SizeError(f"the size {size.name!r} = {value} is {number}\n  a size is at least 1")
+    values[size.name] = number
+
+
+def bind_sizes(
+    network: Network, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Every size of a network, the run-time ones read off the shapes of its inputs.
+
+    Args:
+        network: the network.
+        shapes: the shape of each input as ``forward`` receives it, fused axes fused.
+        sizes: overrides of compile-time sizes.
+
+    Returns:
+        A positive integer per size name, in order of declaration.
+
+    Raises:
+        SizeError: a missing or unknown input, an axis that does not have its size, or a run-time size
+            that no axis determines.
+    """
+    values = compile_time_sizes(network, sizes)
+    check_names(shapes, {port.name: "input" for port in network.inputs}, "shape")
+    for port in network.inputs:
+        _check_rank(port, shapes[port.name])
+    while _bind_more(network, shapes, values):
+        pass
+    for size in network.sizes:
+        if size.name not in values:
+            raise SizeError(
+                f"no input determines the size {size.name!r}\n  an input axis determines a run-time size when it is "
+                "the only unknown in it, with a fixed factor"
+            )
+    _check_extents(network, shapes, values)
+    return {size.name: values[size.name] for size in network.sizes}
+
+
+def check_names(given: Mapping[str, object], wanted: Mapping[str, str], what: str) -> None:
+    """Raise `SizeError` unless exactly the wanted tensors (name to role) are given a ``what``."""
+    for name, role in wanted.items():
+        if name not in given:
+            raise SizeError(f"there is no {what} for the {role} {name!r}")
+    for name in given:
+        if name not in wanted:
+            raise SizeError(f"there is no tensor {name!r} that takes a {what}\n  these do: {', '.join(wanted)}")
+
+
+def _check_rank(port: Port, shape: tuple[int, ...]) -> None:
+    if len(shape) != len(port.axes):
+        raise SizeError(f"the input {port.name!r} has {len(port.axes)} axes, [{_show(port)}], and not {len(shape)}")
+
+
+def _show(port: Port) -> str:
+    return ", ".join(axis[0].name if len(axis) == 1 else f"({', '.join(i.name for i in axis)})" for axis in port.axes)
+
+
+def _axes(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int, tuple[Index, ...], int]]:
+    for port in network.inputs:
+        for number, (axis, extent) in enumerate(zip(port.axes, shapes[port.name], strict=True)):
+            yield port.name, number, axis, extent
+
+
+def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: dict[str, int]) -> bool:
+    """Add the sizes that one more look at the axes and the derived sizes determines; whether there were any."""
+    before = len(values)
+    for size in network.sizes:
+        if size.name not in values and size.value is not None:
+            _derive(size, size.value, values)
+    for _, _, axis, extent in _axes(network, shapes):
+        expr = _in_basic_sizes(network, product(index.size for index in axis), values)
+        unknown = [symbol for symbol in expr.free_symbols if symbol.name not in values]
+        if len(unknown) == 1 and _is_affine(expr, unknown[0]):
+            _solve(expr, unknown[0].name, extent, values)
+    return len(values) > before
+
+
+def _in_basic_sizes(network: Network, expr: sympy.Expr, values: Mapping[str, int]) -> sympy.Expr:
+    for size in reversed(network.sizes):
+        if size.name not in values and size.value is not None:
+            expr = expr.subs(size.symbol, size.value)
+    return expr
+
+
+def _is_affine(expr: sympy.Expr, unknown: sympy.Symbol) -> bool:
+    return bool(expr.is_polynomial(unknown)) and sympy.degree(sympy.expand(expr), unknown) == 1
+
+
+def _solve(expr: sympy.Expr, name: str, extent: int, values: dict[str, int]) -> None:
+    """Add the size that makes an affine axis this long; one that no integer fits fails in `_check_extents`."""
+    at_zero, at_one = (evaluate_size(expr, {**values, name: n}, LARGEST) for n in (0, 1))
+    if at_one != at_zero:
+        values[name] = max(1, (extent - at_zero) // (at_one - at_zero))
+
+
+def _check_extents(network: Network, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, int]) -> None:
+    for name, number, axis, extent in _axes(network, shapes):
+        expected = evaluate_size(product(index.size for index in axis), values, LARGEST)
+        if expected != extent:
+            legs = ", ".join(f"{index.name}:{index.size}" for index in axis)
+            whole = (
+                f"its index {legs} has {expected}" if len(axis) == 1 else f"its group ({legs}) multiplies to {expected}"
+            )
+            known = {s.name for index in axis for s in index.size.free_symbols}
+            given = ", ".join(f"{size} = {values[size]}" for size in values if size in known)
+            hint = f"\n  with {given}" if given else ""
+            raise SizeError(f"axis {number} of the input {name!r} has size {extent}, and {whole}{hint}")
+    index_sizes(network, values)
+
+
+def index_sizes(network: Network, values: Mapping[str, int]) -> dict[str, int]:
+    """The size of every index by name, given every named size.
+
+    Raises:
+        SizeError: an index whose size is not positive.
+    """
+    extents = {index.name: evaluate_size(index.size, values, LARGEST) for index in network.indices()}
+    for index in network.indices():
+        if extents[index.name] < 1:
+            raise SizeError(
+                f"the index {index.name!r} = {index.size} has size {extents[index.name]}\n  a size is at least 1"
+            )
+    return extents
