@@ -129,11 +129,14 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
     for size in network.sizes:
         if size.name not in values and size.value is not None:
             _derive(size, size.value, values)
-    for _, _, axis, extent in _axes(network, shapes):
+    for name, number, axis, extent in _axes(network, shapes):
         expr = _in_basic_sizes(network, product(index.size for index in axis), values)
         unknown = [symbol for symbol in expr.free_symbols if symbol.name not in values]
         if len(unknown) == 1 and _is_affine(expr, unknown[0]):
-            _solve(expr, unknown[0].name, extent, values)
+            misfit = _solve(expr, unknown[0], extent, values)
+            if misfit is not None:
+                hint = f"no positive integer {unknown[0]} makes them equal"
+                raise SizeError(f"{_mismatch(name, number, axis, extent, misfit)}\n  {hint}")
     return len(values) > before
 
 
@@ -148,26 +151,33 @@ def _is_affine(expr: sympy.Expr, unknown: sympy.Symbol) -> bool:
     return bool(expr.is_polynomial(unknown)) and sympy.degree(sympy.expand(expr), unknown) == 1
 
 
-def _solve(expr: sympy.Expr, name: str, extent: int, values: dict[str, int]) -> None:
-    """Add the size that makes an affine axis this long; one that no integer fits fails in `_check_extents`."""
-    at_zero, at_one = (evaluate_size(expr, {**values, name: n}, LARGEST) for n in (0, 1))
-    if at_one != at_zero:
-        values[name] = max(1, (extent - at_zero) // (at_one - at_zero))
+def _solve(expr: sympy.Expr, unknown: sympy.Symbol, extent: int, values: dict[str, int]) -> sympy.Expr | None:
+    """Add the size that makes an affine axis this long; when no positive integer does, what the axis multiplies to."""
+    at_zero, at_one = (evaluate_size(expr, {**values, unknown.name: n}, LARGEST) for n in (0, 1))
+    slope = at_one - at_zero
+    if slope == 0:
+        return None
+    if (extent - at_zero) % slope or (extent - at_zero) // slope < 1:
+        return slope * unknown + at_zero
+    values[unknown.name] = (extent - at_zero) // slope
+    return None
 
 
 def _check_extents(network: Network, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, int]) -> None:
     for name, number, axis, extent in _axes(network, shapes):
         expected = evaluate_size(product(index.size for index in axis), values, LARGEST)
         if expected != extent:
-            legs = ", ".join(f"{index.name}:{index.size}" for index in axis)
-            whole = (
-                f"its index {legs} has {expected}" if len(axis) == 1 else f"its group ({legs}) multiplies to {expected}"
-            )
             known = {s.name for index in axis for s in index.size.free_symbols}
             given = ", ".join(f"{size} = {values[size]}" for size in values if size in known)
             hint = f"\n  with {given}" if given else ""
-            raise SizeError(f"axis {number} of the input {name!r} has size {extent}, and {whole}{hint}")
+            raise SizeError(f"{_mismatch(name, number, axis, extent, expected)}{hint}")
     index_sizes(network, values)
+
+
+def _mismatch(name: str, number: int, axis: Sequence[Index], extent: int, expected: object) -> str:
+    legs = ", ".join(f"{index.name}:{index.size}" for index in axis)
+    own = f"its index {legs} has {expected}" if len(axis) == 1 else f"its group ({legs}) multiplies to {expected}"
+    return f"axis {number} of the input {name!r} has size {extent}, and {own}"
 
 
 def index_sizes(network: Network, values: Mapping[str, int]) -> dict[str, int]:

@@ -1,0 +1,359 @@
+"""Networks from what people already have, and back: einsum strings, index lists and networkx graphs.
+
+Each import makes one equation ``y``: the product of all tensors. Labels of any kind become names by one rule
+(`_Names`): runs of characters that no name may have become ``_``, a name that would start with a digit gets a
+letter in front, and a name already taken gets ``_2``, ``_3``, …, in order of mention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import sympy
+from opt_einsum.parser import find_output_str
+
+from tngraph.errors import NetworkError
+from tngraph.language.network import (
+    LONGEST_NAME,
+    Access,
+    Core,
+    Equation,
+    Index,
+    Init,
+    Network,
+    Port,
+    Read,
+    Role,
+    Size,
+    Term,
+)
+from tngraph.language.sizes import symbol
+
+SizeLike = int | str | None
+"""An integer, or the name of a size; None is a run-time size named after its index."""
+
+
+def from_einsum(
+    equation: str,
+    sizes: Mapping[str, SizeLike] | None = None,
+    *,
+    roles: Role | Sequence[Role] | None = None,
+    names: Sequence[str] | None = None,
+    defaults: Mapping[str, int] | None = None,
+    name: str = "einsum",
+) -> Network:
+    """The network of an einsum equation.
+
+    >>> network = from_einsum("bi,ij->bj", {"i": 3, "j": 4})
+    >>> [(core.name, core.role) for core in network.cores], network.runtime_sizes()
+    ([('x', 'input'), ('w1', 'param')], ('b',))
+
+    Args:
+        equation: as for ``numpy.einsum``: any letters, spaces ignored, no ellipsis; without ``->`` the letters that
+            stand once are the output, in alphabetical order.
+        sizes: per letter an integer, or the name of a size; a letter without one is a run-time size of its own name.
+        roles: of all operands, or of each; the first is an input and the others are params when absent.
+        names: of the operands; ``x``, ``w1``, ``w2``, … when absent.
+        defaults: the sizes named in ``sizes`` that are compile-time ones, with their values; other names are run-time.
+        name: of the network.
+
+    Raises:
+        NetworkError: an equation that cannot be read, or a network that means nothing.
+    """
+    operands, output = _split(equation)
+    letters = dict.fromkeys(letter for operand in operands for letter in operand)
+    return from_indices(
+        operands,
+        output,
+        {**dict.fromkeys(letters), **(sizes or {})},
+        roles=roles or ["input", *["param"] * (len(operands) - 1)],  # type: ignore[list-item]
+        names=names or ["x", *(f"w{k}" for k in range(1, len(operands)))],
+        defaults=defaults,
+        name=name,
+    )
+
+
+def _split(equation: str) -> tuple[list[str], str]:
+    """The letters of each operand and of the output."""
+    text = "".join(equation.split())
+    if "." in text:
+        raise NetworkError(f"the einsum {equation!r} has an ellipsis", "write a letter for each of its axes")
+    left, arrow, output = text.partition("->")
+    for character in left + output:
+        if not character.isalpha() and character != ",":
+            raise NetworkError(f"the einsum {equation!r} has the character {character!r}", "an axis is a letter")
+    if "," in output:
+        raise NetworkError(f"the einsum {equation!r} has a comma in its output", "an einsum has one output")
+    return left.split(","), output if arrow else find_output_str(left)
+
+
+def from_indices(
+    inputs: Sequence[Sequence[Hashable]],
+    output: Sequence[Hashable],
+    sizes: Mapping[Any, SizeLike],
+    *,
+    roles: Role | Sequence[Role] = "input",
+    names: Sequence[str] | None = None,
+    defaults: Mapping[str, int] | None = None,
+    name: str = "network",
+) -> Network:
+    """The network of cotengra's and quimb's form: the index labels of each tensor and of the output.
+
+    >>> network = from_indices([("a", 1), (1, "c")], ["a", "c"], {"a": 2, 1: 3, "c": 4})
+    >>> network.indices()
+    (a:2, i1:3, c:4)
+
+    Args:
+        inputs: the labels of each tensor, hashable values of any kind; a label may stand twice on one tensor.
+        output: the labels of the result.
+        sizes: per label an integer, the name of a size, or None for a run-time size of its own name.
+        roles: of all tensors, or of each.
+        names: of the tensors; ``t1``, ``t2``, … when absent.
+        defaults: the sizes named in ``sizes`` that are compile-time ones, with their values; other names are run-time.
+        name: of the network.
+
+    Raises:
+        NetworkError: a label without a size, a size of no label, or a network that means nothing.
+    """
+    given = names or [f"t{k}" for k in range(1, len(inputs) + 1)]
+    every = [roles] * len(inputs) if isinstance(roles, str) else list(roles)
+    for what, values in (("names", given), ("roles", every)):
+        if len(values) != len(inputs):
+            raise NetworkError(f"there are {len(inputs)} tensors and {len(values)} {what}")
+    tensors = [_Tensor(n, role, tuple(legs)) for n, role, legs in zip(given, every, inputs, strict=True)]
+    return _network(name, tensors, tuple(output), sizes, defaults or {})
+
+
+def from_networkx(
+    graph: Any,
+    *,
+    bond: SizeLike = None,
+    inputs: Iterable[Hashable] = (),
+    defaults: Mapping[str, int] | None = None,
+    name: str = "graph",
+) -> Network:
+    """The network of a graph: a core per node, a bond per edge; its output has every open leg.
+
+    A core's legs are its open legs, then its bonds in edge order. Node attributes, all optional: ``open`` (the open
+    legs: a mapping or pairs of name and size; one name on several nodes is one shared index), ``role`` (``param``
+    when absent) and ``init`` (an `Init`, or a kind as ``"delta"``). Edge attributes: ``size`` and ``name``.
+
+    Args:
+        graph: any networkx graph; directions are ignored, parallel edges are several bonds, a loop is a trace.
+        bond: the size of an edge without one: an integer or the name of a size.
+        inputs: the nodes that are inputs.
+        defaults: the named sizes that are compile-time ones, with their values; other names are run-time sizes.
+        name: of the network.
+
+    Raises:
+        NetworkError: an edge without a size, an input that is no node, or a network that means nothing.
+    """
+    chosen = set(inputs)
+    for node in sorted(chosen - set(graph), key=repr):
+        raise NetworkError(f"the input {node!r} is no node of the graph", f"nodes: {', '.join(map(repr, graph))}")
+    names = _Names("t")
+    for node in graph:
+        names.of(node)
+    sizes: dict[Hashable, SizeLike] = {}
+    legs: dict[Hashable, list[Hashable]] = {
+        node: _open_legs(node, data, sizes) for node, data in graph.nodes(data=True)
+    }
+    output = tuple(sizes)
+    for u, v, data in graph.edges(data=True):
+        label = _Bond(data.get("name", f"{names.of(u)}_{names.of(v)}"), len(sizes))
+        sizes[label] = _bond_size(u, v, data.get("size", bond))
+        legs[u].append(label)
+        legs[v].append(label)
+    tensors = [
+        _Tensor(
+            names.of(node),
+            "input" if node in chosen else data.get("role", "param"),
+            tuple(legs[node]),
+            Init(data["init"]) if isinstance(data.get("init"), str) else data.get("init"),
+        )
+        for node, data in graph.nodes(data=True)
+    ]
+    return _network(name, tensors, output, sizes, defaults or {})
+
+
+def _open_legs(node: Hashable, data: Mapping[str, Any], sizes: dict[Hashable, SizeLike]) -> list[Hashable]:
+    given = data.get("open", ())
+    pairs = list(given.items() if isinstance(given, Mapping) else given)
+    for label, size in pairs:
+        if sizes.setdefault(label, size) != size:
+            raise NetworkError(
+                f"the open leg {label!r} of the node {node!r} has size {size}, and elsewhere {sizes[label]}"
+            )
+    return [label for label, _ in pairs]
+
+
+def _bond_size(u: Hashable, v: Hashable, size: SizeLike) -> int | str:
+    if size is None:
+        raise NetworkError(f"the edge from {u!r} to {v!r} has no size", "give it an attribute 'size', or pass bond=…")
+    return size
+
+
+def to_networkx(network: Network) -> Any:
+    """A network as a bipartite multigraph of tensors and indices; a hyperedge is an index with several edges.
+
+    Nodes ``("tensor", name)`` have the attributes ``kind="tensor"``, ``role`` (``result`` for an equation), ``legs``
+    and ``function``; nodes ``("index", name)`` have ``kind="index"`` and ``size`` (an int, or a formula as str).
+    There is one edge per leg of every access, with ``equation``, ``term``, ``access``, ``axis`` and ``coefficient``
+    (other than 1 only where the leg is read at an affine position), and one per leg of every result, where ``term``
+    and ``access`` are None. A tensor used twice is one node with the edges of both uses.
+    """
+    graph = nx.MultiGraph(name=network.name)
+    for source in network.sources().values():
+        role = source.role if isinstance(source, Core) else "result"
+        function = source.function.name if isinstance(source, Equation) and source.function else None
+        legs = tuple(leg.name for leg in source.legs)
+        graph.add_node(("tensor", source.name), kind="tensor", role=role, legs=legs, function=function)
+    for index in network.indices():
+        size = int(index.size) if index.size.is_Integer else str(index.size)
+        graph.add_node(("index", index.name), kind="index", size=size)
+    for equation in network.equations:
+        own = Access(equation.name, equation.legs)
+        _add_edges(graph, own, equation=equation.name, term=None, access=None)
+        for t, term in enumerate(equation.terms):
+            for a, access in enumerate(term.accesses):
+                _add_edges(graph, access, equation=equation.name, term=t, access=a)
+    return graph
+
+
+def _add_edges(graph: Any, tensor: Access, **attributes: object) -> None:
+    for axis, leg in enumerate(tensor.legs):
+        for coefficient, index in leg.terms if isinstance(leg, Read) else ((1, leg),):
+            ends = ("tensor", tensor.source), ("index", index.name)
+            graph.add_edge(*ends, axis=axis, coefficient=coefficient, **attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    role: Role
+    legs: tuple[Hashable, ...]
+    init: Init | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bond:
+    """The label of an edge: its text names it and its number tells it from every other."""
+
+    text: str
+    number: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(slots=True)
+class _Names:
+    """One valid name per label, given out in order of mention."""
+
+    letter: str
+    taken: dict[Hashable, str] = field(default_factory=dict)
+
+    def of(self, label: Hashable, text: str | None = None) -> str:
+        """The name of a label, the same each time, made from its text."""
+        if label not in self.taken:
+            self.taken[label] = self.fresh(str(label) if text is None else text)
+        return self.taken[label]
+
+    def fresh(self, text: str) -> str:
+        """A name like this text that no label has."""
+        clean = (
+            text
+            if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII)
+            else re.sub(r"\W+|_+", "_", text, flags=re.ASCII).strip("_")
+        )
+        base = (clean if clean and not clean[0].isdigit() else f"{self.letter}{clean}")[: LONGEST_NAME - 8]
+        used, name, count = set(self.taken.values()), base, 1
+        while name in used:
+            count += 1
+            name = f"{base}_{count}"
+        return name
+
+
+def _network(
+    name: str,
+    tensors: Sequence[_Tensor],
+    output: tuple[Hashable, ...],
+    sizes: Mapping[Any, SizeLike],
+    defaults: Mapping[str, int],
+) -> Network:
+    """The network whose one equation is the product of all tensors."""
+    if not tensors:
+        raise NetworkError("there are no tensors here", "a network has at least one")
+    labels = dict.fromkeys(label for tensor in tensors for label in tensor.legs)
+    _check_labels(labels, output, sizes)
+    names = _Names("i")
+    indices = {label: Index(names.of(label), _size(names.of(label), sizes[label])) for label in labels}
+    _check_runtime(tensors, indices, defaults)
+    cores = tuple(Core(t.name, _own_legs(t, indices, names), t.role, t.init) for t in tensors)
+    accesses = tuple(Access(t.name, tuple(indices[label] for label in t.legs)) for t in tensors)
+    taken = _Names("t", {core.name: core.name for core in cores})
+    result = Equation(taken.fresh("y"), tuple(indices[label] for label in output), (Term(1, accesses),))
+    return Network(
+        name,
+        _sizes(indices.values(), defaults),
+        cores,
+        (result,),
+        tuple(_port(core.name, core.legs) for core in cores if core.role == "input"),
+        (_port(result.name, result.legs),),
+    )
+
+
+def _own_legs(tensor: _Tensor, indices: Mapping[Hashable, Index], names: _Names) -> tuple[Index, ...]:
+    """A tensor's legs under names of their own: a label that stands twice on it is two legs of one size."""
+    legs: list[Index] = []
+    for number, label in enumerate(tensor.legs):
+        index = indices[label]
+        if label in tensor.legs[:number]:
+            index = Index(names.of((tensor.name, number), index.name), index.size)
+        legs.append(index)
+    return tuple(legs)
+
+
+def _port(name: str, legs: tuple[Index, ...]) -> Port:
+    return Port(name, tuple((leg,) for leg in legs))
+
+
+def _check_labels(labels: Mapping[Hashable, None], output: Sequence[Hashable], sizes: Mapping[Any, SizeLike]) -> None:
+    for label in output:
+        if label not in labels:
+            raise NetworkError(f"the output has the index {str(label)!r}, and no tensor has it")
+    for label in labels:
+        if label not in sizes:
+            raise NetworkError(f"the index {str(label)!r} has no size", "give it one in sizes")
+    for label in sizes:
+        if label not in labels:
+            raise NetworkError(f"sizes has the index {str(label)!r}, and no tensor has it")
+
+
+def _size(name: str, size: SizeLike) -> sympy.Expr:
+    if size is None or isinstance(size, str):
+        return symbol(name if size is None else size)
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise NetworkError(f"the index {name!r} has size {size!r}", "a size is an integer or the name of one")
+    return sympy.Integer(size)
+
+
+def _check_runtime(tensors: Sequence[_Tensor], indices: Mapping[Hashable, Index], defaults: Mapping[str, int]) -> None:
+    bound = {s for t in tensors if t.role == "input" for label in t.legs for s in indices[label].size.free_symbols}
+    for index in indices.values():
+        for unbound in index.size.free_symbols - bound:
+            if unbound.name not in defaults:
+                raise NetworkError(
+                    f"the index {index.name!r} has the run-time size {unbound.name!r}, and stands on no input",
+                    "give it an integer in sizes, or give the size a value in defaults",
+                )
+
+
+def _sizes(indices: Iterable[Index], defaults: Mapping[str, int]) -> tuple[Size, ...]:
+    named = dict.fromkeys(index.size.name for index in indices if index.size.is_Symbol)
+    every = dict.fromkeys((*named, *defaults))
+    return tuple(Size(name, sympy.Integer(defaults[name]) if name in defaults else None) for name in every)
