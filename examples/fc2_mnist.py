@@ -107,8 +107,8 @@ def show_progress(console: Console) -> Progress:
 
 def as_tensors(x: object, y: object) -> tuple[Tensor, Tensor]:
     """Images as `(n, 784)` with mean and spread near 0 and 1 (MNIST's own: 0.1307 and 0.3081), labels as integers."""
-    pixels = torch.as_tensor(x).flatten(1).float() / 255
-    return (pixels - 0.1307) / 0.3081, torch.as_tensor(y).long()
+    pixels = torch.tensor(x).flatten(1).float() / 255
+    return (pixels - 0.1307) / 0.3081, torch.tensor(y).long()
 
 
 @torch.no_grad()
