@@ -1,0 +1,158 @@
+"""What a schedule costs, as formulas: the one definition every number comes from.
+
+MAC of a step: the product of the sizes of its result's axes and of the indices it sums; for a convolution that is
+output positions times kernel positions times the rest. FLOPs are 2·MAC over ``contract`` and ``conv``, the
+convention of ``torch.utils.flop_counter``. Products, sums, factors, additions and functions are *elementwise*
+operations, counted beside FLOPs and never mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from tngraph.language.network import Network
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.planning.region import leg_indices
+from tngraph.planning.schedule import Operation, legs_size
+
+_MATRIX = ("contract", "conv")
+_SILENT = ("load", "read", "embed")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The counts of a plan at given sizes, as integers.
+
+    Attributes:
+        params: learnable entries, tied uses once [elements].
+        macs: multiply-adds of contractions and convolutions [MAC].
+        flops: twice that [FLOPs].
+        elementwise: products, sums, additions, factors and functions [operations].
+        largest: the largest value a step writes [elements].
+        peak: the most elements of steps' values alive at once, inputs and params not counted [elements].
+        cost: the objective the search minimised: MAC plus elementwise [operations].
+    """
+
+    params: int
+    macs: int
+    flops: int
+    elementwise: int
+    largest: int
+    peak: int
+    cost: int
+
+
+def volume(operations: Sequence[Operation], number: int) -> sympy.Expr:
+    """The scalar operations of one line: products for a contraction, entries otherwise [operations]."""
+    op = operations[number]
+    if op.kind in _SILENT:
+        return sympy.Integer(0)
+    if op.kind in ("scale", "add", "pointwise"):
+        return legs_size(op.legs)
+    kept = set(leg_indices(op.legs))
+    summed = dict.fromkeys(i for k in op.operands for i in leg_indices(operations[k].legs) if i not in kept)
+    return legs_size(op.legs) * product(i.size for i in summed)
+
+
+def macs(operations: Sequence[Operation]) -> sympy.Expr:
+    """The multiply-adds of a schedule [MAC]."""
+    return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind in _MATRIX))
+
+
+def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
+    """The operations of a schedule outside contractions and convolutions [operations]."""
+    return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
+
+
+def training_macs(operations: Sequence[Operation], trained: Iterable[str]) -> sympy.Expr:
+    """The multiply-adds of a forward and a backward pass: each step once more per operand a gradient flows to [MAC].
+
+    Args:
+        operations: a schedule.
+        trained: the names of the tensors that take a gradient.
+    """
+    names = set(trained)
+    needs: list[bool] = []
+    total = []
+    for k, op in enumerate(operations):
+        operands = [needs[o] for o in op.operands]
+        needs.append(any(operands) or (op.access is not None and not op.operands and op.access.source in names))
+        if op.kind in _MATRIX:
+            total.append(volume(operations, k) * (1 + sum(operands)))
+    return sympy.Add(*total)
+
+
+def param_count(network: Network) -> sympy.Expr:
+    """The learnable entries of a network, each param once [elements]."""
+    return sympy.Add(*(legs_size(core.legs) for core in network.cores if core.role == "param"))
+
+
+def last_uses(operations: Sequence[Operation], kept: Iterable[int]) -> dict[int, list[int]]:
+    """The values that are used last by each operation, aliases (loads of results) followed to what they alias.
+
+    Args:
+        operations: a schedule.
+        kept: values that outlive it (the outputs).
+
+    Returns:
+        Operation number to the values that may be dropped after it.
+    """
+    alias = aliases(operations)
+    held = {alias[k] for k in kept}
+    last: dict[int, int] = {}
+    for number, op in enumerate(operations):
+        if op.kind != "load":
+            last[number] = number
+        for operand in op.operands:
+            last[alias[operand]] = number
+    drops: dict[int, list[int]] = {}
+    for value, user in last.items():
+        if operations[value].kind != "load" and value not in held:
+            drops.setdefault(user, []).append(value)
+    return drops
+
+
+def aliases(operations: Sequence[Operation]) -> list[int]:
+    """For every value the one whose storage it is: a load of a result is that result."""
+    alias: list[int] = []
+    for number, op in enumerate(operations):
+        alias.append(alias[op.operands[0]] if op.kind == "load" and op.operands else number)
+    return alias
+
+
+def live_sizes(operations: Sequence[Operation], kept: Iterable[int]) -> list[sympy.Expr]:
+    """The elements alive during each operation that writes a value: its operands' and its result's included."""
+    drops = last_uses(operations, kept)
+    alive: dict[int, sympy.Expr] = {}
+    moments = []
+    for number, op in enumerate(operations):
+        if op.kind != "load":
+            alive[number] = legs_size(op.legs)
+            moments.append(sympy.Add(*alive.values()))
+        for value in drops.get(number, ()):
+            alive.pop(value, None)
+    return moments
+
+
+def maximum(values: Iterable[sympy.Expr]) -> sympy.Expr:
+    """The largest of some counts, those that another one bounds for all positive sizes left out."""
+    rest: list[sympy.Expr] = []
+    for value in dict.fromkeys(values):
+        if not any(_is_bounded(value, other) for other in rest):
+            rest = [other for other in rest if not _is_bounded(other, value)] + [value]
+    if not rest:
+        return sympy.Integer(0)
+    return rest[0] if len(rest) == 1 else sympy.Max(*rest, evaluate=False)
+
+
+def _is_bounded(value: sympy.Expr, other: sympy.Expr) -> bool:
+    """Whether other - value has no negative coefficient as a sum of products of sizes, each at least 1."""
+    return all(c >= 0 for c in (other - value).as_coefficients_dict().values())
+
+
+def evaluate_count(expr: sympy.Expr, values: Mapping[str, int]) -> int:
+    """A count as an integer, unbounded."""
+    return evaluate_size(expr, values)

@@ -1,0 +1,210 @@
+"""Regions, steps and trees: what the search sees, and what one step does to the legs.
+
+A `Region` is one product of accesses to be contracted. Its leaves are first *prepared* (repeated indices and
+irregular reads laid out, indices that stand on one access alone summed); from then on each value is a set of
+plain indices and *folded* reads. A folded read is a leg still addressed by a position Σ c·i; joining it with
+the tensor that holds one of its indices resolves that index (a convolution step). Opening it lays its indices
+out as plain ones (an unfold), after which ordinary steps apply. Both are part of the search.
+
+Source: the folded/opened distinction is ours; with no reads this is the ordinary contraction tree of
+opt_einsum and cotengra, hyperedges included.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd, prod
+from typing import Literal, NamedTuple
+
+import sympy
+
+from tngraph.language.network import Access, Index, Leg, Read
+from tngraph.language.sizes import evaluate_size
+
+StepKind = Literal["read", "sum", "contract", "mul", "conv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One merged term between barriers: accesses, and the indices its result keeps."""
+
+    accesses: tuple[Access, ...]
+    legs: tuple[Index, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation on one or two values; ``legs`` are those of its result."""
+
+    operands: tuple[int, ...]
+    legs: tuple[Leg, ...]
+    kind: StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class ContractionTree:
+    """Single assignment: values 0…n-1 are the region's accesses, step k makes value n+k; the last is the result."""
+
+    region: Region
+    steps: tuple[Step, ...]
+    is_proven: bool
+
+
+class Value(NamedTuple):
+    """The legs of an intermediate by number: leaves below it, plain indices, folded reads with what remains of them."""
+
+    leaves: int
+    plain: tuple[int, ...]
+    folded: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def is_unit(index: Index) -> bool:
+    """Whether an index has the literal size 1: it carries nothing and stands on no step."""
+    return index.size == 1
+
+
+def bare_legs(access: Access) -> tuple[Leg, ...]:
+    """The legs of an access without its unit indices."""
+    legs: list[Leg] = []
+    for leg in access.legs:
+        if isinstance(leg, Read):
+            legs.append(Read(leg.leg, tuple(t for t in leg.terms if not is_unit(t[1])), leg.offset, leg.wrap))
+        elif not is_unit(leg):
+            legs.append(leg)
+    return tuple(legs)
+
+
+def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:
+    """Every index legs depend on, once, in order of mention."""
+    return tuple(dict.fromkeys(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
+
+
+def prepare(access: Access, lone: frozenset[Index]) -> list[tuple[StepKind, tuple[Leg, ...]]]:
+    """The unary steps that make an access regular, with the legs each leaves behind.
+
+    A read stays folded only if it has two indices or more, none of which stands elsewhere on the access or on
+    this access alone.
+    """
+    legs = bare_legs(access)
+    counts = Counter(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,)))
+    laid_out: list[Leg] = []
+    for leg in legs:
+        if isinstance(leg, Read) and len(leg.terms) >= 2 and not any(counts[i] > 1 or i in lone for i in leg.indices):
+            laid_out.append(leg)
+        else:
+            laid_out.extend(leg.indices if isinstance(leg, Read) else (leg,))
+    regular = tuple(dict.fromkeys(laid_out))
+    steps: list[tuple[StepKind, tuple[Leg, ...]]] = [] if regular == legs else [("read", regular)]
+    kept = tuple(leg for leg in regular if leg not in lone)
+    return steps if kept == regular else [*steps, ("sum", kept)]
+
+
+class Topology:
+    """A region by number: who holds which index, at numeric sizes. Made once per search."""
+
+    def __init__(self, region: Region, sizes: Mapping[str, int]) -> None:
+        self.region = region
+        holders = Counter(i for a in region.accesses for i in leg_indices(bare_legs(a)))
+        lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
+        self.preparation = [prepare(access, lone) for access in region.accesses]
+        self.leaf_legs = [
+            steps[-1][1] if steps else bare_legs(access)
+            for access, steps in zip(region.accesses, self.preparation, strict=True)
+        ]
+        self.indices = leg_indices(leg for legs in self.leaf_legs for leg in legs)
+        self.number = {index: k for k, index in enumerate(self.indices)}
+        self.sizes = [evaluate_size(index.size, sizes) for index in self.indices]
+        self.is_output = [index in region.legs for index in self.indices]
+        self.reads: list[tuple[int, Read]] = []
+        self.leaves = [self._leaf(k, legs) for k, legs in enumerate(self.leaf_legs)]
+        self.coefficients = [{self.number[i]: c for c, i in read.terms} for _, read in self.reads]
+        self.axis_sizes = [evaluate_size(read.leg.size, sizes) for _, read in self.reads]
+        self.holders = [0] * len(self.indices)
+        for leaf in self.leaves:
+            for i in (*leaf.plain, *(i for _, rest in leaf.folded for i in rest)):
+                self.holders[i] |= leaf.leaves
+
+    def _leaf(self, k: int, legs: Sequence[Leg]) -> Value:
+        folded = []
+        for leg in legs:
+            if isinstance(leg, Read):
+                folded.append((len(self.reads), tuple(self.number[i] for i in leg.indices)))
+                self.reads.append((k, leg))
+        return Value(1 << k, tuple(self.number[leg] for leg in legs if isinstance(leg, Index)), tuple(folded))
+
+    @cached_property
+    def everything(self) -> int:
+        """The set of all leaves."""
+        return (1 << len(self.leaves)) - 1
+
+    def is_alive(self, index: int, leaves: int) -> bool:
+        """Whether an index is still needed once these leaves are joined."""
+        return self.is_output[index] or bool(self.holders[index] & ~leaves)
+
+    def span(self, read: int, rest: Sequence[int]) -> int:
+        """The positions a folded read still ranges over [elements]."""
+        coefficients = self.coefficients[read]
+        if len(rest) == len(coefficients):
+            return self.axis_sizes[read]
+        step = gcd(*(coefficients[i] for i in rest))
+        return sum(abs(coefficients[i]) // step * (self.sizes[i] - 1) for i in rest) + 1
+
+    def size(self, value: Value) -> int:
+        """The elements of a value."""
+        return prod(self.sizes[i] for i in value.plain) * prod(self.span(r, rest) for r, rest in value.folded)
+
+    def open(self, value: Value, read: int) -> Value:
+        """A value with one folded read laid out along its indices."""
+        opened = next(rest for r, rest in value.folded if r == read)
+        folded = tuple(entry for entry in value.folded if entry[0] != read)
+        return Value(value.leaves, value.plain + opened, folded)
+
+    def join(self, left: Value, right: Value) -> Value | None:
+        """The value one step makes of two, or None where a folded read stands in the way."""
+        leaves = left.leaves | right.leaves
+        plain = [i for i in dict.fromkeys(left.plain + right.plain) if self.is_alive(i, leaves)]
+        folded = []
+        for side, other in ((left, right), (right, left)):
+            busy = {i for _, rest in other.folded for i in rest}
+            for read, rest in side.folded:
+                dead = [i for i in rest if not self.is_alive(i, leaves)]
+                met = [i for i in rest if i in other.plain]
+                if met != dead or len(met) > 1 or not busy.isdisjoint(rest):
+                    return None
+                kept = tuple(i for i in rest if i not in dead)
+                if len(kept) >= 2:
+                    folded.append((read, kept))
+                else:
+                    plain.extend(kept)
+        return Value(leaves, tuple(plain), tuple(folded))
+
+    def volume(self, left: Value, right: Value, result: Value) -> int:
+        """The multiplications of a step: result positions times what is summed [MAC]."""
+        involved = {*left.plain, *right.plain, *result.plain}
+        return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in result.folded)
+
+    def legs(self, value: Value) -> tuple[Leg, ...]:
+        """The symbolic legs of a value."""
+        plain: list[Leg] = [self.indices[i] for i in value.plain]
+        return (*plain, *(self.folded_leg(read, rest) for read, rest in value.folded))
+
+    def folded_leg(self, read: int, rest: Sequence[int]) -> Read:
+        """What remains of a read once its other indices are resolved: positions 0…span-1 of its own axis."""
+        original = self.reads[read][1]
+        if len(rest) == len(original.terms):
+            return original
+        step = gcd(*(self.coefficients[read][i] for i in rest))
+        terms = tuple((self.coefficients[read][i] // step, self.indices[i]) for i in rest)
+        least, greatest = position_range(terms)
+        return Read(Index(original.leg.name, greatest - least + 1), terms, -least)
+
+
+def position_range(terms: Iterable[tuple[int, Index]]) -> tuple[sympy.Expr, sympy.Expr]:
+    """The least and the greatest value of Σ c·i over the indices' ranges."""
+    pairs = tuple(terms)
+    least = sympy.Add(*(c * (i.size - 1) for c, i in pairs if c < 0))
+    greatest = sympy.Add(*(c * (i.size - 1) for c, i in pairs if c > 0))
+    return least, greatest

@@ -1,0 +1,197 @@
+"""Rewrites of a network before the search: merging linear equations, and cleaning a term into a region.
+
+Every rewrite returns new values and keeps the meaning. Nothing moves across a function, and an equation that is
+read at affine positions is not merged into its reader: outside its range it is zero, its definition need not be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from tngraph.language.network import Access, Core, Equation, Index, Leg, Network, Read, Term
+from tngraph.language.sizes import is_same
+from tngraph.planning.region import Region, is_unit
+
+MOST_TERMS = 16
+"""Distributing a product over sums stops before an equation has more terms than this."""
+
+Renaming = Mapping[Index, Index]
+
+
+def drop_unused(network: Network) -> Network:
+    """Remove the equations no output depends on (their params stay: they are part of the module)."""
+    needed = {port.name for port in network.outputs}
+    for equation in reversed(network.equations):
+        if equation.name in needed:
+            needed |= {access.source for term in equation.terms for access in term.accesses}
+    return replace(network, equations=tuple(e for e in network.equations if e.name in needed))
+
+
+def uses(network: Network) -> Counter[str]:
+    """How often each source is read; an output counts as one more use."""
+    counts = Counter(a.source for e in network.equations for t in e.terms for a in t.accesses)
+    counts.update(port.name for port in network.outputs)
+    return counts
+
+
+def merge_chains(network: Network) -> Network:
+    """Inline every linear equation of one term that is used once: no order is lost by it."""
+    for equation in reversed(network.equations):
+        if len(equation.terms) == 1 and uses(network)[equation.name] == 1 and can_inline(network, equation):
+            network = inline(network, equation)
+    return network
+
+
+def can_inline(network: Network, equation: Equation) -> bool:
+    """Whether an equation may be replaced by its terms wherever it is read."""
+    if equation.function is not None:
+        return False
+    readers = [
+        (reader, term, access)
+        for reader in network.equations
+        for term in reader.terms
+        for access in term.accesses
+        if access.source == equation.name
+    ]
+    return bool(readers) and all(_fits(equation, reader, term, access) for reader, term, access in readers)
+
+
+def _fits(equation: Equation, reader: Equation, term: Term, access: Access) -> bool:
+    """Whether every index of this access survives in each term of the equation, or stands elsewhere."""
+    if any(isinstance(leg, Read) for leg in access.legs):
+        return False
+    elsewhere = {*reader.legs, *(i for other in term.accesses if other is not access for i in other.indices)}
+    for inner in equation.terms:
+        present = {i for a in inner.accesses for i in a.indices}
+        for own, leg in zip(equation.legs, access.legs, strict=True):
+            if own not in present and leg not in elsewhere:
+                return False
+    copies = sum(1 for a in term.accesses if a.source == equation.name)
+    return len(reader.terms) - 1 + len(equation.terms) ** copies <= MOST_TERMS
+
+
+def inline(network: Network, equation: Equation) -> Network:
+    """Replace every reading of an equation by its terms; the equation goes unless it is an output."""
+    taken = {index.name for index in network.indices()}
+    equations = []
+    for reader in network.equations:
+        if reader.name == equation.name and all(port.name != reader.name for port in network.outputs):
+            continue
+        terms = tuple(new for term in reader.terms for new in _distribute(term, equation, taken))
+        equations.append(reader if terms == reader.terms else replace(reader, terms=terms))
+    return replace(network, equations=tuple(equations))
+
+
+def _distribute(term: Term, equation: Equation, taken: set[str]) -> Iterable[Term]:
+    for position, access in enumerate(term.accesses):
+        if access.source == equation.name:
+            before, after = term.accesses[:position], term.accesses[position + 1 :]
+            for inner in equation.terms:
+                middle = _instantiate(inner, equation, access, taken)
+                merged = Term(term.scale * inner.scale, (*before, *middle, *after))
+                yield from _distribute(merged, equation, taken)
+            return
+    yield term
+
+
+def _instantiate(inner: Term, equation: Equation, access: Access, taken: set[str]) -> tuple[Access, ...]:
+    """The accesses of a term under the reader's indices; its own summed indices get fresh names."""
+    renaming: dict[Index, Index] = {}
+    for own, leg in zip(equation.legs, access.legs, strict=True):
+        if isinstance(leg, Index):
+            renaming[own] = leg
+    for index in (i for a in inner.accesses for i in a.indices):
+        if index not in renaming:
+            renaming[index] = Index(_fresh(index.name, taken), index.size)
+    return tuple(rename(a, renaming) for a in inner.accesses)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    count = 1
+    while f"{name}_{count}" in taken:
+        count += 1
+    taken.add(f"{name}_{count}")
+    return f"{name}_{count}"
+
+
+def rename(access: Access, renaming: Renaming) -> Access:
+    """An access under other indices; a read whose indices fall together adds their coefficients."""
+    return replace(access, legs=tuple(_rename_leg(leg, renaming) for leg in access.legs))
+
+
+def _rename_leg(leg: Leg, renaming: Renaming) -> Leg:
+    if isinstance(leg, Index):
+        return renaming.get(leg, leg)
+    coefficients: dict[Index, int] = {}
+    for c, index in leg.terms:
+        new = renaming.get(index, index)
+        coefficients[new] = coefficients.get(new, 0) + c
+    return replace(leg, terms=tuple((c, i) for i, c in coefficients.items() if c))
+
+
+def clean_term(
+    term: Term, legs: tuple[Index, ...], sources: Mapping[str, Core | Equation]
+) -> tuple[Region, tuple[tuple[Index, Index], ...]]:
+    """A term as a region without deltas and unit legs.
+
+    Args:
+        term: the term, its scale left aside.
+        legs: the left-hand side.
+        sources: what an access may name.
+
+    Returns:
+        The region, and each left-hand index the term has (units aside) with the region's index that stands for
+        it: one may stand for several, the term being zero off their diagonal.
+    """
+    deltas, others = [], []
+    for access in term.accesses:
+        (deltas if _is_delta(access, sources) else others).append(access)
+    find = _merge_deltas(deltas, legs)
+    renaming = {i: find(i) for a in term.accesses for i in a.indices}
+    accesses = [_plain_reads(rename(access, renaming)) for access in others]
+    standing = {i for access in accesses for i in access.indices}
+    for delta in deltas:
+        kept = rename(delta, renaming)
+        if not standing.issuperset(kept.indices):
+            accesses.append(kept)
+            standing.update(kept.indices)
+    pattern = tuple((leg, renaming[leg]) for leg in legs if leg in renaming and not is_unit(leg))
+    return Region(tuple(accesses), tuple(dict.fromkeys(inner for _, inner in pattern))), pattern
+
+
+def _is_delta(access: Access, sources: Mapping[str, Core | Equation]) -> bool:
+    source = sources[access.source]
+    if not isinstance(source, Core) or source.init is None or source.role != "const":
+        return False
+    is_square = len(source.legs) > 0 and all(is_same(leg.size, source.legs[0].size) for leg in source.legs)
+    plain = not any(isinstance(leg, Read) for leg in access.legs)
+    return plain and is_square and source.init.kind in ("delta", "eye")
+
+
+def _merge_deltas(deltas: Iterable[Access], legs: tuple[Index, ...]) -> Callable[[Index], Index]:
+    """Which index stands for each: left-hand ones first, so that results keep the user's names."""
+    parent: dict[Index, Index] = {}
+
+    def find(index: Index) -> Index:
+        while index in parent:
+            index = parent[index]
+        return index
+
+    for delta in deltas:
+        roots = sorted({find(i): None for i in delta.indices}, key=lambda i: legs.index(i) if i in legs else len(legs))
+        parent.update(dict.fromkeys(roots[1:], roots[0]))
+    return find
+
+
+def _plain_reads(access: Access) -> Access:
+    """Reads that only name an index of the leg's own size become that index."""
+    legs: list[Leg] = []
+    for leg in access.legs:
+        is_plain = isinstance(leg, Read) and len(leg.terms) == 1 and leg.terms[0][0] == 1 and leg.offset == 0
+        if isinstance(leg, Read) and is_plain and is_same(leg.leg.size, leg.terms[0][1].size):
+            legs.append(leg.terms[0][1])
+        else:
+            legs.append(leg)
+    return replace(access, legs=tuple(legs))

@@ -1,0 +1,171 @@
+"""The whole network as one straight line of operations: what is priced, shown and printed.
+
+Single assignment: operation k makes value k, a `load` being a core (or an earlier result) under the indices of
+one access. Steps of the regions' trees come in order; numbers of terms are applied where the value is smallest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import sympy
+
+from tngraph.language.network import Access, Equation, Function, Index, Leg, Network, Read
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.planning.region import ContractionTree, StepKind, bare_legs
+
+Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One merged equation with a tree per term.
+
+    ``patterns[k]`` pairs each left-hand index term k has with the index of its tree that stands for it.
+    """
+
+    equation: Equation
+    trees: tuple[ContractionTree, ...]
+    patterns: tuple[tuple[tuple[Index, Index], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One line of the schedule.
+
+    Attributes:
+        kind: what it does; ``load``, ``read`` and ``embed`` do no arithmetic.
+        operands: the numbers of the values it takes.
+        legs: the legs of its result.
+        name: the name of its result: a tensor's, an equation's, or ``t1``, ``t2``, ….
+        access: of a load, what it reads.
+        number: of a ``scale`` the factor, of an ``add`` the sign of the second operand.
+        function: of a ``pointwise``.
+        pattern: of an ``embed``, the operand's index on each leg of the result.
+    """
+
+    kind: Kind
+    operands: tuple[int, ...]
+    legs: tuple[Leg, ...]
+    name: str
+    access: Access | None = None
+    number: int | float = 1
+    function: Function | None = None
+    pattern: tuple[Index, ...] = ()
+
+
+def leg_size(leg: Leg) -> sympy.Expr:
+    """The elements along a leg."""
+    return leg.leg.size if isinstance(leg, Read) else leg.size
+
+
+def legs_size(legs: Sequence[Leg]) -> sympy.Expr:
+    """The elements of a tensor with these legs."""
+    return product(leg_size(leg) for leg in legs)
+
+
+class _Writer:
+    """Collects operations and names them."""
+
+    def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
+        self.sizes = sizes
+        self.operations: list[Operation] = []
+        self.results: dict[str, int] = {}
+        self._taken = {*network.sources()}
+        self._made = 0
+
+    def put(self, kind: Kind, operands: tuple[int, ...], legs: tuple[Leg, ...], **details: object) -> int:
+        """Write an operation down; the number of its value."""
+        self.operations.append(Operation(kind, operands, legs, "", **details))  # type: ignore[arg-type]
+        return len(self.operations) - 1
+
+    def name_values(self) -> tuple[Operation, ...]:
+        """Name loads by their tensor, equations' last values by the equation, the others in order."""
+        finals = {number: name for name, number in self.results.items()}
+        return tuple(self._named(number, op, finals) for number, op in enumerate(self.operations))
+
+    def _named(self, number: int, op: Operation, finals: Mapping[int, str]) -> Operation:
+        if op.kind == "load":
+            assert op.access is not None
+            return replace(op, name=op.access.source)
+        if number in finals:
+            return replace(op, name=finals[number])
+        self._made += 1
+        while f"t{self._made}" in self._taken:
+            self._made += 1
+        return replace(op, name=f"t{self._made}")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The operations in order, and the number of the value each equation (or core put out as it is) ends in."""
+
+    operations: tuple[Operation, ...]
+    results: Mapping[str, int]
+
+
+def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str, int]) -> Schedule:
+    """The operations of a planned network, in the order they run.
+
+    Args:
+        network: the network the stages compute.
+        stages: its merged equations with their trees, in order.
+        sizes: numbers at which values are compared to place the terms' factors [elements].
+    """
+    writer = _Writer(network, sizes)
+    for stage in stages:
+        writer.results[stage.equation.name] = _write_stage(writer, stage)
+    for port in network.outputs:
+        if port.name not in writer.results:
+            access = Access(port.name, port.legs)
+            writer.results[port.name] = writer.put("load", (), bare_legs(access), access=access)
+    return Schedule(writer.name_values(), writer.results)
+
+
+def _write_stage(writer: _Writer, stage: Stage) -> int:
+    equation = stage.equation
+    terms = sorted(zip(equation.terms, stage.trees, stage.patterns, strict=True), key=lambda part: part[0].scale < 0)
+    total = -1
+    for term, tree, pattern in terms:
+        sign = -1 if term.scale < 0 and total >= 0 else 1
+        value = _write_term(writer, tree, sign * term.scale)
+        value = _write_embedding(writer, value, pattern)
+        total = value if total < 0 else _write_sum(writer, equation, total, value, sign)
+    if equation.function is not None:
+        total = writer.put("pointwise", (total,), writer.operations[total].legs, function=equation.function)
+    return total
+
+
+def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float) -> int:
+    """The tree's steps, and the factor after the smallest of its values."""
+    where: list[int] = []
+    legs = [bare_legs(access) for access in tree.region.accesses] + [step.legs for step in tree.steps]
+    numbers = [evaluate_size(legs_size(each), writer.sizes) for each in legs]
+    smallest = numbers.index(min(numbers)) if scale != 1 else -1
+    for k, each in enumerate(legs):
+        if k < len(tree.region.accesses):
+            access = tree.region.accesses[k]
+            source = (writer.results[access.source],) if access.source in writer.results else ()
+            where.append(writer.put("load", source, each, access=access))
+        else:
+            step = tree.steps[k - len(tree.region.accesses)]
+            where.append(writer.put(step.kind, tuple(where[o] for o in step.operands), each))
+        if k == smallest:
+            where[-1] = writer.put("scale", (where[-1],), each, number=scale)
+    return where[-1]
+
+
+def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:
+    """Where one index stands for several on the left: zero off their diagonal."""
+    own = tuple(inner for _, inner in pattern)
+    if len(set(own)) == len(own):
+        return value
+    return writer.put("embed", (value,), tuple(outer for outer, _ in pattern), pattern=own)
+
+
+def _write_sum(writer: _Writer, equation: Equation, total: int, value: int, sign: int) -> int:
+    present = {*writer.operations[total].legs, *writer.operations[value].legs}
+    legs = tuple(leg for leg in equation.legs if leg in present)
+    return writer.put("add", (total, value), legs, number=sign)

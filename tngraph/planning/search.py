@@ -1,0 +1,89 @@
+"""Finding an order for a region: cotengra proposes, our own cost decides, the exact program proves.
+
+The only place that knows cotengra. It sees an ordinary network (every read laid out along its indices); each
+order it proposes is priced again by `order_cost`, convolutions included. Seeds and repeats are fixed and no
+clock is read, so the same region gives the same tree everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import cotengra
+
+from tngraph.errors import PlanError
+from tngraph.planning.exact import MOST_LEAVES, prove_order
+from tngraph.planning.region import ContractionTree, Region, Topology
+from tngraph.planning.trees import Order, build_tree, order_cost
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How hard to search: greedy samples and refined trials per region, and the seed both start from."""
+
+    seed: int = 0
+    samples: int = 32
+    trials: int = 16
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.trials < 1:
+            raise PlanError(f"a search needs at least one sample and one trial, not {self.samples} and {self.trials}")
+
+
+def search_tree(region: Region, sizes: Mapping[str, int], search: Search) -> ContractionTree:
+    """The best tree found for a region at these sizes, and whether it is proven optimal.
+
+    Args:
+        region: what to contract.
+        sizes: an integer for every named size [elements].
+        search: seed and repeats.
+    """
+    topology = Topology(region, sizes)
+    incumbent = min(_proposals(topology, search), key=lambda order: order_cost(topology, order))
+    order, is_proven = prove_order(topology, incumbent)
+    return build_tree(topology, order, is_proven)
+
+
+def _proposals(topology: Topology, search: Search) -> Iterator[Order]:
+    """Orders worth pricing, at least one."""
+    count = len(topology.leaves)
+    yield [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
+    if count <= 2:
+        return
+    legs = [(*leaf.plain, *(i for _, rest in leaf.folded for i in rest)) for leaf in topology.leaves]
+    output = [i for i, kept in enumerate(topology.is_output) if kept]
+    sizes = dict(enumerate(topology.sizes))
+    greedy = cotengra.RandomGreedyOptimizer(max_repeats=search.samples, seed=search.seed, parallel=False, accel=False)
+    yield _pairs(greedy.ssa_path(legs, output, sizes), count)
+    if count > MOST_LEAVES:
+        hyper = cotengra.HyperOptimizer(
+            methods=["greedy"],
+            optlib="random",
+            max_repeats=search.trials,
+            reconf_opts={},
+            parallel=False,
+            seed=search.seed,
+            progbar=search.progress,
+        )
+        yield _pairs(hyper.search(legs, output, sizes).get_ssa_path(), count)
+
+
+def _pairs(path: object, count: int) -> Order:
+    """A single-assignment path as pairs: unary entries dropped, what is left over joined at the end."""
+    pairs: list[tuple[int, int]] = []
+    number: dict[int, int] = {k: k for k in range(count)}
+    made = count
+    for step in path:  # type: ignore[attr-defined]
+        operands = [number.pop(k) for k in step]
+        while len(operands) > 1:
+            pairs.append((operands.pop(0), operands.pop(0)))
+            operands.append(count + len(pairs) - 1)
+        number[made] = operands[0]
+        made += 1
+    rest = list(number.values())
+    while len(rest) > 1:
+        pairs.append((rest.pop(0), rest.pop(0)))
+        rest.append(count + len(pairs) - 1)
+    return pairs

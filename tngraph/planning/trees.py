@@ -1,0 +1,125 @@
+"""From an order of joining to a tree of steps, with the cheapest choice of what to unfold when.
+
+An order is a list of pairs in single-assignment numbering, as every contraction-order library gives it. With
+convolved legs an order alone does not say whether a read is resolved in place or unfolded first; `best_states`
+finds the cheapest consistent choice along a fixed order exactly, `build_tree` writes it down as steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from tngraph.planning.region import ContractionTree, Step, StepKind, Topology, Value
+
+Order = Sequence[tuple[int, int]]
+
+
+class State(NamedTuple):
+    """How a value came about: its cost so far [operations] and the two operands as they were when joined."""
+
+    cost: int
+    operands: tuple[Value, Value] | None
+
+
+def opened(topology: Topology, value: Value) -> Iterable[Value]:
+    """A value with every choice of its folded reads laid out, itself included."""
+    reads = [read for read, _ in value.folded]
+    for count in range(len(reads) + 1):
+        for chosen in combinations(reads, count):
+            result = value
+            for read in chosen:
+                result = topology.open(result, read)
+            yield result
+
+
+def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
+    """For every node of an order, its reachable values with the cheapest way to each.
+
+    Returns:
+        One mapping per value in single-assignment numbering; a mapping may hold several values where reads are
+        folded in some and laid out in others.
+    """
+    nodes: list[dict[Value, State]] = [{leaf: State(0, None)} for leaf in topology.leaves]
+    for left, right in order:
+        found: dict[Value, State] = {}
+        for a, b, cost in _operand_pairs(topology, nodes[left], nodes[right]):
+            result = topology.join(a, b)
+            if result is not None:
+                total = cost + topology.volume(a, b, result)
+                if result not in found or total < found[result].cost:
+                    found[result] = State(total, (a, b))
+        nodes.append(found)
+    return nodes
+
+
+def _operand_pairs(
+    topology: Topology, left: dict[Value, State], right: dict[Value, State]
+) -> Iterable[tuple[Value, Value, int]]:
+    for a, state_a in left.items():
+        for b, state_b in right.items():
+            for open_a in opened(topology, a):
+                for open_b in opened(topology, b):
+                    yield open_a, open_b, state_a.cost + state_b.cost
+
+
+def order_cost(topology: Topology, order: Order) -> int:
+    """The cost of an order with its best choice of unfolding [operations]."""
+    return min(state.cost for state in best_states(topology, order)[-1].values())
+
+
+def build_tree(topology: Topology, order: Order, is_proven: bool) -> ContractionTree:
+    """Write an order down as steps, unfolding where that is cheapest."""
+    nodes = best_states(topology, order)
+    chosen = _choose(topology, nodes, order)
+    steps: list[Step] = []
+    leaves = len(topology.leaves)
+    where = [_prepare_leaf(topology, k, steps) for k in range(leaves)]
+    for (left, right), value, node in zip(order, chosen[leaves:], nodes[leaves:], strict=True):
+        a, b = node[value].operands or (value, value)
+        operands = (_open(topology, where[left], chosen[left], a, steps), _open(topology, where[right], chosen[right], b, steps))
+        steps.append(Step(operands, topology.legs(value), _kind(a, b, value)))
+        where.append(leaves + len(steps) - 1)
+    _open(topology, where[-1], chosen[-1], _flat(topology, chosen[-1]), steps)
+    return ContractionTree(topology.region, tuple(steps), is_proven)
+
+
+def _choose(topology: Topology, nodes: list[dict[Value, State]], order: Order) -> list[Value]:
+    """The value each node takes in the cheapest tree, from the root down."""
+    chosen = [min(node, key=lambda value, node=node: node[value].cost) for node in nodes]  # type: ignore[misc]
+    for k in range(len(order) - 1, -1, -1):
+        node = nodes[len(topology.leaves) + k]
+        for child, wanted in zip(order[k], node[chosen[len(topology.leaves) + k]].operands or (), strict=True):
+            candidates = [value for value in nodes[child] if wanted in opened(topology, value)]
+            chosen[child] = min(candidates, key=lambda value, child=child: nodes[child][value].cost)  # type: ignore[misc]
+    return chosen
+
+
+def _prepare_leaf(topology: Topology, leaf: int, steps: list[Step]) -> int:
+    where = leaf
+    for kind, legs in topology.preparation[leaf]:
+        steps.append(Step((where,), legs, kind))
+        where = len(topology.leaves) + len(steps) - 1
+    return where
+
+
+def _open(topology: Topology, where: int, value: Value, wanted: Value, steps: list[Step]) -> int:
+    if value == wanted:
+        return where
+    steps.append(Step((where,), topology.legs(wanted), "read"))
+    return len(topology.leaves) + len(steps) - 1
+
+
+def _flat(topology: Topology, value: Value) -> Value:
+    for read, _ in value.folded:
+        value = topology.open(value, read)
+    return value
+
+
+def _kind(left: Value, right: Value, result: Value) -> StepKind:
+    folded = {*left.folded, *right.folded}
+    if folded != set(result.folded):
+        return "conv"
+    kept = set(result.plain)
+    return "mul" if kept.issuperset(left.plain) and kept.issuperset(right.plain) else "contract"
