@@ -103,9 +103,10 @@ def check_names(given: Mapping[str, object], wanted: Mapping[str, str], what: st
     for name, role in wanted.items():
         if name not in given:
             raise SizeError(f"there is no {what} for the {role} {name!r}")
+    article = "an" if what[0] in "aeiou" else "a"
     for name in given:
         if name not in wanted:
-            raise SizeError(f"there is no tensor {name!r} that takes a {what}\n  these do: {', '.join(wanted)}")
+            raise SizeError(f"there is no tensor {name!r} that takes {article} {what}\n  these do: {', '.join(wanted)}")
 
 
 def _check_rank(port: Port, shape: tuple[int, ...]) -> None:

@@ -249,6 +249,6 @@ def _unfuse(array: Array, legs: Sequence[Index], port: Port, extents: Mapping[st
 
 
 def _order(have: Sequence[Index], want: Sequence[Index]) -> list[int]:
-    """Where each wanted leg stands; the n-th of a repeated leg is the n-th there too."""
-    left = list(range(len(have)))
-    return [left.pop(next(k for k, at in enumerate(left) if have[at].name == leg.name)) for leg in want]
+    """Where each wanted leg stands."""
+    names = [leg.name for leg in have]
+    return [names.index(leg.name) for leg in want]
