@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from tests.networks import TABLE, At, networks, random_arrays, sketch
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.functions import ARITY, FUNCTIONS, apply, differentiate, pointwise
-from tngraph.language.network import Index, Init
+from tngraph.language.network import Index, Init, Read
 from tngraph.language.reference import bind_sizes, compile_time_sizes, evaluate, gradients
 
 # ------------------------------------------------------------------------------------------ functions
@@ -292,6 +292,62 @@ def test_random_networks_are_finite_and_have_their_shapes(network, seed):
         assert output.dtype == np.float64
 
 
+def accesses(network):
+    return [access for equation in network.equations for term in equation.terms for access in term.accesses]
+
+
+def reads(network):
+    return [(access, leg) for access in accesses(network) for leg in access.legs if isinstance(leg, Read)]
+
+
+def plain(access):
+    return [leg for leg in access.legs if isinstance(leg, Index)]
+
+
+def deltas(network):
+    return {core.name for core in network.cores if core.init and core.init.kind == "delta"}
+
+
+FEATURES = {
+    "run-time sizes": lambda n: len(n.runtime_sizes()) == 2,
+    "barriers": lambda n: sum(e.function is not None for e in n.equations) > 1,
+    "scalar results": lambda n: any(not e.legs for e in n.equations),
+    "several outputs": lambda n: len(n.outputs) > 1,
+    "fused inputs": lambda n: any(len(axis) > 1 for port in n.inputs for axis in port.axes),
+    "broadcast terms": lambda n: any(
+        not set(e.legs) <= {i for a in t.accesses for i in a.indices} for e in n.equations for t in e.terms
+    ),
+    "tied params": lambda n: any(
+        len({a.legs for a in accesses(n) if a.source == c.name}) > 1 for c in n.cores if c.role == "param"
+    ),
+    "diagonals": lambda n: any(len(set(plain(a))) < len(plain(a)) for a in accesses(n)),
+    "deltas on outputs": lambda n: any(
+        a.source in deltas(n) and len(set(a.legs) & set(e.legs)) > 1
+        for e in n.equations
+        for t in e.terms
+        for a in t.accesses
+    ),
+    "hyperedges": lambda n: any(
+        sum(i in a.legs for a in t.accesses) > 2 for e in n.equations for t in e.terms for i in n.indices()
+    ),
+    "reads that wrap": lambda n: any(r.wrap for _, r in reads(n)),
+    "two reads on one access": lambda n: any(sum(isinstance(x, Read) for x in a.legs) > 1 for a in accesses(n)),
+    "negative coefficients": lambda n: any(c < 0 for _, r in reads(n) for c, _ in r.terms),
+    "several kernels": lambda n: any(len(r.terms) > 2 for _, r in reads(n)),
+    "reads of results": lambda n: any(a.source in {e.name for e in n.equations} for a, _ in reads(n)),
+    "reads of params": lambda n: any(a.source in {c.name for c in n.cores if c.role == "param"} for a, _ in reads(n)),
+    "symbolic offsets": lambda n: any(r.offset.free_symbols for _, r in reads(n)),
+    "buffers and consts": lambda n: {"buffer", "const"} <= {c.role for c in n.cores},
+    "size one": lambda n: any(index.size == 1 for index in n.indices()),
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_random_networks_have_every_feature(feature):
+    search = settings(max_examples=1000, phases=[Phase.generate], database=None, derandomize=True)
+    assert find(networks(), FEATURES[feature], settings=search)
+
+
 @settings(max_examples=50)
 @given(networks(linear=True, reads=False, max_equations=1))
 def test_a_sketch_can_be_asked_for_one_linear_equation_without_reads(network):
@@ -364,6 +420,11 @@ def test_two_axes_that_disagree():
     assert message(bind_sizes, chain([["n"], ["n"]], {"n": None}), {"x": (3, 4)}) == (
         "axis 1 of the input 'x' has size 4, and its index i1_0:n has 3\n  with n = 3"
     )
+
+
+def test_a_high_power_is_not_expanded():
+    network = chain([["(n + 1)**1000000"], ["n"]], {"n": None})
+    assert "is larger than 2**62" in message(bind_sizes, network, {"x": (1, 3)})
 
 
 def test_a_run_time_size_that_nothing_determines():

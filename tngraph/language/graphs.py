@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import networkx as nx
 import sympy
@@ -288,6 +288,9 @@ def _network(
     """The network whose one equation is the product of all tensors."""
     if not tensors:
         raise NetworkError("there are no tensors here", "a network has at least one")
+    for tensor in tensors:
+        if tensor.role not in get_args(Role):
+            raise NetworkError(f"{tensor.role!r} is no role", f"roles: {', '.join(get_args(Role))}", at=tensor.role)
     labels = dict.fromkeys(label for tensor in tensors for label in tensor.legs)
     _check_labels(labels, output, sizes)
     names = _Names("i")
