@@ -1,0 +1,417 @@
+"""Printing a plan as a standalone Python file: one class, importing torch (and math), that a person can read.
+
+One line per operation with its legs and cost as a comment; values dropped after their last use; compile-time sizes
+as constructor arguments, run-time sizes read from shapes and checked. Every name from the network is escaped, so
+text from a file never becomes anything but a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import indent
+
+import sympy
+
+from tngraph.language.network import Core, Index, Port, Size
+from tngraph.language.sizes import format_size, product
+from tngraph.lowering.initialise import default_spreads, matrix_sizes
+from tngraph.lowering.kernels import Context, lower
+from tngraph.lowering.layout import Axes, Tensor, arrange
+from tngraph.lowering.names import KEYWORDS, LOCALS, MODULE_ATTRIBUTES, escape
+from tngraph.planning.cost import aliases, last_uses, volume
+from tngraph.planning.plan import Plan
+from tngraph.planning.region import is_unit
+from tngraph.planning.schedule import Operation
+from tngraph.planning.table import format_formula, format_step, format_value
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A printed module: its text, the name of its class, and how the network's names read there."""
+
+    text: str
+    class_name: str
+    attributes: Mapping[str, str]
+    arguments: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Names:
+    """The Python names of everything in one network."""
+
+    plan: Plan
+    class_name: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+    size_attributes: dict[str, str] = field(default_factory=dict)
+    size_arguments: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        network = self.plan.network
+        self.class_name = escape(network.name, LOCALS, set())
+        on_module: set[str] = set()
+        for core in network.cores:
+            if core.role != "input":
+                self.attributes[core.name] = escape(core.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
+        in_constructor: set[str] = set()
+        for size in self.settable():
+            self.size_attributes[size.name] = escape(size.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
+            self.size_arguments[size.name] = escape(size.name, LOCALS, in_constructor)
+        in_forward: set[str] = set()
+        for port in network.inputs:
+            self.arguments[port.name] = escape(port.name, LOCALS, in_forward)
+        for size in network.sizes:
+            self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
+        for op in self.plan.operations:
+            if op.name not in self.values:
+                self.values[op.name] = escape(op.name, LOCALS, in_forward)
+
+    def settable(self) -> list[Size]:
+        """The sizes known when a module is built."""
+        runtime = set(self.plan.network.runtime_sizes())
+        known: list[Size] = []
+        for size in self.plan.network.sizes:
+            if size.value is not None and not {s.name for s in size.value.free_symbols} & runtime:
+                known.append(size)
+            else:
+                runtime.add(size.name)
+        return known
+
+    def show(self, expr: sympy.Expr) -> str:
+        """A size inside ``forward`` and ``reset_parameters``."""
+        return format_size(expr, self.sizes)
+
+    def show_argument(self, expr: sympy.Expr) -> str:
+        """A size inside the constructor."""
+        return format_size(expr, self.size_arguments)
+
+
+def emit(plan: Plan) -> str:
+    """Print a plan as a standalone Python file that imports torch and nothing of tngraph.
+
+    The file holds one ``torch.nn.Module`` named after the network, with the network's param names and shapes,
+    its compile-time sizes as constructor arguments (the plan's values by default), and `device` and `dtype`.
+    """
+    return print_source(plan).text
+
+
+def print_source(plan: Plan) -> Source:
+    """The printed module of a plan together with its names."""
+    names = _Names(plan)
+    parts = [_header(plan), _class(plan, names)]
+    return Source("\n\n".join(parts), names.class_name, names.attributes, names.arguments)
+
+
+def _header(plan: Plan) -> str:
+    lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
+    for label, expr, unit in (
+        ("params", plan.params, "elements"),
+        ("FLOPs", plan.flops, "FLOPs"),
+        ("elementwise", plan.elementwise, "operations"),
+    ):
+        lines.append(f"{label}: {format_formula(expr)} [{unit}]")
+    imports = ["import math", "", "import torch", "import torch.nn.functional as F", "from torch import nn"]
+    return "\n".join([*lines, '"""', "", *imports]) + "\n"
+
+
+def _class(plan: Plan, names: _Names) -> str:
+    doc = f'"""{plan.network.name}: {", ".join(map(_signature, plan.network.inputs)) or "no input"} -> {", ".join(map(_signature, plan.network.outputs))}."""'
+    methods = [_constructor(plan, names), _reset(plan, names), _forward(plan, names), _extra_repr(plan, names)]
+    body = "\n\n".join([doc, *methods])
+    return f"class {names.class_name}(nn.Module):\n{indent(body, '    ')}\n"
+
+
+def _signature(port: Port) -> str:
+    axes = [axis[0].name if len(axis) == 1 else f"({' '.join(i.name for i in axis)})" for axis in port.axes]
+    return f"{port.name}[{', '.join(axes)}]"
+
+
+def _constructor(plan: Plan, names: _Names) -> str:
+    arguments, lines = ["self"], ["super().__init__()"]
+    for size in names.settable():
+        argument = names.size_arguments[size.name]
+        derived = size.value is not None and bool(size.value.free_symbols)
+        number = plan.sizes[size.name]
+        if derived and number == _derived(size, plan.sizes):
+            arguments.append(f"{argument}=None")
+            lines.append(f"{argument} = {names.show_argument(_value(size))} if {argument} is None else {argument}")
+        else:
+            arguments.append(f"{argument}={number}")
+        lines.append(f"if {argument} < 1:")
+        lines.append(f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")')
+        lines.append(f"self.{names.size_attributes[size.name]} = {argument}")
+    loaded = {op.access.source for op in plan.operations if op.access is not None}
+    for core in plan.network.cores:
+        lines.extend(_register(core, names, core.name in loaded))
+    lines.append("self.reset_parameters()")
+    signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
+    return "\n".join([signature, indent("\n".join(lines), "    ")])
+
+
+def _value(size: Size) -> sympy.Expr:
+    assert size.value is not None
+    return size.value
+
+
+def _derived(size: Size, numbers: Mapping[str, int]) -> int:
+    return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
+
+
+def _register(core: Core, names: _Names, is_loaded: bool) -> Iterator[str]:
+    """The lines that make a core part of the module: constants only where the schedule reads them."""
+    shape = _tuple([names.show_argument(leg.size) for leg in core.legs])
+    name = names.attributes.get(core.name, "")
+    comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
+    empty = f"torch.empty({shape}, device=device, dtype=dtype)"
+    if core.role == "param":
+        yield f"self.{name} = nn.Parameter({empty}){comment}"
+    elif core.role == "buffer":
+        yield f'self.register_buffer("{name}", {empty.replace("empty", "zeros")}){comment}'
+    elif core.role == "const" and is_loaded and not _is_runtime(core, names):
+        value = _constant(core, names.show_argument, "device=device", "dtype or torch.get_default_dtype()")
+        yield f'self.register_buffer("{name}", {value}, persistent=False){comment}'
+
+
+def _is_runtime(core: Core, names: _Names) -> bool:
+    known = {size.name for size in names.settable()}
+    return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
+
+
+def _constant(core: Core, show: object, device: str, dtype: str) -> str:
+    """The code of a constant tensor."""
+    assert callable(show) and core.init is not None
+    sizes = [show(leg.size) for leg in core.legs]
+    options = f"{device}, dtype={dtype}"
+    if core.init.kind == "ones":
+        return f"torch.ones({_tuple(sizes)}, {options})"
+    if core.init.kind == "eye":
+        return f"torch.eye({', '.join(sizes)}, {options})"
+    if core.init.kind == "basis":
+        return f"(torch.arange({sizes[0]}, {device}) == {int(core.init.args[0])}).to({dtype})"
+    code = f"torch.ones({sizes[0]}, {options})" if sizes else f"torch.ones((), {options})"
+    for _ in sizes[1:]:
+        code = f"torch.diag_embed({code})"
+    return code
+
+
+def _tuple(items: Sequence[str]) -> str:
+    return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
+
+
+def _reset(plan: Plan, names: _Names) -> str:
+    doc = '"""Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear\'s."""'
+    lines = [doc]
+    params = [core for core in plan.network.cores if core.role == "param"]
+    lines.extend(_size_lines(plan, names, [leg.size for core in params for leg in core.legs]))
+    spreads = default_spreads(plan.network)
+    runtime = {symbol: plan.sizes[symbol.name] for symbol in (s.symbol for s in plan.network.sizes if s not in names.settable())}
+    for core in params:
+        target = f"self.{names.attributes[core.name]}"
+        if core.init is not None:
+            lines.append(_fixed_init(core, target, names))
+        else:
+            spread = spreads[core.name]
+            factor = spread.factor.subs(runtime)
+            lines.append(f"nn.init.normal_({target}, std={_std(factor, spread.count, names)})")
+    return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
+
+
+def _std(factor: sympy.Expr, count: int, names: _Names) -> str:
+    """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
+    over, under = sympy.fraction(sympy.nsimplify(factor))
+    log = f"math.log({names.show(over)})" + (f" - math.log({names.show(under)})" if under != 1 else "")
+    return f"math.exp(-({log}) / {2 * count})" if under != 1 else f"math.exp(-{log} / {2 * count})"
+
+
+def _fixed_init(core: Core, target: str, names: _Names) -> str:
+    assert core.init is not None
+    kind, args = core.init.kind, core.init.args
+    if kind == "uniform":
+        both = f"torch.view_as_real({target}) if {target}.is_complex() else {target}"
+        return f"nn.init.uniform_({both}, {args[0]!r}, {args[1]!r})"
+    if kind == "normal":
+        return f"nn.init.normal_({target}, std={args[0]!r})"
+    if kind in ("eye", "orthogonal"):
+        rows, columns = map(names.show, matrix_sizes(core))
+        return f"with torch.no_grad():\n    nn.init.{kind}_({target}.view({rows}, {columns}))"
+    return f"nn.init.{kind}_({target})"
+
+
+def _size_lines(plan: Plan, names: _Names, used: Sequence[sympy.Expr]) -> Iterator[str]:
+    """Local variables for the sizes of the module that formulas use."""
+    wanted = {symbol.name for expr in used for symbol in expr.free_symbols}
+    for size in names.settable():
+        if size.name in wanted:
+            yield f"{names.sizes[size.name]} = self.{names.size_attributes[size.name]}"
+
+
+def _extra_repr(plan: Plan, names: _Names) -> str:
+    shown = ", ".join(f"{size.name}={{self.{names.size_attributes[size.name]}}}" for size in names.settable())
+    count = "params={sum(p.numel() for p in self.parameters())}"
+    return "\n".join(["def extra_repr(self):", f'    return f"{", ".join(filter(None, (shown, count)))}"'])
+
+
+def _forward(plan: Plan, names: _Names) -> str:
+    arguments = ", ".join(["self", *names.arguments.values()])
+    lines = [*_forward_doc(plan), *_bind(plan, names), *_compute(plan, names)]
+    return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
+
+
+def _forward_doc(plan: Plan) -> Iterator[str]:
+    yield '"""Contract the network.'
+    if plan.network.inputs:
+        yield ""
+        yield "Args:"
+    for port in plan.network.inputs:
+        yield f"    {port.name}: {_shape(port)}."
+    yield ""
+    yield "Returns:"
+    for port in plan.network.outputs:
+        yield f"    {port.name}: {_shape(port)}."
+    yield '"""'
+
+
+def _shape(port: Port) -> str:
+    return f"({', '.join(str(product(i.size for i in axis)) for axis in port.axes)})"
+
+
+def _bind(plan: Plan, names: _Names) -> Iterator[str]:
+    """Read run-time sizes off the shapes, and refuse shapes that do not fit."""
+    used = [index.size for index in plan.network.indices()]
+    yield from _size_lines(plan, names, [*used, *(s.value for s in plan.network.sizes if s.value is not None)])
+    known = {size.name for size in names.settable()}
+    for port in plan.network.inputs:
+        argument = names.arguments[port.name]
+        yield f"if {argument}.dim() != {len(port.axes)}:"
+        yield f'    raise ValueError(f"{port.name} has shape {{tuple({argument}.shape)}}, and takes {_shape(port)}")'
+    axes = [(port, k, axis) for port in plan.network.inputs for k, axis in enumerate(port.axes)]
+    pending = [size for size in plan.network.sizes if size.name not in known]
+    while pending:
+        before = len(pending)
+        for size in list(pending):
+            line = _bind_size(size, axes, known, names)
+            if line is not None:
+                yield line
+                known.add(size.name)
+                pending.remove(size)
+        if len(pending) == before:
+            break
+    for port, k, axis in axes:
+        yield from _check_axis(port, k, axis, names)
+
+
+def _bind_size(
+    size: Size, axes: Sequence[tuple[Port, int, tuple[Index, ...]]], known: set[str], names: _Names
+) -> str | None:
+    """The line that gives a run-time size its value, once everything it needs is known."""
+    if size.value is not None:
+        ready = all(symbol.name in known for symbol in size.value.free_symbols)
+        return f"{names.sizes[size.name]} = {names.show(size.value)}" if ready else None
+    for port, k, axis in axes:
+        extent = sympy.expand(product(index.size for index in axis))
+        unknown = {symbol for symbol in extent.free_symbols if symbol.name not in known}
+        if unknown == {size.symbol} and sympy.degree(extent, size.symbol) == 1:
+            slope, rest = extent.coeff(size.symbol, 1), extent.coeff(size.symbol, 0)
+            code = f"{names.arguments[port.name]}.shape[{k}]"
+            code = code if rest == 0 else f"({code} - ({names.show(rest)}))"
+            return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show(slope)})")
+    return None
+
+
+def _check_axis(port: Port, k: int, axis: tuple[Index, ...], names: _Names) -> Iterator[str]:
+    extent = product(index.size for index in axis)
+    argument = names.arguments[port.name]
+    if extent.is_Symbol and extent.name not in {size.name for size in names.settable()} and k == _first_axis(port, extent):
+        if all(other.name == port.name or _first_axis(other, extent) is None for other in names.plan.network.inputs):
+            return
+    shown = names.show(extent)
+    fused = f" = {' * '.join(str(index.size) for index in axis)}" if len(axis) > 1 else ""
+    yield f"if {argument}.shape[{k}] != {shown}:"
+    yield (
+        f'    raise ValueError(f"axis {k} of {port.name} has size {{{argument}.shape[{k}]}}, '
+        f'and its indices {", ".join(i.name for i in axis)} have {{{shown}}}{fused}")'
+    )
+
+
+def _first_axis(port: Port, extent: sympy.Expr) -> int | None:
+    return next((k for k, axis in enumerate(port.axes) if product(i.size for i in axis) == extent), None)
+
+
+def _compute(plan: Plan, names: _Names) -> Iterator[str]:
+    """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
+    operations = plan.operations
+    anchor = _anchor(plan, names)
+    context = Context(names.show, plan.sizes, f"{anchor}.device")
+    drops = last_uses(operations, plan.outputs)
+    alias = aliases(operations)
+    tensors: list[Tensor] = []
+    for number, op in enumerate(operations):
+        if op.kind == "load":
+            tensors.append(_load(plan, op, tensors, names, anchor))
+            continue
+        result = lower(op, [tensors[k] for k in op.operands], _wanted(plan, number), context)
+        name = names.values[op.name]
+        yield f"# {_comment(operations, number)}"
+        yield f"{name} = {result.code}"
+        tensors.append(Tensor(name, result.axes))
+        dropped = [names.values[operations[k].name] for k in drops.get(number, ()) if k == alias[k]]
+        if dropped:
+            yield f"del {', '.join(dropped)}"
+    results = [arrange(tensors[k], _port_axes(port), names.show) for k, port in zip(plan.outputs, plan.network.outputs, strict=True)]
+    yield f"return {', '.join(results)}"
+
+
+def _anchor(plan: Plan, names: _Names) -> str:
+    """A tensor whose device and dtype those made inside ``forward`` take."""
+    if names.arguments:
+        return next(iter(names.arguments.values()))
+    stored = [core for core in plan.network.cores if core.role in ("param", "buffer")]
+    return f"self.{names.attributes[stored[0].name]}" if stored else "torch.empty(())"
+
+
+def _comment(operations: Sequence[Operation], number: int) -> str:
+    op = operations[number]
+    unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
+    cost = volume(operations, number)
+    price = f": {format_formula(cost)} {unit}" if cost != 0 else ""
+    return f"{format_value(op)} = {format_step(operations, number)}{price}"
+
+
+def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: _Names, anchor: str) -> Tensor:
+    """The tensor an access names, its axes under the access's legs."""
+    assert op.access is not None
+    if op.operands:
+        own = {leg: k for k, leg in enumerate(leg for leg in _own_legs(plan, op.access.source) if not is_unit(leg))}
+        stored = tensors[op.operands[0]]
+        return Tensor(stored.code, tuple(tuple(op.legs[own[leg]] for leg in axis) for axis in stored.axes))  # type: ignore[index]
+    core = next(core for core in plan.network.cores if core.name == op.access.source)
+    code = names.arguments.get(core.name) or f"self.{names.attributes[core.name]}"
+    if core.role == "const" and _is_runtime(core, names):
+        code = _constant(core, names.show, f"device={anchor}.device", f"{anchor}.dtype")
+    port = next((port for port in plan.network.inputs if port.name == core.name), None)
+    axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
+    legs = iter(op.legs)
+    renamed = {leg: None if is_unit(leg) else next(legs) for leg in core.legs}
+    return Tensor(code, tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes))
+
+
+def _own_legs(plan: Plan, name: str) -> tuple[Index, ...]:
+    return next(stage.equation.legs for stage in plan.stages if stage.equation.name == name)
+
+
+def _wanted(plan: Plan, number: int) -> tuple[Index, ...]:
+    """The leg order an operation's value is put out in, where it is a result or the way to one."""
+    for stage in plan.stages:
+        if plan.schedule.results[stage.equation.name] >= number:
+            port = next((p for p in plan.network.outputs if p.name == stage.equation.name), None)
+            return port.legs if port is not None else stage.equation.legs
+    return ()
+
+
+def _port_axes(port: Port) -> Axes:
+    return tuple(tuple(index for index in axis if not is_unit(index)) for axis in port.axes)
+
+

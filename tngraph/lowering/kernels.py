@@ -1,0 +1,346 @@
+"""What one printed line does: from an operation on values to the PyTorch expression that computes it.
+
+Contractions become one (batched) matrix product, convolutions one ``F.conv*``, so that what PyTorch's
+FLOP counter sees is the MAC of the plan, forward and backward. A grouped convolution is a product of unfolded
+windows instead: the counter charges a grouped convolution's weight gradient once per pair of groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import sympy
+
+from tngraph.language.network import Function, Index, Leg, Read
+from tngraph.language.sizes import evaluate_size, is_same
+from tngraph.lowering.layout import Axes, Show, Tensor, arrange, separate
+from tngraph.planning.region import position_range
+from tngraph.planning.schedule import Operation, leg_size, legs_size
+
+MOST_SPATIAL = 3
+"""PyTorch convolves over at most three dimensions at once."""
+
+FUNCTIONS: Mapping[str, str] = {
+    **{name: f"torch.{name}" for name in "relu tanh sigmoid exp log sqrt abs square sin cos".split()},
+    **{name: f"F.{name}" for name in "gelu silu softplus leaky_relu elu".split()},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every rule needs: how sizes print, their numbers where a choice depends on them, the device's code."""
+
+    show: Show
+    numbers: Mapping[str, int]
+    device: str
+
+    def size(self, legs: Sequence[Leg]) -> int:
+        """The elements of a value at the sizes planned for."""
+        return evaluate_size(legs_size(legs), self.numbers)
+
+
+def lower(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    """The expression that computes an operation, with the axes its result has.
+
+    Args:
+        op: any operation but a load.
+        operands: the values it takes.
+        wanted: the leg order its user would like best.
+        context: how sizes print.
+    """
+    return RULES[op.kind](op, operands, wanted, context)
+
+
+def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    left, right = _orient(operands, op.legs, wanted, context)
+    big, small = sorted(operands, key=lambda t: -context.size(t.legs))
+    shared = [leg for leg in big.legs if leg in small.legs]
+    batch = tuple(leg for leg in shared if leg in op.legs)
+    summed = tuple(leg for leg in shared if leg not in op.legs)
+    rows = tuple(leg for leg in left.legs if leg not in right.legs)
+    columns = tuple(leg for leg in right.legs if leg not in left.legs)
+    outer: Axes = (batch,) if batch else ()
+    a = arrange(left, (*outer, rows, summed), context.show)
+    b = arrange(right, (*outer, summed, columns), context.show)
+    return Tensor(f"torch.{'bmm' if batch else 'mm'}({a}, {b})", (*outer, rows, columns))
+
+
+def _orient(
+    operands: Sequence[Tensor], legs: Sequence[Leg], wanted: Sequence[Leg], context: Context
+) -> tuple[Tensor, Tensor]:
+    """The operand whose own legs should come first: the one that holds the first wanted leg, else the larger."""
+    first, second = operands
+    own = [{leg for leg in a.legs if leg not in b.legs} for a, b in ((first, second), (second, first))]
+    for leg in wanted:
+        if leg in own[0] or leg in own[1]:
+            return (first, second) if leg in own[0] else (second, first)
+    return (first, second) if context.size(first.legs) >= context.size(second.legs) else (second, first)
+
+
+def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    left, right = _orient(operands, op.legs, wanted, context)
+    big, small = sorted(operands, key=lambda t: -context.size(t.legs))
+    shared = tuple(leg for leg in big.legs if leg in small.legs)
+    rows = tuple(leg for leg in left.legs if leg not in shared)
+    columns = tuple(leg for leg in right.legs if leg not in shared)
+    axes = tuple(axis for axis in (shared, rows, columns) if axis)
+    a = _broadcast(left, axes, context)
+    b = _broadcast(right, axes, context)
+    return Tensor(f"{a} * {b}", axes)
+
+
+def _broadcast(tensor: Tensor, axes: Axes, context: Context) -> str:
+    """A tensor brought to these axes, size 1 where it lacks one; leading ones are left to broadcasting."""
+    own: list[tuple[Leg, ...]] = []
+    for axis in axes:
+        if own or all(leg in tensor.legs for leg in axis):
+            own.append(axis if all(leg in tensor.legs for leg in axis) else ())
+    return arrange(tensor, tuple(own), context.show)
+
+
+def _sum(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    axes = _runs(tensor.legs, lambda leg: leg in op.legs)
+    gone = [k for k, axis in enumerate(axes) if axis[0] not in op.legs]
+    dims = ", ".join(map(str, gone))
+    code = arrange(tensor, axes, context.show)
+    kept = tuple(axis for axis in axes if axis[0] in op.legs)
+    return Tensor(f"{code}.sum(({dims},))" if len(gone) == 1 else f"{code}.sum(({dims}))", kept)
+
+
+def _runs(legs: Sequence[Leg], key: Callable[[Leg], bool]) -> Axes:
+    """Legs fused where neighbours agree on a key."""
+    runs: list[tuple[Leg, ...]] = []
+    for leg in legs:
+        if runs and key(leg) == key(runs[-1][0]):
+            runs[-1] += (leg,)
+        else:
+            runs.append((leg,))
+    return tuple(runs)
+
+
+def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    tensor = unfold(operands[0], [leg for leg in operands[0].legs if leg not in op.legs and isinstance(leg, Read)], context)
+    return _diagonals(tensor)
+
+
+def _diagonals(tensor: Tensor) -> Tensor:
+    """Indices that stand twice taken once."""
+    legs = list(tensor.legs)
+    for leg in dict.fromkeys(legs):
+        while legs.count(leg) > 1:
+            first = legs.index(leg)
+            second = legs.index(leg, first + 1)
+            legs = [other for k, other in enumerate(legs) if k not in (first, second)] + [leg]
+            tensor = Tensor(f"{tensor.code}.diagonal(0, {first}, {second})", separate(legs))
+    return tensor
+
+
+def unfold(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
+    """Lay reads out along their indices: pad (or gather, if cyclic), then one window view per index."""
+    legs = list(tensor.legs)
+    code = arrange(tensor, separate(legs), context.show)
+    windows = []
+    for read in reads:
+        assert isinstance(read, Read)
+        least, greatest = position_range(read.terms)
+        windows.append((legs.index(read), read, read.offset + least, read.offset + greatest))
+    code = _extend(code, len(legs), windows, context)
+    for axis, read, _, _ in sorted(windows, key=lambda window: -window[0]):
+        code = _windows(code, axis, read, legs, context)
+    return Tensor(code, separate(legs))
+
+
+Window = tuple[int, Read, sympy.Expr, sympy.Expr]
+"""An axis, the read on it, and the first and last position that are needed."""
+
+
+def _extend(code: str, rank: int, windows: Sequence[Window], context: Context) -> str:
+    """Make every axis hold exactly the positions needed: zeros outside, or the leg again where it is cyclic."""
+    pads = {axis: (-start, last - read.leg.size + 1) for axis, read, start, last in windows if not read.wrap}
+    pads = {axis: pad for axis, pad in pads.items() if any(not is_same(p, sympy.Integer(0)) for p in pad)}
+    if pads:
+        sides = [pads.get(axis, (sympy.Integer(0),) * 2) for axis in range(rank - 1, min(pads) - 1, -1)]
+        code = f"F.pad({code}, ({', '.join(context.show(side) for pair in sides for side in pair)}))"
+    for axis, read, start, last in windows:
+        if read.wrap:
+            positions = f"torch.arange({context.show(start)}, {context.show(last + 1)}, device={context.device})"
+            code = f"{code}.index_select({axis}, {positions} % {_factor(context.show(read.leg.size))})"
+    return code
+
+
+def _factor(code: str) -> str:
+    return code if code.isidentifier() or code.isdigit() else f"({code})"
+
+
+def _windows(code: str, axis: int, read: Read, legs: list[Leg], context: Context) -> str:
+    """The positions of one axis along the read's indices: the first index stays in place, the others go last."""
+    terms = list(read.terms)
+    if not terms:
+        legs.pop(axis)
+        return f"{code}.select({axis}, 0)"
+    place, flips = axis, []
+    while terms:
+        coefficient, index = terms.pop(0)
+        if coefficient < 0:
+            flips.append(place)
+        step = abs(coefficient)
+        if place == axis:
+            legs[axis] = index
+        else:
+            legs.append(index)
+        if terms:
+            least, greatest = position_range(terms)
+            code = f"{code}.unfold({place}, {context.show(greatest - least + 1)}, {step})"
+            place = len(legs)
+        elif step > 1:
+            code = f"{code}[{':, ' * place}::{step}]"
+    return f"{code}.flip({', '.join(map(str, flips))})" if flips else code
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A read that a convolution resolves: the kernel's index, and the geometry of ``F.conv``."""
+
+    read: Read
+    kernel: Index
+    dilation: int
+    is_flipped: bool
+    rest: Leg | None
+    stride: int
+    is_reversed: bool
+    start: sympy.Expr
+    last: sympy.Expr
+
+    @property
+    def extent(self) -> sympy.Expr:
+        """The output positions [elements]."""
+        return leg_size(self.rest) if self.rest is not None else sympy.Integer(1)
+
+
+def _resolve(read: Read, kernel: Index, result: Sequence[Leg]) -> _Resolved:
+    coefficient = next(c for c, index in read.terms if index == kernel)
+    terms = tuple(term for term in read.terms if term[1] != kernel)
+    stride = gcd(*(c for c, _ in terms)) if terms else 1
+    rest: Leg | None = terms[0][1] if terms else None
+    if len(terms) > 1:
+        names = {index for _, index in terms}
+        rest = next(leg for leg in result if isinstance(leg, Read) and names == set(leg.indices))
+    least, _ = position_range(terms)
+    turn = coefficient * (kernel.size - 1) if coefficient < 0 else sympy.Integer(0)
+    start = read.offset + least + turn
+    extent = leg_size(rest) if rest is not None else sympy.Integer(1)
+    last = start + stride * (extent - 1) + abs(coefficient) * (kernel.size - 1)
+    is_reversed = len(terms) == 1 and terms[0][0] < 0
+    return _Resolved(read, kernel, abs(coefficient), coefficient < 0, rest, stride, is_reversed, start, last)
+
+
+def _conv(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    gone = [[leg for leg in t.legs if isinstance(leg, Read) and leg not in op.legs] for t in operands]
+    signal, kernel = (0, 1) if gone[0] else (1, 0)
+    if gone[0] and gone[1]:
+        return _conv(op, [operands[0], unfold(operands[1], gone[1], context)], wanted, context)
+    batch = [leg for leg in operands[0].legs if leg in operands[1].legs and leg in op.legs]
+    if batch or len(gone[signal]) > MOST_SPATIAL:
+        unfolded = unfold(operands[signal], gone[signal], context)
+        return _contract(op, [unfolded, operands[kernel]], wanted, context)
+    held = set(operands[kernel].legs)
+    resolved = [
+        _resolve(read, next(i for i in read.indices if i in held), op.legs)
+        for read in gone[signal]
+        if isinstance(read, Read)
+    ]
+    return _convolve(operands[signal], operands[kernel], resolved, op.legs, context)
+
+
+def _convolve(
+    signal: Tensor, kernel: Tensor, resolved: Sequence[_Resolved], legs: Sequence[Leg], context: Context
+) -> Tensor:
+    reads = [each.read for each in resolved]
+    taps = [each.kernel for each in resolved]
+    rows = tuple(leg for leg in signal.legs if leg not in reads and leg in legs)
+    channels = tuple(leg for leg in signal.legs if leg not in reads and leg not in legs)
+    columns = tuple(leg for leg in kernel.legs if leg not in taps and leg not in channels)
+    code = arrange(signal, (rows, channels, *separate(reads)), context.show)
+    pads = [_padding(each) for each in resolved]
+    if any(pad is None for pad in pads):
+        windows = [(2 + k, each.read, each.start, each.last) for k, each in enumerate(resolved)]
+        code = _extend(code, 2 + len(resolved), windows, context)
+    weight = arrange(kernel, (columns, channels, *separate(taps)), context.show)
+    weight += _flip([2 + k for k, each in enumerate(resolved) if each.is_flipped])
+    options = {
+        "stride": [each.stride for each in resolved],
+        "padding": [0 if None in pads else pad for pad in pads],
+        "dilation": [each.dilation for each in resolved],
+    }
+    defaults = {"stride": 1, "padding": 0, "dilation": 1}
+    given = "".join(f", {k}={tuple(v)}" for k, v in options.items() if any(x != defaults[k] for x in v))
+    code = f"F.conv{len(resolved)}d({code}, {weight}{given})"
+    code += _flip([2 + k for k, each in enumerate(resolved) if each.is_reversed])
+    return Tensor(code, (rows, columns, *(() if each.rest is None else (each.rest,) for each in resolved)))
+
+
+def _flip(axes: Sequence[int]) -> str:
+    return f".flip({', '.join(map(str, axes))})" if axes else ""
+
+
+def _padding(each: _Resolved) -> int | None:
+    """The ``padding`` argument that does it, or None where the axis has to be extended by hand."""
+    pad = -each.start
+    if each.read.wrap or not pad.is_Integer or pad < 0:
+        return None
+    span = each.dilation * (each.kernel.size - 1)
+    windows = sympy.floor((each.read.leg.size + 2 * pad - span - 1) / sympy.Integer(each.stride)) + 1
+    return int(pad) if is_same(windows, each.extent) else None
+
+
+def _scale(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    return Tensor(f"{op.number!r} * {tensor.code}", tensor.axes)
+
+
+def _embed(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    for inner in dict.fromkeys(op.pattern):
+        outer = [leg for leg, own in zip(op.legs, op.pattern, strict=True) if own == inner]
+        others = tuple(leg for leg in tensor.legs if leg != inner)
+        axes = separate((*others, inner))
+        if len(outer) > 1:
+            code = arrange(tensor, axes, context.show)
+            for _ in outer[1:]:
+                code = f"torch.diag_embed({code})"
+            tensor = Tensor(code, separate((*others, *outer)))
+    return tensor
+
+
+def _add(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    first, second = operands
+    holder = next((t for t in operands if set(t.legs) == set(op.legs)), None)
+    order = holder.legs if holder is not None else op.legs
+    axes = _runs(order, lambda leg: (leg in first.legs, leg in second.legs))  # type: ignore[arg-type, return-value]
+    a, b = _broadcast(first, axes, context), _broadcast(second, axes, context)
+    return Tensor(f"{a} {'-' if op.number < 0 else '+'} {b}", axes)
+
+
+def _pointwise(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    assert isinstance(op.function, Function)
+    arguments = ", ".join([tensor.code, *map(repr, op.function.args)])
+    return Tensor(f"{FUNCTIONS[op.function.name]}({arguments})", tensor.axes)
+
+
+Rule = Callable[[Operation, Sequence[Tensor], Sequence[Leg], Context], Tensor]
+
+RULES: Mapping[str, Rule] = {
+    "contract": _contract,
+    "conv": _conv,
+    "mul": _mul,
+    "sum": _sum,
+    "read": _read,
+    "scale": _scale,
+    "embed": _embed,
+    "add": _add,
+    "pointwise": _pointwise,
+}

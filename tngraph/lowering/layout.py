@@ -1,0 +1,74 @@
+"""The axes of values in memory, and the views and permutes that bring them into the order a kernel wants.
+
+A `Tensor` is a variable of the generated code with its legs in memory order and how they are fused into axes.
+`arrange` prints the cheapest chain of ``reshape`` and ``permute`` to another order and fusing: nothing where it
+already fits, a view where only the fusing differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from tngraph.language.network import Leg
+from tngraph.planning.schedule import legs_size
+
+Axes = tuple[tuple[Leg, ...], ...]
+Show = Callable[[sympy.Expr], str]
+"""Prints a size as Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An expression of the generated code and its axes: each a tuple of legs fused first-slowest, () being size 1."""
+
+    code: str
+    axes: Axes
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The legs in memory order."""
+        return tuple(leg for axis in self.axes for leg in axis)
+
+
+def separate(legs: Sequence[Leg]) -> Axes:
+    """One axis per leg."""
+    return tuple((leg,) for leg in legs)
+
+
+def arrange(tensor: Tensor, axes: Axes, show: Show) -> str:
+    """The code that gives a tensor these axes.
+
+    Args:
+        tensor: what there is.
+        axes: its legs in the order and fusing wanted.
+        show: prints a size as Python.
+    """
+    wanted = [leg for axis in axes for leg in axis]
+    if list(tensor.legs) == wanted:
+        return tensor.code if tensor.axes == axes else _reshape(tensor.code, axes, show)
+    blocks = _blocks(tensor.legs, wanted)
+    code = tensor.code if tensor.axes == blocks else _reshape(tensor.code, blocks, show)
+    order = sorted(range(len(blocks)), key=lambda k: wanted.index(blocks[k][0]))
+    code += ".t()" if order == [1, 0] else f".permute({', '.join(map(str, order))})"
+    permuted = tuple(blocks[k] for k in order)
+    return code if permuted == axes else _reshape(code, axes, show)
+
+
+def _blocks(legs: Sequence[Leg], wanted: Sequence[Leg]) -> Axes:
+    """The longest runs of legs that stay side by side."""
+    place = {leg: k for k, leg in enumerate(wanted)}
+    blocks: list[tuple[Leg, ...]] = []
+    for leg in legs:
+        if blocks and place[leg] == place[blocks[-1][-1]] + 1:
+            blocks[-1] += (leg,)
+        else:
+            blocks.append((leg,))
+    return tuple(blocks)
+
+
+def _reshape(code: str, axes: Axes, show: Show) -> str:
+    sizes = ", ".join(show(legs_size(axis)) for axis in axes)
+    return f"{code}.reshape({sizes})" if axes else f"{code}.reshape(())"

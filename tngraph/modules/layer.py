@@ -1,0 +1,132 @@
+"""Loading printed source as modules, and what a compiled layer knows about itself.
+
+The class of a layer is the class of the printed file, unchanged, with `Layer` in front of it: its plan, its predicted
+FLOPs, its verification, and pickling by plan. The source is what runs, and what a traceback shows.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import linecache
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tngraph.errors import SizeError
+from tngraph.language.binding import bind_sizes
+from tngraph.language.network import Network
+from tngraph.lowering.emit import print_source
+from tngraph.modules.verification import Verification, verify_layer
+from tngraph.planning.cost import evaluate_count
+from tngraph.planning.plan import Plan
+from tngraph.planning.plan import plan as plan_network
+from tngraph.planning.search import Search
+
+
+class Layer(nn.Module):
+    """A compiled network: the printed module with its plan.
+
+    Attributes:
+        plan: the plan it was printed from.
+        source: the text of the file it runs.
+    """
+
+    plan: Plan
+    source: str
+
+    def flops(self, *input_shapes: Sequence[int], backward: bool = False) -> int:
+        """The FLOPs of a call with inputs of these shapes, as the plan predicts them [FLOPs].
+
+        Args:
+            input_shapes: the shape of each input, in the order of ``forward``.
+            backward: count a training step instead: forward and backward, with gradients for params and inputs.
+
+        Raises:
+            SizeError: shapes that do not fit.
+        """
+        network = self.plan.network
+        if len(input_shapes) != len(network.inputs):
+            raise SizeError(f"{network.name} has {len(network.inputs)} inputs, and {len(input_shapes)} shapes were given")
+        shapes = {port.name: tuple(shape) for port, shape in zip(network.inputs, input_shapes, strict=True)}
+        numbers = bind_sizes(network, shapes, self.sizes())
+        return evaluate_count(self.plan.training_flops if backward else self.plan.flops, numbers)
+
+    def sizes(self) -> dict[str, int]:
+        """The compile-time sizes this layer was built with."""
+        runtime = set(self.plan.network.runtime_sizes())
+        derived = {s.name for s in self.plan.network.sizes if s.value is not None and _depends(self.plan, s.name, runtime)}
+        return {name: value for name, value in self.plan.sizes.items() if name not in runtime | derived}
+
+    def verify(self, *inputs: torch.Tensor, seed: int = 0) -> Verification:
+        """Compare this layer with the reference: values, gradients, FLOPs, params.
+
+        Args:
+            inputs: what to call it with; random inputs of small sizes when absent.
+            seed: of random inputs and of the direction gradients are taken in.
+
+        Returns:
+            What was compared, which prints as a table.
+
+        Raises:
+            VerificationError: something does not agree; it says what, with both numbers.
+        """
+        return verify_layer(self, self.plan, self.sizes(), inputs, seed)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.plan,), self.__dict__
+
+
+def _depends(plan: Plan, name: str, runtime: set[str]) -> bool:
+    value = next(size.value for size in plan.network.sizes if size.name == name)
+    if value is None:
+        return name in runtime
+    return any(_depends(plan, symbol.name, runtime) for symbol in value.free_symbols)
+
+
+def compile(
+    network: Network | Plan,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    search: Search | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Layer:
+    """Compile a network, or a plan, to the ``torch.nn.Module`` that `tngraph.emit` prints.
+
+    Args:
+        network: what to compile; a network is planned first.
+        sizes: numbers to plan at and to build with, as for `tngraph.plan`; not with a plan, which has its own.
+        search: seed and effort of the planning.
+        device: where the params live.
+        dtype: their type; complex ones work wherever the functions do.
+
+    Raises:
+        SizeError: an unknown size, sizes given along with a plan, or a number that is not a positive integer.
+    """
+    if isinstance(network, Plan):
+        if sizes:
+            raise SizeError("a plan has its sizes already\n  give them to tg.plan, or compile the network")
+        made = network
+    else:
+        made = plan_network(network, sizes, search)
+    return layer_class(made)(device=device, dtype=dtype)
+
+
+def layer_class(plan: Plan) -> type[Layer]:
+    """The class printed for a plan, loaded; its source is visible in tracebacks."""
+    printed = print_source(plan)
+    digest = hashlib.sha256(printed.text.encode()).hexdigest()[:12]
+    file = f"<tngraph {printed.class_name} {digest}>"
+    linecache.cache[file] = (len(printed.text), None, printed.text.splitlines(keepends=True), file)
+    space: dict[str, Any] = {"__name__": f"tngraph.printed.{printed.class_name}"}
+    exec(builtins.compile(printed.text, file, "exec"), space)
+    body = {"plan": plan, "source": printed.text, "__doc__": space[printed.class_name].__doc__}
+    return cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
+
+
+def _rebuild(plan: Plan) -> Layer:
+    made = layer_class(plan)
+    return made.__new__(made)

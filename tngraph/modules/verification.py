@@ -1,0 +1,178 @@
+"""Checking a layer against the reference meaning and against what PyTorch counts.
+
+Values and gradients are compared in float64 with `tngraph.evaluate` and `tngraph.gradients`; FLOPs, forward and forward
+with backward, with ``torch.utils.flop_counter.FlopCounterMode``, equal to the last unit; params with the module's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tngraph.errors import SizeError, VerificationError
+from tngraph.language.binding import bind_sizes
+from tngraph.language.network import Network, Port
+from tngraph.language.reference import evaluate, gradients
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.lowering.emit import print_source
+from tngraph.planning.cost import evaluate_count
+from tngraph.planning.plan import Plan
+
+TOLERANCE = 1e-9
+"""The largest error of a value or gradient in float64, relative to the largest entry compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison: what was expected and found (an error for tensors, counts otherwise), and whether they agree."""
+
+    what: str
+    expected: str
+    found: str
+    is_equal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Everything that was compared for one layer at one set of sizes."""
+
+    name: str
+    sizes: Mapping[str, int]
+    checks: tuple[Check, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether everything agrees."""
+        return all(check.is_equal for check in self.checks)
+
+    def __str__(self) -> str:
+        at = ", ".join(f"{name} = {value}" for name, value in self.sizes.items())
+        rows = [(c.what, c.expected, c.found, "ok" if c.is_equal else "DIFFERS") for c in self.checks]
+        rows.insert(0, ("compared", "expected", "found", ""))
+        widths = [max(len(row[k]) for row in rows) for k in range(3)]
+        lines = ["  ".join((row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3])) for row in rows]
+        return "\n".join([f"{self.name}" + (f" at {at}" if at else ""), *(line.rstrip() for line in lines)])
+
+
+def verify_layer(
+    layer: nn.Module, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[torch.Tensor], seed: int = 0
+) -> Verification:
+    """Compare a layer with the reference and with what executes; see `Layer.verify`.
+
+    Raises:
+        SizeError: inputs that do not fit.
+        VerificationError: something does not agree.
+    """
+    network = plan.network
+    generator = torch.Generator().manual_seed(seed)
+    if not inputs:
+        inputs = random_inputs(network, sizes, generator)
+    if len(inputs) != len(network.inputs):
+        raise SizeError(f"{network.name} has {len(network.inputs)} inputs, and {len(inputs)} were given")
+    shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, inputs, strict=True)}
+    numbers = bind_sizes(network, shapes, sizes)
+    wide = _widen(layer)
+    values = [x.detach().cpu().to(torch.complex128 if x.is_complex() else torch.float64) for x in inputs]
+    checks = [*_check_meaning(wide, plan, sizes, values, generator), *_check_flops(wide, plan, numbers, values)]
+    stored = sum(p.numel() for p in layer.parameters())
+    checks.append(_count("params [elements]", evaluate_count(plan.params, numbers), stored))
+    result = Verification(network.name, numbers, tuple(checks))
+    if not result.is_equal:
+        raise VerificationError(str(result))
+    return result
+
+
+def random_inputs(network: Network, sizes: Mapping[str, int], generator: torch.Generator) -> list[torch.Tensor]:
+    """Normal inputs at small, distinct run-time sizes [float64]."""
+    numbers = dict(sizes) | {name: 5 + k for k, name in enumerate(network.runtime_sizes())}
+    for size in network.sizes:
+        if size.name not in numbers and size.value is not None:
+            numbers[size.name] = evaluate_size(size.value, numbers)
+    shapes = [_port_shape(port, numbers) for port in network.inputs]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def _port_shape(port: Port, numbers: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(evaluate_size(product(index.size for index in axis), numbers) for axis in port.axes)
+
+
+def _widen(layer: nn.Module) -> nn.Module:
+    """A copy on the CPU in double precision."""
+    wide = copy.deepcopy(layer).cpu()
+    is_complex = any(p.is_complex() for p in wide.parameters())
+    return wide.to(torch.complex128) if is_complex else wide.double()
+
+
+def _arrays(layer: nn.Module, plan: Plan, inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
+    names = print_source(plan).attributes
+    stored = {
+        core.name: getattr(layer, names[core.name]).detach().numpy()
+        for core in plan.network.cores
+        if core.role in ("param", "buffer")
+    }
+    return stored | {port.name: x.numpy() for port, x in zip(plan.network.inputs, inputs, strict=True)}
+
+
+def _check_meaning(
+    layer: nn.Module, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[torch.Tensor], generator: torch.Generator
+) -> list[Check]:
+    arrays = _arrays(layer, plan, inputs)
+    expected = _tuple(evaluate(plan.network, arrays, sizes))
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    outputs = _tuple(layer(*leaves))
+    checks = [
+        _compare(f"value of {port.name}", e, o) for port, e, o in zip(plan.network.outputs, expected, outputs, strict=True)
+    ]
+    if any(output.is_complex() for output in outputs) or not any(output.requires_grad for output in outputs):
+        return checks
+    directions = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
+    names = print_source(plan).attributes
+    params = {c.name: getattr(layer, names[c.name]) for c in plan.network.cores if c.role == "param"}
+    tensors = params | {port.name: x for port, x in zip(plan.network.inputs, leaves, strict=True)}
+    found = torch.autograd.grad(outputs, list(tensors.values()), directions, allow_unused=True)
+    cotangents = [d.numpy() for d in directions]
+    wanted = gradients(plan.network, arrays, cotangents if len(cotangents) > 1 else cotangents[0], sizes)
+    for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+        checks.append(_compare(f"gradient of {name}", wanted[name], torch.zeros_like(tensor) if gradient is None else gradient))
+    return checks
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _compare(what: str, expected: Any, found: torch.Tensor) -> Check:
+    """The largest difference over the largest entry, which has to stay within `TOLERANCE`."""
+    array = found.detach().numpy()
+    if expected.shape != array.shape:
+        return Check(f"shape of {what}", str(expected.shape), str(array.shape), False)
+    scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+    error = float(np.abs(expected - array).max(initial=0.0)) / scale
+    return Check(f"{what} [relative error]", f"<= {TOLERANCE:g}", f"{error:.1e}", error <= TOLERANCE)
+
+
+def _count(what: str, expected: int, found: int) -> Check:
+    return Check(what, f"{expected:,}", f"{found:,}", expected == found)
+
+
+def _check_flops(
+    layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
+) -> list[Check]:
+    """What `FlopCounterMode` counts for a call, and for a call with its backward pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(*inputs)
+    checks = [_count("FLOPs, forward", evaluate_count(plan.flops, numbers), counter.get_total_flops())]
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    with FlopCounterMode(display=False) as counter:
+        outputs = [output for output in _tuple(layer(*leaves)) if output.requires_grad]
+        if outputs:
+            torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+    trained = evaluate_count(plan.training_flops, numbers)
+    return [*checks, _count("FLOPs, forward and backward", trained, counter.get_total_flops())]
