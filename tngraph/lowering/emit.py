@@ -13,7 +13,7 @@ from textwrap import indent
 
 import sympy
 
-from tngraph.language.network import Core, Index, Port, Size
+from tngraph.language.network import Core, Index, Leg, Port, Size
 from tngraph.language.sizes import format_size, product
 from tngraph.lowering.initialise import default_spreads, matrix_sizes
 from tngraph.lowering.kernels import Context, lower
@@ -383,23 +383,29 @@ def _comment(operations: Sequence[Operation], number: int) -> str:
 def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: _Names, anchor: str) -> Tensor:
     """The tensor an access names, its axes under the access's legs."""
     assert op.access is not None
+    bare = iter(op.legs)
+    legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
     if op.operands:
-        own = {leg: k for k, leg in enumerate(leg for leg in _own_legs(plan, op.access.source) if not is_unit(leg))}
-        stored = tensors[op.operands[0]]
-        return Tensor(stored.code, tuple(tuple(op.legs[own[leg]] for leg in axis) for axis in stored.axes))  # type: ignore[index]
+        stage = next(stage for stage in plan.stages if stage.equation.name == op.access.source)
+        return _reload(tensors[op.operands[0]], stage.equation.legs, legs, names)
     core = next(core for core in plan.network.cores if core.name == op.access.source)
     code = names.arguments.get(core.name) or f"self.{names.attributes[core.name]}"
     if core.role == "const" and _is_runtime(core, names):
         code = _constant(core, names.show, f"device={anchor}.device", f"{anchor}.dtype")
     port = next((port for port in plan.network.inputs if port.name == core.name), None)
     axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
-    legs = iter(op.legs)
-    renamed = {leg: None if is_unit(leg) else next(legs) for leg in core.legs}
+    renamed = dict(zip(core.legs, legs, strict=True))
     return Tensor(code, tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes))
 
 
-def _own_legs(plan: Plan, name: str) -> tuple[Index, ...]:
-    return next(stage.equation.legs for stage in plan.stages if stage.equation.name == name)
+def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None], names: _Names) -> Tensor:
+    """An earlier result under the legs of an access; a unit leg read at positions gets its axis back."""
+    read = [leg for leg, kept in zip(legs, own, strict=True) if leg is not None and is_unit(kept)]
+    axes = (*stored.axes, *(() for _ in read))
+    code = arrange(stored, axes, names.show)
+    renamed = dict(zip(own, legs, strict=True))
+    kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]
+    return Tensor(code, (*kept, *((leg,) for leg in read)))
 
 
 def _wanted(plan: Plan, number: int) -> tuple[Index, ...]:

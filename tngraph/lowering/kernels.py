@@ -158,12 +158,24 @@ Window = tuple[int, Read, sympy.Expr, sympy.Expr]
 
 
 def _extend(code: str, rank: int, windows: Sequence[Window], context: Context) -> str:
-    """Make every axis hold exactly the positions needed: zeros outside, or the leg again where it is cyclic."""
-    pads = {axis: (-start, last - read.leg.size + 1) for axis, read, start, last in windows if not read.wrap}
-    pads = {axis: pad for axis, pad in pads.items() if any(not is_same(p, sympy.Integer(0)) for p in pad)}
-    if pads:
-        sides = [pads.get(axis, (sympy.Integer(0),) * 2) for axis in range(rank - 1, min(pads) - 1, -1)]
-        code = f"F.pad({code}, ({', '.join(context.show(side) for pair in sides for side in pair)}))"
+    """Make every axis hold exactly the positions needed: zeros outside, or the leg again where it is cyclic.
+
+    Padding comes before cropping, so that positions all outside (possible at some run-time sizes) read zero too.
+    """
+    zero = sympy.Integer(0)
+    pads: dict[int, tuple[sympy.Expr, sympy.Expr]] = {}
+    crops = []
+    for axis, read, start, last in windows:
+        sides = (-start, last - read.leg.size + 1)
+        if not read.wrap and not all(is_same(side, zero) for side in sides):
+            pads[axis] = (sympy.Max(sides[0], zero), sympy.Max(sides[1], zero))
+            if not all(side.is_nonnegative for side in sides):
+                crops.append((axis, sympy.Max(start, zero), last - start + 1))
+    if any(side != 0 for pair in pads.values() for side in pair):
+        every = [pads.get(axis, (zero, zero)) for axis in range(rank - 1, min(pads) - 1, -1)]
+        code = f"F.pad({code}, ({', '.join(context.show(side) for pair in every for side in pair)}))"
+    for axis, first, length in crops:
+        code += f".narrow({axis}, {context.show(first)}, {context.show(length)})"
     for axis, read, start, last in windows:
         if read.wrap:
             positions = f"torch.arange({context.show(start)}, {context.show(last + 1)}, device={context.device})"
@@ -238,21 +250,40 @@ def _resolve(read: Read, kernel: Index, result: Sequence[Leg]) -> _Resolved:
 
 
 def _conv(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    gone = [[leg for leg in t.legs if isinstance(leg, Read) and leg not in op.legs] for t in operands]
-    signal, kernel = (0, 1) if gone[0] else (1, 0)
-    if gone[0] and gone[1]:
-        return _conv(op, [operands[0], unfold(operands[1], gone[1], context)], wanted, context)
-    batch = [leg for leg in operands[0].legs if leg in operands[1].legs and leg in op.legs]
-    if batch or len(gone[signal]) > MOST_SPATIAL:
-        unfolded = unfold(operands[signal], gone[signal], context)
-        return _contract(op, [unfolded, operands[kernel]], wanted, context)
-    held = set(operands[kernel].legs)
-    resolved = [
-        _resolve(read, next(i for i in read.indices if i in held), op.legs)
-        for read in gone[signal]
-        if isinstance(read, Read)
-    ]
-    return _convolve(operands[signal], operands[kernel], resolved, op.legs, context)
+    first, second = operands
+    ours, theirs = _resolved(first, second, op.legs), _resolved(second, first, op.legs)
+    if ours and theirs:
+        return _conv(op, [first, _taps(second, theirs, context)], wanted, context)
+    signal, kernel, resolved = (first, second, ours) if ours else (second, first, theirs)
+    batch = [leg for leg in signal.legs if leg in kernel.legs and leg in op.legs]
+    if batch or len(resolved) > MOST_SPATIAL:
+        return _contract(op, [_taps(signal, resolved, context), kernel], wanted, context)
+    return _convolve(signal, kernel, resolved, op.legs, context)
+
+
+def _resolved(signal: Tensor, kernel: Tensor, result: Sequence[Leg]) -> list[_Resolved]:
+    """The reads of one operand that the other's indices resolve."""
+    gone = [leg for leg in signal.legs if isinstance(leg, Read) and leg not in result]
+    return [_resolve(read, next(i for i in read.indices if i in kernel.legs), result) for read in gone]
+
+
+def _taps(tensor: Tensor, resolved: Sequence[_Resolved], context: Context) -> Tensor:
+    """Lay the kernel's index of each resolved read out beside what remains of the read, as a window view."""
+    legs = list(tensor.legs)
+    windows = [(legs.index(each.read), each.read, each.start, each.last) for each in resolved]
+    code = _extend(arrange(tensor, separate(legs), context.show), len(legs), windows, context)
+    for (axis, _, _, _), each in zip(windows, resolved, strict=True):
+        place = axis
+        if each.rest is not None:
+            legs[axis] = each.rest
+            place = len(legs)
+            legs.append(each.kernel)
+            span = each.dilation * (each.kernel.size - 1) + 1
+            code = f"{code}.unfold({axis}, {context.show(span)}, {each.stride})"
+        legs[place] = each.kernel
+        code += f"[{':, ' * place}::{each.dilation}]" if each.dilation > 1 else ""
+        code += _flip([axis] * each.is_reversed + [place] * each.is_flipped)
+    return Tensor(code, separate(legs))
 
 
 def _convolve(

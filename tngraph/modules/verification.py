@@ -27,6 +27,8 @@ from tngraph.planning.plan import Plan
 
 TOLERANCE = 1e-9
 """The largest error of a value or gradient in float64, relative to the largest entry compared."""
+SMALLEST = 1e-6
+"""Entries smaller than this are compared as if this large: a saturated function leaves only rounding of 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _compare(what: str, expected: Any, found: torch.Tensor) -> Check:
     array = found.detach().numpy()
     if expected.shape != array.shape:
         return Check(f"shape of {what}", str(expected.shape), str(array.shape), False)
-    scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+    scale = max(float(np.abs(expected).max(initial=0.0)), SMALLEST)
     error = float(np.abs(expected - array).max(initial=0.0)) / scale
     return Check(f"{what} [relative error]", f"<= {TOLERANCE:g}", f"{error:.1e}", error <= TOLERANCE)
 
