@@ -113,6 +113,7 @@ class Core:
 
     def __post_init__(self) -> None:
         check_name(self.name, f"a {self.role}")
+        _check_legs(self)
         kinds = CONST_ARGS if self.role == "const" else INIT_ARGS
         if self.init is None:
             if self.role == "const":
@@ -128,8 +129,39 @@ class Core:
             )
         if len(self.init.args) != kinds[self.init.kind]:
             raise NetworkError(
-                f"{self.init.kind} takes {kinds[self.init.kind]} number(s), not {len(self.init.args)}", at=self.init.kind
+                f"{self.init.kind} takes {kinds[self.init.kind]} number(s), not {len(self.init.args)}",
+                at=self.init.kind,
             )
+        if self.role == "const":
+            _check_structure(self, self.init)
+
+
+def _check_legs(core: Core) -> None:
+    for number, leg in enumerate(core.legs):
+        if any(leg.name == earlier.name for earlier in core.legs[:number]):
+            raise NetworkError(
+                f"the {core.role} {core.name!r} has the leg {leg.name!r} twice",
+                "a tensor's own legs differ; use one index twice where it is read",
+                at=leg.name,
+            )
+
+
+def _check_structure(core: Core, init: Init) -> None:
+    """Whether a const has the legs that its kind is about."""
+    count = len(core.legs)
+    if init.kind == "delta":
+        for leg in core.legs[1:]:
+            if not is_same(leg.size, core.legs[0].size):
+                raise NetworkError(
+                    f"the legs of the delta {core.name!r} have the sizes {core.legs[0].size} and {leg.size}",
+                    "all legs of a delta have one size",
+                    at=leg.name,
+                )
+    wanted = {"delta": max(1, count), "eye": 2, "basis": 1}.get(init.kind, count)
+    if count != wanted:
+        raise NetworkError(
+            f"{init.kind} has {wanted} leg(s), and {core.name!r} has {count}", "give it that many", at=core.name
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +238,8 @@ class Network:
 
     def sources(self) -> dict[str, Core | Equation]:
         """Everything an access may name."""
-        return {source.name: source for source in (*self.cores, *self.equations)}
+        sources: tuple[Core | Equation, ...] = (*self.cores, *self.equations)
+        return {source.name: source for source in sources}
 
     def indices(self) -> tuple[Index, ...]:
         """Every index of the network, once, in order of first mention."""
@@ -230,38 +263,44 @@ def _mentions(network: Network) -> Iterator[Index]:
 def _check_definitions(network: Network) -> None:
     known: dict[str, Core | Equation] = {}
     for core in network.cores:
-        _define(known, core)
+        check_new(known, core.name)
+        known[core.name] = core
     for equation in network.equations:
-        for term in equation.terms:
-            for access in term.accesses:
-                _check_access(known, access)
-        on_right = {i.name for term in equation.terms for access in term.accesses for i in access.indices}
-        for index in equation.legs:
-            if index.name not in on_right:
-                raise NetworkError(
-                    f"no term of {equation.name!r} has the index {index.name!r} of its left-hand side",
-                    "put the index on a term, or drop it on the left",
-                    at=index.name,
-                )
-        if len({leg.name for leg in equation.legs}) != len(equation.legs):
-            raise NetworkError(f"the left-hand side of {equation.name!r} names an index twice", at=equation.name)
-        _define(known, equation)
+        check_equation(known, equation)
+        known[equation.name] = equation
 
 
-def _define(known: dict[str, Core | Equation], source: Core | Equation) -> None:
-    if source.name in known:
-        raise NetworkError(f"the name {source.name!r} is defined twice", "give one of them another name", at=source.name)
-    known[source.name] = source
+def check_new(known: Mapping[str, object], name: str) -> None:
+    """Raise `NetworkError` if a tensor of this name is known."""
+    if name in known:
+        raise NetworkError(f"the name {name!r} is defined twice", "give one of them another name", at=name)
+
+
+def check_equation(known: Mapping[str, Core | Equation], equation: Equation) -> None:
+    """Raise `NetworkError` unless an equation defines a new name from known ones, leg by leg."""
+    check_new(known, equation.name)
+    for term in equation.terms:
+        for access in term.accesses:
+            _check_access(known, access)
+    on_right = {i.name for term in equation.terms for access in term.accesses for i in access.indices}
+    seen: set[str] = set()
+    for index in equation.legs:
+        if index.name not in on_right:
+            raise NetworkError(
+                f"no term of {equation.name!r} has the index {index.name!r} of its left-hand side",
+                "put the index on a term, or drop it on the left",
+                at=index.name,
+            )
+        if index.name in seen:
+            raise NetworkError(f"the left-hand side of {equation.name!r} names {index.name!r} twice", at=index.name)
+        seen.add(index.name)
 
 
 def _check_access(known: Mapping[str, Core | Equation], access: Access) -> None:
     source = known.get(access.source)
     if source is None:
         raise NetworkError(f"there is no tensor {access.source!r} here", at=access.source)
-    if len(source.legs) != len(access.legs):
-        raise NetworkError(
-            f"{access.source!r} has {len(source.legs)} legs and is read with {len(access.legs)}", at=access.source
-        )
+    check_count(source, access.source, len(access.legs))
     for own, leg in zip(source.legs, access.legs, strict=True):
         size = leg.leg.size if isinstance(leg, Read) else leg.size
         if not is_same(own.size, size):
@@ -271,6 +310,15 @@ def _check_access(known: Mapping[str, Core | Equation], access: Access) -> None:
                 "an index and the leg it reads have one size",
                 at=name,
             )
+
+
+def check_count(source: Core | Equation, name: str, count: int) -> None:
+    """Raise `NetworkError` unless a source has so many legs; ``name`` is it as the user wrote it."""
+    if len(source.legs) != count:
+        legs = ", ".join(leg.name for leg in source.legs)
+        raise NetworkError(
+            f"{name!r} has {len(source.legs)} legs and is read with {count}", f"its legs: [{legs}]", name
+        )
 
 
 def _check_indices(network: Network) -> None:
@@ -293,14 +341,21 @@ def _check_ports(network: Network) -> None:
     if inputs != [port.name for port in network.inputs]:
         raise NetworkError("the inputs of a network are its cores of role input, in order")
     if not network.outputs:
-        raise NetworkError(f"the network {network.name!r} has no output", "end it with: output NAME[AXES]", at=network.name)
+        raise NetworkError(
+            f"the network {network.name!r} has no output", "end it with: output NAME[AXES]", at=network.name
+        )
     for port in (*network.inputs, *network.outputs):
-        source = sources.get(port.name)
-        if source is None:
-            raise NetworkError(f"there is no result {port.name!r} to put out", at=port.name)
-        if {leg.name for leg in source.legs} != {leg.name for leg in port.legs} or len(source.legs) != len(port.legs):
-            raise NetworkError(
-                f"{port.name!r} has the legs [{', '.join(leg.name for leg in source.legs)}], "
-                f"and not [{', '.join(leg.name for leg in port.legs)}]",
-                at=port.name,
-            )
+        check_port(sources, port)
+
+
+def check_port(sources: Mapping[str, Core | Equation], port: Port) -> None:
+    """Raise `NetworkError` unless a port has the legs of a known tensor, in some order."""
+    source = sources.get(port.name)
+    if source is None:
+        raise NetworkError(f"there is no result {port.name!r} to put out", at=port.name)
+    if {leg.name for leg in source.legs} != {leg.name for leg in port.legs} or len(source.legs) != len(port.legs):
+        raise NetworkError(
+            f"{port.name!r} has the legs [{', '.join(leg.name for leg in source.legs)}], "
+            f"and not [{', '.join(leg.name for leg in port.legs)}]",
+            at=port.name,
+        )

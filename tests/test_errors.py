@@ -1,0 +1,406 @@
+"""Every error of a spec file by its whole text, every limit, and attempts to smuggle something in by a name."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tngraph.errors import LimitError, NetworkError, SpecError
+from tngraph.language import limits
+from tngraph.language.builder import Builder
+from tngraph.language.text import load, parse
+
+END = "y[] = x\noutput y[]"
+
+
+def message(text: str, **options: object) -> str:
+    with pytest.raises(NetworkError) as caught:
+        parse(text, file="f.tn", **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def body(*lines: str) -> str:
+    return "\n".join(("network n {", *lines, "}"))
+
+
+ONE_ERROR = {
+    "unknown tensor": (
+        ("input x[i:2]", "param w[i]", "y[] = x * wv", "output y[]"),
+        "f.tn:4:11: there is no tensor 'wv' here\n    y[] = x * wv\n              ^\n  did you mean 'w'?",
+    ),
+    "unknown index": (
+        ("index left: 2", "input x[i:2]", "y[] = x[lft]", "output y[]"),
+        "f.tn:4:9: there is no index 'lft' here\n    y[] = x[lft]\n            ^\n  did you mean 'left'?",
+    ),
+    "an index of a result without a size": (
+        ("input x[i:2]", "y[i, j] = x", "output y[i, j]"),
+        "f.tn:3:6: there is no index 'j' here\n    y[i, j] = x\n         ^\n  define the index before it is used",
+    ),
+    "an input leg without a size": (
+        ("input x[batch]", "y[] = x", "output y[]"),
+        "f.tn:2:9: there is no index 'batch' here\n    input x[batch]\n            ^\n"
+        "  define the index before it is used",
+    ),
+    "unknown size": (
+        ("size height = 3", "input x[i:heigth]", END),
+        "f.tn:3:11: there is no size 'heigth' here\n    input x[i:heigth]\n              ^\n  did you mean 'height'?",
+    ),
+    "unknown function": (
+        ("input x[i:2]", "y[] = relo(x)", "output y[]"),
+        "f.tn:3:7: there is no pointwise function 'relo'\n    y[] = relo(x)\n          ^\n  did you mean 'relu'?",
+    ),
+    "numbers of a function": (
+        ("input x[i:2]", "y[] = leaky_relu(x)", "output y[]"),
+        "f.tn:3:7: leaky_relu takes 1 number(s), not 0\n    y[] = leaky_relu(x)\n          ^",
+    ),
+    "unknown family": (
+        ("input x[i:2]", "W[(i), (o:2)] = mpo(D=4)", END),
+        "f.tn:3:17: there is no family named 'mpo' (yet none are built in)\n    W[(i), (o:2)] = mpo(D=4)\n"
+        "                    ^\n  write the cores out",
+    ),
+    "two sizes for one index": (
+        ("input x[i:2]", "param w[i:3]", END),
+        "f.tn:3:9: the index 'i' has two sizes: 2 and 3\n    param w[i:3]\n            ^\n  use two names, or one size",
+    ),
+    "a leg under an index of another size": (
+        ("input x[i:2]", "index j: 3", "y[] = x[j]", "output y[]"),
+        "f.tn:4:9: the leg 'i' of 'x' has size 2, and the index 'j' has 3\n    y[] = x[j]\n            ^\n"
+        "  an index and the leg it reads have one size",
+    ),
+    "too many legs on an access": (
+        ("input x[i:2]", "y[] = x[i, i]", "output y[]"),
+        "f.tn:3:7: 'x' has 1 legs and is read with 2\n    y[] = x[i, i]\n          ^\n  its legs: [i]",
+    ),
+    "a left-hand index that no term has": (
+        ("input x[i:2]", "index j: 2", "y[i, j] = x", "output y[i, j]"),
+        "f.tn:4:6: no term of 'y' has the index 'j' of its left-hand side\n    y[i, j] = x\n         ^\n"
+        "  put the index on a term, or drop it on the left",
+    ),
+    "an index twice on the left": (
+        ("input x[i:2]", "y[i, i] = x", "output y[i, i]"),
+        "f.tn:3:6: the left-hand side of 'y' names 'i' twice\n    y[i, i] = x\n         ^",
+    ),
+    "an index twice on a core": (
+        ("input x[i:2]", "param w[i, i]", END),
+        "f.tn:3:12: the param 'w' has the leg 'i' twice\n    param w[i, i]\n               ^\n"
+        "  a tensor's own legs differ; use one index twice where it is read",
+    ),
+    "an output that is not the result's legs": (
+        ("input x[i:2, j:3]", "y[i, j] = x", "output y[(i, i)]"),
+        "f.tn:4:8: 'y' has the legs [i, j], and not [i, i]\n    output y[(i, i)]\n           ^",
+    ),
+    "a name defined twice": (
+        ("input x[i:2]", "param x[i]", END),
+        "f.tn:3:7: the name 'x' is defined twice\n    param x[i]\n          ^\n  give one of them another name",
+    ),
+    "a size defined twice": (
+        ("size D = 2", "size D = 3", "input x[i:D]", END),
+        "f.tn:3:6: the size 'D' is defined twice\n    size D = 3\n         ^\n  give one of them another name",
+    ),
+    "a run-time size that no input binds": (
+        ("size batch", "input x[i:2]", END),
+        "f.tn:2:6: no input binds the run-time size 'batch'\n    size batch\n         ^\n"
+        "  put an index of this size on an input, or give it a value: size batch = 1",
+    ),
+    "a loop bound at run time": (
+        ("size B", "input x[b:B]", "for k in 1..B { }", END),
+        "f.tn:4:13: 'B' is a run-time size, and a loop bound or a number in a name is an integer\n"
+        "    for k in 1..B { }\n                ^\n  give it a value: size B = 1",
+    ),
+    "a loop bound that is not an integer": (
+        ("input x[i:2]", "for k in 1..2.5 { }", END),
+        "f.tn:3:13: 2.5 is not an integer\n    for k in 1..2.5 { }\n                ^\n"
+        "  sizes and positions are integers",
+    ),
+    "a read that is all outside": (
+        ("input x[i:2]", "index h: 3", "y[h] = x[h + 5]", "output y[h]"),
+        "f.tn:4:10: every position from 5 to 7 lies outside the leg 'i' of size 2\n    y[h] = x[h + 5]\n"
+        "             ^\n  positions count from 0; what is read outside is zero",
+    ),
+    "a read that is outside whatever the run-time size": (
+        ("size L", "input x[i:L]", "index h: 3", "y[h] = x[h + L]", "output y[h]"),
+        "f.tn:5:10: every position from L to L + 2 lies outside the leg 'i' of size L\n    y[h] = x[h + L]\n"
+        "             ^\n  positions count from 0; what is read outside is zero",
+    ),
+    "a cyclic read modulo another size": (
+        ("input x[i:8]", "param w[k:3]", "y[i] = x[(i + k) % 7] * w", "output y[i]"),
+        "f.tn:4:11: the leg 'i' of size 8 is read modulo 7\n    y[i] = x[(i + k) % 7] * w\n              ^\n"
+        "  a cyclic read is modulo the size of its leg",
+    ),
+    "a window count that is not determined": (
+        ("input x[i:8]", "y[h, g] = x[h + g]", "output y[h, g]"),
+        "f.tn:3:3: the reads of 'h' do not determine its size\n    y[h, g] = x[h + g]\n      ^\n"
+        "  declare it: index h: SIZE",
+    ),
+    "a position that is not affine": (
+        ("input x[i:8]", "y[i] = x[i * i]", "output y[i]"),
+        "f.tn:3:12: the index 'i' is multiplied by the index 'i'\n    y[i] = x[i * i]\n               ^\n"
+        "  a position is affine: an index times an integer",
+    ),
+    "a family of unequal length": (
+        ("index i{1..4}: 2, 3", "input x[i1]", END),
+        "f.tn:2:7: there are 4 indices and 2 sizes\n    index i{1..4}: 2, 3\n          ^\n"
+        "  give one size for all, or one each",
+    ),
+    "a family of unequal length among legs": (
+        ("input x[i{1..2}: 2, 3, 4]", END),
+        "f.tn:2:9: there are 2 indices and 3 sizes\n    input x[i{1..2}: 2, 3, 4]\n            ^\n"
+        "  give one size for all, or one each",
+    ),
+    "an empty range": (
+        ("input x[i{2..1}: 2]", END),
+        "f.tn:2:9: the range 2..1 is empty\n    input x[i{2..1}: 2]\n            ^\n  a..b includes both",
+    ),
+    "an empty product": (
+        ("input x[i:2]", "y[] = prod(k in 2..1: x)", "output y[]"),
+        "f.tn:3:12: the product over 'k' is empty\n    y[] = prod(k in 2..1: x)\n               ^\n"
+        "  a..b includes both",
+    ),
+    "a delta of two sizes": (
+        ("const d[a:2, b:3] = delta", "input x[i:2]", END),
+        "f.tn:2:14: the legs of the delta 'd' have the sizes 2 and 3\n    const d[a:2, b:3] = delta\n"
+        "                 ^\n  all legs of a delta have one size",
+    ),
+    "an eye of one leg": (
+        ("const d[a:2] = eye", "input x[i:2]", END),
+        "f.tn:2:7: eye has 2 leg(s), and 'd' has 1\n    const d[a:2] = eye\n          ^\n  give it that many",
+    ),
+    "a basis vector outside": (
+        ("size D = 2", "const d[a:D] = basis(2)", "input x[i:2]", END),
+        "f.tn:3:7: basis(2) is outside the leg 'a' of size D\n    const d[a:D] = basis(2)\n          ^\n"
+        "  its entries count from 0",
+    ),
+    "a const without a kind": (
+        ("const d[a:2]", "input x[i:2]", END),
+        "f.tn:2:7: the const 'd' says no kind\n    const d[a:2]\n          ^\n  kinds: delta, basis(k), ones, eye",
+    ),
+    "an unknown initialisation": (
+        ("param w[a:2] = normall(1)", "input x[i:2]", END),
+        "f.tn:2:16: 'normall' is no initialisation\n    param w[a:2] = normall(1)\n                   ^\n"
+        "  there are: normal, uniform, zeros, ones, eye, orthogonal",
+    ),
+    "a param of a run-time size": (
+        ("size B", "input x[b:B]", "param w[b]", END),
+        "f.tn:4:9: the leg 'b' of the param 'w' has the run-time size B\n    param w[b]\n            ^\n"
+        "  what is stored has sizes known before any input: give the size a value",
+    ),
+    "a size below 1": (
+        ("size D = 2 - 2", "input x[i:2]", END),
+        "f.tn:2:6: 'D' has size 0\n    size D = 2 - 2\n         ^\n  a size is at least 1",
+    ),
+    "a division by zero": (
+        ("size D = 4 // (2 - 2)", "input x[i:2]", END),
+        "f.tn:2:12: a division by zero\n    size D = 4 // (2 - 2)\n               ^\n"
+        "  under the defaults the divisor is 0",
+    ),
+    "no output": (
+        ("input x[i:2]",),
+        "f.tn:1:9: the network 'n' has no output\n    network n {\n            ^\n  end it with: output NAME[AXES]",
+    ),
+    "a group on a param": (
+        ("param w[(i:2)]", "input x[i:2]", END),
+        "f.tn:2:7: the param 'w' has a group of indices\n    param w[(i:2)]\n          ^\n  only inputs and outputs do",
+    ),
+    "a group in a group": (
+        ("input x[(i:2, (j:2))]", END),
+        "f.tn:2:16: a group of indices is inside another\n    input x[(i:2, (j:2))]\n                   ^\n"
+        "  groups do not nest",
+    ),
+    "a function that is not outermost": (
+        ("input x[i:2]", "y[] = relu(x) + x", "output y[]"),
+        "f.tn:3:15: '+' does not belong here\n    y[] = relu(x) + x\n                  ^\n"
+        "  a function stands outermost: give its result a name in an equation of its own",
+    ),
+    "two statements on one line": (
+        ("input x[i:2] param w[i]", END),
+        "f.tn:2:14: 'param' does not belong here\n    input x[i:2] param w[i]\n                 ^\n"
+        "  expected the end of the statement or '}'",
+    ),
+    "a statement cut short": (
+        ("param w[i:2] =", "input x[i:2]", END),
+        "f.tn:2:15: the statement ends too early\n    param w[i:2] =\n                  ^\n  expected a name",
+    ),
+    "a bracket left open": (
+        ("param w[i:2", "input x[i:2]", END),
+        "f.tn:2:8: the '[' is never closed\n    param w[i:2\n           ^\n  close it with ']'",
+    ),
+    "a brace too many": (
+        ("input x[i:2]", END, "}"),
+        "f.tn:6:1: the '}' closes nothing\n    }\n    ^\n  take it away, or open a '{'",
+    ),
+    "a number that is not finite": (
+        ("input x[i:2]", "y[] = 1e999 * x", "output y[]"),
+        "f.tn:3:7: the number 1e999 is not finite\n    y[] = 1e999 * x\n          ^\n  the largest is about 1.8e308",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "expected"), ONE_ERROR.values(), ids=ONE_ERROR)
+def test_the_whole_text_of_an_error(lines: tuple[str, ...], expected: str) -> None:
+    assert message(body(*lines)) == expected
+
+
+def test_independent_errors_are_reported_together_and_their_consequences_are_not() -> None:
+    text = body(
+        "size D = Q",
+        "input x[i:2]",
+        "param w[i, o:D]",
+        "param v[i, i]",
+        "y[o] = x * w * v",
+        "z[] = x * unheard_of",
+        "for k in 1..3 { param u{k}[p{k}] }",
+        "output y[o]",
+        "output z[]",
+    )
+    with pytest.raises(SpecError) as caught:
+        parse(text, file="f.tn")
+    assert [problem.message for problem in caught.value.problems] == [
+        "there is no size 'Q' here",
+        "the param 'v' has the leg 'i' twice",
+        "there is no tensor 'unheard_of' here",
+        "there is no index 'p1' here",
+        "there is no index 'p2' here",
+        "there is no index 'p3' here",
+    ]
+    assert str(caught.value).endswith("\n\n6 errors")
+
+
+def test_syntax_errors_and_errors_of_meaning_are_reported_together() -> None:
+    text = body("size = 3", "index j", "param w[", "input x[i:2]", "y[] = x * w", "z[] = x[i, i]", "output y[]")
+    with pytest.raises(SpecError) as caught:
+        parse(text, file="f.tn")
+    assert [(p.place.line, p.message) for p in caught.value.problems if p.place] == [
+        (2, "'=' does not belong here"),
+        (3, "the statement ends too early"),
+        (4, "the '[' is never closed"),
+        (7, "'x' has 1 legs and is read with 2"),
+    ]
+
+
+def test_every_network_of_a_file_is_checked() -> None:
+    text = (
+        f"network a {{ input x[i:2]; y[] = w; output y[] }}\n{body('input x[i:2]', END)}\n{body('input x[i:2]', END)}"
+    )
+    assert "f.tn:1:33: there is no tensor 'w' here" in message(text)
+    assert "f.tn:7:9: the network 'n' is defined twice" in message(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"name": "m"}, "there is no network 'm' in the text\n  there are: n"),
+        ({"sizes": {"E": 3}}, "the network 'n' has no size 'E' to set\n  define the size before it is used"),
+        ({"sizes": {"DD": 3}}, "the network 'n' has no size 'DD' to set\n  did you mean 'D'?"),
+        (
+            {"sizes": {"batch": 3}},
+            "'batch' is a run-time size: it is read off the inputs at each call\n  do not set it",
+        ),
+        ({"sizes": {"D": 0}}, "the size 'D' cannot be 0\n  a size is an integer from 1 to 2**62"),
+        ({"sizes": {"D": 2.5}}, "the size 'D' cannot be 2.5\n  a size is an integer from 1 to 2**62"),
+    ],
+)
+def test_what_cannot_be_chosen_or_set(options: dict[str, object], expected: str) -> None:
+    assert message(body("size batch, D = 2", "input x[batch, i:D]", END), **options) == expected
+
+
+LIMITS = {
+    "file": ("#" * (limits.FILE_BYTES + 1), "f.tn: the text is longer than 1,048,576 bytes\n  split it, or use loops"),
+    "open parentheses": ("(" * 10**6, "f.tn:1:33: brackets are nested deeper than 32"),
+    "loops in loops": (body("for k in 1..1 { " * 500), "f.tn:2:511: brackets are nested deeper than 32"),
+    "minus signs": (body("size a = " + "-" * 10**6), "the text has more than 120,000 words and signs"),
+    "statements": (body("size a\n" * 100_000), "f.tn:20001:1: the text has more than 20,000 statements"),
+    "digits": (body("size a = " + "9" * 10**6), "f.tn:2:10: the integer has 1,000,000 digits"),
+    "decimals": (body("size a = 0." + "9" * 10**6), "f.tn:2:10: the number has 1,000,002 characters"),
+    "range": (body("index i{1..10**9}: 2"), "f.tn:2:7: the range has 1,000,000,000 members"),
+    "product": (body("input x[i:2]", "y[] = prod(k in 1..10**6: x)"), "f.tn:3:12: the range has 1,000,000 members"),
+    "empty loops": (
+        body("for a in 1..10**6 { for b in 1..10**6 { } }"),
+        "f.tn:2:25: the network expands to more than 20,000 statements",
+    ),
+    "names": (
+        body("for k in 1..100 {", "index i{1..10000}: 2", "}"),
+        "f.tn:3:7: the network computes more than 100,000 names",
+    ),
+    "tensors": (
+        body(*[f"param w{k}[z:2]" for k in range(10_001)]),
+        "more than 10,000 tensors",
+    ),
+    "legs": (body("param w[i{1..65}: 2]"), "f.tn:2:7: 'w' has 65 legs\n    param w[i{1..65}: 2]\n          ^\n"),
+    "factors": (
+        body("input x[i:2]", "y[] = prod(k in 1..10000: x) * x"),
+        "f.tn:3:12: the equation has more than 10,000 factors",
+    ),
+    "indices of a position": (
+        body("index h{1..65}: 2", "input x[i:2]", "y[] = x[" + " + ".join(f"h{k}" for k in range(1, 66)) + "]"),
+        "a position has more than 64 indices",
+    ),
+    "tower": (body("size a = 9**9**9**9"), "f.tn:2:10: an exponent is 387,420,489"),
+    "power": (body("size a = 2**63"), "f.tn:2:10: the value is larger than 2**62"),
+    "product of sizes": (body("size a = 10**18, b = a*a"), "f.tn:2:23: the value is larger than 2**62"),
+    "symbolic power": (body("size h", "size a = (h - 1)**100"), "more than 32 terms when multiplied out"),
+    "coefficient": (body("size h", "size a = (2*h)**600"), "f.tn:3:11: a power has more than 512 bits"),
+    "slow arithmetic": (
+        body("size a, b, c", *(f"size d{k} = (a*b + {k}*c)%(c + a*{k} + 1)" for k in range(1000))),
+        "//, %, min and max of sizes have more than 300 terms",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), LIMITS.values(), ids=LIMITS)
+def test_a_text_beyond_a_limit_is_refused_at_once(text: str, expected: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(LimitError) as caught:
+        parse(text, file="f.tn")
+    assert expected in str(caught.value)
+    assert time.perf_counter() - start < 2
+
+
+def test_a_huge_file_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "huge.tn"
+    with path.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(LimitError, match="the file is longer than 1,048,576 bytes"):
+        load(path)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.tn"
+    path.write_bytes(b"network \xff")
+    with pytest.raises(NetworkError, match=r"bytes.tn: byte 8 is not UTF-8"):
+        load(path)
+
+
+def test_at_most_fifty_errors_are_reported() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(body(*(f"param w{k}[unheard{k}]" for k in range(5000))))
+    assert len(caught.value.problems) == limits.PROBLEMS
+
+
+@pytest.mark.parametrize("name", ["import", "class", "__class__", "__import__", "None", "lambda", "_", "self"])
+def test_python_words_are_plain_names(name: str) -> None:
+    net = parse(f"network {name} {{ size {name} = 2; input {name}[{name}]; y[] = {name}; output y[] }}")
+    assert (net.name, net.inputs[0].name) == (name, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wé", "\u0445", "w\u200b", "\uff57", "w²", '"w"', "'w'", "w\\n", "w`", "w$", "w.w", "w-w", "w\x00", "1w", "w w"],
+)  # fmt: skip
+def test_nothing_but_an_ascii_identifier_is_a_name(name: str) -> None:
+    text = message(body(f"param {name}[i:2]", "input x[i]", END))
+    assert text.startswith("f.tn:2:")
+    assert text.count("\n") == 3
+
+
+@pytest.mark.parametrize("name", ["wé", "", "1w", "w w", "w;import os", "w\n", "a" * 129, "w\u200b", "\uff57"])
+def test_a_name_from_python_is_checked_too(name: str) -> None:
+    with pytest.raises(NetworkError, match="cannot name a param"):
+        Builder("n").param(name)
+
+
+def test_a_template_cannot_leave_the_identifiers() -> None:
+    assert "'w-1' cannot name anything" in message(body("for k in 0..0 { param w{k - 1}[i:2] }", "input x[i]", END))
+    long = message(body("param w" + "{10**17}" * 9 + "[i:2]", "input x[i]", END))
+    assert "… cannot name anything" in long

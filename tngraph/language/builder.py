@@ -1,0 +1,423 @@
+"""The assembly of a network, statement by statement: what the text and Python both go through.
+
+Every check of meaning that needs more than one value is here (or in `network`, which this calls with the
+user's own names), so the two ways in accept and refuse the same networks.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import TypeAlias
+
+import sympy
+
+from tngraph.errors import LimitError, NetworkError, SizeError
+from tngraph.language.functions import pointwise
+from tngraph.language.handles import Expression, Factor, Position, Tensor, integer, tensor
+from tngraph.language.limits import DIGITS, LEGS, RANGE, TENSORS
+from tngraph.language.network import (
+    Access,
+    Core,
+    Equation,
+    Function,
+    Index,
+    Init,
+    Leg,
+    Network,
+    Port,
+    Read,
+    Role,
+    Size,
+    Term,
+    check_count,
+    check_equation,
+    check_name,
+    check_new,
+    check_port,
+)
+from tngraph.language.plain import plain_core, plain_equation, plain_port
+from tngraph.language.reads import check_reach, window_count
+from tngraph.language.runtime import unbound_sizes
+from tngraph.language.sizes import LARGEST, evaluate_size, is_same
+
+SizeLike: TypeAlias = int | sympy.Expr
+Axis = Position | tuple[Position, ...]
+Call = str | tuple[str | float, ...]
+"""A kind or a function, alone or with its numbers: ``"zeros"``, ``("normal", 0.02)``."""
+
+_RANGE = re.compile(r"(\w*)\{(\d{1,18})\.\.(\d{1,18})\}(\w*)", re.ASCII)
+_SUGGESTED = 200
+
+
+class Builder:
+    """Builds one `Network` as a spec file would, and as readably.
+
+    Example:
+        >>> b = Builder("layer")
+        >>> batch, n, o = b.index("batch", b.size("batch")), b.index("i", 784), b.index("o", 10)
+        >>> x, w = b.input("x", batch, n), b.param("w", n, o)
+        >>> y = b.equation("y", (batch, o), x * w, function="relu")
+        >>> b.output(y, batch, o)
+        >>> [index.name for index in b.build().indices()]
+        ['batch', 'i', 'o']
+    """
+
+    def __init__(self, name: str) -> None:
+        check_name(name, "a network")
+        self.name = name
+        self.sizes: dict[str, sympy.Expr] = {}
+        self.defaults: dict[str, int] = {}
+        self.index_sizes: dict[str, sympy.Expr] = {}
+        self.tensors: dict[str, Core | Equation] = {}
+        self._declared: dict[str, Size] = {}
+        self._inputs: list[Port] = []
+        self._outputs: list[Port] = []
+
+    def size(self, name: str, value: SizeLike | None = None, *, inline: bool = False) -> sympy.Expr:
+        """Name a size: read from the inputs at each call, or with a default over earlier sizes.
+
+        Args:
+            name: its name.
+            value: its default; None for a run-time size.
+            inline: use the integer itself wherever the name stands, and keep no size of this name.
+
+        Raises:
+            NetworkError: a name in use, or a value that is not a positive integer.
+        """
+        check_name(name, "a size")
+        if name in self.sizes:
+            raise NetworkError(f"the size {name!r} is defined twice", "give one of them another name", at=name)
+        expr = None if value is None else integer(value)
+        known = None if expr is None else self.known(expr, name)
+        if known is not None:
+            _check_positive(known, f"{name!r}", name)
+            self.defaults[name] = known
+        if inline and known is not None:
+            self.sizes[name] = sympy.Integer(known)
+        else:
+            size = Size(str(name), expr)
+            self._declared[name], self.sizes[name] = size, size.symbol
+        return self.sizes[name]
+
+    def index(self, name: str, size: SizeLike | None = None) -> Position:
+        """An index: declared with this size, else with the size of the same name, if there is one.
+
+        Without either, and if it is not declared yet, the equation that has it on its left determines its size.
+
+        Raises:
+            NetworkError: a second size for one index, or a size that is not positive.
+        """
+        check_name(name, "an index")
+        if size is None and name not in self.index_sizes and name in self.sizes:
+            size = self.sizes[name]
+        if size is not None:
+            self._declare(name, integer(size))
+        return Position.of(name)
+
+    def _declare(self, name: str, size: sympy.Expr) -> None:
+        known = self.known(size, name)
+        if known is not None:
+            _check_positive(known, f"the index {name!r}", name)
+        before = self.index_sizes.setdefault(name, size)
+        if not is_same(before, size):
+            raise NetworkError(
+                f"the index {name!r} has two sizes: {before} and {size}", "use two names, or one size", at=name
+            )
+
+    def indices(self, names: str | Sequence[str], *sizes: SizeLike) -> tuple[Position, ...]:
+        """Declare a family of indices, ``"i{1..4}"``, ``"a, b"`` or a list of names, with one size or one each.
+
+        Raises:
+            NetworkError: as many sizes as there are neither one nor names.
+        """
+        every = _names(names) if isinstance(names, str) else tuple(names)
+        if len(sizes) not in (1, len(every)):
+            raise NetworkError(
+                f"there are {len(every)} indices and {len(sizes)} sizes", "give one size for all, or one each", every[0]
+            )
+        each = sizes if len(sizes) == len(every) else sizes * len(every)
+        return tuple(self.index(name, size) for name, size in zip(every, each, strict=True))
+
+    def input(self, name: str, *axes: Axis) -> Tensor:
+        """An argument of ``forward``; a tuple of indices is one axis, first index slowest.
+
+        Raises:
+            NetworkError: a name in use, an unknown index or an index twice.
+        """
+        port = self._port(name, axes)
+        handle = self._core(name, port.legs, "input")
+        self._inputs.append(plain_port(port))
+        return handle
+
+    def param(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
+        """A tensor that is learnt.
+
+        Raises:
+            NetworkError: a name in use, an unknown index, an index twice or of a run-time size.
+        """
+        return self._core(name, self._own(legs), "param", init)
+
+    def buffer(self, name: str, *legs: Position) -> Tensor:
+        """A tensor that is stored and not trained.
+
+        Raises:
+            NetworkError: as for `param`.
+        """
+        return self._core(name, self._own(legs), "buffer")
+
+    def const(self, name: str, *legs: Position, kind: Call) -> Tensor:
+        """A fixed structured tensor: ``delta``, ``eye``, ``ones`` or ``("basis", k)``.
+
+        Raises:
+            NetworkError: a name in use, an unknown index, or legs that the kind cannot have.
+        """
+        return self._core(name, self._own(legs), "const", kind)
+
+    def _core(self, name: str, legs: tuple[Index, ...], role: Role, init: Call | None = None) -> Tensor:
+        self._check_room(name, legs)
+        core = Core(name, legs, role, None if init is None else Init(*_call(init)))
+        if role in ("param", "buffer"):
+            self._check_storable(core)
+        if core.init is not None and core.init.kind == "basis":
+            self._check_basis(core, core.init.args[0])
+        self.tensors[name] = plain_core(core)
+        return self.tensor(name)
+
+    def _check_room(self, name: str, legs: Sequence[object]) -> None:
+        check_new(self.tensors, name)
+        if len(self.tensors) >= TENSORS:
+            raise LimitError(f"the network has more than {TENSORS:,} tensors", "split it", at=name)
+        if len(legs) > LEGS:
+            raise LimitError(f"{name!r} has {len(legs)} legs", f"a tensor has at most {LEGS}", at=name)
+
+    def _check_storable(self, core: Core) -> None:
+        for leg in core.legs:
+            if self._is_runtime(leg.size):
+                raise NetworkError(
+                    f"the leg {leg.name!r} of the {core.role} {core.name!r} has the run-time size {leg.size}",
+                    "what is stored has sizes known before any input: give the size a value",
+                    at=leg.name,
+                )
+
+    def _check_basis(self, core: Core, entry: float) -> None:
+        size = self.known(core.legs[0].size, core.name)
+        if entry != int(entry) or entry < 0 or (size is not None and entry >= size):
+            raise NetworkError(
+                f"basis({entry}) is outside the leg {core.legs[0].name!r} of size {core.legs[0].size}",
+                "its entries count from 0",
+                at=core.name,
+            )
+
+    def tensor(self, name: str) -> Tensor:
+        """The handle of a tensor defined before.
+
+        Raises:
+            NetworkError: there is none of this name.
+        """
+        if name not in self.tensors:
+            raise unknown("tensor", name, self.tensors)
+        return tensor(name, tuple(leg.name for leg in self.tensors[name].legs))
+
+    def equation(
+        self, name: str, legs: Iterable[Position], expression: Expression, function: Call | None = None
+    ) -> Tensor:
+        """Define a tensor as ``function(expression)``; indices that are not among the legs are summed over.
+
+        Raises:
+            NetworkError: an unknown name, sizes that differ, or a leg that no term has.
+        """
+        left = tuple(map(_plain_name, legs))
+        self._check_room(name, left)
+        self._determine(left, expression)
+        pointed = None if function is None else Function(*_call(function))
+        if pointed is not None:
+            pointwise(pointed.name, pointed.args)
+        terms = tuple(
+            Term(_number(s.scale, name), tuple(self._access(factor) for factor in s.factors))
+            for s in expression.summands
+        )
+        equation = Equation(name, tuple(map(self._index, left)), terms, pointed)
+        check_equation(self.tensors, equation)
+        self.tensors[name] = plain_equation(equation)
+        return self.tensor(name)
+
+    def _determine(self, left: Sequence[str], expression: Expression) -> None:
+        """Give each undeclared index on the left the size that the first read of it has."""
+        reads = [read for s in expression.summands for factor in s.factors for read in self._reads(factor)]
+        pending = [name for name in left if name not in self.index_sizes]
+        while pending:
+            sizes = {name: self._window(name, reads) for name in pending}
+            found = {name: size for name, size in sizes.items() if size is not None}
+            if not found:
+                raise self._undetermined(pending[0], reads)
+            for name, size in found.items():
+                self._declare(name, size)
+            pending = [name for name in pending if name not in found]
+
+    def _reads(self, factor: Factor) -> Iterator[tuple[Index, Position]]:
+        source = self.tensors.get(factor.source)
+        if source is None:
+            raise unknown("tensor", factor.source, self.tensors)
+        check_count(source, factor.source, len(factor.positions))
+        return zip(source.legs, factor.positions, strict=True)
+
+    def _window(self, name: str, reads: Sequence[tuple[Index, Position]]) -> sympy.Expr | None:
+        for leg, position in reads:
+            if position.coefficient(name):
+                return leg.size if position.plain else window_count(leg.size, position, name, self.index_sizes)
+        return None
+
+    def _undetermined(self, name: str, reads: Sequence[tuple[Index, Position]]) -> NetworkError:
+        if not any(position.coefficient(name) for _, position in reads):
+            return unknown("index", name, self.index_sizes)
+        return NetworkError(
+            f"the reads of {name!r} do not determine its size", f"declare it: index {name}: SIZE", at=name
+        )
+
+    def _access(self, factor: Factor) -> Access:
+        return Access(factor.source, tuple(self._leg(own, position) for own, position in self._reads(factor)))
+
+    def _leg(self, own: Index, position: Position) -> Leg:
+        if position.plain is not None:
+            return self._index(position.plain)
+        at = position.terms[0][1] if position.terms else None
+        wrap = position.modulus is not None
+        if wrap and not is_same(position.modulus, own.size):
+            raise NetworkError(
+                f"the leg {own.name!r} of size {own.size} is read modulo {position.modulus}",
+                "a cyclic read is modulo the size of its leg",
+                at=at,
+            )
+        read = Read(own, tuple((c, self._index(name)) for c, name in position.terms), position.offset, wrap)
+        check_reach(read, self.defaults, at)
+        return read
+
+    def output(self, result: Tensor | str, *axes: Axis) -> None:
+        """A result of ``forward``; a tuple of indices is one axis, first index slowest.
+
+        Raises:
+            NetworkError: an unknown result, or axes that are not its legs.
+        """
+        port = self._port(result.name if isinstance(result, Tensor) else result, axes)
+        if port.name not in self.tensors:
+            raise unknown("tensor", port.name, self.tensors)
+        check_port(self.tensors, port)
+        self._outputs.append(plain_port(port))
+
+    def problems(self) -> Iterator[NetworkError]:
+        """What is still missing from a whole network."""
+        for size in unbound_sizes(self._declared.values(), self._inputs):
+            name = next(name for name in self._declared if name == size.name)
+            hint = f"put an index of this size on an input, or give it a value: size {name} = 1"
+            yield NetworkError(f"no input binds the run-time size {name!r}", hint, at=name)
+        if not self._outputs:
+            yield NetworkError(
+                f"the network {self.name!r} has no output", "end it with: output NAME[AXES]", at=self.name
+            )
+
+    def build(self) -> Network:
+        """The network.
+
+        Raises:
+            NetworkError: no output, or a run-time size that no input binds.
+        """
+        for problem in self.problems():
+            raise problem
+        return Network(
+            str(self.name),
+            tuple(self._declared.values()),
+            tuple(core for core in self.tensors.values() if isinstance(core, Core)),
+            tuple(equation for equation in self.tensors.values() if isinstance(equation, Equation)),
+            tuple(self._inputs),
+            tuple(self._outputs),
+        )
+
+    def known(self, expr: sympy.Expr, at: object) -> int | None:
+        """The integer of an expression under the defaults, or None if it depends on a run-time size.
+
+        Raises:
+            NetworkError: an unknown size, or no integer.
+            LimitError: a value beyond 2**62.
+        """
+        for symbol in sorted(expr.free_symbols, key=str):
+            if symbol.name not in self.sizes:
+                raise NetworkError(f"there is no size {symbol.name!r}", f"name it first: size {symbol.name}", at=at)
+        if any(symbol.name not in self.defaults for symbol in expr.free_symbols):
+            return None
+        try:
+            value = evaluate_size(expr, self.defaults)
+        except SizeError as error:
+            raise NetworkError(str(error), at=at) from None
+        if abs(value) > LARGEST:
+            raise LimitError(f"{expr} is larger than 2**62", "no size may pass 2**62", at=at)
+        return value
+
+    def _is_runtime(self, size: sympy.Expr) -> bool:
+        return any(symbol.name not in self.defaults for symbol in size.free_symbols)
+
+    def _index(self, name: str) -> Index:
+        if name not in self.index_sizes:
+            raise unknown("index", name, self.index_sizes)
+        return Index(name, self.index_sizes[name])
+
+    def _own(self, legs: Iterable[Position]) -> tuple[Index, ...]:
+        return tuple(self._index(_plain_name(leg)) for leg in legs)
+
+    def _port(self, name: str, axes: Iterable[Axis]) -> Port:
+        return Port(name, tuple(self._own(axis if isinstance(axis, tuple) else (axis,)) for axis in axes))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> NetworkError:
+    """The error of a name that is not there, with the nearest one that is."""
+    candidates = [str(other) for other, _ in zip(known, range(_SUGGESTED), strict=False)]
+    near = get_close_matches(str(name), candidates, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"define the {what} before it is used"
+    return NetworkError(f"there is no {what} {name!r} here", hint, at=name)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names that ``"i{1..4}"`` or ``"a, b"`` stands for."""
+    names: list[str] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            names.append(part.strip())
+            continue
+        before, first, last, after = match[1], int(match[2]), int(match[3]), match[4]
+        if not first <= last < first + RANGE:
+            raise NetworkError(f"{part.strip()!r} has no members, or too many", f"a range has 1 to {RANGE:,}")
+        names.extend(f"{before}{number}{after}" for number in range(first, last + 1))
+    return tuple(names)
+
+
+def _call(call: Call) -> tuple[str, tuple[float, ...]]:
+    name, *args = (call,) if isinstance(call, str) else call
+    if not isinstance(name, str):
+        raise NetworkError(f"{name!r} is no name", "write a name, or a name and its numbers")
+    return name, tuple(_number(arg, name) for arg in args)
+
+
+def _number(value: object, at: str) -> int | float:
+    """A number that the language can write."""
+    if isinstance(value, int) and abs(value) < 10**DIGITS:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    raise NetworkError(f"{value!r} at {at!r} is no finite number", f"an integer has at most {DIGITS} digits", at=at)
+
+
+def _plain_name(position: Position) -> str:
+    if not isinstance(position, Position) or position.plain is None:
+        at = position.terms[0][1] if isinstance(position, Position) and position.terms else None
+        raise NetworkError(
+            "a leg here is an index, and not a position", "read a leg at a position on the right of an equation", at=at
+        )
+    return position.plain
+
+
+def _check_positive(value: int, what: str, at: object) -> None:
+    if value < 1:
+        raise NetworkError(f"{what} has size {value}", "a size is at least 1", at=at)

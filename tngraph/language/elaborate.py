@@ -1,0 +1,343 @@
+"""From the syntax of one network to the builder's calls, statement by statement, collecting every problem.
+
+A statement that fails leaves the names it would have defined poisoned: an error about such a name follows
+from one that is reported already, and stays silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import cast
+
+from lark import Token, Tree
+
+from tngraph.errors import LimitError, NetworkError, Problem
+from tngraph.language.arithmetic import Syntax, first_token
+from tngraph.language.builder import Builder, Call, unknown
+from tngraph.language.handles import Expression, Factor, Position, Summand
+from tngraph.language.limits import FACTORS, FAILURES, PROBLEMS, Budget
+from tngraph.language.names import Name, Scope, literal, names_in
+from tngraph.language.network import Network
+from tngraph.language.scan import Source
+from tngraph.language.sizes import LARGEST
+
+Statement = Tree[Token]
+
+
+class _EnoughError(Exception):
+    """So many problems that the rest of the file is left unread."""
+
+
+class Elaborator:
+    """Builds the network of one ``network`` block.
+
+    Args:
+        source: the text, for the places of problems.
+        tree: the block.
+        suspects: beginnings of names that broken statements were about.
+        overrides: values in place of the defaults of sizes.
+
+    Raises:
+        NetworkError: an override of a size that is not there, or of a run-time one.
+    """
+
+    def __init__(self, source: Source, tree: Statement, suspects: frozenset[str], overrides: Mapping[str, int]) -> None:
+        name, *self._statements = cast("list[Statement]", tree.children)
+        token = cast(Token, name)
+        self.problems: list[Problem] = []
+        self._source, self._overrides = source, overrides
+        self._suspects, self._poisoned = set(suspects), set[str]()
+        self._broken = set[str]()
+        self._failures = 0
+        self._budget = Budget()
+        self._definitions = _definitions(tree)
+        self._structural = _structural(tree, self._definitions)
+        self._check_overrides(str(token))
+        self._builder: Builder | None = None
+        self._name = Name(str(token), token)
+
+    def run(self) -> Network | None:
+        """The network, or None with all its problems in ``problems``.
+
+        Raises:
+            LimitError: the network expands beyond a limit.
+        """
+        try:
+            builder = self._builder = Builder(self._name)
+            self._block(self._statements, Scope(builder, self._budget, {}))
+            self._finish(builder)
+            return None if self.problems or self._suspects else builder.build()
+        except LimitError as error:
+            raise LimitError(str(self._problem(error, self._name))) from None
+        except NetworkError as error:
+            self._report(error, self._name)
+        except _EnoughError:
+            pass
+        return None
+
+    def _finish(self, builder: Builder) -> None:
+        """Report what the whole network lacks, unless a statement that failed would have brought it."""
+        for problem in builder.problems():
+            if not self._suspects and not ({"input"} if problem.at != self._name else {"output"}) & self._broken:
+                self._report(problem, self._name)
+
+    def _check_overrides(self, network: str) -> None:
+        for name, value in self._overrides.items():
+            if name not in self._definitions:
+                error = unknown("size", name, self._definitions)
+                raise NetworkError(f"the network {network!r} has no size {name!r} to set", error.hint)
+            if self._definitions[name] is None:
+                raise NetworkError(
+                    f"{name!r} is a run-time size: it is read off the inputs at each call", "do not set it"
+                )
+            if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= LARGEST:
+                raise NetworkError(f"the size {name!r} cannot be {value!r}", "a size is an integer from 1 to 2**62")
+
+    def _block(self, statements: list[Statement], scope: Scope) -> None:
+        for statement in statements:
+            self._budget.statement(first_token(statement))
+            try:
+                _RULES[statement.data](self, statement, scope)
+            except LimitError as error:
+                raise LimitError(error.message, error.hint, error.at or first_token(statement)) from None
+            except NetworkError as error:
+                self._report(error, first_token(statement))
+                self._broken.add(str(statement.data))
+                self._poison(statement, scope)
+
+    def _report(self, error: NetworkError, fallback: object) -> None:
+        self._failures += 1
+        at = str(error.at)
+        if at not in self._poisoned and not any(at.startswith(stem) for stem in self._suspects):
+            problem = self._problem(error, fallback)
+            if problem not in self.problems:
+                self.problems.append(problem)
+        if len(self.problems) >= PROBLEMS or self._failures >= FAILURES:
+            raise _EnoughError
+
+    def _problem(self, error: NetworkError, fallback: object) -> Problem:
+        at = error.at if getattr(error.at, "line", None) is not None else fallback
+        line, column = getattr(at, "line", None) or 1, getattr(at, "column", None) or 1
+        return Problem(error.message, error.hint, self._source.line(line, column))
+
+    def _poison(self, statement: Statement, scope: Scope) -> None:
+        """Remember the names that a failed statement would have defined."""
+        for tree in _defining(statement):
+            if isinstance(tree, Token):
+                names = [str(tree)]
+            else:
+                try:
+                    names = [str(name) for name in scope.names(tree)]
+                except NetworkError:
+                    self._suspects.add(str(tree.children[0]))
+                    continue
+            builder = scope.builder
+            known = (builder.sizes, builder.index_sizes, builder.tensors)
+            self._poisoned.update(name for name in names if not any(name in space for space in known))
+
+    def _size(self, statement: Statement, scope: Scope) -> None:
+        failed: NetworkError | None = None
+        for definition in cast("list[Statement]", statement.children):
+            token, tree = cast(Token, definition.children[0]), definition.children[1]
+            try:
+                self._define(Name(str(token), token), tree, scope)
+            except LimitError:
+                raise
+            except NetworkError as error:
+                if failed is not None:
+                    self._report(failed, token)
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def _define(self, name: Name, tree: Syntax | None, scope: Scope) -> None:
+        if tree is None:
+            scope.builder.size(name)
+            return
+        if name in self._overrides:
+            scope.builder.size(name, int(self._overrides[name]), inline=name in self._structural)
+            return
+        amount = scope.amount(tree)
+        scope.builder.size(name, amount.expr, inline=name in self._structural)
+
+    def _index(self, statement: Statement, scope: Scope) -> None:
+        *trees, sizes = cast("list[Statement]", statement.children)
+        names = [name for tree in trees for name in scope.names(tree)]
+        scope.builder.indices(names, *(scope.amount(size).expr for size in sizes.children))
+
+    def _input(self, statement: Statement, scope: Scope) -> None:
+        tree, items = cast("list[Statement]", statement.children)
+        scope.builder.input(scope.name(tree), *scope.own_legs(items))
+
+    def _core(self, statement: Statement, scope: Scope) -> None:
+        role, tree, items, init = statement.children
+        name, legs = scope.name(cast(Statement, tree)), scope.own_legs(cast(Statement, items))
+        call = None if init is None else self._call(cast(Statement, init), scope)
+        for leg in legs:
+            if isinstance(leg, tuple):
+                raise NetworkError(f"the {role} {name!r} has a group of indices", "only inputs and outputs do", at=name)
+        own = cast("list[Position]", legs)
+        if role == "param":
+            scope.builder.param(name, *own, init=call)
+        elif role == "const":
+            scope.builder.const(name, *own, kind=call) if call is not None else _no_kind(name)
+        elif call is not None:
+            raise NetworkError(f"the buffer {name!r} takes no initialisation", at=name)
+        else:
+            scope.builder.buffer(name, *own)
+
+    def _call(self, tree: Statement, scope: Scope) -> Call:
+        token, *args = tree.children
+        name = Name(str(token), cast(Token, token))
+        return (name, *(scope.number(arg) for arg in args if arg is not None))
+
+    def _output(self, statement: Statement, scope: Scope) -> None:
+        tree, items = cast("list[Statement]", statement.children)
+        scope.builder.output(scope.name(tree), *scope.left_legs(items))
+
+    def _loop(self, statement: Statement, scope: Scope) -> None:
+        variable, first, last, *body = statement.children
+        for number in scope.range(first, last):
+            self._budget.statement(variable)
+            self._block(cast("list[Statement]", body), scope.inside(str(variable), number))
+
+    def _equation(self, statement: Statement, scope: Scope) -> None:
+        tree, items, right = cast("list[Statement]", statement.children)
+        name = scope.name(tree)
+        if right.data == "family":
+            self._family(right)
+        legs = scope.left_legs(items)
+        for leg in legs:
+            if isinstance(leg, tuple):
+                raise NetworkError(f"the result {name!r} has a group of indices", "fuse them in its output", at=name)
+        left = cast("list[Position]", legs)
+        inner = scope.under(frozenset(leg.terms[0][1] for leg in left))
+        function, total = (None, right) if right.data == "total" else cast("list[Statement]", right.children)
+        pointed = None if function is None else _function(function)
+        scope.builder.equation(name, left, _total(total, inner), pointed)
+
+    def _family(self, tree: Statement) -> None:
+        """A weight built by a named family; there are none yet."""
+        token = cast(Token, cast(Statement, tree.children[0]).children[0])
+        raise NetworkError(
+            f"there is no family named {str(token)!r} (yet none are built in)", "write the cores out", at=token
+        )
+
+
+_RULES: Mapping[str, Callable[[Elaborator, Statement, Scope], None]] = {
+    "size": Elaborator._size,
+    "index": Elaborator._index,
+    "input": Elaborator._input,
+    "core": Elaborator._core,
+    "output": Elaborator._output,
+    "loop": Elaborator._loop,
+    "equation": Elaborator._equation,
+}
+
+
+def _no_kind(name: Name) -> None:
+    raise NetworkError(f"the const {name!r} says no kind", "kinds: delta, basis(k), ones, eye", at=name)
+
+
+def _function(tree: Syntax) -> Call:
+    if isinstance(tree, Token):
+        return Name(str(tree), tree)
+    token, *arguments = tree.children
+    name = Name(str(token), cast(Token, token))
+    return (name, *(_argument(cast(Statement, argument)) for argument in arguments if argument is not None))
+
+
+def _argument(tree: Statement) -> int | float:
+    if tree.data == "setting":
+        raise NetworkError("a pointwise function takes plain numbers", at=tree.children[0])
+    value = literal(cast(Token, tree.children[-1]))
+    return -value if len(tree.children) == 2 else value
+
+
+def _total(tree: Statement, scope: Scope) -> Expression:
+    """The sum of products that a right-hand side stands for."""
+    sign, summands = cast("Token | None", tree.children[0]), []
+    for child in tree.children[1:]:
+        if isinstance(child, Token):
+            sign = child
+        else:
+            summands.append(_term(child, scope, -1 if sign == "-" else 1))
+        if sum(len(summand.factors) for summand in summands) > FACTORS:
+            raise LimitError(f"the equation has more than {FACTORS:,} factors", "split it", at=first_token(tree))
+    return Expression(tuple(summands))
+
+
+def _term(tree: Statement, scope: Scope, sign: int) -> Summand:
+    number, *factors = tree.children
+    scale = sign * (1 if number is None else literal(cast(Token, number)))
+    every = (f for tree in factors for f in _factors(cast(Statement, tree), scope))
+    return Summand(scale, tuple(islice(every, FACTORS + 1)))
+
+
+def _factors(tree: Statement, scope: Scope) -> Iterator[Factor]:
+    if tree.data == "prod":
+        variable, first, last, inner = tree.children
+        numbers = scope.range(first, last)
+        scope.budget.names(len(numbers), variable)
+        if not numbers:
+            raise NetworkError(f"the product over {str(variable)!r} is empty", "a..b includes both", at=variable)
+        for number in numbers:
+            yield from _factors(cast(Statement, inner), scope.inside(str(variable), number))
+        return
+    for name in scope.names(cast(Statement, tree.children[0])):
+        tensor = scope.builder.tensor(name)
+        if len(tree.children) > 1:
+            items = cast("Statement | None", cast(Statement, tree.children[1]).children[0])
+            yield Factor(name, tuple(scope.read_legs(items)))
+        else:
+            yield Factor(name, tensor.legs)
+
+
+def _definitions(tree: Statement) -> dict[str, Syntax | None]:
+    """The sizes that a network defines, with their expressions."""
+    return {str(d.children[0]): d.children[1] for d in tree.find_data("definition")}
+
+
+def _structural(tree: Statement, definitions: Mapping[str, Syntax | None]) -> frozenset[str]:
+    """The sizes that shape the text itself, and those that these depend on: no formula can keep their names."""
+    found = list(_shaping(tree, frozenset()))
+    structural: set[str] = set()
+    while found:
+        name = found.pop()
+        if name in structural:
+            continue
+        structural.add(name)
+        expression = definitions.get(name)
+        found.extend(map(str, names_in(expression)) if expression is not None else ())
+    return frozenset(structural)
+
+
+def _shaping(tree: Syntax, variables: frozenset[str]) -> Iterator[str]:
+    """The names in loop bounds, templates, ranges and arguments, loop variables apart."""
+    if isinstance(tree, Token):
+        return
+    children = [child for child in tree.children if child is not None]
+    if tree.data in ("slot", "init", "setting"):
+        yield from (str(t) for child in children for t in names_in(child) if t not in variables)
+    elif tree.data in ("loop", "prod"):
+        variable, first, last, *body = children
+        yield from (str(t) for bound in (first, last) for t in names_in(bound) if t not in variables)
+        for child in body:
+            yield from _shaping(child, variables | {str(variable)})
+    else:
+        for child in children:
+            yield from _shaping(child, variables)
+
+
+def _defining(statement: Statement) -> Iterator[Syntax]:
+    """The names that a statement defines: its own, and those of its legs; all that a loop mentions."""
+    if statement.data == "size":
+        yield from (cast(Token, definition.children[0]) for definition in statement.find_data("definition"))
+    elif statement.data == "loop":
+        yield from statement.find_data("name")
+    else:
+        last = {"equation": 1, "core": 1}.get(str(statement.data), 0)
+        for child in statement.children[: len(statement.children) - last]:
+            if isinstance(child, Tree) and child.data != "sizes":
+                yield from child.find_data("name")

@@ -1,0 +1,76 @@
+"""What a spec may not exceed: each bound is checked before it can cost memory or time."""
+
+from __future__ import annotations
+
+from tngraph.errors import LimitError
+
+FILE_BYTES = 2**20
+"""The longest spec [bytes]."""
+TOKENS = 120_000
+"""The most words and signs in one spec."""
+DEPTH = 32
+"""The deepest nesting of brackets, braces and loops."""
+STATEMENTS = 20_000
+"""The most statements after expansion, loop iterations (empty ones too) included."""
+RANGE = 10_000
+"""The most names in one ``name{A..B}`` or factors in one ``prod``."""
+NAMES = 100_000
+"""The most names that one network may compute from templates and ranges."""
+FACTORS = 10_000
+"""The most factors in one equation."""
+ARITHMETIC = 300
+"""The most terms under ``//``, ``%``, ``min`` and ``max`` over named sizes in one network: sympy is slow there."""
+TENSORS = 10_000
+"""The most cores and equations of one network."""
+LEGS = 64
+"""The most legs on one tensor, and indices in one read."""
+DIGITS = 18
+"""The longest integer literal [digits]."""
+LITERAL = 40
+"""The longest number literal [characters]."""
+PROBLEMS = 50
+"""Errors reported together before the rest of a file is left unread."""
+FAILURES = 200
+"""Statements that may fail, follow-ups of reported errors included, before the rest is left unread."""
+SYNTAX_PROBLEMS = 20
+"""Syntax errors reported together."""
+
+
+class Budget:
+    """Counts what an expansion has cost, and refuses to pass the bounds."""
+
+    def __init__(self) -> None:
+        self._statements = self._names = self._terms = 0
+
+    def statement(self, at: object) -> None:
+        """Count one statement or one turn of a loop.
+
+        Raises:
+            LimitError: beyond `STATEMENTS`.
+        """
+        self._statements += 1
+        if self._statements > STATEMENTS:
+            raise LimitError(f"the network expands to more than {STATEMENTS:,} statements", "shorten its loops", at=at)
+
+    def names(self, count: int, at: object) -> None:
+        """Count names that are about to be computed together.
+
+        Raises:
+            LimitError: beyond `RANGE` at once or `NAMES` in all.
+        """
+        if count > RANGE:
+            raise LimitError(f"the range has {count:,} members", f"a range has at most {RANGE:,}", at=at)
+        self._names += count
+        if self._names > NAMES:
+            raise LimitError(f"the network computes more than {NAMES:,} names", "split it", at=at)
+
+    def arithmetic(self, terms: int, at: object) -> None:
+        """Count the terms of one slow operation on named sizes.
+
+        Raises:
+            LimitError: beyond `ARITHMETIC`.
+        """
+        self._terms += terms
+        if self._terms > ARITHMETIC:
+            hint = "name a size once and use its name"
+            raise LimitError(f"//, %, min and max of sizes have more than {ARITHMETIC} terms", hint, at=at)

@@ -1,0 +1,200 @@
+"""From the text of a spec to its networks: bounds, syntax, then meaning statement by statement.
+
+All errors that are independent of each other are reported together: a statement that cannot be parsed is
+blanked out and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.lark import PostLex
+
+from tngraph.errors import LimitError, NetworkError, Problem, SpecError
+from tngraph.language.elaborate import Elaborator
+from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS
+from tngraph.language.network import Network
+from tngraph.language.scan import BracketError, Source, scan
+
+_WORDS = {
+    "NETWORK": "'network'",
+    "NAME": "a name",
+    "PART": "",
+    "INT": "an integer",
+    "FLOAT": "",
+    "_SEP": "the end of the statement",
+    "_OPEN": "",
+    "LBRACE": "'{'",
+    "RBRACE": "'}'",
+    "LSQB": "'['",
+    "RSQB": "']'",
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "EQUAL": "'='",
+    "COLON": "':'",
+    "COMMA": "','",
+    "__DOTS": "'..'",
+    "IN": "'in'",
+    "PLUS": "an operator",
+    "STAR": "an operator",
+    "MINUS": "",
+    "FLOOR": "an operator",
+    "PERCENT": "an operator",
+    "SIZE": "a statement",
+    "$END": "the end of the text",
+}
+_ALPHABET = "names are ASCII letters, digits and underscores; signs are + - * // % ** = : , ; .. ( ) [ ] { } #"
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class _Lines(PostLex):
+    """Drops the newlines inside round and square brackets."""
+
+    always_accept = ("_SEP",)
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        depth = 0
+        for token in stream:
+            depth += (token.type in ("LPAR", "LSQB")) - (token.type in ("RPAR", "RSQB"))
+            if token.type != "_SEP" or not depth:
+                yield token
+
+
+@lru_cache(maxsize=1)
+def _parser() -> Lark:
+    grammar = Path(__file__).with_name("grammar.lark").read_text("utf-8")
+    return Lark(grammar, parser="lalr", postlex=_Lines(), maybe_placeholders=True)
+
+
+def parse(text: str, name: str | None = None, sizes: Mapping[str, int] | None = None, file: str = "<text>") -> Network:
+    """The network that a spec describes.
+
+    Args:
+        text: the spec.
+        name: which of its networks; the last one when absent.
+        sizes: values in place of the defaults of compile-time sizes.
+        file: what errors call the text.
+
+    Raises:
+        SpecError: everything that is wrong with the text, in order.
+        LimitError: the text or what it expands to is beyond a limit.
+        NetworkError: no network of this name, or no such size to set.
+
+    Example:
+        >>> network = parse("network n { size N = 3; input x[i:N]; y[] = x * x; output y[] }")
+        >>> list(map(str, network.indices()))
+        ['i:N']
+    """
+    source = Source(file, text)
+    trees, problems, suspects = _syntax(source)
+    names = [str(tree.children[0]) for tree in trees]
+    wanted = _wanted(names, name) if names and not problems else None
+    networks: dict[str, Network] = {}
+    for number, tree in enumerate(trees):
+        overrides = dict(sizes or {}) if number == wanted else {}
+        elaborator = Elaborator(source, tree, suspects, overrides)
+        network = elaborator.run()
+        problems.extend(elaborator.problems)
+        if network is not None:
+            networks[network.name] = network
+    problems.extend(_repeated(source, trees))
+    if problems:
+        ordered = sorted(problems, key=lambda p: (p.place.line, p.place.column) if p.place else (0, 0))
+        raise SpecError(ordered[:PROBLEMS])
+    return networks[names[wanted]] if wanted is not None else next(iter(networks.values()))
+
+
+def load(path: str | Path, name: str | None = None, sizes: Mapping[str, int] | None = None) -> Network:
+    """The network of a spec file; as `parse`.
+
+    Raises:
+        SpecError: everything that is wrong with the file, in order.
+        LimitError: the file or what it expands to is beyond a limit.
+        NetworkError: no network of this name, or no such size to set.
+    """
+    with open(path, "rb") as stream:
+        data = stream.read(FILE_BYTES + 1)
+    if len(data) > FILE_BYTES:
+        raise LimitError(f"{path}: the file is longer than {FILE_BYTES:,} bytes\n  split it, or use loops")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NetworkError(f"{path}: byte {error.start} is not UTF-8", "a spec is a text file in UTF-8") from None
+    return parse(text, name, sizes, str(path))
+
+
+def _wanted(names: list[str], name: str | None) -> int:
+    if name is None:
+        return len(names) - 1
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names[:20])}"
+        raise NetworkError(f"there is no network {name!r} in the text", hint)
+    return names.index(name)
+
+
+def _repeated(source: Source, trees: Iterable[Tree[Token]]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for tree in trees:
+        token = tree.children[0]
+        if isinstance(token, Token) and str(token) in seen:
+            hint = "give one of them another name"
+            yield Problem(f"the network {str(token)!r} is defined twice", hint, source.place(token.start_pos or 0))
+        seen.add(str(token))
+
+
+def _syntax(source: Source) -> tuple[list[Tree[Token]], list[Problem], frozenset[str]]:
+    """The networks of a text, its syntax errors, and the names that the broken statements were about."""
+    problems: list[Problem] = []
+    suspects: set[str] = set()
+    text = source.text
+    # Each attempt reads the whole text again, so a long one gets fewer.
+    for _ in range(max(1, min(SYNTAX_PROBLEMS, 2 * TOKENS // (len(text) + 1)))):
+        try:
+            found = scan(Source(source.file, text))
+            tree = _parser().parse(text)
+            return [child for child in tree.children if isinstance(child, Tree)], problems, frozenset(suspects)
+        except BracketError as error:
+            problems.append(error.problem)
+            start, end = error.start, error.end
+        except UnexpectedInput as error:
+            offset = error.pos_in_stream if error.pos_in_stream is not None and error.pos_in_stream >= 0 else len(text)
+            problems.append(_describe(source, error, offset))
+            start, end = found.statement(offset)
+        broken = text[start:end]
+        if end < 0 or text[end : end + 1] == "{" or not broken.strip():
+            break
+        suspects.update(_IDENTIFIER.findall(broken))
+        text = text[:start] + re.sub(r"[^\n]", " ", broken) + text[end:]
+    raise SpecError(problems)
+
+
+def _describe(source: Source, error: UnexpectedInput, offset: int) -> Problem:
+    place = source.place(offset)
+    if isinstance(error, UnexpectedCharacters):
+        shown = repr(source.text[offset])
+        return Problem(f"the character {shown} means nothing here", _ALPHABET, place)
+    expected, token = _expected(error), getattr(error, "token", None)
+    kind = "" if token is None else token.type
+    if kind in ("_SEP", "$END"):
+        return Problem(f"the {'statement' if kind == '_SEP' else 'text'} ends too early", expected, place)
+    if kind in ("PLUS", "MINUS", "STAR") and "end of the statement" in expected:
+        expected = "a function stands outermost: give its result a name in an equation of its own"
+    return Problem(f"{str(token)[:40]!r} does not belong here", expected, place)
+
+
+def _expected(error: UnexpectedInput) -> str:
+    names = error.accepts or error.expected if isinstance(error, UnexpectedToken) else set()
+    words = [word for name, word in _WORDS.items() if name in names and word]
+    unique = list(dict.fromkeys(words))
+    return f"expected {_either(unique)}" if unique else ""
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
