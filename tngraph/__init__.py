@@ -1,0 +1,70 @@
+"""tngraph compiles tensor networks to PyTorch modules with exact, verified costs.
+
+A network is parsed (`parse`, `load`), built (`Builder`) or imported (`from_einsum`, `from_indices`, `from_networkx`);
+`evaluate` is what it means; `plan` finds in which order to contract it and prices that exactly; `emit` prints the
+plan as a standalone PyTorch file and `compile` loads it as a module. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tngraph.errors import (
+    LimitError,
+    NetworkError,
+    PlanError,
+    SizeError,
+    SpecError,
+    TngraphError,
+    VerificationError,
+)
+from tngraph.language.builder import Builder
+from tngraph.language.format import format_network as format
+from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
+from tngraph.language.network import Network
+from tngraph.language.reference import evaluate, gradients
+from tngraph.language.text import load, parse
+from tngraph.lowering.printing import emit
+from tngraph.planning.pipeline import Plan, plan
+from tngraph.planning.search import Search
+
+if TYPE_CHECKING:
+    from tngraph.modules.layer import Layer, compile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Builder",
+    "Layer",
+    "LimitError",
+    "Network",
+    "NetworkError",
+    "Plan",
+    "PlanError",
+    "Search",
+    "SizeError",
+    "SpecError",
+    "TngraphError",
+    "VerificationError",
+    "compile",
+    "emit",
+    "evaluate",
+    "format",
+    "from_einsum",
+    "from_indices",
+    "from_networkx",
+    "gradients",
+    "load",
+    "parse",
+    "plan",
+    "to_networkx",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch's room at the first use of a name that needs it."""
+    if name in ("Layer", "compile"):
+        from tngraph.modules import layer
+
+        return getattr(layer, name)
+    raise AttributeError(f"module 'tngraph' has no attribute {name!r}")

@@ -7,14 +7,16 @@ bounded by `LARGEST` before it is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from functools import lru_cache, reduce
-from math import floor
+from functools import lru_cache
+from math import ceil, floor, prod
 
 import sympy
 
 from tngraph.errors import SizeError
+
+Number = int | Fraction
 
 LARGEST = 2**62
 """No size or count of positions may pass this; counts of operations may (they are plain integers)."""
@@ -55,7 +57,7 @@ def evaluate_size(expr: sympy.Expr, values: Mapping[str, int], largest: int | No
     return value
 
 
-def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) -> int | Fraction:
+def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) -> Number:
     if expr.is_Symbol:
         if expr.name not in values:
             raise SizeError(f"the size {expr.name!r} has no value here")
@@ -69,21 +71,22 @@ def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) ->
         raise SizeError(f"{expr} is not integer arithmetic")
     arguments = [_number(argument, values, largest) for argument in expr.args]
     value = rule(arguments)
-    if largest is not None and abs(value) > largest:
+    if largest is not None and not -largest <= value <= largest:
         raise SizeError(f"{expr} is larger than 2**62")
     return value
 
 
-def _power(arguments: list[int | Fraction]) -> int | Fraction:
-    base, exponent = arguments
+def _power(arguments: list[Number]) -> Number:
+    base, exponent = arguments[0], arguments[1]
     if exponent != floor(exponent) or (exponent < 0 and base == 0):
         raise SizeError(f"{base} ** {exponent} is not an integer")
-    if abs(base) > 1 and abs(exponent) * abs(base).__ceil__().bit_length() > 4096:
+    bits = max(ceil(base), -floor(base)).bit_length()
+    if bits > 1 and max(exponent, -exponent) * bits > 4096:
         raise SizeError(f"{base} ** {exponent} is larger than 2**62")
     return Fraction(base) ** int(exponent) if exponent < 0 else base ** int(exponent)
 
 
-def _remainder(arguments: list[int | Fraction]) -> int | Fraction:
+def _remainder(arguments: list[Number]) -> Number:
     if arguments[1] == 0:
         raise SizeError("a remainder by zero")
     return arguments[0] % arguments[1]
@@ -133,13 +136,13 @@ def _bound(expr: sympy.Expr, level: int, names: Mapping[str, str]) -> str:
     return text if own >= level else f"({text})"
 
 
-_RULES = {
-    sympy.Add: sum,
-    sympy.Mul: lambda arguments: reduce(lambda a, b: a * b, arguments, 1),
+_RULES: Mapping[object, Callable[[list[Number]], Number]] = {
+    sympy.Add: lambda arguments: sum(arguments, 0),
+    sympy.Mul: prod,
     sympy.Pow: _power,
     sympy.floor: lambda arguments: floor(arguments[0]),
-    sympy.ceiling: lambda arguments: arguments[0].__ceil__(),
+    sympy.ceiling: lambda arguments: ceil(arguments[0]),
     sympy.Mod: _remainder,
-    sympy.Min: min,
-    sympy.Max: max,
+    sympy.Min: lambda arguments: min(arguments),
+    sympy.Max: lambda arguments: max(arguments),
 }

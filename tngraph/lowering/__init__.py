@@ -1,0 +1,1 @@
+"""From a plan to PyTorch source: strings only, no torch."""

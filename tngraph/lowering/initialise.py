@@ -40,9 +40,7 @@ def default_spreads(network: Network) -> dict[str, Spread]:
     return spreads | {c.name: Spread(sympy.Integer(3), 1) for c in unused if c.name not in spreads}
 
 
-def _equation_spreads(
-    equation: Equation, network: Network, cores: Mapping[str, Core]
-) -> Iterable[tuple[str, Spread]]:
+def _equation_spreads(equation: Equation, network: Network, cores: Mapping[str, Core]) -> Iterable[tuple[str, Spread]]:
     """Each term's params; a term without data (a bias) takes the fan-in of its neighbours."""
     sources = network.sources()
     regions = [clean_term(term, equation.legs, sources)[0] for term in equation.terms]
@@ -53,7 +51,9 @@ def _equation_spreads(
         params = [a for a in region.accesses if _is_param(a, cores)]
         has_data = len(params) < len(region.accesses)
         fan_in = _fan_in(region.accesses, region.legs, cores) if has_data else shared
-        bonds = _sizes(set(_indices(params)) - set(_indices(a for a in region.accesses if a not in params)), region.legs)
+        bonds = _sizes(
+            set(_indices(params)) - set(_indices(a for a in region.accesses if a not in params)), region.legs
+        )
         moments = [_moment(cores[access.source]) for access in params]
         known = product(moment for moment in moments if moment is not None)
         for access in params:

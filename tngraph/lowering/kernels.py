@@ -23,8 +23,21 @@ MOST_SPATIAL = 3
 """PyTorch convolves over at most three dimensions at once."""
 
 FUNCTIONS: Mapping[str, str] = {
-    **{name: f"torch.{name}" for name in "relu tanh sigmoid exp log sqrt abs square sin cos".split()},
-    **{name: f"F.{name}" for name in "gelu silu softplus leaky_relu elu".split()},
+    "relu": "torch.relu",
+    "tanh": "torch.tanh",
+    "sigmoid": "torch.sigmoid",
+    "exp": "torch.exp",
+    "log": "torch.log",
+    "sqrt": "torch.sqrt",
+    "abs": "torch.abs",
+    "square": "torch.square",
+    "sin": "torch.sin",
+    "cos": "torch.cos",
+    "gelu": "F.gelu",
+    "silu": "F.silu",
+    "softplus": "F.softplus",
+    "leaky_relu": "F.leaky_relu",
+    "elu": "F.elu",
 }
 
 
@@ -110,7 +123,7 @@ def _sum(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], conte
     return Tensor(f"{code}.sum(({dims},))" if len(gone) == 1 else f"{code}.sum(({dims}))", kept)
 
 
-def _runs(legs: Sequence[Leg], key: Callable[[Leg], bool]) -> Axes:
+def _runs(legs: Sequence[Leg], key: Callable[[Leg], object]) -> Axes:
     """Legs fused where neighbours agree on a key."""
     runs: list[tuple[Leg, ...]] = []
     for leg in legs:
@@ -122,7 +135,9 @@ def _runs(legs: Sequence[Leg], key: Callable[[Leg], bool]) -> Axes:
 
 
 def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    tensor = unfold(operands[0], [leg for leg in operands[0].legs if leg not in op.legs and isinstance(leg, Read)], context)
+    tensor = unfold(
+        operands[0], [leg for leg in operands[0].legs if leg not in op.legs and isinstance(leg, Read)], context
+    )
     return _diagonals(tensor)
 
 
@@ -301,13 +316,15 @@ def _convolve(
         code = _extend(code, 2 + len(resolved), windows, context)
     weight = arrange(kernel, (columns, channels, *separate(taps)), context.show)
     weight += _flip([2 + k for k, each in enumerate(resolved) if each.is_flipped])
-    options = {
-        "stride": [each.stride for each in resolved],
-        "padding": [0 if None in pads else pad for pad in pads],
-        "dilation": [each.dilation for each in resolved],
-    }
-    defaults = {"stride": 1, "padding": 0, "dilation": 1}
-    given = "".join(f", {k}={tuple(v)}" for k, v in options.items() if any(x != defaults[k] for x in v))
+    given = "".join(
+        f", {name}={tuple(numbers)}"
+        for name, numbers, default in (
+            ("stride", [each.stride for each in resolved], 1),
+            ("padding", [0 if pad is None or None in pads else pad for pad in pads], 0),
+            ("dilation", [each.dilation for each in resolved], 1),
+        )
+        if any(number != default for number in numbers)
+    )
     code = f"F.conv{len(resolved)}d({code}, {weight}{given})"
     code += _flip([2 + k for k, each in enumerate(resolved) if each.is_reversed])
     return Tensor(code, (rows, columns, *(() if each.rest is None else (each.rest,) for each in resolved)))
@@ -348,9 +365,8 @@ def _embed(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], con
 
 def _add(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
     first, second = operands
-    holder = next((t for t in operands if set(t.legs) == set(op.legs)), None)
-    order = holder.legs if holder is not None else op.legs
-    axes = _runs(order, lambda leg: (leg in first.legs, leg in second.legs))  # type: ignore[arg-type, return-value]
+    order = next((t.legs for t in operands if set(t.legs) == set(op.legs)), op.legs)
+    axes = _runs(order, lambda leg: (leg in first.legs, leg in second.legs))
     a, b = _broadcast(first, axes, context), _broadcast(second, axes, context)
     return Tensor(f"{a} {'-' if op.number < 0 else '+'} {b}", axes)
 

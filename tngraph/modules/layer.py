@@ -18,11 +18,11 @@ from torch import nn
 from tngraph.errors import SizeError
 from tngraph.language.binding import bind_sizes
 from tngraph.language.network import Network
-from tngraph.lowering.emit import print_source
+from tngraph.lowering.printing import print_source
 from tngraph.modules.verification import Verification, verify_layer
 from tngraph.planning.cost import evaluate_count
-from tngraph.planning.plan import Plan
-from tngraph.planning.plan import plan as plan_network
+from tngraph.planning.pipeline import Plan
+from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.search import Search
 
 
@@ -49,7 +49,9 @@ class Layer(nn.Module):
         """
         network = self.plan.network
         if len(input_shapes) != len(network.inputs):
-            raise SizeError(f"{network.name} has {len(network.inputs)} inputs, and {len(input_shapes)} shapes were given")
+            raise SizeError(
+                f"{network.name} has {len(network.inputs)} inputs, and {len(input_shapes)} shapes were given"
+            )
         shapes = {port.name: tuple(shape) for port, shape in zip(network.inputs, input_shapes, strict=True)}
         numbers = bind_sizes(network, shapes, self.sizes())
         return evaluate_count(self.plan.training_flops if backward else self.plan.flops, numbers)
@@ -57,7 +59,9 @@ class Layer(nn.Module):
     def sizes(self) -> dict[str, int]:
         """The compile-time sizes this layer was built with."""
         runtime = set(self.plan.network.runtime_sizes())
-        derived = {s.name for s in self.plan.network.sizes if s.value is not None and _depends(self.plan, s.name, runtime)}
+        derived = {
+            s.name for s in self.plan.network.sizes if s.value is not None and _depends(self.plan, s.name, runtime)
+        }
         return {name: value for name, value in self.plan.sizes.items() if name not in runtime | derived}
 
     def verify(self, *inputs: torch.Tensor, seed: int = 0) -> Verification:

@@ -21,9 +21,9 @@ from tngraph.language.binding import bind_sizes
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.lowering.emit import print_source
+from tngraph.lowering.printing import print_source
 from tngraph.planning.cost import evaluate_count
-from tngraph.planning.plan import Plan
+from tngraph.planning.pipeline import Plan
 
 TOLERANCE = 1e-9
 """The largest error of a value or gradient in float64, relative to the largest entry compared."""
@@ -59,7 +59,10 @@ class Verification:
         rows = [(c.what, c.expected, c.found, "ok" if c.is_equal else "DIFFERS") for c in self.checks]
         rows.insert(0, ("compared", "expected", "found", ""))
         widths = [max(len(row[k]) for row in rows) for k in range(3)]
-        lines = ["  ".join((row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3])) for row in rows]
+        lines = [
+            "  ".join((row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]))
+            for row in rows
+        ]
         return "\n".join([f"{self.name}" + (f" at {at}" if at else ""), *(line.rstrip() for line in lines)])
 
 
@@ -130,7 +133,8 @@ def _check_meaning(
     leaves = [x.clone().requires_grad_() for x in inputs]
     outputs = _tuple(layer(*leaves))
     checks = [
-        _compare(f"value of {port.name}", e, o) for port, e, o in zip(plan.network.outputs, expected, outputs, strict=True)
+        _compare(f"value of {port.name}", e, o)
+        for port, e, o in zip(plan.network.outputs, expected, outputs, strict=True)
     ]
     if any(output.is_complex() for output in outputs) or not any(output.requires_grad for output in outputs):
         return checks
@@ -142,7 +146,9 @@ def _check_meaning(
     cotangents = [d.numpy() for d in directions]
     wanted = gradients(plan.network, arrays, cotangents if len(cotangents) > 1 else cotangents[0], sizes)
     for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
-        checks.append(_compare(f"gradient of {name}", wanted[name], torch.zeros_like(tensor) if gradient is None else gradient))
+        checks.append(
+            _compare(f"gradient of {name}", wanted[name], torch.zeros_like(tensor) if gradient is None else gradient)
+        )
     return checks
 
 

@@ -1,0 +1,1 @@
+"""In which order to contract a network, and exactly what that costs."""

@@ -122,8 +122,9 @@ class _Program:
         """The positions of a read for each set of leaves, by what remains of it there."""
         names = {self._mask((i,)): i for i in self.topology.coefficients[read]}
         rests, inverse = np.unique(self.rest[read], return_inverse=True)
-        spans = [self.topology.span(read, [i for m, i in names.items() if rest & m]) if rest else 1 for rest in rests.tolist()]
-        return np.array([min(span, self.cap + 1) for span in spans], dtype=np.int64)[inverse]
+        kept = [[i for mask, i in names.items() if rest & mask] for rest in rests.tolist()]
+        spans = [min(self.topology.span(read, rest), self.cap + 1) if rest else 1 for rest in kept]
+        return np.array(spans, dtype=np.int64)[inverse]
 
     def _chunk(self, start: int) -> tuple[int, Masks, npt.NDArray[np.float64]]:
         sizes = self.sizes[start : start + _CHUNK]
@@ -174,7 +175,8 @@ class _Program:
         rest = np.where(self.is_foldable[read][side], self.rest[read][side], 0)
         met = rest & self.plain[choice][other]
         dead = rest & ~self.alive[subsets]
-        blocked: npt.NDArray[np.bool_] = (met != dead) | (np.bitwise_count(met) > 1) | ((rest & self.busy[choice][other]) != 0)
+        entangled = (rest & self.busy[choice][other]) != 0
+        blocked: npt.NDArray[np.bool_] = (met != dead) | (np.bitwise_count(met) > 1) | entangled
         return blocked
 
     def _close(self, subsets: Masks) -> None:

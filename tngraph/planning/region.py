@@ -63,7 +63,7 @@ class Value(NamedTuple):
 
 def is_unit(index: Index) -> bool:
     """Whether an index has the literal size 1: it carries nothing and stands on no step."""
-    return index.size == 1
+    return bool(index.size == 1)
 
 
 def bare_legs(access: Access) -> tuple[Leg, ...]:

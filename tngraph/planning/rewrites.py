@@ -69,7 +69,7 @@ def _fits(equation: Equation, reader: Equation, term: Term, access: Access) -> b
             if own not in present and leg not in elsewhere:
                 return False
     copies = sum(1 for a in term.accesses if a.source == equation.name)
-    return len(reader.terms) - 1 + len(equation.terms) ** copies <= MOST_TERMS
+    return bool(len(reader.terms) - 1 + len(equation.terms) ** copies <= MOST_TERMS)
 
 
 def inline(network: Network, equation: Equation) -> Network:
@@ -145,9 +145,8 @@ def clean_term(
         The region, and each left-hand index the term has (units aside) with the region's index that stands for
         it: one may stand for several, the term being zero off their diagonal.
     """
-    deltas, others = [], []
-    for access in term.accesses:
-        (deltas if _is_delta(access, sources) else others).append(access)
+    deltas = [access for access in term.accesses if _is_delta(access, sources)]
+    others = [access for access in term.accesses if access not in deltas]
     find = _merge_deltas(deltas, legs)
     renaming = {i: find(i) for a in term.accesses for i in a.indices}
     accesses = [_plain_reads(rename(access, renaming)) for access in others]
@@ -167,7 +166,7 @@ def _is_delta(access: Access, sources: Mapping[str, Core | Equation]) -> bool:
         return False
     is_square = len(source.legs) > 0 and all(is_same(leg.size, source.legs[0].size) for leg in source.legs)
     plain = not any(isinstance(leg, Read) for leg in access.legs)
-    return plain and is_square and source.init.kind in ("delta", "eye")
+    return bool(plain and is_square and source.init.kind in ("delta", "eye"))
 
 
 def _merge_deltas(deltas: Iterable[Access], legs: tuple[Index, ...]) -> Callable[[Index], Index]:

@@ -12,7 +12,7 @@ from tngraph.planning.cost import evaluate_count, volume
 from tngraph.planning.schedule import Operation, legs_size
 
 if TYPE_CHECKING:
-    from tngraph.planning.plan import Plan
+    from tngraph.planning.pipeline import Plan
 
 
 def format_leg(leg: Leg) -> str:
@@ -26,9 +26,9 @@ def format_leg(leg: Leg) -> str:
     return f"({text}) % {leg.leg.size}" if leg.wrap else text
 
 
-def format_value(op: Operation) -> str:
+def format_value(name: str, legs: Sequence[Leg]) -> str:
     """A value with its legs, as ``t1[batch, o1, b1]``."""
-    return f"{op.name}[{', '.join(map(format_leg, op.legs))}]"
+    return f"{name}[{', '.join(map(format_leg, legs))}]"
 
 
 def format_step(operations: Sequence[Operation], number: int) -> str:
@@ -51,7 +51,7 @@ def format_count(expr: sympy.Expr, numbers: Mapping[str, int], unit: str) -> str
 
 
 def format_formula(expr: sympy.Expr, width: int = 120) -> str:
-    """A formula in one line, shortened in the middle of nothing: a sum too long shows its size instead."""
+    """A formula in one line; one too long for that says how long it is instead."""
     text = str(expr)
     return text if len(text) <= width else f"a sum of {len(expr.args)} terms"
 
@@ -91,11 +91,16 @@ def _rows(plan: Plan, numbers: Mapping[str, int]) -> list[str]:
             unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
             work = f"{evaluate_count(volume(operations, number), numbers):,} {unit}"
             size = f"{evaluate_count(legs_size(op.legs), numbers):,}"
-            legs = format_value(op)
+            legs = format_value(op.name, op.legs)
             rows.append((str(len(rows)), op.kind, format_step(operations, number), legs, work, size))
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
-    return ["  ".join(_pad(cell, width, k) for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [_line(row, widths) for row in rows]
 
 
-def _pad(cell: str, width: int, column: int) -> str:
-    return cell.rjust(width) if column >= 4 else cell.ljust(width)
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Cells side by side: words to the left, the last two columns, which are numbers, to the right."""
+    cells = [
+        cell.rjust(width) if k >= len(row) - 2 else cell.ljust(width)
+        for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()

@@ -78,8 +78,9 @@ def build_tree(topology: Topology, order: Order, is_proven: bool) -> Contraction
     where = [_prepare_leaf(topology, k, steps) for k in range(leaves)]
     for (left, right), value, node in zip(order, chosen[leaves:], nodes[leaves:], strict=True):
         a, b = node[value].operands or (value, value)
-        operands = (_open(topology, where[left], chosen[left], a, steps), _open(topology, where[right], chosen[right], b, steps))
-        steps.append(Step(operands, topology.legs(value), _kind(a, b, value)))
+        first = _open(topology, where[left], chosen[left], a, steps)
+        second = _open(topology, where[right], chosen[right], b, steps)
+        steps.append(Step((first, second), topology.legs(value), _kind(a, b, value)))
         where.append(leaves + len(steps) - 1)
     _open(topology, where[-1], chosen[-1], _flat(topology, chosen[-1]), steps)
     return ContractionTree(topology.region, tuple(steps), is_proven)

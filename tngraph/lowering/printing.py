@@ -17,10 +17,10 @@ from tngraph.language.network import Core, Index, Leg, Port, Size
 from tngraph.language.sizes import format_size, product
 from tngraph.lowering.initialise import default_spreads, matrix_sizes
 from tngraph.lowering.kernels import Context, lower
-from tngraph.lowering.layout import Axes, Tensor, arrange
+from tngraph.lowering.layout import Axes, Show, Tensor, arrange
 from tngraph.lowering.names import KEYWORDS, LOCALS, MODULE_ATTRIBUTES, escape
 from tngraph.planning.cost import aliases, last_uses, volume
-from tngraph.planning.plan import Plan
+from tngraph.planning.pipeline import Plan
 from tngraph.planning.region import is_unit
 from tngraph.planning.schedule import Operation
 from tngraph.planning.table import format_formula, format_step, format_value
@@ -28,12 +28,11 @@ from tngraph.planning.table import format_formula, format_step, format_value
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A printed module: its text, the name of its class, and how the network's names read there."""
+    """A printed module: its text, the name of its class, and the attribute each stored tensor has there."""
 
     text: str
     class_name: str
     attributes: Mapping[str, str]
-    arguments: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -48,6 +47,7 @@ class _Names:
     arguments: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         network = self.plan.network
@@ -101,11 +101,11 @@ def emit(plan: Plan) -> str:
 def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
     names = _Names(plan)
-    parts = [_header(plan), _class(plan, names)]
-    return Source("\n\n".join(parts), names.class_name, names.attributes, names.arguments)
+    body = _class(plan, names)
+    return Source(f"{_header(plan, body)}\n\n{body}", names.class_name, names.attributes)
 
 
-def _header(plan: Plan) -> str:
+def _header(plan: Plan, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
     for label, expr, unit in (
         ("params", plan.params, "elements"),
@@ -113,12 +113,19 @@ def _header(plan: Plan) -> str:
         ("elementwise", plan.elementwise, "operations"),
     ):
         lines.append(f"{label}: {format_formula(expr)} [{unit}]")
-    imports = ["import math", "", "import torch", "import torch.nn.functional as F", "from torch import nn"]
-    return "\n".join([*lines, '"""', "", *imports]) + "\n"
+    lines.append('"""\n')
+    if "math." in body:
+        lines.append("import math\n")
+    lines.append("import torch")
+    if "F." in body:
+        lines.append("import torch.nn.functional as F")
+    return "\n".join([*lines, "from torch import nn"]) + "\n"
 
 
 def _class(plan: Plan, names: _Names) -> str:
-    doc = f'"""{plan.network.name}: {", ".join(map(_signature, plan.network.inputs)) or "no input"} -> {", ".join(map(_signature, plan.network.outputs))}."""'
+    inputs = ", ".join(map(_signature, plan.network.inputs)) or "no input"
+    outputs = ", ".join(map(_signature, plan.network.outputs))
+    doc = f'"""{plan.network.name}: {inputs} -> {outputs}."""'
     methods = [_constructor(plan, names), _reset(plan, names), _forward(plan, names), _extra_repr(plan, names)]
     body = "\n\n".join([doc, *methods])
     return f"class {names.class_name}(nn.Module):\n{indent(body, '    ')}\n"
@@ -180,9 +187,9 @@ def _is_runtime(core: Core, names: _Names) -> bool:
     return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
 
 
-def _constant(core: Core, show: object, device: str, dtype: str) -> str:
+def _constant(core: Core, show: Show, device: str, dtype: str) -> str:
     """The code of a constant tensor."""
-    assert callable(show) and core.init is not None
+    assert core.init is not None
     sizes = [show(leg.size) for leg in core.legs]
     options = f"{device}, dtype={dtype}"
     if core.init.kind == "ones":
@@ -202,12 +209,17 @@ def _tuple(items: Sequence[str]) -> str:
 
 
 def _reset(plan: Plan, names: _Names) -> str:
-    doc = '"""Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear\'s."""'
+    doc = (
+        '"""Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear\'s."""'
+    )
     lines = [doc]
     params = [core for core in plan.network.cores if core.role == "param"]
     lines.extend(_size_lines(plan, names, [leg.size for core in params for leg in core.legs]))
     spreads = default_spreads(plan.network)
-    runtime = {symbol: plan.sizes[symbol.name] for symbol in (s.symbol for s in plan.network.sizes if s not in names.settable())}
+    runtime = {
+        symbol: plan.sizes[symbol.name]
+        for symbol in (s.symbol for s in plan.network.sizes if s not in names.settable())
+    }
     for core in params:
         target = f"self.{names.attributes[core.name]}"
         if core.init is not None:
@@ -316,28 +328,24 @@ def _bind_size(
         if unknown == {size.symbol} and sympy.degree(extent, size.symbol) == 1:
             slope, rest = extent.coeff(size.symbol, 1), extent.coeff(size.symbol, 0)
             code = f"{names.arguments[port.name]}.shape[{k}]"
+            names.readers[str(extent)] = (port.name, k)
             code = code if rest == 0 else f"({code} - ({names.show(rest)}))"
             return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show(slope)})")
     return None
 
 
 def _check_axis(port: Port, k: int, axis: tuple[Index, ...], names: _Names) -> Iterator[str]:
+    """The lines that refuse an axis of another size; none for the axis a run-time size was just read off."""
     extent = product(index.size for index in axis)
-    argument = names.arguments[port.name]
-    if extent.is_Symbol and extent.name not in {size.name for size in names.settable()} and k == _first_axis(port, extent):
-        if all(other.name == port.name or _first_axis(other, extent) is None for other in names.plan.network.inputs):
-            return
-    shown = names.show(extent)
+    argument, shown = names.arguments[port.name], names.show(extent)
+    if names.readers.get(str(extent)) == (port.name, k):
+        return
     fused = f" = {' * '.join(str(index.size) for index in axis)}" if len(axis) > 1 else ""
     yield f"if {argument}.shape[{k}] != {shown}:"
     yield (
         f'    raise ValueError(f"axis {k} of {port.name} has size {{{argument}.shape[{k}]}}, '
         f'and its indices {", ".join(i.name for i in axis)} have {{{shown}}}{fused}")'
     )
-
-
-def _first_axis(port: Port, extent: sympy.Expr) -> int | None:
-    return next((k for k, axis in enumerate(port.axes) if product(i.size for i in axis) == extent), None)
 
 
 def _compute(plan: Plan, names: _Names) -> Iterator[str]:
@@ -354,13 +362,16 @@ def _compute(plan: Plan, names: _Names) -> Iterator[str]:
             continue
         result = lower(op, [tensors[k] for k in op.operands], _wanted(plan, number), context)
         name = names.values[op.name]
-        yield f"# {_comment(operations, number)}"
+        yield f"# {_comment(operations, number, result)}"
         yield f"{name} = {result.code}"
         tensors.append(Tensor(name, result.axes))
         dropped = [names.values[operations[k].name] for k in drops.get(number, ()) if k == alias[k]]
         if dropped:
             yield f"del {', '.join(dropped)}"
-    results = [arrange(tensors[k], _port_axes(port), names.show) for k, port in zip(plan.outputs, plan.network.outputs, strict=True)]
+    results = [
+        arrange(tensors[k], _port_axes(port), names.show)
+        for k, port in zip(plan.outputs, plan.network.outputs, strict=True)
+    ]
     yield f"return {', '.join(results)}"
 
 
@@ -372,12 +383,13 @@ def _anchor(plan: Plan, names: _Names) -> str:
     return f"self.{names.attributes[stored[0].name]}" if stored else "torch.empty(())"
 
 
-def _comment(operations: Sequence[Operation], number: int) -> str:
+def _comment(operations: Sequence[Operation], number: int, result: Tensor) -> str:
+    """The value with its legs in memory order, what it is, and what it costs."""
     op = operations[number]
     unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
     cost = volume(operations, number)
     price = f": {format_formula(cost)} {unit}" if cost != 0 else ""
-    return f"{format_value(op)} = {format_step(operations, number)}{price}"
+    return f"{format_value(op.name, result.legs)} = {format_step(operations, number)}{price}"
 
 
 def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: _Names, anchor: str) -> Tensor:
@@ -419,5 +431,3 @@ def _wanted(plan: Plan, number: int) -> tuple[Index, ...]:
 
 def _port_axes(port: Port) -> Axes:
     return tuple(tuple(index for index in axis if not is_unit(index)) for axis in port.axes)
-
-

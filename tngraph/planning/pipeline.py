@@ -17,7 +17,16 @@ from tngraph.errors import SizeError
 from tngraph.language.binding import compile_time_sizes, index_sizes
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import LARGEST, evaluate_size, product
-from tngraph.planning import cost
+from tngraph.planning.cost import (
+    Counts,
+    elementwise,
+    evaluate_count,
+    live_sizes,
+    macs,
+    maximum,
+    param_count,
+    training_macs,
+)
 from tngraph.planning.region import ContractionTree, Region
 from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains
 from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
@@ -75,12 +84,12 @@ class Plan:
     @cached_property
     def params(self) -> sympy.Expr:
         """Learnable entries [elements]."""
-        return cost.param_count(self.network)
+        return param_count(self.network)
 
     @cached_property
     def macs(self) -> sympy.Expr:
         """Multiply-adds of one call [MAC]."""
-        return cost.macs(self.operations)
+        return macs(self.operations)
 
     @property
     def flops(self) -> sympy.Expr:
@@ -90,7 +99,7 @@ class Plan:
     @cached_property
     def elementwise(self) -> sympy.Expr:
         """Operations of one call that are no contraction [operations]."""
-        return cost.elementwise(self.operations)
+        return elementwise(self.operations)
 
     @property
     def cost(self) -> sympy.Expr:
@@ -100,18 +109,18 @@ class Plan:
     @cached_property
     def largest(self) -> sympy.Expr:
         """The largest value a step writes [elements]."""
-        return cost.maximum(legs_size(op.legs) for op in self.operations if op.kind != "load")
+        return maximum(legs_size(op.legs) for op in self.operations if op.kind != "load")
 
     @cached_property
     def peak(self) -> sympy.Expr:
         """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
-        return cost.maximum(cost.live_sizes(self.operations, self.outputs))
+        return maximum(live_sizes(self.operations, self.outputs))
 
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass with gradients for params and inputs [FLOPs]."""
         trained = (core.name for core in self.network.cores if core.role in ("param", "input"))
-        return 2 * cost.training_macs(self.operations, trained)
+        return 2 * training_macs(self.operations, trained)
 
     @cached_property
     def dense(self) -> Dense | None:
@@ -135,7 +144,7 @@ class Plan:
         }
         return _number_sizes(self.network, {**kept, **sizes})
 
-    def at(self, **sizes: int) -> cost.Counts:
+    def at(self, **sizes: int) -> Counts:
         """The counts at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
 
         Raises:
@@ -143,7 +152,7 @@ class Plan:
         """
         numbers = self.values(**sizes)
         names = ("params", "macs", "flops", "elementwise", "largest", "peak", "cost")
-        return cost.Counts(**{name: cost.evaluate_count(getattr(self, name), numbers) for name in names})
+        return Counts(**{name: evaluate_count(getattr(self, name), numbers) for name in names})
 
     def table(self, **sizes: int) -> str:
         """The plan as text: totals on top, one row per step, with numbers at these sizes.
