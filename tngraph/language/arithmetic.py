@@ -60,6 +60,8 @@ class Amount:
 
     def __floordiv__(self, other: Amount) -> Amount:
         _check_divisor(other, "division")
+        if other.expr.could_extract_minus_sign():  # one form for a//-b and -a//b, which are equal
+            return -self // -other
         return _combine(operator.floordiv, self, other, self.terms + other.terms, self.norm + other.norm)
 
     def __mod__(self, other: Amount) -> Amount:

@@ -195,7 +195,12 @@ def _sum(expr: sympy.Expr) -> tuple[str, int]:
 def _product(expr: sympy.Expr) -> tuple[str, int]:
     negative, size = _magnitude(expr)
     factors = size.as_ordered_factors()
-    return ("-" if negative else "") + "*".join(_operand(factor, _POWER) for factor in factors), _PRODUCT
+    number = [str(factors.pop(0))] if factors[0].is_Integer else []
+    texts = [_operand(factor, _POWER) for factor in factors]
+    sign = "-" if negative else ""
+    if factors[0].is_Add and (number or negative):  # read first, a number would be multiplied into the sum
+        return "*".join([*texts, sign + "".join(number or ["1"])]), _PRODUCT
+    return sign + "*".join([*number, *texts]), _PRODUCT
 
 
 def _power(expr: sympy.Expr) -> tuple[str, int]:
@@ -204,7 +209,8 @@ def _power(expr: sympy.Expr) -> tuple[str, int]:
 
 
 def _floor(expr: sympy.Expr) -> tuple[str, int]:
-    numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
+    quotient = expr.args[0]
+    numerator, denominator = sympy.fraction(sympy.together(quotient) if quotient.is_Add else quotient)
     return f"{_operand(numerator, _POWER)}//{_operand(denominator, _POWER)}", _PRODUCT
 
 

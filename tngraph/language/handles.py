@@ -112,9 +112,24 @@ def integer(value: object) -> sympy.Expr:
     expr = value if isinstance(value, sympy.Expr) else None
     if expr is None and hasattr(value, "__index__") and not isinstance(value, bool):
         expr = sympy.Integer(value.__index__())
-    if expr is None or expr.is_integer is not True:
+    if expr is None or not _is_integral(expr):
         raise NetworkError(f"{value!r} is not an integer", "sizes and positions are integers and sizes")
     return expr
+
+
+def _is_integral(expr: sympy.Expr) -> bool:
+    """Whether an expression is integer arithmetic as it is written.
+
+    Sympy's own ``is_integer`` is undecided where a divisor might be zero, as in ``7 // (h - 1)``.
+    """
+    if expr.is_Symbol or expr.is_Integer or expr.func == sympy.floor:
+        return bool(expr.is_integer) or expr.func == sympy.floor
+    if expr.func == sympy.Pow and expr.exp.is_negative:
+        return False
+    return expr.func in _INTEGRAL and all(map(_is_integral, expr.args))
+
+
+_INTEGRAL = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Mod, sympy.Min, sympy.Max)
 
 
 @dataclass(frozen=True, slots=True)

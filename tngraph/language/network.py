@@ -234,6 +234,7 @@ class Network:
         check_name(self.name, "a network")
         _check_definitions(self)
         _check_indices(self)
+        _check_stored(self)
         _check_ports(self)
 
     def sources(self) -> dict[str, Core | Equation]:
@@ -248,6 +249,14 @@ class Network:
     def runtime_sizes(self) -> tuple[str, ...]:
         """The names of the sizes read from inputs at each call."""
         return tuple(size.name for size in self.sizes if size.value is None)
+
+    def settable_sizes(self) -> tuple[Size, ...]:
+        """The sizes known before any input is: those with a value that derives from no run-time size."""
+        known: dict[str, Size] = {}
+        for size in self.sizes:
+            if size.value is not None and all(symbol.name in known for symbol in size.value.free_symbols):
+                known[size.name] = size
+        return tuple(known.values())
 
 
 def _mentions(network: Network) -> Iterator[Index]:
@@ -333,6 +342,19 @@ def _check_indices(network: Network) -> None:
             )
         for unknown in index.size.free_symbols - known:
             raise NetworkError(f"the index {index.name!r} has the unknown size {unknown.name!r}", at=index.name)
+
+
+def _check_stored(network: Network) -> None:
+    """Whether every tensor a module stores has a shape before any input is seen."""
+    known = {size.symbol for size in network.settable_sizes()}
+    for core in network.cores:
+        for leg in core.legs:
+            if core.role in ("param", "buffer") and leg.size.free_symbols - known:
+                raise NetworkError(
+                    f"the leg {leg.name!r} of the {core.role} {core.name!r} has the run-time size {leg.size}",
+                    f"a {core.role} has one shape whatever the input: give the size a value",
+                    at=leg.name,
+                )
 
 
 def _check_ports(network: Network) -> None:
