@@ -449,8 +449,9 @@ class _Maker:
 
     def fresh(self) -> Access:
         """A new input, param or buffer, mostly under distinct indices, at times with one standing twice."""
-        role = self.one_of("param", "param", "param", "input", "buffer")
         legs = self.some(self.pool, 3)
+        is_runtime = any(str(symbol) in RUNTIME for leg in legs for symbol in leg.size.free_symbols)
+        role = "input" if is_runtime else self.one_of("param", "param", "param", "input", "buffer")
         if legs and self.draw(st.integers(0, 4)) == 0:
             legs.append(legs[0])
         core = self.core(role, [leg.size for leg in legs], self.init(role, len(legs)))

@@ -41,9 +41,9 @@ def test_an_einsum_means_what_numpy_says(equation):
     np.testing.assert_allclose(evaluate(network, arrays), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_first_operand_is_an_input_and_a_letter_without_a_size_is_a_run_time_size():
-    network = from_einsum("bi,ij,jk->bk", {"j": 4, "k": "D", "i": None}, defaults={"D": 5})
-    assert [(core.name, core.role) for core in network.cores] == [("x", "input"), ("w1", "param"), ("w2", "param")]
+def test_the_first_operand_is_an_input_and_so_are_those_of_run_time_sizes():
+    network = from_einsum("bi,ij,jk->bk", {"j": 4, "k": "D"}, defaults={"D": 5})
+    assert [(core.name, core.role) for core in network.cores] == [("x", "input"), ("w1", "input"), ("w2", "param")]
     assert network.runtime_sizes() == ("b", "i")
     arrays = random_arrays(network, {"b": 2, "i": 3, "D": 6})
     assert evaluate(network, arrays, {"D": 6}).shape == (2, 6)

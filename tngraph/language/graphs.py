@@ -56,7 +56,8 @@ def from_einsum(
         equation: as for ``numpy.einsum``: any letters, spaces ignored, no ellipsis; without ``->`` the letters that
             stand once are the output, in alphabetical order.
         sizes: per letter an integer, or the name of a size; a letter without one is a run-time size of its own name.
-        roles: of all operands, or of each; the first is an input and the others are params when absent.
+        roles: of all operands, or of each; when absent the first is an input, the others are params where all their
+            sizes are known and inputs where one is a run-time size.
         names: of the operands; ``x``, ``w1``, ``w2``, … when absent.
         defaults: the sizes named in ``sizes`` that are compile-time ones, with their values; other names are run-time.
         name: of the network.
@@ -66,11 +67,13 @@ def from_einsum(
     """
     operands, output = _split(equation)
     letters = dict.fromkeys(letter for operand in operands for letter in operand)
+    every: dict[str, SizeLike] = {**dict.fromkeys(letters), **(sizes or {})}
+    fixed = {letter for letter, size in every.items() if isinstance(size, int) or size in (defaults or {})}
     return from_indices(
         operands,
         output,
-        {**dict.fromkeys(letters), **(sizes or {})},
-        roles=roles or ["input", *["param"] * (len(operands) - 1)],  # type: ignore[list-item]
+        every,
+        roles=roles or ["param" if k and fixed.issuperset(legs) else "input" for k, legs in enumerate(operands)],
         names=names or ["x", *(f"w{k}" for k in range(1, len(operands)))],
         defaults=defaults,
         name=name,

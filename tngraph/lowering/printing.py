@@ -57,7 +57,7 @@ class _Names:
             if core.role != "input":
                 self.attributes[core.name] = escape(core.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
         in_constructor: set[str] = set()
-        for size in self.settable():
+        for size in network.settable_sizes():
             self.size_attributes[size.name] = escape(size.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
             self.size_arguments[size.name] = escape(size.name, LOCALS, in_constructor)
         in_forward: set[str] = set()
@@ -68,17 +68,6 @@ class _Names:
         for op in self.plan.operations:
             if op.name not in self.values:
                 self.values[op.name] = escape(op.name, LOCALS, in_forward)
-
-    def settable(self) -> list[Size]:
-        """The sizes known when a module is built."""
-        runtime = set(self.plan.network.runtime_sizes())
-        known: list[Size] = []
-        for size in self.plan.network.sizes:
-            if size.value is not None and not {s.name for s in size.value.free_symbols} & runtime:
-                known.append(size)
-            else:
-                runtime.add(size.name)
-        return known
 
     def show(self, expr: sympy.Expr) -> str:
         """A size inside ``forward`` and ``reset_parameters``."""
@@ -138,7 +127,7 @@ def _signature(port: Port) -> str:
 
 def _constructor(plan: Plan, names: _Names) -> str:
     arguments, lines = ["self"], ["super().__init__()"]
-    for size in names.settable():
+    for size in names.plan.network.settable_sizes():
         argument = names.size_arguments[size.name]
         derived = size.value is not None and bool(size.value.free_symbols)
         number = plan.sizes[size.name]
@@ -183,7 +172,7 @@ def _register(core: Core, names: _Names, is_loaded: bool) -> Iterator[str]:
 
 
 def _is_runtime(core: Core, names: _Names) -> bool:
-    known = {size.name for size in names.settable()}
+    known = {size.name for size in names.plan.network.settable_sizes()}
     return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
 
 
@@ -218,7 +207,7 @@ def _reset(plan: Plan, names: _Names) -> str:
     spreads = default_spreads(plan.network)
     runtime = {
         symbol: plan.sizes[symbol.name]
-        for symbol in (s.symbol for s in plan.network.sizes if s not in names.settable())
+        for symbol in (s.symbol for s in plan.network.sizes if s not in names.plan.network.settable_sizes())
     }
     for core in params:
         target = f"self.{names.attributes[core.name]}"
@@ -255,13 +244,14 @@ def _fixed_init(core: Core, target: str, names: _Names) -> str:
 def _size_lines(plan: Plan, names: _Names, used: Sequence[sympy.Expr]) -> Iterator[str]:
     """Local variables for the sizes of the module that formulas use."""
     wanted = {symbol.name for expr in used for symbol in expr.free_symbols}
-    for size in names.settable():
+    for size in names.plan.network.settable_sizes():
         if size.name in wanted:
             yield f"{names.sizes[size.name]} = self.{names.size_attributes[size.name]}"
 
 
 def _extra_repr(plan: Plan, names: _Names) -> str:
-    shown = ", ".join(f"{size.name}={{self.{names.size_attributes[size.name]}}}" for size in names.settable())
+    sizes = plan.network.settable_sizes()
+    shown = ", ".join(f"{size.name}={{self.{names.size_attributes[size.name]}}}" for size in sizes)
     count = "params={sum(p.numel() for p in self.parameters())}"
     return "\n".join(["def extra_repr(self):", f'    return f"{", ".join(filter(None, (shown, count)))}"'])
 
@@ -294,7 +284,7 @@ def _bind(plan: Plan, names: _Names) -> Iterator[str]:
     """Read run-time sizes off the shapes, and refuse shapes that do not fit."""
     used = [index.size for index in plan.network.indices()]
     yield from _size_lines(plan, names, [*used, *(s.value for s in plan.network.sizes if s.value is not None)])
-    known = {size.name for size in names.settable()}
+    known = {size.name for size in names.plan.network.settable_sizes()}
     for port in plan.network.inputs:
         argument = names.arguments[port.name]
         yield f"if {argument}.dim() != {len(port.axes)}:"

@@ -58,11 +58,7 @@ class Layer(nn.Module):
 
     def sizes(self) -> dict[str, int]:
         """The compile-time sizes this layer was built with."""
-        runtime = set(self.plan.network.runtime_sizes())
-        derived = {
-            s.name for s in self.plan.network.sizes if s.value is not None and _depends(self.plan, s.name, runtime)
-        }
-        return {name: value for name, value in self.plan.sizes.items() if name not in runtime | derived}
+        return {size.name: self.plan.sizes[size.name] for size in self.plan.network.settable_sizes()}
 
     def verify(self, *inputs: torch.Tensor, seed: int = 0) -> Verification:
         """Compare this layer with the reference: values, gradients, FLOPs, params.
@@ -81,13 +77,6 @@ class Layer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self.plan,), self.__dict__
-
-
-def _depends(plan: Plan, name: str, runtime: set[str]) -> bool:
-    value = next(size.value for size in plan.network.sizes if size.name == name)
-    if value is None:
-        return name in runtime
-    return any(_depends(plan, symbol.name, runtime) for symbol in value.free_symbols)
 
 
 def compile(
