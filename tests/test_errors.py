@@ -350,11 +350,11 @@ LIMITS = {
 
 @pytest.mark.parametrize(("text", "expected"), LIMITS.values(), ids=LIMITS)
 def test_a_text_beyond_a_limit_is_refused_at_once(text: str, expected: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(LimitError) as caught:
         parse(text, file="f.tn")
     assert expected in str(caught.value)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_huge_file_is_not_read_whole(tmp_path: Path) -> None:
