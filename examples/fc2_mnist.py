@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tngraph as tg
-from data import Images, load_digits, load_images
+from data import DataError, Images, load_digits, load_images
 
 SPECS = Path(__file__).parent / "specs"
 BATCH = 128
@@ -44,7 +44,10 @@ def main() -> None:
     dense = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
     console.print(compare_counts(plans))
 
-    images = load_images("mnist", folder) or load_digits()
+    try:
+        images = load_images("mnist", folder) or load_digits()
+    except DataError as problem:  # the folder on the command line is not what it should be
+        raise SystemExit(f"fc2_mnist: {problem}") from None
     accuracies = {
         title: train(net, images, title, console) for title, net in (("two MPO layers", mpo), ("dense", dense))
     }
