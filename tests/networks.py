@@ -428,7 +428,7 @@ class _Maker:
         indices = self.some(self.pool, 3)
         terms = tuple((self.one_of(1, 1, 1, 2, -1, -2), index) for index in indices)
         offset = sympy.sympify(self.one_of(0, 0, 1, -1, 2, -2, own.size - 1))
-        wrap = self.one_of(False, False, True)
+        wrap = bool(terms) and self.one_of(False, False, True)
         return Read(own, terms, offset if wrap else _reaching(own, terms, offset), wrap)
 
     def access(self, source: Core | Equation) -> Access:
@@ -489,9 +489,9 @@ class _Maker:
         self.equations.append(Equation(f"y{len(self.equations)}", legs, tuple(terms), function))
 
     def port(self, name: str, legs: Sequence[Index], keep: Sequence[Index] = ()) -> Port:
-        """The legs in any order, at times fused; those to keep on axes of their own."""
+        """The legs, at times fused; those to keep on axes of their own."""
         axes: list[tuple[Index, ...]] = []
-        for leg in self.draw(st.permutations(list(legs))):
+        for leg in legs:
             apart = not axes or leg in keep or axes[-1][-1] in keep
             if apart or self.draw(st.booleans()):
                 axes.append((leg,))
@@ -538,7 +538,7 @@ def networks(draw: Draw, *, max_equations: int = 3, linear: bool = False, reads:
         tuple(maker.cores),
         tuple(maker.equations),
         tuple(maker.port(c.name, c.legs, bound) for c in maker.cores if c.role == "input"),
-        tuple(maker.port(equation.name, equation.legs) for equation in shown),
+        tuple(maker.port(e.name, draw(st.permutations(list(e.legs)))) for e in shown),
     )
 
 

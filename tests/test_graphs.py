@@ -67,7 +67,12 @@ def test_operands_may_be_named_and_given_roles():
         ("ab->a", {"c": 2}, {}, "sizes has the index 'c', and no tensor has it"),
         ("ab->a", {"a": 0}, {}, "the index 'a' has size 0"),
         ("ab->a", {"a": 2.5}, {}, "the index 'a' has size 2.5\n  a size is an integer or the name of one"),
-        ("ab,bc->a", {}, {}, "the index 'c' has the run-time size 'c', and stands on no input"),
+        (
+            "ab,bc->a",
+            {},
+            {"roles": ["input", "param"]},
+            "the index 'c' has the run-time size 'c', and stands on no input",
+        ),
         ("ab->a", {}, {"names": ["x", "y"]}, "there are 1 tensors and 2 names"),
         ("ab->a", {}, {"roles": ["input", "param"]}, "there are 1 tensors and 2 roles"),
         ("ab->a", {}, {"roles": "weight"}, "'weight' is no role\n  roles: input, param, buffer, const"),

@@ -133,7 +133,8 @@ class _Formatter:
 
     def _position(self, read: Read) -> str:
         parts = [(factor < 0, _times(abs(factor), index.name)) for factor, index in read.terms]
-        if read.offset != 0 or not parts:
+        is_bare = not read.wrap and len(read.terms) == 1 and read.terms[0][0] == 1
+        if read.offset != 0 or not parts or is_bare:
             parts.extend((negative, self._sizes_only(text, size)) for negative, text, size in _addends(read.offset))
         return _joined(parts)
 

@@ -12,26 +12,26 @@ from tngraph.language.limits import LEGS
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place on a leg: Σ coefficient·index + offset, modulo a size if there is one. A plain index is one too.
+    """A place on a leg: Σ coefficient·index + offset, modulo a size if there is one. A bare index is one too.
 
-    ``2*h + kh - 1`` reads with stride 2 and padding 1, ``(l + k - 1) % n`` cyclically.
+    ``2*h + kh - 1`` reads with stride 2 and padding 1, ``(l + k - 1) % n`` cyclically. A bare ``h`` runs over a leg of
+    its own size; ``h + 0`` reads the positions 0, 1, … of a leg of any size.
     """
 
     terms: tuple[tuple[int, str], ...]
     offset: sympy.Expr = sympy.Integer(0)  # noqa: RUF009 (an immutable number)
     modulus: sympy.Expr | None = None
+    is_bare: bool = False
 
     @classmethod
     def of(cls, name: str) -> Position:
         """The plain index of a name."""
-        return cls(((1, name),))
+        return cls(((1, name),), is_bare=True)
 
     @property
     def plain(self) -> str | None:
         """The name of the index if this is just one."""
-        if len(self.terms) != 1 or self.terms[0][0] != 1 or self.offset != 0 or self.modulus is not None:
-            return None
-        return self.terms[0][1]
+        return self.terms[0][1] if self.is_bare else None
 
     def coefficient(self, name: str) -> int:
         """What an index is multiplied by here, 0 if it is not here."""
@@ -40,7 +40,7 @@ class Position:
     def __add__(self, other: Position | sympy.Expr | int) -> Position:
         self._check_open()
         if not isinstance(other, Position):
-            return replace(self, offset=self.offset + integer(other))
+            return replace(self, offset=self.offset + integer(other), is_bare=False)
         other._check_open()
         factors: dict[str, int] = {name: factor for factor, name in self.terms}
         for factor, name in other.terms:
@@ -81,7 +81,7 @@ class Position:
         self._check_open()
         if isinstance(other, Position):
             raise NetworkError("a position is taken modulo an index", "write the size of the leg", at=self._at)
-        return replace(self, modulus=integer(other))
+        return replace(self, modulus=integer(other), is_bare=False)
 
     def _refuse(self, other: object) -> Position:
         raise NetworkError(

@@ -81,6 +81,13 @@ class Read:
     offset: sympy.Expr
     wrap: bool = False
 
+    def __post_init__(self) -> None:
+        indices = [index for _, index in self.terms]
+        if len(set(indices)) != len(indices) or any(coefficient == 0 for coefficient, _ in self.terms):
+            raise NetworkError(f"a read of {self.leg.name!r} has an index twice, or times 0", "add up its coefficients")
+        if self.wrap and not self.terms:
+            raise NetworkError(f"a cyclic read of {self.leg.name!r} has no index", "drop the modulo")
+
     @property
     def indices(self) -> tuple[Index, ...]:
         """The indices the position depends on, in order of mention."""
@@ -368,6 +375,9 @@ def _check_ports(network: Network) -> None:
         )
     for port in (*network.inputs, *network.outputs):
         check_port(sources, port)
+    for port in network.inputs:
+        if port.legs != sources[port.name].legs:
+            raise NetworkError(f"the axes of the input {port.name!r} are its legs in order", at=port.name)
 
 
 def check_port(sources: Mapping[str, Core | Equation], port: Port) -> None:

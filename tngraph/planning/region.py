@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
 from typing import Literal, NamedTuple
@@ -71,10 +71,17 @@ def bare_legs(access: Access) -> tuple[Leg, ...]:
     legs: list[Leg] = []
     for leg in access.legs:
         if isinstance(leg, Read):
-            legs.append(Read(leg.leg, tuple(t for t in leg.terms if not is_unit(t[1])), leg.offset, leg.wrap))
+            legs.append(with_terms(leg, tuple(term for term in leg.terms if not is_unit(term[1]))))
         elif not is_unit(leg):
             legs.append(leg)
     return tuple(legs)
+
+
+def with_terms(read: Read, terms: tuple[tuple[int, Index], ...]) -> Read:
+    """A read at other terms; a cyclic one that has none left is at a constant position."""
+    if terms or not read.wrap:
+        return replace(read, terms=terms)
+    return Read(read.leg, (), sympy.Mod(read.offset, read.leg.size))
 
 
 def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tngraph.language.network import Access, Core, Equation, Index, Leg, Network, Read, Term
 from tngraph.language.sizes import is_same
-from tngraph.planning.region import Region, is_unit
+from tngraph.planning.region import Region, is_unit, with_terms
 
 MOST_TERMS = 16
 """Distributing a product over sums stops before an equation has more terms than this."""
@@ -128,7 +128,7 @@ def _rename_leg(leg: Leg, renaming: Renaming) -> Leg:
     for c, index in leg.terms:
         new = renaming.get(index, index)
         coefficients[new] = coefficients.get(new, 0) + c
-    return replace(leg, terms=tuple((c, i) for i, c in coefficients.items() if c))
+    return with_terms(leg, tuple((c, i) for i, c in coefficients.items() if c))
 
 
 def clean_term(

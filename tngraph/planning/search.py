@@ -7,7 +7,7 @@ clock is read, so the same region gives the same tree everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import cotengra
@@ -20,12 +20,19 @@ from tngraph.planning.trees import Order, build_tree, order_cost
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How hard to search: greedy samples and refined trials per region, and the seed both start from."""
+    """How hard to search, and from which seed.
+
+    Attributes:
+        seed: of every random choice.
+        samples: greedy orders drawn per trial.
+        trials: for a region too large for a proof, how often the best sample is refined subtree by subtree.
+        progress: called with the trials done and their number after each, where there are several.
+    """
 
     seed: int = 0
     samples: int = 32
-    trials: int = 16
-    progress: bool = False
+    trials: int = 4
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.trials < 1:
@@ -55,27 +62,25 @@ def _proposals(topology: Topology, search: Search) -> Iterator[Order]:
     legs = [(*leaf.plain, *(i for _, rest in leaf.folded for i in rest)) for leaf in topology.leaves]
     output = [i for i, kept in enumerate(topology.is_output) if kept]
     sizes = dict(enumerate(topology.sizes))
-    greedy = cotengra.RandomGreedyOptimizer(max_repeats=search.samples, seed=search.seed, parallel=False, accel=False)
-    yield _pairs(greedy.ssa_path(legs, output, sizes), count)
-    if count > MOST_LEAVES:
-        hyper = cotengra.HyperOptimizer(
-            methods=["greedy"],
-            optlib="random",
-            max_repeats=search.trials,
-            reconf_opts={},
-            parallel=False,
-            seed=search.seed,
-            progbar=search.progress,
-        )
-        yield _pairs(hyper.search(legs, output, sizes).get_ssa_path(), count)
+    is_large = count > MOST_LEAVES
+    for trial in range(search.trials if is_large else 1):
+        seed = search.seed + trial
+        greedy = cotengra.RandomGreedyOptimizer(max_repeats=search.samples, seed=seed, parallel=False, accel=False)
+        path = greedy.ssa_path(legs, output, sizes)
+        yield _pairs(path, count)
+        if is_large:
+            tree = cotengra.ContractionTree.from_path(legs, output, sizes, ssa_path=path)
+            yield _pairs(tree.subtree_reconfigure(seed=seed).get_ssa_path(), count)
+            if search.progress is not None:
+                search.progress(trial + 1, search.trials)
 
 
-def _pairs(path: object, count: int) -> Order:
+def _pairs(path: Iterable[tuple[int, ...]], count: int) -> Order:
     """A single-assignment path as pairs: unary entries dropped, what is left over joined at the end."""
     pairs: list[tuple[int, int]] = []
     number: dict[int, int] = {k: k for k in range(count)}
     made = count
-    for step in path:  # type: ignore[attr-defined]
+    for step in path:
         operands = [number.pop(k) for k in step]
         while len(operands) > 1:
             pairs.append((operands.pop(0), operands.pop(0)))
