@@ -92,50 +92,6 @@ def _remainder(arguments: list[Number]) -> Number:
     return arguments[0] % arguments[1]
 
 
-def format_size(expr: sympy.Expr, names: Mapping[str, str] | None = None) -> str:
-    """A size as integer arithmetic, which reads the same in the language and in Python.
-
-    Args:
-        expr: the size.
-        names: what to call a size other than by its own name.
-    """
-    return _format(expr, names or {})[0]
-
-
-_SUM, _PRODUCT, _POWER, _ATOM = range(4)
-
-
-def _format(expr: sympy.Expr, names: Mapping[str, str]) -> tuple[str, int]:
-    """The text of an expression and how tightly it binds."""
-    if expr.is_Symbol:
-        return names.get(expr.name, expr.name), _ATOM
-    if expr.is_Integer:
-        return str(expr), _ATOM if expr >= 0 else _SUM
-    if expr.func in (sympy.Min, sympy.Max):
-        arguments = sorted(_format(argument, names)[0] for argument in expr.args)
-        return f"{expr.func.__name__.lower()}({', '.join(arguments)})", _ATOM
-    if expr.func is sympy.floor:
-        over, under = sympy.fraction(sympy.together(expr.args[0]))
-        return f"{_bound(over, _PRODUCT, names)} // {_bound(under, _POWER, names)}", _PRODUCT
-    if expr.func is sympy.Mod:
-        return f"{_bound(expr.args[0], _PRODUCT, names)} % {_bound(expr.args[1], _POWER, names)}", _PRODUCT
-    if expr.func is sympy.Pow:
-        return f"{_bound(expr.args[0], _ATOM, names)} ** {_bound(expr.args[1], _ATOM, names)}", _POWER
-    if expr.func is sympy.Mul:
-        if expr.as_coeff_Mul()[0] < 0:
-            return f"-{_bound(-expr, _PRODUCT, names)}", _SUM
-        return " * ".join(_bound(factor, _POWER, names) for factor in expr.as_ordered_factors()), _PRODUCT
-    if expr.func is sympy.Add:
-        text = " + ".join(_bound(term, _SUM, names) for term in expr.as_ordered_terms())
-        return text.replace("+ -", "- "), _SUM
-    raise SizeError(f"{expr} is not integer arithmetic")
-
-
-def _bound(expr: sympy.Expr, level: int, names: Mapping[str, str]) -> str:
-    text, own = _format(expr, names)
-    return text if own >= level else f"({text})"
-
-
 _RULES: Mapping[object, Callable[[list[Number]], Number]] = {
     sympy.Add: lambda arguments: sum(arguments, 0),
     sympy.Mul: prod,

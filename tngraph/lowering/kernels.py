@@ -21,6 +21,8 @@ from tngraph.planning.schedule import Operation, leg_size, legs_size
 
 MOST_SPATIAL = 3
 """PyTorch convolves over at most three dimensions at once."""
+WIDTH = 100
+"""A call longer than this takes a line per argument [characters]."""
 
 FUNCTIONS: Mapping[str, str] = {
     "relu": "torch.relu",
@@ -77,7 +79,15 @@ def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], 
     outer: Axes = (batch,) if batch else ()
     a = arrange(left, (*outer, rows, summed), context.show)
     b = arrange(right, (*outer, summed, columns), context.show)
-    return Tensor(f"torch.{'bmm' if batch else 'mm'}({a}, {b})", (*outer, rows, columns))
+    return Tensor(call("torch.bmm" if batch else "torch.mm", a, b), (*outer, rows, columns))
+
+
+def call(function: str, *arguments: str) -> str:
+    """A call in one line, or one argument a line where that gets long."""
+    line = f"{function}({', '.join(arguments)})"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
 
 
 def _orient(
@@ -316,16 +326,16 @@ def _convolve(
         code = _extend(code, 2 + len(resolved), windows, context)
     weight = arrange(kernel, (columns, channels, *separate(taps)), context.show)
     weight += _flip([2 + k for k, each in enumerate(resolved) if each.is_flipped])
-    given = "".join(
-        f", {name}={tuple(numbers)}"
+    options = [
+        f"{name}={tuple(numbers)}"
         for name, numbers, default in (
             ("stride", [each.stride for each in resolved], 1),
             ("padding", [0 if pad is None or None in pads else pad for pad in pads], 0),
             ("dilation", [each.dilation for each in resolved], 1),
         )
         if any(number != default for number in numbers)
-    )
-    code = f"F.conv{len(resolved)}d({code}, {weight}{given})"
+    ]
+    code = call(f"F.conv{len(resolved)}d", code, weight, *options)
     code += _flip([2 + k for k, each in enumerate(resolved) if each.is_reversed])
     return Tensor(code, (rows, columns, *(() if each.rest is None else (each.rest,) for each in resolved)))
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import indent
+from typing import NamedTuple
 
 import sympy
 
+from tngraph.errors import SizeError
+from tngraph.language.format import format_size
 from tngraph.language.network import Core, Index, Leg, Port, Size
-from tngraph.language.sizes import format_size, product
+from tngraph.language.sizes import product, symbol
 from tngraph.lowering.initialise import default_spreads, matrix_sizes
 from tngraph.lowering.kernels import Context, lower
 from tngraph.lowering.layout import Axes, Show, Tensor, arrange
@@ -47,7 +50,8 @@ class _Names:
     arguments: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
-    readers: dict[str, tuple[str, int]] = field(default_factory=dict)
+    windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
+    readers: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         network = self.plan.network
@@ -68,14 +72,26 @@ class _Names:
         for op in self.plan.operations:
             if op.name not in self.values:
                 self.values[op.name] = escape(op.name, LOCALS, in_forward)
+        for index in network.indices():
+            if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
+                self.windows[index.size] = symbol(escape(index.name, LOCALS, in_forward))
 
     def show(self, expr: sympy.Expr) -> str:
-        """A size inside ``forward`` and ``reset_parameters``."""
-        return format_size(expr, self.sizes)
+        """A size inside ``forward``, where counts of windows have names."""
+        return format_size(expr.xreplace(self.windows | _renamed(self.sizes)))
+
+    def show_size(self, expr: sympy.Expr) -> str:
+        """A size inside ``forward`` and ``reset_parameters`` in the named sizes alone."""
+        return format_size(expr.xreplace(_renamed(self.sizes)))
 
     def show_argument(self, expr: sympy.Expr) -> str:
         """A size inside the constructor."""
-        return format_size(expr, self.size_arguments)
+        return format_size(expr.xreplace(_renamed(self.size_arguments)))
+
+
+def _renamed(names: Mapping[str, str]) -> dict[sympy.Expr, sympy.Symbol]:
+    """Python's names for sizes: what the language writes reads the same in Python."""
+    return {symbol(own): symbol(name) for own, name in names.items()}
 
 
 def emit(plan: Plan) -> str:
@@ -91,17 +107,17 @@ def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
     names = _Names(plan)
     body = _class(plan, names)
-    return Source(f"{_header(plan, body)}\n\n{body}", names.class_name, names.attributes)
+    return Source(f"{_header(plan, names, body)}\n\n{body}", names.class_name, names.attributes)
 
 
-def _header(plan: Plan, body: str) -> str:
+def _header(plan: Plan, names: _Names, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
     for label, expr, unit in (
         ("params", plan.params, "elements"),
         ("FLOPs", plan.flops, "FLOPs"),
         ("elementwise", plan.elementwise, "operations"),
     ):
-        lines.append(f"{label}: {format_formula(expr)} [{unit}]")
+        lines.append(f"{label}: {format_formula(expr.xreplace(names.windows))} [{unit}]")
     lines.append('"""\n')
     if "math." in body:
         lines.append("import math\n")
@@ -223,7 +239,7 @@ def _reset(plan: Plan, names: _Names) -> str:
 def _std(factor: sympy.Expr, count: int, names: _Names) -> str:
     """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
     over, under = sympy.fraction(sympy.nsimplify(factor))
-    log = f"math.log({names.show(over)})" + (f" - math.log({names.show(under)})" if under != 1 else "")
+    log = f"math.log({names.show_size(over)})" + (f" - math.log({names.show_size(under)})" if under != 1 else "")
     return f"math.exp(-({log}) / {2 * count})" if under != 1 else f"math.exp(-{log} / {2 * count})"
 
 
@@ -236,7 +252,7 @@ def _fixed_init(core: Core, target: str, names: _Names) -> str:
     if kind == "normal":
         return f"nn.init.normal_({target}, std={args[0]!r})"
     if kind in ("eye", "orthogonal"):
-        rows, columns = map(names.show, matrix_sizes(core))
+        rows, columns = map(names.show_size, matrix_sizes(core))
         return f"with torch.no_grad():\n    nn.init.{kind}_({target}.view({rows}, {columns}))"
     return f"nn.init.{kind}_({target})"
 
@@ -258,84 +274,101 @@ def _extra_repr(plan: Plan, names: _Names) -> str:
 
 def _forward(plan: Plan, names: _Names) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
-    lines = [*_forward_doc(plan), *_bind(plan, names), *_compute(plan, names)]
+    lines = [*_forward_doc(plan, names), *_bind(plan, names), *_compute(plan, names)]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
 
-def _forward_doc(plan: Plan) -> Iterator[str]:
+def _forward_doc(plan: Plan, names: _Names) -> Iterator[str]:
     yield '"""Contract the network.'
     if plan.network.inputs:
         yield ""
         yield "Args:"
     for port in plan.network.inputs:
-        yield f"    {port.name}: {_shape(port)}."
+        yield f"    {port.name}: {_shape(port, names)}."
     yield ""
     yield "Returns:"
     for port in plan.network.outputs:
-        yield f"    {port.name}: {_shape(port)}."
+        yield f"    {port.name}: {_shape(port, names)}."
     yield '"""'
 
 
-def _shape(port: Port) -> str:
-    return f"({', '.join(str(product(i.size for i in axis)) for axis in port.axes)})"
+def _shape(port: Port, names: _Names) -> str:
+    return f"({', '.join(names.show_size(product(i.size for i in axis)) for axis in port.axes)})"
 
 
 def _bind(plan: Plan, names: _Names) -> Iterator[str]:
-    """Read run-time sizes off the shapes, and refuse shapes that do not fit."""
+    """Read run-time sizes off the shapes, refuse shapes that do not fit, name the counts of windows."""
     used = [index.size for index in plan.network.indices()]
     yield from _size_lines(plan, names, [*used, *(s.value for s in plan.network.sizes if s.value is not None)])
-    known = {size.name for size in names.plan.network.settable_sizes()}
     for port in plan.network.inputs:
         argument = names.arguments[port.name]
         yield f"if {argument}.dim() != {len(port.axes)}:"
-        yield f'    raise ValueError(f"{port.name} has shape {{tuple({argument}.shape)}}, and takes {_shape(port)}")'
-    axes = [(port, k, axis) for port in plan.network.inputs for k, axis in enumerate(port.axes)]
+        shape = f"{{tuple({argument}.shape)}}"
+        yield f'    raise ValueError(f"{port.name} has shape {shape}, and takes {_shape(port, names)}")'
+    axes = [_Axis(port, k, axis) for port in plan.network.inputs for k, axis in enumerate(port.axes)]
+    yield from _bind_sizes(plan, names, axes)
+    for axis in axes:
+        yield from _check_axis(axis, names)
+    for size, local in names.windows.items():
+        yield f"{local} = {names.show_size(size)}"
+
+
+class _Axis(NamedTuple):
+    """One axis of an input."""
+
+    port: Port
+    number: int
+    indices: tuple[Index, ...]
+
+    def code(self, names: _Names) -> str:
+        """The extent found at run time."""
+        return f"{names.arguments[self.port.name]}.shape[{self.number}]"
+
+
+def _bind_sizes(plan: Plan, names: _Names, axes: Sequence[_Axis]) -> Iterator[str]:
+    """One line per run-time size, each as soon as all it needs is known."""
+    known = {size.name for size in plan.network.settable_sizes()}
     pending = [size for size in plan.network.sizes if size.name not in known]
     while pending:
-        before = len(pending)
-        for size in list(pending):
-            line = _bind_size(size, axes, known, names)
-            if line is not None:
-                yield line
-                known.add(size.name)
-                pending.remove(size)
-        if len(pending) == before:
-            break
-    for port, k, axis in axes:
-        yield from _check_axis(port, k, axis, names)
+        lines = {size.name: line for size in pending if (line := _bind_size(size, axes, known, names)) is not None}
+        if not lines:
+            raise SizeError(f"no input determines the size {pending[0].name!r}")
+        yield from lines.values()
+        known |= lines.keys()
+        pending = [size for size in pending if size.name not in known]
 
 
-def _bind_size(
-    size: Size, axes: Sequence[tuple[Port, int, tuple[Index, ...]]], known: set[str], names: _Names
-) -> str | None:
+def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: _Names) -> str | None:
     """The line that gives a run-time size its value, once everything it needs is known."""
     if size.value is not None:
         ready = all(symbol.name in known for symbol in size.value.free_symbols)
-        return f"{names.sizes[size.name]} = {names.show(size.value)}" if ready else None
-    for port, k, axis in axes:
-        extent = sympy.expand(product(index.size for index in axis))
+        return f"{names.sizes[size.name]} = {names.show_size(size.value)}" if ready else None
+    for axis in axes:
+        extent = sympy.expand(product(index.size for index in axis.indices))
         unknown = {symbol for symbol in extent.free_symbols if symbol.name not in known}
-        if unknown == {size.symbol} and sympy.degree(extent, size.symbol) == 1:
+        if unknown == {size.symbol} and extent.is_polynomial(size.symbol) and sympy.degree(extent, size.symbol) == 1:
             slope, rest = extent.coeff(size.symbol, 1), extent.coeff(size.symbol, 0)
-            code = f"{names.arguments[port.name]}.shape[{k}]"
-            names.readers[str(extent)] = (port.name, k)
-            code = code if rest == 0 else f"({code} - ({names.show(rest)}))"
-            return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show(slope)})")
+            code = axis.code(names)
+            if extent == size.symbol:
+                names.readers.add((axis.port.name, axis.number))
+            code = code if rest == 0 else f"({code} - ({names.show_size(rest)}))"
+            return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show_size(slope)})")
     return None
 
 
-def _check_axis(port: Port, k: int, axis: tuple[Index, ...], names: _Names) -> Iterator[str]:
+def _check_axis(axis: _Axis, names: _Names) -> Iterator[str]:
     """The lines that refuse an axis of another size; none for the axis a run-time size was just read off."""
-    extent = product(index.size for index in axis)
-    argument, shown = names.arguments[port.name], names.show(extent)
-    if names.readers.get(str(extent)) == (port.name, k):
+    if (axis.port.name, axis.number) in names.readers:
         return
-    fused = f" = {' * '.join(str(index.size) for index in axis)}" if len(axis) > 1 else ""
-    yield f"if {argument}.shape[{k}] != {shown}:"
-    yield (
-        f'    raise ValueError(f"axis {k} of {port.name} has size {{{argument}.shape[{k}]}}, '
-        f'and its indices {", ".join(i.name for i in axis)} have {{{shown}}}{fused}")'
+    code, wanted = axis.code(names), names.show_size(product(index.size for index in axis.indices))
+    own = ", ".join(index.name for index in axis.indices)
+    factors = " * ".join(names.show_size(index.size) for index in axis.indices)
+    fused = f" = {factors}" if len(axis.indices) > 1 else ""
+    message = (
+        f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its indices {own} have {{{wanted}}}{fused}"
     )
+    yield f"if {code} != {wanted}:"
+    yield f'    raise ValueError(f"{message}")'
 
 
 def _compute(plan: Plan, names: _Names) -> Iterator[str]:
@@ -352,7 +385,7 @@ def _compute(plan: Plan, names: _Names) -> Iterator[str]:
             continue
         result = lower(op, [tensors[k] for k in op.operands], _wanted(plan, number), context)
         name = names.values[op.name]
-        yield f"# {_comment(operations, number, result)}"
+        yield f"# {_comment(operations, number, result, names)}"
         yield f"{name} = {result.code}"
         tensors.append(Tensor(name, result.axes))
         dropped = [names.values[operations[k].name] for k in drops.get(number, ()) if k == alias[k]]
@@ -373,11 +406,11 @@ def _anchor(plan: Plan, names: _Names) -> str:
     return f"self.{names.attributes[stored[0].name]}" if stored else "torch.empty(())"
 
 
-def _comment(operations: Sequence[Operation], number: int, result: Tensor) -> str:
+def _comment(operations: Sequence[Operation], number: int, result: Tensor, names: _Names) -> str:
     """The value with its legs in memory order, what it is, and what it costs."""
     op = operations[number]
     unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
-    cost = volume(operations, number)
+    cost = volume(operations, number).xreplace(names.windows)
     price = f": {format_formula(cost)} {unit}" if cost != 0 else ""
     return f"{format_value(op.name, result.legs)} = {format_step(operations, number)}{price}"
 

@@ -149,8 +149,26 @@ def maximum(values: Iterable[sympy.Expr]) -> sympy.Expr:
 
 
 def _is_bounded(value: sympy.Expr, other: sympy.Expr) -> bool:
-    """Whether other - value has no negative coefficient as a sum of products of sizes, each at least 1."""
-    return all(c >= 0 for c in (other - value).as_coefficients_dict().values())
+    """Whether value <= other follows term by term from every size being at least 1.
+
+    Each product of sizes in the one is charged to a product in the other that it divides, as far as that
+    product's coefficient goes.
+    """
+    left = dict(other.as_coefficients_dict())
+    for product_of_sizes, wanted in value.as_coefficients_dict().items():
+        for larger in left:
+            if wanted > 0 and _divides(product_of_sizes, larger):
+                taken = min(wanted, left[larger])
+                left[larger] -= taken
+                wanted -= taken
+        if wanted > 0:
+            return False
+    return True
+
+
+def _divides(factor: sympy.Expr, whole: sympy.Expr) -> bool:
+    quotient = whole / factor
+    return bool(sympy.fraction(quotient)[1] == 1 and quotient.is_positive)
 
 
 def evaluate_count(expr: sympy.Expr, values: Mapping[str, int]) -> int:

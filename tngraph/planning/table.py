@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import sympy
 
-from tngraph.language.network import Index, Leg
+from tngraph.language.format import format_size
+from tngraph.language.network import Index, Leg, Network
+from tngraph.language.sizes import symbol
 from tngraph.planning.cost import evaluate_count, volume
 from tngraph.planning.schedule import Operation, legs_size
 
@@ -44,13 +46,17 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
     return " * ".join(names) if len(names) > 1 else f"{op.kind}({names[0]})"
 
 
-def format_count(expr: sympy.Expr, numbers: Mapping[str, int], unit: str) -> str:
-    """A count as a formula and as an integer."""
-    value = f"{evaluate_count(expr, numbers):,} [{unit}]"
-    return value if expr.is_Integer else f"{value} = {format_formula(expr)}"
+def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
+    """Short names for sizes that count windows: the index that has the size, unless a size is called so too."""
+    sizes = {size.name for size in network.sizes}
+    named: dict[sympy.Expr, sympy.Symbol] = {}
+    for index in network.indices():
+        if index.size.has(sympy.floor, sympy.Mod) and index.name not in sizes:
+            named.setdefault(index.size, symbol(index.name))
+    return named
 
 
-def format_formula(expr: sympy.Expr, width: int = 120) -> str:
+def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     """A formula in one line; one too long for that says how long it is instead."""
     text = str(expr)
     return text if len(text) <= width else f"a sum of {len(expr.args)} terms"
@@ -64,22 +70,32 @@ def format_plan(plan: Plan, numbers: Mapping[str, int]) -> str:
 def _totals(plan: Plan, numbers: Mapping[str, int]) -> Iterable[str]:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
-    yield f"  params       {format_count(plan.params, numbers, 'elements')}"
+    windows = window_names(plan.network)
+    for label, expr, unit in _counts(plan):
+        value = f"{evaluate_count(expr, numbers):,} [{unit}]"
+        yield f"  {label:<12} {value}" + ("" if expr.is_Integer else f" = {format_formula(expr.xreplace(windows))}")
+    for size, name in windows.items():
+        yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
-        dense = evaluate_count(plan.dense.params, numbers)
-        ratio = dense / max(1, evaluate_count(plan.params, numbers))
-        yield f"  dense        {format_count(plan.dense.params, numbers, 'elements')}: {ratio:.1f} times the params"
-        yield f"  dense MAC    {format_count(plan.dense.macs, numbers, 'MAC')}"
-    yield f"  MAC          {format_count(plan.macs, numbers, 'MAC')}"
-    yield f"  FLOPs        {format_count(plan.flops, numbers, 'FLOPs')}"
-    yield f"  training     {format_count(plan.training_flops, numbers, 'FLOPs')}"
-    yield f"  elementwise  {format_count(plan.elementwise, numbers, 'operations')}"
-    yield f"  largest      {format_count(plan.largest, numbers, 'elements')}"
-    yield f"  peak         {format_count(plan.peak, numbers, 'elements')}"
+        ratio = evaluate_count(plan.dense.params, numbers) / max(1, evaluate_count(plan.params, numbers))
+        yield f"  compression  {ratio:.1f} dense entries per param"
     trees = [tree for stage in plan.stages for tree in stage.trees]
     proven = sum(tree.is_proven for tree in trees)
     searched = ", ".join(f"{name} = {value}" for name, value in plan.sizes.items()) or "fixed sizes"
     yield f"  order        {proven} of {len(trees)} regions proven optimal, at {searched}"
+
+
+def _counts(plan: Plan) -> Iterable[tuple[str, sympy.Expr, str]]:
+    yield "params", plan.params, "elements"
+    if plan.dense is not None:
+        yield "dense", plan.dense.params, "elements"
+        yield "dense MAC", plan.dense.macs, "MAC"
+    yield "MAC", plan.macs, "MAC"
+    yield "FLOPs", plan.flops, "FLOPs"
+    yield "training", plan.training_flops, "FLOPs"
+    yield "elementwise", plan.elementwise, "operations"
+    yield "largest", plan.largest, "elements"
+    yield "peak", plan.peak, "elements"
 
 
 def _rows(plan: Plan, numbers: Mapping[str, int]) -> list[str]:
