@@ -60,20 +60,22 @@ class Layer(nn.Module):
         """The compile-time sizes this layer was built with."""
         return {size.name: self.plan.sizes[size.name] for size in self.plan.network.settable_sizes()}
 
-    def verify(self, *inputs: torch.Tensor, seed: int = 0) -> Verification:
+    def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
         """Compare this layer with the reference: values, gradients, FLOPs, params.
 
         Args:
             inputs: what to call it with; random inputs of small sizes when absent.
+            sizes: run-time sizes of the random inputs, where small ones will not do.
             seed: of random inputs and of the direction gradients are taken in.
 
         Returns:
             What was compared, which prints as a table.
 
         Raises:
+            SizeError: inputs or sizes that do not fit.
             VerificationError: something does not agree; it says what, with both numbers.
         """
-        return verify_layer(self, self.plan, self.sizes(), inputs, seed)
+        return verify_layer(self, self.plan, self.sizes(), inputs, seed, sizes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self.plan,), self.__dict__

@@ -30,15 +30,37 @@ TOLERANCE = 1e-9
 SMALLEST = 1e-6
 """Entries smaller than this are compared as if this large: a saturated function leaves only rounding of 1."""
 
+Shown = int | float | str
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison: what was expected and found (an error for tensors, counts otherwise), and whether they agree."""
+    """One comparison and whether it came out equal.
+
+    Attributes:
+        what: the value, gradient or count that was compared.
+        unit: of both numbers; of a tensor they are the largest error allowed and the one there is.
+        expected: what the reference or the plan says.
+        found: what the layer does.
+        is_equal: whether they agree.
+    """
 
     what: str
-    expected: str
-    found: str
+    unit: str
+    expected: Shown
+    found: Shown
     is_equal: bool
+
+    def row(self) -> tuple[str, str, str, str]:
+        """The cells of a table."""
+        expected = f"<= {self.expected:g}" if isinstance(self.expected, float) else _show(self.expected)
+        return f"{self.what} [{self.unit}]", expected, _show(self.found), "ok" if self.is_equal else "DIFFERS"
+
+
+def _show(value: Shown) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1e}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +78,7 @@ class Verification:
 
     def __str__(self) -> str:
         at = ", ".join(f"{name} = {value}" for name, value in self.sizes.items())
-        rows = [(c.what, c.expected, c.found, "ok" if c.is_equal else "DIFFERS") for c in self.checks]
-        rows.insert(0, ("compared", "expected", "found", ""))
+        rows = [("compared", "expected", "found", ""), *(check.row() for check in self.checks)]
         widths = [max(len(row[k]) for row in rows) for k in range(3)]
         lines = [
             "  ".join((row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]))
@@ -67,36 +88,58 @@ class Verification:
 
 
 def verify_layer(
-    layer: nn.Module, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[torch.Tensor], seed: int = 0
+    layer: nn.Module,
+    plan: Plan,
+    sizes: Mapping[str, int],
+    inputs: Sequence[torch.Tensor],
+    seed: int = 0,
+    runtime: Mapping[str, int] | None = None,
 ) -> Verification:
     """Compare a layer with the reference and with what executes; see `Layer.verify`.
 
+    What a layer stores as zeros (buffers, and params that start so) is compared as noise: zeros hide every error.
+
     Raises:
-        SizeError: inputs that do not fit.
-        VerificationError: something does not agree.
+        SizeError: inputs that do not fit, or run-time sizes that are none or not positive.
+        VerificationError: something does not agree; its argument is the `Verification`.
     """
     network = plan.network
     generator = torch.Generator().manual_seed(seed)
     if not inputs:
-        inputs = random_inputs(network, sizes, generator)
+        inputs = random_inputs(network, sizes, generator, runtime)
     if len(inputs) != len(network.inputs):
         raise SizeError(f"{network.name} has {len(network.inputs)} inputs, and {len(inputs)} were given")
     shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, inputs, strict=True)}
     numbers = bind_sizes(network, shapes, sizes)
     wide = _widen(layer)
+    _fill_zeros(wide, plan, generator)
     values = [x.detach().cpu().to(torch.complex128 if x.is_complex() else torch.float64) for x in inputs]
     checks = [*_check_meaning(wide, plan, sizes, values, generator), *_check_flops(wide, plan, numbers, values)]
     stored = sum(p.numel() for p in layer.parameters())
-    checks.append(_count("params [elements]", evaluate_count(plan.params, numbers), stored))
+    checks.append(_count("params", "elements", evaluate_count(plan.params, numbers), stored))
     result = Verification(network.name, numbers, tuple(checks))
     if not result.is_equal:
-        raise VerificationError(str(result))
+        raise VerificationError(result)
     return result
 
 
-def random_inputs(network: Network, sizes: Mapping[str, int], generator: torch.Generator) -> list[torch.Tensor]:
-    """Normal inputs at small, distinct run-time sizes [float64]."""
-    numbers = dict(sizes) | {name: 5 + k for k, name in enumerate(network.runtime_sizes())}
+def random_inputs(
+    network: Network, sizes: Mapping[str, int], generator: torch.Generator, runtime: Mapping[str, int] | None = None
+) -> list[torch.Tensor]:
+    """Normal inputs at the given run-time sizes, the others small and distinct [float64].
+
+    Raises:
+        SizeError: a run-time size that the network does not have, or that is not positive.
+    """
+    small = {name: 5 + k for k, name in enumerate(network.runtime_sizes())}
+    runtime = runtime or {}
+    for name, value in runtime.items():
+        if name not in small:
+            known = ", ".join(small) or "none"
+            raise SizeError(f"{network.name} has no run-time size {name!r}\n  its run-time sizes: {known}")
+        if value < 1:
+            raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is at least 1")
+    numbers = {**sizes, **small, **runtime}
     for size in network.sizes:
         if size.name not in numbers and size.value is not None:
             numbers[size.name] = evaluate_size(size.value, numbers)
@@ -113,6 +156,16 @@ def _widen(layer: nn.Module) -> nn.Module:
     wide = copy.deepcopy(layer).cpu()
     is_complex = any(p.is_complex() for p in wide.parameters())
     return wide.to(torch.complex128) if is_complex else wide.double()
+
+
+def _fill_zeros(layer: nn.Module, plan: Plan, generator: torch.Generator) -> None:
+    """Normal noise in every param and buffer that is all zero."""
+    names = print_source(plan).attributes
+    for core in plan.network.cores:
+        if core.role in ("param", "buffer"):
+            tensor = getattr(layer, names[core.name]).detach()
+            if not tensor.any():
+                tensor.normal_(generator=generator)
 
 
 def _arrays(layer: nn.Module, plan: Plan, inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
@@ -160,14 +213,14 @@ def _compare(what: str, expected: Any, found: torch.Tensor) -> Check:
     """The largest difference over the largest entry, which has to stay within `TOLERANCE`."""
     array = found.detach().numpy()
     if expected.shape != array.shape:
-        return Check(f"shape of {what}", str(expected.shape), str(array.shape), False)
+        return Check(f"shape of {what}", "elements", str(expected.shape), str(array.shape), False)
     scale = max(float(np.abs(expected).max(initial=0.0)), SMALLEST)
     error = float(np.abs(expected - array).max(initial=0.0)) / scale
-    return Check(f"{what} [relative error]", f"<= {TOLERANCE:g}", f"{error:.1e}", error <= TOLERANCE)
+    return Check(what, "relative error", TOLERANCE, error, error <= TOLERANCE)
 
 
-def _count(what: str, expected: int, found: int) -> Check:
-    return Check(what, f"{expected:,}", f"{found:,}", expected == found)
+def _count(what: str, unit: str, expected: int, found: int) -> Check:
+    return Check(what, unit, expected, found, expected == found)
 
 
 def _check_flops(
@@ -176,11 +229,11 @@ def _check_flops(
     """What `FlopCounterMode` counts for a call, and for a call with its backward pass."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         layer(*inputs)
-    checks = [_count("FLOPs, forward", evaluate_count(plan.flops, numbers), counter.get_total_flops())]
+    checks = [_count("forward", "FLOPs", evaluate_count(plan.flops, numbers), counter.get_total_flops())]
     leaves = [x.clone().requires_grad_() for x in inputs]
     with FlopCounterMode(display=False) as counter:
         outputs = [output for output in _tuple(layer(*leaves)) if output.requires_grad]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     trained = evaluate_count(plan.training_flops, numbers)
-    return [*checks, _count("FLOPs, forward and backward", trained, counter.get_total_flops())]
+    return [*checks, _count("forward and backward", "FLOPs", trained, counter.get_total_flops())]

@@ -1,0 +1,444 @@
+"""The command line: what it prints where, how it exits, and what it leaves alone."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tngraph
+from tngraph.cli import app
+
+ROOT = Path(__file__).parent.parent
+SPECS = ROOT / "examples" / "specs"
+FC2, RING = str(SPECS / "fc2_mpo.tn"), str(SPECS / "ring_tied.tn")
+WRONG = "network wrong {\n  input x[i:2]\n  y[i] = z\n  output y[i]\n}\n"
+TWO = """
+network first { size batch; input x[batch, i:3]; param w[i, j:2]; y[batch, j] = x * w; output y[batch, j] }
+network second { size n = 2; input x[i:n]; buffer shift[i]; y[i] = relu(x + shift); output y[i] }
+"""
+
+
+def invoke(*args: str, stdin: str | None = None):
+    return CliRunner().invoke(app, args, input=stdin, prog_name="tngraph")
+
+
+def run(*args: str, code: str | None = None, **options) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, or some code that has it as its arguments."""
+    command = ["-m", "tngraph"] if code is None else ["-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command, *args], capture_output=True, text=True, timeout=120, env=environment, **options
+    )
+
+
+@pytest.fixture
+def two(tmp_path) -> str:
+    (tmp_path / "two.tn").write_text(TWO)
+    return str(tmp_path / "two.tn")
+
+
+@pytest.fixture
+def wrong(tmp_path) -> str:
+    (tmp_path / "wrong.tn").write_text(WRONG)
+    return str(tmp_path / "wrong.tn")
+
+
+def error_of(*args, **options) -> str:
+    """The text of the error that `tngraph.load` raises."""
+    with pytest.raises(tngraph.TngraphError) as error:
+        tngraph.load(*args, **options)
+    return f"{error.value}\n"
+
+
+# check
+
+
+def test_check_counts_and_goes_on_after_an_error(wrong):
+    result = invoke("check", FC2, wrong, RING)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"{FC2}: ok, network fc2_mpo: 2 sizes, 1 input, 5 params, 1 equation",
+        f"{wrong}: wrong",
+        f"{RING}: ok, network ring_tied: 2 sizes, 1 input, 1 param, 1 equation",
+    ]
+    assert result.stderr == error_of(wrong)
+
+
+def test_check_as_json_has_the_same_keys_for_right_and_wrong(wrong):
+    result = invoke("check", FC2, wrong, "--json")
+    assert result.exit_code == 1
+    right, other = json.loads(result.stdout)["files"]
+    assert right == {
+        "file": FC2,
+        "is_ok": True,
+        "error": None,
+        "network": "fc2_mpo",
+        "size_count": 2,
+        "input_count": 1,
+        "param_count": 5,
+        "equation_count": 1,
+    }
+    assert list(other) == list(right)
+    assert other["is_ok"] is False
+    assert other["error"] + "\n" == error_of(wrong)
+
+
+def test_check_reads_standard_input():
+    result = invoke("check", "-", stdin=TWO)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "-: ok, network second: 1 size, 1 input, 0 params, 1 equation\n"
+
+
+def test_an_error_in_standard_input_says_so():
+    result = invoke("check", "-", stdin=WRONG)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("<stdin>:3:10: ")
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])
+def test_a_file_that_cannot_be_read_is_an_error(command, tmp_path):
+    hint = "\n  give the path of a spec file, or - for standard input\n"
+    for path, reason in ((tmp_path / "none.tn", os.strerror(errno.ENOENT)), (tmp_path, os.strerror(errno.EISDIR))):
+        result = invoke(command, str(path))
+        assert (result.exit_code, result.stderr) == (1, f"{path}: {reason.lower()}{hint}")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (2**20 + 1)], ids=["not UTF-8", "too long"])
+def test_a_file_is_refused_as_load_refuses_it(tmp_path, content):
+    path = tmp_path / "bad.tn"
+    path.write_bytes(content)
+    with pytest.raises(tngraph.TngraphError) as error:
+        tngraph.load(path)
+    assert invoke("check", str(path)).stderr == f"{error.value}\n"
+
+
+# plan
+
+
+def test_plan_prints_the_table_of_the_plan():
+    made = tngraph.plan(tngraph.load(FC2, sizes={"D": 8}), {"batch": 128})
+    result = invoke("plan", FC2, "--batch", "128", "--set", "D=8")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == made.table() + "\n"
+
+
+def test_plan_as_json_agrees_with_the_plan():
+    record = json.loads(invoke("plan", FC2, "--batch", "7", "--set", "D=3", "--json").stdout)
+    made = tngraph.plan(tngraph.load(FC2, sizes={"D": 3}), {"batch": 7})
+    counts = made.at(batch=7, D=3)
+    keys = {
+        "params_elements": "params",
+        "macs": "macs",
+        "flops": "flops",
+        "elementwise_operations": "elementwise",
+        "largest_elements": "largest",
+        "peak_elements": "peak",
+        "cost_operations": "cost",
+    }
+    for key, name in keys.items():
+        assert record[key] == getattr(counts, name)
+        assert record["formulas"][key] == str(getattr(made, name))
+    assert record["sizes"] == {"batch": 7, "D": 3}
+    assert record["region_count"] == record["proven_region_count"] == 2
+    assert [step["step"] for step in record["steps"]] == [1, 2, 3, 4, 5, 6]
+    assert sum(step["macs"] for step in record["steps"]) == record["macs"]
+    assert sum(step["elementwise_operations"] for step in record["steps"]) == record["elementwise_operations"]
+    assert max(step["size_elements"] for step in record["steps"]) == record["largest_elements"]
+
+
+def test_the_dense_weight_is_null_where_there_is_none(two):
+    dense = json.loads(invoke("plan", FC2, "--json").stdout)
+    none = json.loads(invoke("plan", str(SPECS / "fc_ntt.tn"), "--json").stdout)
+    assert list(dense) == list(none)
+    for spec, record in ((FC2, dense), (SPECS / "fc_ntt.tn", none)):
+        made = tngraph.plan(tngraph.load(spec))
+        assert (made.dense is None) == (record["dense_macs"] is None) == (record["formulas"]["dense_macs"] is None)
+    assert dense["dense_params_elements"] == 784 * 256 + 256
+
+
+def test_a_size_that_bounds_a_loop_is_set_while_reading():
+    record = json.loads(invoke("plan", RING, "--set", "n=8", "--set", "batch=5", "--json").stdout)
+    made = tngraph.plan(tngraph.load(RING, sizes={"n": 8}), {"batch": 5})
+    assert record["flops"] == made.at().flops
+    assert len(made.network.inputs[0].legs) == 9
+
+
+def test_several_networks(two):
+    assert json.loads(invoke("plan", two, "--json").stdout)["network"] == "second"
+    assert json.loads(invoke("plan", two, "--network", "first", "--json").stdout)["network"] == "first"
+    result = invoke("plan", two, "--network", "fisrt")
+    assert (result.exit_code, result.stderr) == (1, error_of(two, "fisrt"))
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])
+def test_an_unknown_size_is_an_error_of_the_input(command):
+    result = invoke(command, FC2, "--set", "DD=8")
+    assert (result.exit_code, result.stdout.replace(f"{FC2}: wrong\n", "")) == (1, "")
+    assert result.stderr == error_of(FC2, sizes={"DD": 8})
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])
+def test_a_size_that_is_not_positive_is_an_error_of_the_input(command):
+    result = invoke(command, FC2, "--batch", "0")
+    assert result.exit_code == 1
+    assert result.stderr == "the size 'batch' cannot be 0\n  a size is an integer from 1 to 2**62\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--set", "D"),
+        ("--set", "D=x"),
+        ("--set", "D=1.5"),
+        ("--set", "D=" + "9" * 5000),
+        ("--set", "D=2", "--set", "D=3"),
+        ("--set", "batch=2", "--batch", "3"),
+        ("--batch", "many"),
+        ("--seed", "-1"),
+        ("--nonsense",),
+        ("another.tn",),
+    ],
+)
+def test_wrong_usage_exits_with_2(args):
+    result = invoke("plan", FC2, *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: tngraph plan [OPTIONS]")
+
+
+# emit
+
+
+def test_emit_prints_the_source():
+    result = invoke("emit", RING, "--set", "n=4")
+    assert result.stdout == tngraph.emit(tngraph.plan(tngraph.load(RING, sizes={"n": 4})))
+
+
+def test_an_emitted_file_runs_without_tngraph(tmp_path):
+    out = tmp_path / "ring.py"
+    result = invoke("emit", RING, "-o", str(out), "--set", "n=3")
+    assert (result.exit_code, result.output) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["ring.py"]
+    code = (
+        "import sys; sys.modules['tngraph'] = None\n"
+        "import ring, torch; print(ring.ring_tied()(torch.ones(5, 2, 2, 2)).shape)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout) == (0, "torch.Size([5, 2, 2, 2])\n"), found.stderr
+
+
+def test_emit_overwrites_only_when_told(tmp_path):
+    out = tmp_path / "ring.py"
+    out.write_text("mine")
+    result = invoke("emit", RING, "-o", str(out))
+    assert (result.exit_code, result.stderr) == (1, f"{out} exists\n  --force overwrites a file\n")
+    assert out.read_text() == "mine"
+    assert invoke("emit", RING, "-o", str(out), "--force").exit_code == 0
+    assert out.read_text() == tngraph.emit(tngraph.plan(tngraph.load(RING)))
+    assert invoke("emit", RING, "-o", str(tmp_path), "--force").exit_code == 1
+
+
+def test_emit_follows_a_link(tmp_path):
+    real, link = tmp_path / "real.py", tmp_path / "link.py"
+    real.write_text("old")
+    link.symlink_to(real)
+    assert invoke("emit", RING, "-o", str(link), "--force").exit_code == 0
+    assert link.is_symlink()
+    assert real.read_text().startswith('"""ring_tied')
+
+
+def test_a_wrong_file_leaves_nothing_behind(tmp_path, wrong):
+    out = tmp_path / "out" / "wrong.py"
+    out.parent.mkdir()
+    result = invoke("emit", wrong, "-o", str(out))
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", error_of(wrong))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    out = tmp_path / "ring.py"
+    result = invoke("emit", RING, "-o", str(out))
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"{out} cannot be written: {os.strerror(errno.ENOSPC).lower()}\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    out = tmp_path / "none" / "ring.py"
+    result = invoke("emit", RING, "-o", str(out))
+    assert result.exit_code == 1
+    assert result.stderr == f"{out} cannot be written: {os.strerror(errno.ENOENT).lower()}\n"
+
+
+# verify
+
+
+def test_verify_prints_what_it_compared():
+    result = invoke("verify", RING, "--set", "n=3", "--batch", "4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    title, header, *rows = result.stdout.splitlines()
+    assert title == "ring_tied at batch = 4, D = 3"
+    assert header.split() == ["compared", "expected", "found"]
+    assert [row.split("  ")[0] for row in rows] == [
+        "value of y [relative error]",
+        "gradient of g [relative error]",
+        "gradient of x [relative error]",
+        "forward [FLOPs]",
+        "forward and backward [FLOPs]",
+        "params [elements]",
+    ]
+    assert all(row.endswith("ok") for row in rows)
+
+
+def test_verify_as_json_has_integers(two):
+    record = json.loads(invoke("verify", two, "--network", "first", "--batch", "6", "--seed", "3", "--json").stdout)
+    assert (record["network"], record["is_equal"], record["sizes"]) == ("first", True, {"batch": 6})
+    checks = {check["what"]: check for check in record["checks"]}
+    flops = 2 * 6 * 3 * 2
+    assert checks["forward"] == {
+        "what": "forward", "unit": "FLOPs", "expected": flops, "found": flops, "is_equal": True
+    }  # fmt: skip
+    assert checks["value of y"]["unit"] == "relative error"
+    assert checks["value of y"]["found"] <= checks["value of y"]["expected"] < 1e-6
+
+
+def forget_the_buffer(monkeypatch) -> None:
+    """Make the module of `second` in TWO take the relu of its input alone."""
+    from tngraph.modules import layer
+
+    right = layer.print_source
+
+    def print_wrong(plan):
+        printed = right(plan)
+        text = printed.text.replace("torch.relu(t1)", "torch.relu(x)")
+        assert text != printed.text
+        return type(printed)(text, printed.class_name, printed.attributes)
+
+    monkeypatch.setattr(layer, "print_source", print_wrong)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_verify_refuses_a_module_that_ignores_a_buffer_of_zeros(two, monkeypatch, as_json):
+    forget_the_buffer(monkeypatch)
+    result = invoke("verify", two, *(["--json"] if as_json else []))
+    assert result.exit_code == 1
+    assert "DIFFERS" in result.stderr
+    assert "Traceback" not in result.stderr
+    if as_json:
+        record = json.loads(result.stdout)
+        assert record["is_equal"] is False
+        assert next(c["what"] for c in record["checks"] if not c["is_equal"]) == "value of y"
+    else:
+        assert result.stdout == ""
+
+
+def test_an_error_that_is_no_number_is_valid_json():
+    spec = "network n { input x[i:3]; buffer c[]; y[i] = log(-1 * c * c * x * x); output y[i] }"
+    result = invoke("verify", "-", "--json", stdin=spec)
+    record = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert (result.exit_code, record["checks"][0]["found"]) == (1, None)
+
+
+def test_verify_refuses_what_memory_would_not_hold():
+    result = invoke("verify", FC2, "--batch", str(10**12))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("verifying fc2_mpo here takes ")
+
+
+def test_a_layer_verifies_at_given_run_time_sizes():
+    layer = tngraph.compile(tngraph.load(RING, sizes={"n": 3}))
+    assert layer.verify(sizes={"batch": 9}).sizes["batch"] == 9
+    with pytest.raises(tngraph.SizeError) as error:
+        layer.verify(sizes={"D": 2})
+    assert str(error.value) == "ring_tied has no run-time size 'D'\n  its run-time sizes: batch"
+    with pytest.raises(tngraph.SizeError):
+        layer.verify(sizes={"batch": 0})
+
+
+# as a process
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "emit"])
+def test_torch_is_not_imported(command):
+    code = (
+        "import sys\nfrom tngraph.cli import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    result = run(command, FC2, code=code)
+    assert (result.returncode, result.stderr) == (0, "False\n")
+
+
+def test_errors_have_no_traceback(wrong):
+    result = run("plan", wrong)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", error_of(wrong))
+
+
+def test_piped_output_is_plain_and_whole():
+    result = run("plan", FC2)
+    assert result.stdout == tngraph.plan(tngraph.load(FC2)).table() + "\n"
+    assert "\x1b" not in result.stdout
+
+
+def test_standard_input_is_read_through_a_pipe():
+    result = run("plan", "-", "--set", "n=4", input=Path(RING).read_text())
+    assert result.returncode == 0
+    assert result.stdout.startswith("ring_tied at batch = 64, D = 3\n")
+
+
+def test_a_broken_pipe_is_quiet():
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "tngraph", "emit", FC2], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=120
+    )
+    os.close(writer)
+    assert result.stderr == b""
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])
+def test_help_has_examples_that_are_spelled_right(command):
+    text = invoke(command, "--help").stdout
+    lines = text.partition("Examples:\n")[2].splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"    tngraph {command} ") for line in lines)
+
+
+def test_version():
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"tngraph {tngraph.__version__}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("command", ["plan", "emit", "verify"])
+def test_a_terminal_gets_colours(command):
+    import pty
+
+    lead, follow = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "60"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tngraph", command, RING], stdout=follow, cwd=ROOT, env=environment
+    )
+    os.close(follow)
+    shown = b""
+    while True:
+        try:
+            block = os.read(lead, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    os.close(lead)
+    assert process.wait(timeout=120) == 0
+    assert b"\x1b[" in shown
+    assert b"ring_tied" in shown

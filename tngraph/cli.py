@@ -1,0 +1,325 @@
+"""The command ``tngraph``: arguments in, exit code out.
+
+Exit codes: 0 fine; 1 a file is wrong, or a module does not do what its plan says; 2 the command line itself is wrong.
+Results go to standard output, errors to standard error as they are. Only ``verify`` imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tngraph
+from tngraph.errors import LimitError, NetworkError, SizeError, TngraphError, VerificationError
+from tngraph.language.limits import FILE_BYTES
+from tngraph.language.network import Network
+from tngraph.language.sizes import LARGEST, evaluate_size
+from tngraph.planning.pipeline import Plan
+from tngraph.planning.schedule import legs_size
+from tngraph.planning.search import Search
+from tngraph.report.records import Record, network_record, plan_record, verification_record
+from tngraph.report.terminal import show_plan, show_progress, show_source, show_text, show_verification
+
+MOST_ELEMENTS = 2**27
+"""The most that `verify` holds in inputs, params or values before it refuses: 1 GiB in float64 [elements]."""
+SMALL = 8
+"""About the run-time sizes at which `verify` draws inputs when it is not told any."""
+
+app = typer.Typer(
+    help="Compile tensor networks to PyTorch modules with exact, verified costs.",
+    epilog="Exit codes: 0 fine; 1 a file is wrong or a verification failed; 2 the command line is wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _examples(*lines: str) -> str:
+    """The end of a help page; the sign in front keeps its lines apart."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A spec file; - reads standard input.", show_default=False)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files; - reads standard input.")]
+NetworkName = Annotated[
+    str | None, typer.Option("--network", metavar="NAME", help="Which network of the file; the last one if not given.")
+]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=N", help="A size: another default, or a run-time size to work at. Repeatable."),
+]
+Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Short for --set batch=N.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: stable keys, units in their names.")]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write; - is standard output.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")]
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app(prog_name="tngraph")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        show_text(f"tngraph {tngraph.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compile tensor networks to PyTorch modules with exact, verified costs."""
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph check examples/specs/*.tn",
+        "tngraph check ring_tied.tn --set n=8",
+        "tngraph check --json - < fc2_mpo.tn",
+    )
+)
+def check(
+    files: Files, network: NetworkName = None, sizes: Sizes = None, batch: Batch = None, as_json: AsJson = False
+) -> None:
+    """Say whether spec files are right; show all errors."""
+    given = _parse_sizes(sizes, batch)
+    records = []
+    for file in files:
+        records.append(_check_file(file, network, given))
+        if not as_json:
+            show_text(_describe(records[-1]))
+        if records[-1]["error"] is not None:
+            print(records[-1]["error"], file=sys.stderr)
+    if as_json:
+        _show_json({"files": records})
+    if not all(record["is_ok"] for record in records):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph plan fc2_mpo.tn",
+        "tngraph plan fc2_mpo.tn --batch 128 --set D=8",
+        "tngraph plan ring_tied.tn --set n=8 --json",
+    )
+)
+def plan(
+    file: File,
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print the order of a contraction and what it costs."""
+    with _errors_reported():
+        made, _ = _plan_file(file, network, _parse_sizes(sizes, batch), seed)
+        if as_json:
+            _show_json(plan_record(made))
+        else:
+            show_plan(made)
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph emit fc2_mpo.tn",
+        "tngraph emit fc2_mpo.tn -o fc2_mpo.py --set D=8",
+        "tngraph emit fc2_mpo.tn -o fc2_mpo.py --force --batch 128",
+    )
+)
+def emit(
+    file: File,
+    output: Output = "-",
+    force: Force = False,
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+) -> None:
+    """Print a network as a standalone PyTorch file."""
+    with _errors_reported():
+        made, _ = _plan_file(file, network, _parse_sizes(sizes, batch), seed)
+        source = tngraph.emit(made)
+        if output == "-":
+            show_source(source)
+        else:
+            _write(Path(output), source, force)
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph verify fc2_mpo.tn",
+        "tngraph verify fc2_mpo.tn --batch 16 --set D=2 --seed 1",
+        "tngraph verify conv_cp.tn --set H=12 --set W=12 --json",
+    )
+)
+def verify(
+    file: File,
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare values, gradients and counts with what runs."""
+    with _errors_reported():
+        made, runtime = _plan_file(file, network, _parse_sizes(sizes, batch), seed)
+        _refuse_large(made, runtime)
+        try:
+            result = tngraph.compile(made).verify(sizes=runtime, seed=seed)
+        except VerificationError as error:
+            if as_json:
+                _show_json(verification_record(error.args[0]))
+            raise
+        if as_json:
+            _show_json(verification_record(result))
+        else:
+            show_verification(result)
+
+
+@contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Turn what is wrong with the input into its text and exit code 1."""
+    try:
+        yield
+    except TngraphError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str, int]:
+    """The numbers of ``--set`` and ``--batch`` by name.
+
+    Raises:
+        typer.BadParameter: one that is not NAME=INTEGER, or a name given twice.
+    """
+    items = [*(settings or ()), *([] if batch is None else [f"batch={batch}"])]
+    sizes: dict[str, int] = {}
+    for item in items:
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[0-9]{1,40})\s*", item)
+        if found is None:
+            raise typer.BadParameter(f"{item!r} is not NAME=N with an integer N, as in D=8", param_hint="--set")
+        name, number = found.groups()
+        if name in sizes:
+            raise typer.BadParameter(f"the size {name!r} is given twice", param_hint="--set, --batch")
+        sizes[name] = int(number)
+    return sizes
+
+
+def _plan_file(file: str, name: str | None, given: Mapping[str, int], seed: int) -> tuple[Plan, dict[str, int]]:
+    """The plan of a network of a file, and the run-time sizes among the given ones."""
+    network, runtime = _load(file, name, given)
+    search = Search(seed=seed, progress=show_progress if sys.stderr.isatty() else None)
+    return tngraph.plan(network, runtime, search), runtime
+
+
+def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, dict[str, int]]:
+    """The network of a file, and the run-time sizes among the given ones.
+
+    The others are set while the text is read, since they may bound loops; which are which, a first reading tells.
+    """
+    text, label = _read(file)
+    network = tngraph.parse(text, name, file=label)
+    runtime = {size: given[size] for size in given if size in network.runtime_sizes()}
+    for size, number in runtime.items():
+        if not 1 <= number <= LARGEST:
+            raise SizeError(f"the size {size!r} cannot be {number}\n  a size is an integer from 1 to 2**62")
+    others = {size: given[size] for size in given if size not in runtime}
+    return (tngraph.parse(text, name, others, label) if others else network), runtime
+
+
+def _read(file: str) -> tuple[str, str]:
+    """The text of a spec, read once (it may come through a pipe), and what errors call it."""
+    label = "<stdin>" if file == "-" else file
+    try:
+        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:
+            data = stream.read(FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise NetworkError(
+            f"{label}: {_reason(error)}", "give the path of a spec file, or - for standard input"
+        ) from None
+    if len(data) > FILE_BYTES:
+        raise LimitError(f"{label}: the file is longer than {FILE_BYTES:,} bytes", "split it, or use loops")
+    try:
+        return data.decode("utf-8-sig"), label
+    except UnicodeDecodeError as error:
+        raise NetworkError(f"{label}: byte {error.start} is not UTF-8", "a spec is a text file in UTF-8") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error).lower()
+
+
+def _check_file(file: str, name: str | None, given: Mapping[str, int]) -> Record:
+    """What `check` says of one file."""
+    try:
+        network, _ = _load(file, name, given)
+    except TngraphError as error:
+        return {"file": file, "is_ok": False, "error": str(error), **network_record(None)}
+    return {"file": file, "is_ok": True, "error": None, **network_record(network)}
+
+
+def _describe(record: Record) -> str:
+    if not record["is_ok"]:
+        return f"{record['file']}: wrong"
+    words = ("size", "input", "param", "equation")
+    counts = ((record[f"{word}_count"], word) for word in words)
+    shown = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"{record['file']}: ok, network {record['network']}: {shown}"
+
+
+def _show_json(record: Record) -> None:
+    show_text(json.dumps(record, indent=2, allow_nan=False))
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    """Write a whole file or none: beside its place first, then in one move.
+
+    Raises:
+        NetworkError: the file exists and is not to be overwritten, or the folder cannot be written to.
+    """
+    place = Path(os.path.realpath(path))
+    beside = place.with_name(f".tngraph-{os.getpid()}.tmp")
+    try:
+        if place.exists() and not (force and place.is_file()):
+            raise NetworkError(f"{path} exists", "--force overwrites a file")
+        beside.write_text(text, "utf-8")
+        beside.replace(place)
+    except OSError as error:
+        raise NetworkError(f"{path} cannot be written: {_reason(error)}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
+    """Refuse what would not fit in memory before anything of it is made.
+
+    Raises:
+        SizeError: more than `MOST_ELEMENTS`.
+    """
+    sizes = dict.fromkeys(made.network.runtime_sizes(), SMALL) | dict(runtime)
+    numbers, counts = made.values(**sizes), made.at(**sizes)
+    inputs = sum(evaluate_size(legs_size(port.legs), numbers) for port in made.network.inputs)
+    count = counts.params + counts.peak + inputs
+    if count > MOST_ELEMENTS:
+        raise SizeError(
+            f"verifying {made.network.name} here takes {count:,} elements, more than {MOST_ELEMENTS:,}\n"
+            "  verify it at smaller sizes: its formulas are the same"
+        )

@@ -1,0 +1,78 @@
+"""What the command line shows on standard output: coloured tables on a terminal, plain text anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from tngraph.planning.pipeline import Plan
+from tngraph.report.records import step_records
+
+if TYPE_CHECKING:
+    from tngraph.modules.verification import Verification
+
+
+def show_text(text: str) -> None:
+    """Print text as it is, now: a reader that has gone is noticed here and not when Python ends."""
+    print(text, flush=True)
+
+
+def show_plan(plan: Plan) -> None:
+    """A plan: totals, then one row per step."""
+    text = plan.table()
+    if not sys.stdout.isatty():
+        return show_text(text)
+    totals, _, _ = text.partition("\n\n")
+    header = ("step", "kind", "computes", "legs", "operations", "size [elements]")
+    table = _table(header, numbers=(0, 4, 5))
+    for step in step_records(plan):
+        work = f"{step['macs']:,} MAC" if step["macs"] else f"{step['elementwise_operations']:,} elementwise"
+        cells = (str(step["step"]), step["kind"], step["computes"], step["result"], work, f"{step['size_elements']:,}")
+        table.add_row(*map(Text, cells))
+    console = Console()
+    console.print(totals, markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def show_source(text: str) -> None:
+    """Python source."""
+    if not sys.stdout.isatty():
+        return show_text(text.rstrip("\n"))
+    Console().print(Syntax(text, "python", theme="ansi_dark", background_color="default"), soft_wrap=True)
+
+
+def show_verification(result: Verification) -> None:
+    """What was compared, one row each."""
+    text = str(result)
+    if not sys.stdout.isatty():
+        return show_text(text)
+    table = _table(("compared", "expected", "found", ""), numbers=(1, 2))
+    for check in result.checks:
+        *cells, verdict = check.row()
+        table.add_row(*map(Text, cells), Text(verdict, "green" if check.is_equal else "bold red"))
+    console = Console()
+    console.print(text.partition("\n")[0], markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def show_progress(done: int, total: int) -> None:
+    """A line on standard error that tells how far a search is, and goes when it is done."""
+    end = "\r\033[K" if done >= total else ""
+    print(f"\r\033[Ksearching: {done} of {total}{end}", end="", file=sys.stderr, flush=True)
+
+
+def _table(header: Sequence[str], numbers: Sequence[int]) -> Table:
+    """An empty table; the columns of these positions hold numbers: to the right, on one line."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for position, title in enumerate(header):
+        is_number = position in numbers
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(Text(title), justify=justify, no_wrap=is_number, overflow="fold")
+    return table
