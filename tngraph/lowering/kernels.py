@@ -45,11 +45,19 @@ FUNCTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every rule needs: how sizes print, their numbers where a choice depends on them, the device's code."""
+    """What every rule needs: how sizes print, their numbers where a choice depends on them, the device's code.
+
+    `runtime` names the sizes that are read off shapes: what PyTorch would fix in a traced graph may not depend on them.
+    """
 
     show: Show
     numbers: Mapping[str, int]
     device: str
+    runtime: frozenset[str] = frozenset()
+
+    def is_fixed(self, expr: sympy.Expr) -> bool:
+        """Whether a size is known once the module is built."""
+        return all(symbol.name not in self.runtime for symbol in expr.free_symbols)
 
     def size(self, legs: Sequence[Leg]) -> int:
         """The elements of a value at the sizes planned for."""
@@ -204,12 +212,36 @@ def _extend(code: str, rank: int, windows: Sequence[Window], context: Context) -
     for axis, read, start, last in windows:
         if read.wrap:
             positions = f"torch.arange({context.show(start)}, {context.show(last + 1)}, device={context.device})"
-            code = f"{code}.index_select({axis}, {positions} % {_factor(context.show(read.leg.size))})"
+            code = f"{code}.index_select({axis}, {positions} % {_modulus(read.leg.size, context)})"
     return code
 
 
-def _factor(code: str) -> str:
+def _modulus(size: sympy.Expr, context: Context) -> str:
+    """A size to take remainders by; one of run time as a tensor, since the ONNX exporter takes no other."""
+    code = context.show(size)
+    if not context.is_fixed(size):
+        return f"torch.full((), {code}, device={context.device})"
     return code if code.isidentifier() or code.isdigit() else f"({code})"
+
+
+def _slide(code: str, rank: int, axis: int, windows: tuple[sympy.Expr, sympy.Expr, int], context: Context) -> str:
+    """The windows of an axis, which then counts them, along one more axis, the last.
+
+    Args:
+        code: a tensor of so many axes.
+        rank: how many.
+        axis: the one that windows move along.
+        windows: how many there are, the size of one, and the step between two.
+        context: how sizes print.
+    """
+    count, size, step = windows
+    if context.is_fixed(size):
+        return f"{code}.unfold({axis}, {context.show(size)}, {step})"
+    # `unfold` takes no symbolic size: a traced graph would serve this one only.
+    given = context.show(count) if step == 1 else f"0, {context.show(step * count)}, {step}"
+    starts, inside = (f"torch.arange({sizes}, device={context.device})" for sizes in (given, context.show(size)))
+    code = f"{code}[{':, ' * axis}{starts}.unsqueeze(1) + {inside}]"
+    return code if axis == rank - 1 else f"{code}.movedim({axis + 1}, {rank})"
 
 
 def _windows(code: str, axis: int, read: Read, legs: list[Leg], context: Context) -> str:
@@ -230,7 +262,8 @@ def _windows(code: str, axis: int, read: Read, legs: list[Leg], context: Context
             legs.append(index)
         if terms:
             least, greatest = position_range(terms)
-            code = f"{code}.unfold({place}, {context.show(greatest - least + 1)}, {step})"
+            windows = (index.size, greatest - least + 1, step)
+            code = _slide(code, len(legs), place, windows, context)
             place = len(legs)
         elif step > 1:
             code = f"{code}[{':, ' * place}::{step}]"
@@ -304,7 +337,7 @@ def _taps(tensor: Tensor, resolved: Sequence[_Resolved], context: Context) -> Te
             place = len(legs)
             legs.append(each.kernel)
             span = each.dilation * (each.kernel.size - 1) + 1
-            code = f"{code}.unfold({axis}, {context.show(span)}, {each.stride})"
+            code = _slide(code, len(legs) - 1, axis, (each.extent, span, each.stride), context)
         legs[place] = each.kernel
         code += f"[{':, ' * place}::{each.dilation}]" if each.dilation > 1 else ""
         code += _flip([axis] * each.is_reversed + [place] * each.is_flipped)

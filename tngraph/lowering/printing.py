@@ -375,7 +375,9 @@ def _compute(plan: Plan, names: _Names) -> Iterator[str]:
     """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
     operations = plan.operations
     anchor = _anchor(plan, names)
-    context = Context(names.show, plan.sizes, f"{anchor}.device")
+    settable = {size.name for size in plan.network.settable_sizes()}
+    runtime = frozenset(size.name for size in plan.network.sizes if size.name not in settable)
+    context = Context(names.show, plan.sizes, f"{anchor}.device", runtime)
     drops = last_uses(operations, plan.outputs)
     alias = aliases(operations)
     tensors: list[Tensor] = []
