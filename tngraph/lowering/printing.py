@@ -155,9 +155,9 @@ def _constructor(plan: Plan, names: _Names) -> str:
         lines.append(f"if {argument} < 1:")
         lines.append(f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")')
         lines.append(f"self.{names.size_attributes[size.name]} = {argument}")
-    loaded = {op.access.source for op in plan.operations if op.access is not None}
+    constants = _constants(plan, names)
     for core in plan.network.cores:
-        lines.extend(_register(core, names, core.name in loaded))
+        lines.extend(_register(core, names, core in constants))
     lines.append("self.reset_parameters()")
     signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
@@ -172,8 +172,15 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
     return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
 
 
-def _register(core: Core, names: _Names, is_loaded: bool) -> Iterator[str]:
-    """The lines that make a core part of the module: constants only where the schedule reads them."""
+def _constants(plan: Plan, names: _Names) -> list[Core]:
+    """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
+    loaded = {op.access.source for op in plan.operations if op.access is not None}
+    consts = [core for core in plan.network.cores if core.role == "const" and core.name in loaded]
+    return [core for core in consts if not _is_runtime(core, names)]
+
+
+def _register(core: Core, names: _Names, is_constant: bool) -> Iterator[str]:
+    """The line that makes a core part of the module."""
     shape = _tuple([names.show_argument(leg.size) for leg in core.legs])
     name = names.attributes.get(core.name, "")
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
@@ -182,9 +189,8 @@ def _register(core: Core, names: _Names, is_loaded: bool) -> Iterator[str]:
         yield f"self.{name} = nn.Parameter({empty}){comment}"
     elif core.role == "buffer":
         yield f'self.register_buffer("{name}", {empty.replace("empty", "zeros")}){comment}'
-    elif core.role == "const" and is_loaded and not _is_runtime(core, names):
-        value = _constant(core, names.show_argument, "device=device", "dtype or torch.get_default_dtype()")
-        yield f'self.register_buffer("{name}", {value}, persistent=False){comment}'
+    elif is_constant:
+        yield f'self.register_buffer("{name}", {empty}, persistent=False){comment}'
 
 
 def _is_runtime(core: Core, names: _Names) -> bool:
@@ -193,7 +199,7 @@ def _is_runtime(core: Core, names: _Names) -> bool:
 
 
 def _constant(core: Core, show: Show, device: str, dtype: str) -> str:
-    """The code of a constant tensor."""
+    """The code of a constant tensor whose size is known at each call only."""
     assert core.init is not None
     sizes = [show(leg.size) for leg in core.legs]
     options = f"{device}, dtype={dtype}"
@@ -233,7 +239,18 @@ def _reset(plan: Plan, names: _Names) -> str:
             spread = spreads[core.name]
             factor = spread.factor.subs(runtime)
             lines.append(f"nn.init.normal_({target}, std={_std(factor, spread.count, names)})")
+    lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
     return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
+
+
+def _fill(core: Core, target: str) -> str:
+    """The line that fills a stored constant: here, so that a module built on the meta device can be filled later."""
+    assert core.init is not None
+    if core.init.kind == "basis":
+        return f"nn.init.zeros_({target})[{int(core.init.args[0])}] = 1"
+    if core.init.kind == "ones" or len(core.legs) < 2:
+        return f"nn.init.ones_({target})"
+    return f"nn.init.zeros_({target}).fill_diagonal_(1)"
 
 
 def _std(factor: sympy.Expr, count: int, names: _Names) -> str:
@@ -251,9 +268,13 @@ def _fixed_init(core: Core, target: str, names: _Names) -> str:
         return f"nn.init.uniform_({both}, {args[0]!r}, {args[1]!r})"
     if kind == "normal":
         return f"nn.init.normal_({target}, std={args[0]!r})"
-    if kind in ("eye", "orthogonal"):
+    if kind == "eye":
         rows, columns = map(names.show_size, matrix_sizes(core))
-        return f"with torch.no_grad():\n    nn.init.{kind}_({target}.view({rows}, {columns}))"
+        return f"with torch.no_grad():\n    nn.init.eye_({target}.view({rows}, {columns}))"
+    if kind == "orthogonal":  # drawn real for complex params too: PyTorch draws no other
+        rows, columns = map(names.show_size, matrix_sizes(core))
+        drawn = f"nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}))"
+        return f"with torch.no_grad():\n    {target}.copy_({drawn}.view_as({target}))"
     return f"nn.init.{kind}_({target})"
 
 
