@@ -19,7 +19,7 @@ from tngraph.language.handles import Expression, Factor, Position, Summand
 from tngraph.language.limits import FACTORS, FAILURES, PROBLEMS, Budget
 from tngraph.language.names import Name, Scope, literal, names_in
 from tngraph.language.network import Network
-from tngraph.language.scan import Source
+from tngraph.language.scanner import Source
 from tngraph.language.sizes import LARGEST
 
 Statement = Tree[Token]

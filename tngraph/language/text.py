@@ -20,7 +20,7 @@ from tngraph.errors import LimitError, NetworkError, Problem, SpecError
 from tngraph.language.elaborate import Elaborator
 from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS
 from tngraph.language.network import Network
-from tngraph.language.scan import BracketError, Source, scan
+from tngraph.language.scanner import BracketError, Source, scan
 
 _WORDS = {
     "NETWORK": "'network'",

@@ -11,6 +11,7 @@ import hashlib
 import linecache
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -24,6 +25,10 @@ from tngraph.planning.cost import evaluate_count
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.search import Search
+
+
+_loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()
+"""The class of each source in use: layers of one plan are of one class, as ``torch.func.stack_module_state`` asks."""
 
 
 class Layer(nn.Module):
@@ -113,13 +118,18 @@ def compile(
 def layer_class(plan: Plan) -> type[Layer]:
     """The class printed for a plan, loaded; its source is visible in tracebacks."""
     printed = print_source(plan)
+    known = _loaded.get(printed.text)
+    if known is not None and known.plan == plan:
+        return known
     digest = hashlib.sha256(printed.text.encode()).hexdigest()[:12]
     file = f"<tngraph {printed.class_name} {digest}>"
     linecache.cache[file] = (len(printed.text), None, printed.text.splitlines(keepends=True), file)
     space: dict[str, Any] = {"__name__": f"tngraph.printed.{printed.class_name}"}
     exec(builtins.compile(printed.text, file, "exec"), space)
     body = {"plan": plan, "source": printed.text, "__doc__": space[printed.class_name].__doc__}
-    return cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
+    made = cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
+    _loaded[printed.text] = made
+    return made
 
 
 def _rebuild(plan: Plan) -> Layer:

@@ -1,0 +1,86 @@
+"""conv_rtk: a tensor network as a PyTorch module, printed by tngraph.
+
+params: 9*R**4 + 48*R [elements]
+FLOPs: 18*R**4*batch*h*w + 32*R**2*batch*h*w + 16*R**2*batch*height*width + 512*R*batch*h*w + 128*R*batch*height*width [FLOPs]
+elementwise: 0 [operations]
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class conv_rtk(nn.Module):
+    """conv_rtk: x[batch, (s1 s2), H, W] -> y[batch, (t1 t2), h, w]."""
+
+    def __init__(self, R=4, *, device=None, dtype=None):
+        super().__init__()
+        if R < 1:
+            raise ValueError(f"the size R is {R}; a size is at least 1")
+        self.R = R
+        self.u1 = nn.Parameter(torch.empty((8, R), device=device, dtype=dtype))  # [s1, p1]
+        self.u2 = nn.Parameter(torch.empty((8, R), device=device, dtype=dtype))  # [s2, p2]
+        self.core = nn.Parameter(torch.empty((R, R, 3, 3, R, R), device=device, dtype=dtype))  # [p1, p2, kh, kw, q1, q2]
+        self.v1 = nn.Parameter(torch.empty((R, 16), device=device, dtype=dtype))  # [q1, t1]
+        self.v2 = nn.Parameter(torch.empty((R, 16), device=device, dtype=dtype))  # [q2, t2]
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        R = self.R
+        nn.init.normal_(self.u1, std=math.exp(-math.log(1728*R**4) / 10))
+        nn.init.normal_(self.u2, std=math.exp(-math.log(1728*R**4) / 10))
+        nn.init.normal_(self.core, std=math.exp(-math.log(1728*R**4) / 10))
+        nn.init.normal_(self.v1, std=math.exp(-math.log(1728*R**4) / 10))
+        nn.init.normal_(self.v2, std=math.exp(-math.log(1728*R**4) / 10))
+
+    def forward(self, x):
+        """Contract the network.
+
+        Args:
+            x: (batch, 64, height, width).
+
+        Returns:
+            y: (batch, 256, (height - 1)//2 + 1, (width - 1)//2 + 1).
+        """
+        R = self.R
+        if x.dim() != 4:
+            raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 64, height, width)")
+        batch = x.shape[0]
+        height = x.shape[2]
+        width = x.shape[3]
+        if x.shape[1] != 64:
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s1, s2 have {64} = 8 * 8")
+        h = (height - 1)//2 + 1
+        w = (width - 1)//2 + 1
+        # t1[batch, s2, 2*h + kh - 1, 2*w + kw - 1, p1] = x * u1: 64*R*batch*height*width MAC
+        t1 = torch.mm(
+            x.reshape(batch, 8, 8*height*width).permute(0, 2, 1).reshape(8*batch*height*width, 8),
+            self.u1,
+        )
+        # t2[batch, 2*h + kh - 1, 2*w + kw - 1, p1, p2] = t1 * u2: 8*R**2*batch*height*width MAC
+        t2 = torch.mm(
+            t1.reshape(batch, 8, R*height*width).permute(0, 2, 1).reshape(R*batch*height*width, 8),
+            self.u2,
+        )
+        del t1
+        # t3[batch, q1, q2, h, w] = t2 * core: 9*R**4*batch*h*w MAC
+        t3 = F.conv2d(
+            t2.reshape(batch, height*width, R**2).permute(0, 2, 1).reshape(batch, R**2, height, width),
+            self.core.reshape(9*R**2, R**2).t().reshape(R**2, R**2, 3, 3),
+            stride=(2, 2),
+            padding=(1, 1),
+        )
+        del t2
+        # t4[batch, q2, h, w, t1] = t3 * v1: 16*R**2*batch*h*w MAC
+        t4 = torch.mm(t3.reshape(batch, R, R*h*w).permute(0, 2, 1).reshape(R*batch*h*w, R), self.v1)
+        del t3
+        # y[batch, h, w, t1, t2] = t4 * v2: 256*R*batch*h*w MAC
+        y = torch.mm(t4.reshape(batch, R, 16*h*w).permute(0, 2, 1).reshape(16*batch*h*w, R), self.v2)
+        del t4
+        return y.reshape(batch, h*w, 256).permute(0, 2, 1).reshape(batch, 256, h, w)
+
+    def extra_repr(self):
+        return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

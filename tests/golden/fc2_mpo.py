@@ -1,0 +1,78 @@
+"""fc2_mpo: a tensor network as a PyTorch module, printed by tngraph.
+
+params: 56*D**2 + 32*D + 256 [elements]
+FLOPs: 1792*D**2 + 39424*D*batch [FLOPs]
+elementwise: 512*batch [operations]
+"""
+
+import math
+
+import torch
+from torch import nn
+
+
+class fc2_mpo(nn.Module):
+    """fc2_mpo: x[batch, (i1 i2 i3 i4)] -> y[batch, (o1 o2 o3 o4)]."""
+
+    def __init__(self, D=4, *, device=None, dtype=None):
+        super().__init__()
+        if D < 1:
+            raise ValueError(f"the size D is {D}; a size is at least 1")
+        self.D = D
+        self.w1 = nn.Parameter(torch.empty((4, 4, D), device=device, dtype=dtype))  # [i1, o1, b1]
+        self.w2 = nn.Parameter(torch.empty((D, 7, 4, D), device=device, dtype=dtype))  # [b1, i2, o2, b2]
+        self.w3 = nn.Parameter(torch.empty((D, 7, 4, D), device=device, dtype=dtype))  # [b2, i3, o3, b3]
+        self.w4 = nn.Parameter(torch.empty((D, 4, 4), device=device, dtype=dtype))  # [b3, i4, o4]
+        self.bias = nn.Parameter(torch.empty((4, 4, 4, 4), device=device, dtype=dtype))  # [o1, o2, o3, o4]
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        D = self.D
+        nn.init.normal_(self.w1, std=math.exp(-math.log(2352*D**3) / 8))
+        nn.init.normal_(self.w2, std=math.exp(-math.log(2352*D**3) / 8))
+        nn.init.normal_(self.w3, std=math.exp(-math.log(2352*D**3) / 8))
+        nn.init.normal_(self.w4, std=math.exp(-math.log(2352*D**3) / 8))
+        nn.init.normal_(self.bias, std=math.exp(-math.log(2352) / 2))
+
+    def forward(self, x):
+        """Contract the network.
+
+        Args:
+            x: (batch, 784).
+
+        Returns:
+            y: (batch, 256).
+        """
+        D = self.D
+        if x.dim() != 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 784)")
+        batch = x.shape[0]
+        if x.shape[1] != 784:
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have {784} = 4 * 7 * 7 * 4")
+        # t1[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
+        t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
+        # t2[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC
+        t2 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
+        # t3[batch, i1, i2, b2, o3, o4] = t2 * x: 12544*D*batch MAC
+        t3 = torch.mm(
+            x.reshape(28*batch, 28),
+            t2.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
+        )
+        del t2
+        # t4[batch, o3, o4, o1, o2] = t3 * t1: 7168*D*batch MAC
+        t4 = torch.mm(
+            t3.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D),
+            t1.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16),
+        )
+        del t1, t3
+        # t5[batch, o3, o4, o1, o2] = t4 + bias: 256*batch elementwise
+        t5 = t4.reshape(batch, 256) + self.bias.reshape(16, 16).t().reshape(256)
+        del t4
+        # y[batch, o3, o4, o1, o2] = relu(t5): 256*batch elementwise
+        y = torch.relu(t5)
+        del t5
+        return y.reshape(batch, 16, 16).permute(0, 2, 1).reshape(batch, 256)
+
+    def extra_repr(self):
+        return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"

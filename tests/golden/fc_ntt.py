@@ -1,0 +1,88 @@
+"""fc_ntt: a tensor network as a PyTorch module, printed by tngraph.
+
+params: 56*R**2 + 32*R + 256 [elements]
+FLOPs: 9856*R**2*batch + 8320*R*batch [FLOPs]
+elementwise: 1488*R*batch + 256*batch [operations]
+"""
+
+import math
+
+import torch
+from torch import nn
+
+
+class fc_ntt(nn.Module):
+    """fc_ntt: x[batch, (i1 i2 i3 i4)] -> y[batch, (o1 o2 o3 o4)]."""
+
+    def __init__(self, R=8, *, device=None, dtype=None):
+        super().__init__()
+        if R < 1:
+            raise ValueError(f"the size R is {R}; a size is at least 1")
+        self.R = R
+        self.g1 = nn.Parameter(torch.empty((4, 4, R), device=device, dtype=dtype))  # [i1, o1, r1]
+        self.g2 = nn.Parameter(torch.empty((R, 7, 4, R), device=device, dtype=dtype))  # [r1, i2, o2, r2]
+        self.g3 = nn.Parameter(torch.empty((R, 7, 4, R), device=device, dtype=dtype))  # [r2, i3, o3, r3]
+        self.g4 = nn.Parameter(torch.empty((R, 4, 4), device=device, dtype=dtype))  # [r3, i4, o4]
+        self.bias = nn.Parameter(torch.empty((4, 4, 4, 4), device=device, dtype=dtype))  # [o1, o2, o3, o4]
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        R = self.R
+        nn.init.normal_(self.g1, std=math.exp(-math.log(12) / 2))
+        nn.init.normal_(self.g2, std=math.exp(-math.log(21*R) / 2))
+        nn.init.normal_(self.g3, std=math.exp(-math.log(21*R) / 2))
+        nn.init.normal_(self.g4, std=math.exp(-math.log(12*R) / 2))
+        nn.init.normal_(self.bias, std=math.exp(-math.log(12*R) / 2))
+
+    def forward(self, x):
+        """Contract the network.
+
+        Args:
+            x: (batch, 784).
+
+        Returns:
+            y: (batch, 256).
+        """
+        R = self.R
+        if x.dim() != 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 784)")
+        batch = x.shape[0]
+        if x.shape[1] != 784:
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have {784} = 4 * 7 * 7 * 4")
+        # t1[batch, i2, i3, i4, o1, r1] = x * g1: 3136*R*batch MAC
+        t1 = torch.mm(x.reshape(batch, 4, 196).permute(0, 2, 1).reshape(196*batch, 4), self.g1.reshape(4, 4*R))
+        # h1[batch, i2, i3, i4, o1, r1] = relu(t1): 784*R*batch elementwise
+        h1 = torch.relu(t1)
+        del t1
+        # t2[batch, i3, i4, o1, o2, r2] = h1 * g2: 3136*R**2*batch MAC
+        t2 = torch.mm(
+            h1.reshape(batch, 7, 112, R).permute(0, 2, 1, 3).reshape(112*batch, 7*R),
+            self.g2.reshape(R, 7, 4*R).permute(1, 0, 2).reshape(7*R, 4*R),
+        )
+        del h1
+        # h2[batch, i3, i4, o1, o2, r2] = relu(t2): 448*R*batch elementwise
+        h2 = torch.relu(t2)
+        del t2
+        # t3[batch, i4, o1, o2, o3, r3] = h2 * g3: 1792*R**2*batch MAC
+        t3 = torch.mm(
+            h2.reshape(batch, 7, 64, R).permute(0, 2, 1, 3).reshape(64*batch, 7*R),
+            self.g3.reshape(R, 7, 4*R).permute(1, 0, 2).reshape(7*R, 4*R),
+        )
+        del h2
+        # h3[batch, i4, o1, o2, o3, r3] = relu(t3): 256*R*batch elementwise
+        h3 = torch.relu(t3)
+        del t3
+        # t4[batch, o1, o2, o3, o4] = h3 * g4: 1024*R*batch MAC
+        t4 = torch.mm(
+            h3.reshape(batch, 4, 64, R).permute(0, 2, 1, 3).reshape(64*batch, 4*R),
+            self.g4.permute(1, 0, 2).reshape(4*R, 4),
+        )
+        del h3
+        # y[batch, o1, o2, o3, o4] = t4 + bias: 256*batch elementwise
+        y = t4.reshape(batch, 256) + self.bias.reshape(256)
+        del t4
+        return y
+
+    def extra_repr(self):
+        return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

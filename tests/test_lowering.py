@@ -1,0 +1,228 @@
+"""Printed source: goldens, names that would clash, arguments, checks, and how params start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tngraph as tg
+from tngraph.language.functions import ARITY
+from tngraph.lowering.kernels import FUNCTIONS
+from tngraph.lowering.names import MODULE_ATTRIBUTES
+
+SPECS = Path("examples/specs")
+GOLDEN = Path(__file__).parent / "golden"
+PRINTED = ["born_machine", "conv_cp", "conv_rtk", "fc2_mpo", "fc_ntt", "quanta_adapter", "ring_tied"]
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_printed_file_is_the_golden_one(name: str):
+    """Update with: TNGRAPH_UPDATE_GOLDEN=1 make test."""
+    text = tg.emit(tg.plan(tg.load(SPECS / f"{name}.tn")))
+    golden = GOLDEN / f"{name}.py"
+    if os.environ.get("TNGRAPH_UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_printed_file_stands_alone(name: str, tmp_path: Path):
+    """It imports torch and math only, and builds its class of default sizes."""
+    file = tmp_path / "printed.py"
+    file.write_text(tg.emit(tg.plan(tg.load(SPECS / f"{name}.tn"))))
+    imported = [line for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
+    assert set(imported) <= {"import math", "import torch", "import torch.nn.functional as F", "from torch import nn"}
+    space: dict = {}
+    exec(compile(file.read_text(), str(file), "exec"), space)
+    assert isinstance(space[name](), nn.Module)
+
+
+def test_one_file_builds_any_bond_dimension():
+    network = tg.load(SPECS / "fc2_mpo.tn")
+    layer = tg.compile(network)
+    wide = type(layer)(D=7)
+    assert wide.w2.shape == (7, 7, 4, 7)
+    x = torch.randn(3, 784)
+    arrays = {name: p.detach().numpy() for name, p in wide.named_parameters()} | {"x": x.numpy()}
+    np.testing.assert_allclose(wide(x).detach(), tg.evaluate(network, arrays, {"D": 7}), rtol=1e-3, atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    layer = tg.compile(tg.load(SPECS / "fc2_mpo.tn"))
+    with pytest.raises(ValueError, match=r"x has shape \(784,\), and takes \(batch, 784\)"):
+        layer(torch.zeros(784))
+    with pytest.raises(ValueError, match=r"axis 1 of x has size 780, .* i1, i2, i3, i4 have 784 = 4 \* 7 \* 7 \* 4"):
+        layer(torch.zeros(2, 780))
+    with pytest.raises(ValueError, match="the size D is 0; a size is at least 1"):
+        type(layer)(D=0)
+
+
+def test_a_run_time_size_in_a_group_has_to_divide_its_axis():
+    text = "network n { size m; input x[(a:4, b:m)]; param w[a]; y[b] = x * w; output y[b] }"
+    layer = tg.compile(tg.parse(text))
+    assert layer(torch.zeros(12)).shape == (3,)
+    with pytest.raises(ValueError, match="axis 0 of x has size 13"):
+        layer(torch.zeros(13))
+
+
+def test_two_inputs_have_to_agree():
+    text = "network n { size m; input x[a:m]; input z[a]; y[] = x * z; output y[] }"
+    layer = tg.compile(tg.parse(text))
+    with pytest.raises(ValueError, match="axis 0 of z has size 4, and its indices a have 3"):
+        layer(torch.zeros(3), torch.zeros(4))
+
+
+def test_the_blocked_attributes_are_those_of_a_module():
+    """Every attribute of nn.Module is either escaped or dunder, whatever this version of torch has."""
+    own = {name for name in {*dir(nn.Module()), *vars(nn.Module())} if not name.startswith("__")}
+    assert own <= MODULE_ATTRIBUTES
+
+
+def test_every_function_of_the_language_is_printed():
+    assert FUNCTIONS.keys() == ARITY.keys()
+
+
+CLASHES = [
+    "self", "torch", "nn", "F", "math", "forward", "training", "parameters", "state_dict", "plan", "flops", "verify",
+    "class", "lambda", "None", "True", "import", "def", "__class__", "__init__", "__dict__", "__debug__", "_parameters",
+    "t1", "t2", "x0", "device", "dtype", "super", "max", "ValueError", "print", "exec", "weight", "batch", "D",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASHES)
+def test_a_name_that_clashes_with_python_works_everywhere(name: str):
+    """The same name for the network, an input, a size, an index, params of two networks, and a result."""
+    text = f"""network {name} {{
+      size {name}, rows
+      size E = 3
+      input {name}[{name}:{name}, r:rows, i:4]
+      param {name}_p[i, e:E]
+      y[{name}, e] = relu({name} * {name}_p)
+      output y[{name}, e]
+    }}"""
+    assert tg.compile(tg.parse(text)).verify().is_equal
+    stored = f"""network n {{
+      size {name} = 3
+      input x[i:4, {name}:2]
+      param {name}[i, e:{name}]
+      buffer {name}_[e]
+      {name}__[{name}, e] = x * {name} + 2 * {name}_
+      output {name}__[{name}, e]
+    }}"""
+    layer = tg.compile(tg.parse(stored))
+    assert layer.verify().is_equal
+    assert len(layer.state_dict()) == 2
+
+
+INJECTIONS = [
+    "a'; import os; '", 'a"b', "a\nb", "a b", "a.b", "a[0]", "a()", "\u0430", "\uff41", "a\u200b", "é", "", "1a", "a-b",
+    "\\", "__import__('os')", "a#b", "{a}", "x" * 129,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INJECTIONS)
+def test_no_name_becomes_python_by_any_door(name: str):
+    with pytest.raises(tg.NetworkError):
+        tg.parse(f"network n {{ size m; input {name}[i:m]; y[] = {name}; output y[] }}")
+    for role in ("input", "param"):
+        b = tg.Builder("n")
+        with pytest.raises(tg.NetworkError):
+            getattr(b, role)(name, b.index("i", 3))
+    with pytest.raises(tg.NetworkError):
+        tg.Builder(name).build()
+
+
+def test_text_of_a_file_stays_text(tmp_path: Path):
+    """A name in an error, a comment and a string literal never reaches the printed file."""
+    text = 'network n { # """ + exec("boom")\n input x[i:2]\n y[] = x\n output y[] }'
+    assert "boom" not in tg.emit(tg.plan(tg.parse(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "fan_in"),
+    [
+        ("input x[b:1, (i{1..3}: 6, 5, 4)]; index o{1..3}: 4; index r{1..2}: 6; param a[i1, o1, r1]; "
+         "param c[r1, i2, o2, r2]; param d[r2, i3, o3]; y[b, o{1..3}] = x * a * c * d; output y[b, (o{1..3})]", 120),
+        ("input x[b:1, s:16, H:9]; param a[s, r:40]; param k[r, u:3]; param c[r, t:32]; "
+         "y[b, t, h:9] = x[b, s, h + u - 1] * a * k * c; output y[b, t, h]", 48),
+        ("input x[b:1, i:200]; param w[i, o:50]; y[b, o] = x * w; output y[b, o]", 200),
+        ("input x[b:1, i:100]; param u[i, r:30]; param v[r, o:50] = normal(0.3); y[b, o] = 0.5 * x * u * v; "
+         "output y[b, o]", 100),
+        ("input x[b:1, i:64]; param q[i, j:64] = orthogonal; param w[j, o:80]; y[b, o] = x * q * w; "
+         "output y[b, o]", 64),
+    ],
+)  # fmt: skip
+def test_a_dense_entry_starts_with_the_variance_of_a_linear_layer(text: str, fan_in: int):
+    """Entries of the dense weight, read off by an identity as input, over many draws: 1 / (3 fan_in)."""
+    network = tg.parse(f"network n {{ {text} }}")
+    layer = tg.compile(network, dtype=torch.float64)
+    shape = [int(np.prod([int(i.size) for i in axis])) for axis in network.inputs[0].axes]
+    moments = []
+    torch.manual_seed(0)
+    for _ in range(600):
+        layer.reset_parameters()
+        x = torch.zeros(shape, dtype=torch.float64)
+        x[:, 0] = 1.0 if len(shape) == 2 else 0.0
+        if len(shape) == 3:
+            x[0, 0, 4] = 1.0
+        out = layer(x).detach()
+        moments.append((out[out != 0] ** 2).mean().item())
+    assert np.mean(moments) == pytest.approx(1 / (3 * fan_in), rel=0.15)
+
+
+def test_a_bias_starts_as_its_neighbours_fan_in_says():
+    layer = tg.compile(tg.load(SPECS / "fc2_mpo.tn"))
+    torch.manual_seed(0)
+    draws = []
+    for _ in range(20):
+        layer.reset_parameters()
+        draws.append(layer.bias.detach().clone())
+    assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 784), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["normal(0.5)", "uniform(-1.0, 3.0)", "zeros", "ones", "eye", "orthogonal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_named_initialisation_is_what_it_says(kind: str, dtype: torch.dtype):
+    text = f"network n {{ input x[i:40, j:3, k:40, l:3]; param w[i, j, k, l] = {kind}; y[] = x * w; output y[] }}"
+    w = tg.compile(tg.parse(text), dtype=dtype).w.detach()
+    matrix = w.reshape(120, 120)
+    if kind == "normal(0.5)":
+        assert w.abs().square().mean().item() == pytest.approx(0.25, rel=0.05)
+    elif kind.startswith("uniform"):
+        parts = torch.view_as_real(w) if dtype.is_complex else w
+        assert -1.0 <= parts.min() < -0.9
+        assert 2.9 < parts.max() <= 3.0
+    elif kind == "orthogonal":
+        torch.testing.assert_close(matrix @ matrix.mH, torch.eye(120, dtype=dtype), atol=1e-4, rtol=0)
+    else:
+        expected = {"zeros": torch.zeros(120, 120), "ones": torch.ones(120, 120), "eye": torch.eye(120)}[kind]
+        assert torch.equal(matrix, expected.to(dtype))
+
+
+def test_values_are_dropped_after_their_last_use():
+    for name in PRINTED:
+        text = tg.emit(tg.plan(tg.load(SPECS / f"{name}.tn")))
+        made = [line.split(" = ")[0].strip() for line in text.splitlines() if line.strip().startswith("t")]
+        dropped = {
+            n for line in text.splitlines() if line.strip().startswith("del ") for n in line.strip()[4:].split(", ")
+        }
+        assert {n for n in made if n[1:].isdigit()} <= dropped
+
+
+def test_same_network_same_text_in_another_process():
+    code = "import tngraph as tg; print(tg.emit(tg.plan(tg.load('examples/specs/quanta_adapter.tn'))), end='')"
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(texts) == 1

@@ -1,0 +1,177 @@
+"""Plans: the papers' numbers, merging, clean-up, counts at sizes, and what a plan prints."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+
+import tngraph as tg
+from examples.vgg_fc_adtn import build as build_vgg_adtn
+from tngraph.planning.rewrites import drop_unused, merge_chains
+
+
+def load(name: str, **sizes: int) -> tg.Network:
+    return tg.load(f"examples/specs/{name}.tn", sizes=sizes)
+
+
+def test_fc2_costs_no_more_than_contracting_two_and_two():
+    """Gao et al., arXiv 1904.06194: two pairs of cores first, then the input with each: 14,336 + 78,848 per row."""
+    counts = tg.plan(load("fc2_mpo"), {"batch": 64}).at(batch=64)
+    assert counts.macs <= 14_336 + 78_848 * 64
+    assert counts.flops == 2 * counts.macs
+    assert counts.params == 1_024 + 256
+
+
+def test_the_sweep_wins_at_batch_one():
+    """The sweep of Gao et al., 95,488 MAC, is no better than the plan for one row."""
+    assert tg.plan(load("fc2_mpo"), {"batch": 1}).at().macs <= 95_488
+
+
+@pytest.mark.parametrize(("rank", "least"), [(64, 3_442_475_008)])
+def test_a_cp_convolution_costs_what_its_optimum_does(rank: int, least: int):
+    """Rabbani et al., arXiv 2401.03384: batch 128, 64 to 64 channels, 3x3, 56x56."""
+    text = tg.format(load("conv_cp")).replace("t:128", "t:64")
+    plan = tg.plan(tg.parse(text), {"batch": 128, "height": 56, "width": 56, "R": rank})
+    assert plan.is_proven
+    assert plan.at().macs == least == 128 * 56 * 56 * (64 * 64 + 3 * 64 + 3 * 64 + 64 * 64)
+
+
+def test_two_adtns_generate_vggs_linear_layers_from_424_weights():
+    """Qing et al., arXiv 2305.06058: 200 and 224 weights for 18,874,368; never formed at batch 1."""
+    plan = tg.plan(build_vgg_adtn(), {"batch": 1})
+    assert plan.at().params == 424
+    assert plan.at().macs < 512 * 4096 // 50
+    assert plan.at().largest == 4096
+
+
+def test_a_tied_core_is_counted_once():
+    plan = tg.plan(load("ring_tied"))
+    assert plan.params == 4 * sympy.Symbol("D", integer=True, positive=True) ** 2
+    assert tg.plan(load("ring_tied", n=3)).at().params == plan.at().params == 36
+
+
+def test_bonds_stay_symbols_and_count_at_other_sizes():
+    plan = tg.plan(load("fc2_mpo"))
+    assert plan.at(D=8, batch=1).params == plan.params.subs(dict.fromkeys(plan.params.free_symbols, 8))
+    assert {s.name for s in plan.flops.free_symbols} == {"batch", "D"}
+
+
+def test_derived_sizes_follow_what_they_derive_from():
+    text = "network n { size D = 2; size E = 2*D; input x[i:3]; param a[i, j:E]; y[j] = x * a; output y[j] }"
+    plan = tg.plan(tg.parse(text))
+    assert plan.at().params == 12
+    assert plan.at(D=5).params == 30
+    assert plan.at(E=7).params == 21
+    assert tg.plan(tg.parse(text), {"E": 5}).at(D=9).params == 15
+
+
+def test_equations_are_merged_as_if_written_as_one():
+    one = tg.parse("""network n { size batch; input x[batch, i:4]; param a[i, j:5]; param b[j, k:6]
+      y[batch, k] = 2 * x * a * b; output y[batch, k] }""")
+    two = tg.parse("""network n { size batch; input x[batch, i:4]; param a[i, j:5]; param b[j, k:6]
+      h[batch, j] = x * a; y[batch, k] = 2 * h * b; output y[batch, k] }""")
+    assert tg.plan(one, {"batch": 999}).at().cost == tg.plan(two, {"batch": 999}).at().cost
+    assert len(merge_chains(two).equations) == 1
+
+
+def test_a_result_used_twice_is_kept_where_that_is_cheaper():
+    text = """network n { size batch; input x[batch, i:40]; param a[i, j:40]; param b[j, k:2]; param c[j, k]
+      h[batch, j] = x * a; y[batch, k] = h * b; z[batch, k] = h * c; output y[batch, k]; output z[batch, k] }"""
+    assert tg.plan(tg.parse(text), {"batch": 1}).at().macs == 40 * 40 + 2 * 40 * 2
+    wide = tg.plan(tg.parse(text), {"batch": 1000})
+    assert wide.at().macs == 2 * (40 * 40 * 2 + 1000 * 40 * 2)
+
+
+def test_a_sum_is_distributed_where_that_is_cheaper():
+    text = """network n { size batch; input x[batch, i:30]; param a[i, j:30]; param c[j]; param v[j]
+      h[batch, j] = x * a + c; y[batch] = h * v; output y[batch] }"""
+    counts = tg.plan(tg.parse(text), {"batch": 1000}).at()
+    assert counts.macs == 30 * 30 + 1000 * 30 + 30
+
+
+def test_nothing_moves_across_a_function():
+    counts = tg.plan(load("fc_ntt"), {"batch": 10}).at()
+    linear = tg.parse(tg.format(load("fc_ntt")).replace("relu(", "(").replace("] = (", "] = ").replace(")\n", "\n"))
+    assert len(merge_chains(drop_unused(linear)).equations) == 1
+    assert len(tg.plan(load("fc_ntt")).stages) == 4
+    assert tg.plan(linear, {"batch": 10}).at().cost < counts.cost
+
+
+def test_a_padded_intermediate_is_not_merged_into_its_reader():
+    text = """network n { size n; input x[L:n]; param a[k:3]; param b[q:3]
+      h[l:n] = x[l + k - 1] * a; y[m:n] = h[m + q - 1] * b; output y[m] }"""
+    network = tg.parse(text)
+    assert len(tg.plan(network).stages) == 2
+    tg.compile(network).verify()
+
+
+def test_deltas_cost_nothing():
+    text = "network n { input x[a:5]; input z[c:5]; const d[a:5, b:5, c] = delta; y[b] = x * z * d; output y[b] }"
+    counts = tg.plan(tg.parse(text)).at()
+    assert (counts.macs, counts.elementwise, counts.params) == (0, 5, 0)
+
+
+def test_a_sum_over_an_index_of_one_tensor_is_counted():
+    text = "network n { input x[a:5, b:7]; param w[b]; y[] = x * w; output y[] }"
+    plan = tg.plan(tg.parse(text))
+    assert [op.kind for op in plan.operations if op.kind != "load"] == ["sum", "contract"]
+    assert (plan.at().elementwise, plan.at().macs) == (35, 7)
+
+
+def test_training_counts_a_step_once_more_per_operand_that_takes_a_gradient():
+    text = """network n { size batch; input x[batch, i:3]; buffer f[i, j:5]; param w[j, k:7]
+      h[batch, j] = relu(x * f); y[batch, k] = h * w; output y[batch, k] }"""
+    plan = tg.plan(tg.parse(text), {"batch": 2})
+    assert int(plan.training_flops.subs(dict.fromkeys(plan.training_flops.free_symbols, 2))) == 2 * (
+        2 * 2 * 3 * 5 + 3 * 2 * 5 * 7
+    )
+
+
+def test_the_dense_weight_of_a_linear_map():
+    plan = tg.plan(load("fc2_mpo"), {"batch": 8})
+    assert plan.dense is not None
+    assert plan.dense.params == 200_704 + 256
+    convolution = tg.plan(load("conv_cp")).dense
+    assert convolution is not None
+    assert convolution.params == 64 * 128 * 9
+    assert tg.plan(load("fc_ntt")).dense is None
+
+
+def test_the_table_shows_totals_and_one_row_per_step():
+    plan = tg.plan(load("fc2_mpo"), {"batch": 64})
+    table = plan.table(batch=128)
+    assert table.startswith("fc2_mpo at batch = 128, D = 4\n  params       1,280 [elements] = 56*D**2 + 32*D + 256\n")
+    assert "2 of 2 regions proven optimal, at batch = 64, D = 4" in table
+    rows = table.split("\n\n")[1].splitlines()
+    assert len(rows) == 1 + sum(op.kind != "load" for op in plan.operations)
+    assert str(plan) == plan.table()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"bach": 3}, "fc2_mpo has no size 'bach'"),
+        ({"batch": 0}, "the size 'batch' cannot be 0\n  a size is an integer from 1 to 2**62"),
+        ({"batch": 2.5}, "the size 'batch' cannot be 2.5\n  a size is an integer from 1 to 2**62"),
+        ({"D": -1}, "the size 'D' cannot be -1\n  a size is an integer from 1 to 2**62"),
+    ],
+)
+def test_a_wrong_size_is_an_error(sizes: dict, message: str):
+    with pytest.raises(tg.SizeError) as caught:
+        tg.plan(load("fc2_mpo"), sizes)
+    assert str(caught.value).startswith(message)
+    with pytest.raises(tg.SizeError):
+        tg.plan(load("fc2_mpo")).at(**sizes)
+
+
+def test_a_search_without_effort_is_an_error():
+    with pytest.raises(tg.PlanError, match="at least one sample and one trial, not 0 and 4"):
+        tg.Search(samples=0)
+
+
+def test_a_large_search_reports_its_progress():
+    seen = []
+    text = "network c { index s{1..20}: 2; index b{1..19}: 3; param a1[s1, b1]; param a20[b19, s20]\n"
+    text += "for k in 2..19 { param a{k}[b{k-1}, s{k}, b{k}] }\n input f[s20]; y[s1] = a{1..20} * f; output y[s1] }"
+    tg.plan(tg.parse(text), search=tg.Search(trials=2, progress=lambda done, of: seen.append((done, of))))
+    assert seen == [(1, 2), (2, 2)]
