@@ -26,7 +26,6 @@ from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.search import Search
 
-
 _loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()
 """The class of each source in use: layers of one plan are of one class, as ``torch.func.stack_module_state`` asks."""
 
