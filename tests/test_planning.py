@@ -74,6 +74,23 @@ def test_equations_are_merged_as_if_written_as_one():
     assert len(merge_chains(two).equations) == 1
 
 
+def test_an_equation_of_one_access_is_merged():
+    text = "network n { input x[a:3, b:4]; param w[b]; h[b, a] = 2 * x; y[a] = -h * w; output y[a] }"
+    network = tg.parse(text)
+    assert len(merge_chains(network).equations) == 1
+    assert tg.compile(network).verify().is_equal
+
+
+def test_three_thousand_equations_merge_without_delay():
+    text = """network n { input x[i0:3]; index i{1..3000}: 3
+      for k in 1..3000 { param w{k}[i{k-1}, i{k}] }
+      h1[i1] = x * w1
+      for k in 2..3000 { h{k}[i{k}] = h{k-1} * w{k} }
+      output h3000[i3000] }"""
+    (equation,) = merge_chains(tg.parse(text)).equations
+    assert len(equation.terms[0].accesses) == 3001
+
+
 def test_a_result_used_twice_is_kept_where_that_is_cheaper():
     text = """network n { size batch; input x[batch, i:40]; param a[i, j:40]; param b[j, k:2]; param c[j, k]
       h[batch, j] = x * a; y[batch, k] = h * b; z[batch, k] = h * c; output y[batch, k]; output z[batch, k] }"""

@@ -17,11 +17,14 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from tngraph.planning.region import Topology
+from tngraph.planning.region import MOST_FOLDED, Topology
 from tngraph.planning.trees import Order, order_cost
 
 MOST_LEAVES = 14
 """Regions of at most this many leaves are searched exactly: 3^14 splits take a fraction of a second."""
+
+MOST_SPLITS = 2**25
+"""A search over more splits than this, counted once per choice of laid-out reads, is not begun."""
 
 _INFINITE = np.int64(2**60)
 _CHUNK = 12
@@ -38,13 +41,17 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
 
     Returns:
         An order at most as expensive as the incumbent; proven unless the region is too large for the program
-        (more than `MOST_LEAVES` leaves, 62 distinct groups of indices, or costs of 2^59 and more).
+        (more than `MOST_LEAVES` leaves, `MOST_SPLITS` splits, as many folded reads as a region may have, 62 distinct
+        groups of indices, or costs of 2^59 and more).
     """
     if len(topology.leaves) < 2:
         return incumbent, True
     cap = order_cost(topology, incumbent)
-    program = _Program(topology, cap) if len(topology.leaves) <= MOST_LEAVES and cap < 2**59 else None
-    if program is None or program.width > 62:
+    leaves, reads = len(topology.leaves), len(topology.reads)
+    if leaves > MOST_LEAVES or 3**leaves * 2**reads > MOST_SPLITS or reads >= MOST_FOLDED or cap >= 2**59:
+        return incumbent, False
+    program = _Program(topology, cap)
+    if program.width > 62:
         return incumbent, False
     program.run()
     full = (1 << len(topology.leaves)) - 1

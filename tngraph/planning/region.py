@@ -53,6 +53,10 @@ class ContractionTree:
     is_proven: bool
 
 
+MOST_FOLDED = 6
+"""Reads of one region that may stay folded; further ones are laid out first, since each doubles what is searched."""
+
+
 class Value(NamedTuple):
     """The legs of an intermediate by number: leaves below it, plain indices, folded reads with what remains of them."""
 
@@ -89,17 +93,22 @@ def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:
     return tuple(dict.fromkeys(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
 
 
-def prepare(access: Access, lone: frozenset[Index]) -> list[tuple[StepKind, tuple[Leg, ...]]]:
+def prepare(access: Access, lone: frozenset[Index], most: int) -> list[tuple[StepKind, tuple[Leg, ...]]]:
     """The unary steps that make an access regular, with the legs each leaves behind.
 
     A read stays folded only if it has two indices or more, none of which stands elsewhere on the access or on
-    this access alone.
+    this access alone; and at most so many do.
     """
     legs = bare_legs(access)
     counts = Counter(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,)))
+    regular_reads = [
+        leg
+        for leg in legs
+        if isinstance(leg, Read) and len(leg.terms) >= 2 and not any(counts[i] > 1 or i in lone for i in leg.indices)
+    ]
     laid_out: list[Leg] = []
     for leg in legs:
-        if isinstance(leg, Read) and len(leg.terms) >= 2 and not any(counts[i] > 1 or i in lone for i in leg.indices):
+        if leg in regular_reads[:most]:
             laid_out.append(leg)
         else:
             laid_out.extend(leg.indices if isinstance(leg, Read) else (leg,))
@@ -116,11 +125,15 @@ class Topology:
         self.region = region
         holders = Counter(i for a in region.accesses for i in leg_indices(bare_legs(a)))
         lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
-        self.preparation = [prepare(access, lone) for access in region.accesses]
-        self.leaf_legs = [
-            steps[-1][1] if steps else bare_legs(access)
-            for access, steps in zip(region.accesses, self.preparation, strict=True)
-        ]
+        self.preparation = []
+        self.leaf_legs = []
+        folded = 0
+        for access in region.accesses:
+            steps = prepare(access, lone, MOST_FOLDED - folded)
+            legs = steps[-1][1] if steps else bare_legs(access)
+            folded += sum(isinstance(leg, Read) for leg in legs)
+            self.preparation.append(steps)
+            self.leaf_legs.append(legs)
         self.indices = leg_indices(leg for legs in self.leaf_legs for leg in legs)
         self.number = {index: k for k, index in enumerate(self.indices)}
         self.sizes = [evaluate_size(index.size, sizes) for index in self.indices]

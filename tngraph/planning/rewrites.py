@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from tngraph.language.network import Access, Core, Equation, Index, Leg, Network, Read, Term
+from tngraph.language.network import LONGEST_NAME, Access, Core, Equation, Index, Leg, Network, Read, Term
 from tngraph.language.sizes import is_same
 from tngraph.planning.region import Region, is_unit, with_terms
 
@@ -29,47 +29,68 @@ def drop_unused(network: Network) -> Network:
     return replace(network, equations=tuple(e for e in network.equations if e.name in needed))
 
 
-def uses(network: Network) -> Counter[str]:
-    """How often each source is read; an output counts as one more use."""
-    counts = Counter(a.source for e in network.equations for t in e.terms for a in t.accesses)
-    counts.update(port.name for port in network.outputs)
-    return counts
-
-
 def merge_chains(network: Network) -> Network:
     """Inline every linear equation of one term that is used once: no order is lost by it."""
+    uses = Counter(a.source for e in network.equations for t in e.terms for a in t.accesses)
+    uses.update(port.name for port in network.outputs)
+    known = {equation.name: equation for equation in network.equations}
+    once = {name for name, e in known.items() if uses[name] == len(e.terms) == 1 and e.function is None}
+    taken = {index.name for index in network.indices()}
+    merged = []
     for equation in reversed(network.equations):
-        if len(equation.terms) == 1 and uses(network)[equation.name] == 1 and can_inline(network, equation):
-            network = inline(network, equation)
-    return network
+        if equation.name in known:
+            terms = tuple(_expand(term, equation, known, once, taken) for term in equation.terms)
+            merged.append(equation if terms == equation.terms else replace(equation, terms=terms))
+    return replace(network, equations=tuple(reversed(merged)))
+
+
+def _expand(term: Term, reader: Equation, known: dict[str, Equation], once: set[str], taken: set[str]) -> Term:
+    """A term with the equations that it alone uses written out; these are taken from the known ones."""
+    scale, done, ahead = term.scale, list[Access](), list(reversed(term.accesses))
+    busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
+    while ahead:
+        access = ahead.pop()
+        if access.source in once and _fits(known[access.source], reader.legs, (*done, *ahead), access):
+            equation = known.pop(access.source)
+            scale *= equation.terms[0].scale
+            written = _instantiate(equation.terms[0], equation, access, busy, taken)
+            busy.update(i for each in written for i in each.indices)
+            ahead.extend(reversed(written))
+        else:
+            done.append(access)
+    return Term(scale, tuple(done))
 
 
 def can_inline(network: Network, equation: Equation) -> bool:
-    """Whether an equation may be replaced by its terms wherever it is read."""
-    if equation.function is not None:
-        return False
-    readers = [
-        (reader, term, access)
-        for reader in network.equations
-        for term in reader.terms
-        for access in term.accesses
-        if access.source == equation.name
-    ]
-    return bool(readers) and all(_fits(equation, reader, term, access) for reader, term, access in readers)
+    """Whether an equation may be replaced by its terms wherever it is read (and is read at all)."""
+    readers = [e for e in network.equations if any(a.source == equation.name for t in e.terms for a in t.accesses)]
+    return equation.function is None and len(readers) > 0 and all(_fits_everywhere(equation, r) for r in readers)
 
 
-def _fits(equation: Equation, reader: Equation, term: Term, access: Access) -> bool:
-    """Whether every index of this access survives in each term of the equation, or stands elsewhere."""
+def _fits_everywhere(equation: Equation, reader: Equation) -> bool:
+    """Whether a reader can take the terms of an equation, and does not become too long a sum by it."""
+    for term in reader.terms:
+        own = [k for k, access in enumerate(term.accesses) if access.source == equation.name]
+        if len(reader.terms) - 1 + len(equation.terms) ** len(own) > max(MOST_TERMS, len(reader.terms)):
+            return False
+        for k in own:
+            others = (*term.accesses[:k], *term.accesses[k + 1 :])
+            if not _fits(equation, reader.legs, others, term.accesses[k]):
+                return False
+    return True
+
+
+def _fits(equation: Equation, legs: Iterable[Index], others: Iterable[Access], access: Access) -> bool:
+    """Whether every index of an access stands in each term of the equation it reads, or elsewhere in the reader."""
     if any(isinstance(leg, Read) for leg in access.legs):
         return False
-    elsewhere = {*reader.legs, *(i for other in term.accesses if other is not access for i in other.indices)}
-    for inner in equation.terms:
-        present = {i for a in inner.accesses for i in a.indices}
-        for own, leg in zip(equation.legs, access.legs, strict=True):
-            if own not in present and leg not in elsewhere:
-                return False
-    copies = sum(1 for a in term.accesses if a.source == equation.name)
-    return bool(len(reader.terms) - 1 + len(equation.terms) ** copies <= MOST_TERMS)
+    present = [{i for a in inner.accesses for i in a.indices} for inner in equation.terms]
+    missing = {
+        leg
+        for own, leg in zip(equation.legs, access.legs, strict=True)
+        if not all(own in indices for indices in present)
+    }
+    return not missing or missing <= {*legs, *(i for other in others for i in other.indices)}
 
 
 def inline(network: Network, equation: Equation) -> Network:
@@ -79,41 +100,47 @@ def inline(network: Network, equation: Equation) -> Network:
     for reader in network.equations:
         if reader.name == equation.name and all(port.name != reader.name for port in network.outputs):
             continue
-        terms = tuple(new for term in reader.terms for new in _distribute(term, equation, taken))
+        terms = tuple(new for term in reader.terms for new in _distribute(term, reader.legs, equation, taken))
         equations.append(reader if terms == reader.terms else replace(reader, terms=terms))
     return replace(network, equations=tuple(equations))
 
 
-def _distribute(term: Term, equation: Equation, taken: set[str]) -> Iterable[Term]:
+def _distribute(term: Term, legs: tuple[Index, ...], equation: Equation, taken: set[str]) -> Iterable[Term]:
+    """The terms a term of a reader with these legs becomes when every reading of an equation is replaced."""
     for position, access in enumerate(term.accesses):
         if access.source == equation.name:
             before, after = term.accesses[:position], term.accesses[position + 1 :]
+            busy = {*legs, *(i for other in term.accesses for i in other.indices)}
             for inner in equation.terms:
-                middle = _instantiate(inner, equation, access, taken)
+                middle = _instantiate(inner, equation, access, busy, taken)
                 merged = Term(term.scale * inner.scale, (*before, *middle, *after))
-                yield from _distribute(merged, equation, taken)
+                yield from _distribute(merged, legs, equation, taken)
             return
     yield term
 
 
-def _instantiate(inner: Term, equation: Equation, access: Access, taken: set[str]) -> tuple[Access, ...]:
-    """The accesses of a term under the reader's indices; its own summed indices get fresh names."""
+def _instantiate(
+    inner: Term, equation: Equation, access: Access, busy: set[Index], taken: set[str]
+) -> tuple[Access, ...]:
+    """The accesses of a term under the reader's indices; its own summed indices are renamed where they clash."""
     renaming: dict[Index, Index] = {}
     for own, leg in zip(equation.legs, access.legs, strict=True):
         if isinstance(leg, Index):
             renaming[own] = leg
     for index in (i for a in inner.accesses for i in a.indices):
         if index not in renaming:
-            renaming[index] = Index(_fresh(index.name, taken), index.size)
+            renaming[index] = Index(_fresh(index.name, taken), index.size) if index in busy else index
     return tuple(rename(a, renaming) for a in inner.accesses)
 
 
 def _fresh(name: str, taken: set[str]) -> str:
+    """A name like this one that no index of the network has."""
+    stem = name.rstrip("0123456789").rstrip("_")[: LONGEST_NAME - 10] or "i"
     count = 1
-    while f"{name}_{count}" in taken:
+    while f"{stem}_{count}" in taken:
         count += 1
-    taken.add(f"{name}_{count}")
-    return f"{name}_{count}"
+    taken.add(f"{stem}_{count}")
+    return f"{stem}_{count}"
 
 
 def rename(access: Access, renaming: Renaming) -> Access:
