@@ -357,6 +357,8 @@ def _convolve(
     if any(pad is None for pad in pads):
         windows = [(2 + k, each.read, each.start, each.last) for k, each in enumerate(resolved)]
         code = _extend(code, 2 + len(resolved), windows, context)
+    elif code.rpartition(".")[2].startswith("permute("):
+        code += ".contiguous()"  # inductor cannot keep a permuted view of unknown strides for the backward pass
     weight = arrange(kernel, (columns, channels, *separate(taps)), context.show)
     weight += _flip([2 + k for k, each in enumerate(resolved) if each.is_flipped])
     options = [

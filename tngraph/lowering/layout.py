@@ -49,7 +49,7 @@ def arrange(tensor: Tensor, axes: Axes, show: Show) -> str:
     wanted = [leg for axis in axes for leg in axis]
     if list(tensor.legs) == wanted:
         return tensor.code if tensor.axes == axes else _reshape(tensor.code, axes, show)
-    blocks = _blocks(tensor.legs, wanted)
+    blocks = _blocks(tensor.legs, axes)
     code = tensor.code if tensor.axes == blocks else _reshape(tensor.code, blocks, show)
     order = sorted(range(len(blocks)), key=lambda k: wanted.index(blocks[k][0]))
     code += ".t()" if order == [1, 0] else f".permute({', '.join(map(str, order))})"
@@ -57,12 +57,13 @@ def arrange(tensor: Tensor, axes: Axes, show: Show) -> str:
     return code if permuted == axes else _reshape(code, axes, show)
 
 
-def _blocks(legs: Sequence[Leg], wanted: Sequence[Leg]) -> Axes:
-    """The longest runs of legs that stay side by side."""
-    place = {leg: k for k, leg in enumerate(wanted)}
+def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
+    """The longest runs of legs that stay side by side on one axis; inductor cannot split what was fused in between."""
+    place = {leg: (k, position) for k, axis in enumerate(axes) for position, leg in enumerate(axis)}
     blocks: list[tuple[Leg, ...]] = []
     for leg in legs:
-        if blocks and place[leg] == place[blocks[-1][-1]] + 1:
+        axis, position = place[leg]
+        if blocks and place[blocks[-1][-1]] == (axis, position - 1):
             blocks[-1] += (leg,)
         else:
             blocks.append((leg,))
