@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -322,7 +323,7 @@ def forget_the_buffer(monkeypatch) -> None:
         printed = right(plan)
         text = printed.text.replace("torch.relu(t1)", "torch.relu(x)")
         assert text != printed.text
-        return type(printed)(text, printed.class_name, printed.attributes)
+        return replace(printed, text=text)
 
     monkeypatch.setattr(layer, "print_source", print_wrong)
 

@@ -52,6 +52,16 @@ def test_one_file_builds_any_bond_dimension():
     x = torch.randn(3, 784)
     arrays = {name: p.detach().numpy() for name, p in wide.named_parameters()} | {"x": x.numpy()}
     np.testing.assert_allclose(wide(x).detach(), tg.evaluate(network, arrays, {"D": 7}), rtol=1e-3, atol=1e-5)
+    assert wide.flops((3, 784)) == layer.plan.at(D=7, batch=3).flops
+    assert wide.verify().is_equal
+
+
+def test_a_plan_builds_modules_of_other_sizes():
+    plan = tg.plan(tg.load(SPECS / "fc2_mpo.tn"), {"D": 4})
+    assert tg.compile(plan, {"D": 6}).verify().is_equal
+    assert tg.compile(plan, {"D": 6}).sizes() == {"D": 6}
+    with pytest.raises(tg.SizeError, match="'batch' is a run-time size"):
+        tg.compile(plan, {"batch": 3})
 
 
 def test_shapes_that_do_not_fit_are_refused():

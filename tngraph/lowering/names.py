@@ -24,12 +24,12 @@ MODULE_ATTRIBUTES = frozenset(
     _load_state_dict_post_hooks _load_state_dict_pre_hooks _maybe_warn_non_full_backward_hook _modules _named_members
     _non_persistent_buffers_set _parameters _register_load_state_dict_pre_hook _register_state_dict_hook
     _replicate_for_data_parallel _save_to_state_dict _slow_forward _state_dict_hooks _state_dict_pre_hooks _version
-    _wrapped_call_impl reset_parameters plan source sizes flops verify""".split()  # noqa: SIM905 - a list a person can read
+    _wrapped_call_impl reset_parameters plan printed source sizes flops verify""".split()  # noqa: SIM905 - a list a person can read
 )
 """What a param may not be called on a module: the attributes of ``torch.nn.Module``, and tngraph's own."""
 
 KEYWORDS = frozenset(keyword.kwlist)
-LOCALS = KEYWORDS | {"self", "torch", "nn", "F", "math", "super", "sum", "tuple", "min", "max", "ValueError"}
+LOCALS = KEYWORDS | {"self", "torch", "nn", "F", "math", "super", "param", "sum", "tuple", "min", "max", "ValueError"}
 LOCALS |= {"device", "dtype"}
 """What a variable of the generated methods may not be called."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from textwrap import indent
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from tngraph.errors import SizeError
 from tngraph.language.format import format_size
 from tngraph.language.network import Core, Index, Leg, Port, Size
 from tngraph.language.sizes import product, symbol
-from tngraph.lowering.initialise import default_spreads, matrix_sizes
+from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.kernels import Context, lower
 from tngraph.lowering.layout import Axes, Show, Tensor, arrange
 from tngraph.lowering.names import KEYWORDS, LOCALS, MODULE_ATTRIBUTES, escape
@@ -31,11 +32,21 @@ from tngraph.planning.table import format_formula, format_step, format_value
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A printed module: its text, the name of its class, and the attribute each stored tensor has there."""
+    """A printed module and the Python names in it.
+
+    Attributes:
+        text: the file.
+        class_name: the class it defines.
+        attributes: of every param, buffer and const.
+        size_arguments: of the constructor, by compile-time size.
+        size_attributes: where the module keeps those sizes.
+    """
 
     text: str
     class_name: str
     attributes: Mapping[str, str]
+    size_arguments: Mapping[str, str]
+    size_attributes: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -107,7 +118,8 @@ def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
     names = _Names(plan)
     body = _class(plan, names)
-    return Source(f"{_header(plan, names, body)}\n\n{body}", names.class_name, names.attributes)
+    text = f"{_header(plan, names, body)}\n\n{body}"
+    return Source(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes)
 
 
 def _header(plan: Plan, names: _Names, body: str) -> str:
@@ -220,27 +232,25 @@ def _tuple(items: Sequence[str]) -> str:
 
 
 def _reset(plan: Plan, names: _Names) -> str:
-    doc = (
-        '"""Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear\'s."""'
-    )
-    lines = [doc]
+    lines = ['"""Draw the params anew: a linear map starts with the variance its dense weight would have."""']
     params = [core for core in plan.network.cores if core.role == "param"]
     lines.extend(_size_lines(plan, names, [leg.size for core in params for leg in core.legs]))
     spreads = default_spreads(plan.network)
-    runtime = {
-        symbol: plan.sizes[symbol.name]
-        for symbol in (s.symbol for s in plan.network.sizes if s not in names.plan.network.settable_sizes())
-    }
-    for core in params:
-        target = f"self.{names.attributes[core.name]}"
-        if core.init is not None:
-            lines.append(_fixed_init(core, target, names))
+    for std, cores in groupby(params, lambda core: spreads[core.name] if core.init is None else None):
+        targets = {f"self.{names.attributes[core.name]}": core for core in cores}
+        if std is None:
+            lines.extend(_fixed_init(core, target, names) for target, core in targets.items())
         else:
-            spread = spreads[core.name]
-            factor = spread.factor.subs(runtime)
-            lines.append(f"nn.init.normal_({target}, std={_std(factor, spread.count, names)})")
+            lines.extend(_draw(list(targets), _std(plan, std, names)))
     lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
     return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
+
+
+def _draw(targets: Sequence[str], std: str) -> list[str]:
+    """The lines that draw some params with one standard deviation."""
+    if len(targets) == 1:
+        return [f"nn.init.normal_({targets[0]}, std={std})"]
+    return [f"for param in ({', '.join(targets)}):", f"    nn.init.normal_(param, std={std})"]
 
 
 def _fill(core: Core, target: str) -> str:
@@ -253,11 +263,15 @@ def _fill(core: Core, target: str) -> str:
     return f"nn.init.zeros_({target}).fill_diagonal_(1)"
 
 
-def _std(factor: sympy.Expr, count: int, names: _Names) -> str:
+def _std(plan: Plan, spread: Spread, names: _Names) -> str:
     """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
-    over, under = sympy.fraction(sympy.nsimplify(factor))
-    log = f"math.log({names.show_size(over)})" + (f" - math.log({names.show_size(under)})" if under != 1 else "")
-    return f"math.exp(-({log}) / {2 * count})" if under != 1 else f"math.exp(-{log} / {2 * count})"
+    settable = plan.network.settable_sizes()
+    runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
+    over, under = sympy.fraction(sympy.nsimplify(spread.factor.subs(runtime)))
+    if under == 1:
+        return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
+    log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"
+    return f"math.exp(({log}) / {2 * spread.count})"
 
 
 def _fixed_init(core: Core, target: str, names: _Names) -> str:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from tngraph.errors import SizeError
-from tngraph.language.binding import bind_sizes
+from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
-from tngraph.lowering.printing import print_source
+from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Verification, verify_layer
 from tngraph.planning.cost import evaluate_count
 from tngraph.planning.pipeline import Plan
@@ -36,10 +36,12 @@ class Layer(nn.Module):
     Attributes:
         plan: the plan it was printed from.
         source: the text of the file it runs.
+        printed: that text with the Python names in it.
     """
 
     plan: Plan
     source: str
+    printed: Source
 
     def flops(self, *input_shapes: Sequence[int], backward: bool = False) -> int:
         """The FLOPs of a call with inputs of these shapes, as the plan predicts them [FLOPs].
@@ -62,7 +64,7 @@ class Layer(nn.Module):
 
     def sizes(self) -> dict[str, int]:
         """The compile-time sizes this layer was built with."""
-        return {size.name: self.plan.sizes[size.name] for size in self.plan.network.settable_sizes()}
+        return {name: getattr(self, attribute) for name, attribute in self.printed.size_attributes.items()}
 
     def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
         """Compare this layer with the reference: values, gradients, FLOPs, params.
@@ -79,7 +81,7 @@ class Layer(nn.Module):
             SizeError: inputs or sizes that do not fit.
             VerificationError: something does not agree; it says what, with both numbers.
         """
-        return verify_layer(self, self.plan, self.sizes(), inputs, seed, sizes)
+        return verify_layer(self, self.plan, self.printed.attributes, self.sizes(), inputs, seed, sizes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self.plan,), self.__dict__
@@ -97,21 +99,21 @@ def compile(
 
     Args:
         network: what to compile; a network is planned first.
-        sizes: numbers to plan at and to build with, as for `tngraph.plan`; not with a plan, which has its own.
+        sizes: numbers to plan at and to build with, as for `tngraph.plan`; with a plan, other compile-time sizes to
+            build its module with.
         search: seed and effort of the planning.
         device: where the params live.
         dtype: their type; complex ones work wherever the functions do.
 
     Raises:
-        SizeError: an unknown size, sizes given along with a plan, or a number that is not a positive integer.
+        SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
     """
-    if isinstance(network, Plan):
-        if sizes:
-            raise SizeError("a plan has its sizes already\n  give them to tg.plan, or compile the network")
-        made = network
-    else:
-        made = plan_network(network, sizes, search)
-    return layer_class(made)(device=device, dtype=dtype)
+    if not isinstance(network, Plan):
+        return layer_class(plan_network(network, sizes, search))(device=device, dtype=dtype)
+    made = layer_class(network)
+    numbers = compile_time_sizes(network.network, sizes)
+    arguments = {made.printed.size_arguments[name]: numbers[name] for name in sizes or {}}
+    return made(**arguments, device=device, dtype=dtype)
 
 
 def layer_class(plan: Plan) -> type[Layer]:
@@ -125,7 +127,7 @@ def layer_class(plan: Plan) -> type[Layer]:
     linecache.cache[file] = (len(printed.text), None, printed.text.splitlines(keepends=True), file)
     space: dict[str, Any] = {"__name__": f"tngraph.printed.{printed.class_name}"}
     exec(builtins.compile(printed.text, file, "exec"), space)
-    body = {"plan": plan, "source": printed.text, "__doc__": space[printed.class_name].__doc__}
+    body = {"plan": plan, "source": printed.text, "printed": printed, "__doc__": space[printed.class_name].__doc__}
     made = cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
     _loaded[printed.text] = made
     return made
