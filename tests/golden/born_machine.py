@@ -22,10 +22,9 @@ class born_machine(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
-        nn.init.normal_(self.p, std=math.exp(-math.log(5103) / 6))
-        nn.init.normal_(self.q, std=math.exp(-math.log(5103) / 6))
-        nn.init.normal_(self.r, std=math.exp(-math.log(5103) / 6))
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
+        for param in (self.p, self.q, self.r):
+            nn.init.normal_(param, std=math.exp(-math.log(5103) / 6))
 
     def forward(self, f):
         """Contract the network.
@@ -49,7 +48,7 @@ class born_machine(nn.Module):
         if f.shape[4] != 3:
             raise ValueError(f"axis 4 of f has size {f.shape[4]}, and its indices s5 have {3}")
         # t1[s3, s1, s2, c1] = f * r: 1701 MAC
-        t1 = torch.bmm(f.reshape(9, 3, 9).permute(1, 0, 2), self.r.reshape(7, 27).t().reshape(3, 9, 7))
+        t1 = torch.bmm(f.reshape(9, 3, 9).permute(1, 0, 2), self.r.reshape(7, 3, 9).permute(1, 2, 0))
         # t2[s2, c1, s1] = t1 * q: 189 MAC
         t2 = torch.bmm(t1.reshape(3, 3, 21).permute(2, 1, 0), self.q.permute(1, 0, 2).reshape(21, 3, 1))
         del t1

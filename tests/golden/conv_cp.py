@@ -27,12 +27,10 @@ class conv_cp(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
         R = self.R
-        nn.init.normal_(self.a, std=math.exp(-math.log(1728*R) / 8))
-        nn.init.normal_(self.kv, std=math.exp(-math.log(1728*R) / 8))
-        nn.init.normal_(self.kw_, std=math.exp(-math.log(1728*R) / 8))
-        nn.init.normal_(self.c, std=math.exp(-math.log(1728*R) / 8))
+        for param in (self.a, self.kv, self.kw_, self.c):
+            nn.init.normal_(param, std=math.exp(-math.log(1728*R) / 8))
 
     def forward(self, x):
         """Contract the network.
@@ -71,7 +69,7 @@ class conv_cp(nn.Module):
         # y[batch, h, w, t] = t3 * c: 128*R*batch*height*width MAC
         y = torch.mm(t3.reshape(R, batch*height*width).t(), self.c)
         del t3
-        return y.reshape(batch, height*width, 128).permute(0, 2, 1).reshape(batch, 128, height, width)
+        return y.reshape(batch, height, width, 128).permute(0, 3, 1, 2)
 
     def extra_repr(self):
         return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

@@ -28,13 +28,10 @@ class conv_rtk(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
         R = self.R
-        nn.init.normal_(self.u1, std=math.exp(-math.log(1728*R**4) / 10))
-        nn.init.normal_(self.u2, std=math.exp(-math.log(1728*R**4) / 10))
-        nn.init.normal_(self.core, std=math.exp(-math.log(1728*R**4) / 10))
-        nn.init.normal_(self.v1, std=math.exp(-math.log(1728*R**4) / 10))
-        nn.init.normal_(self.v2, std=math.exp(-math.log(1728*R**4) / 10))
+        for param in (self.u1, self.u2, self.core, self.v1, self.v2):
+            nn.init.normal_(param, std=math.exp(-math.log(1728*R**4) / 10))
 
     def forward(self, x):
         """Contract the network.
@@ -68,8 +65,8 @@ class conv_rtk(nn.Module):
         del t1
         # t3[batch, q1, q2, h, w] = t2 * core: 9*R**4*batch*h*w MAC
         t3 = F.conv2d(
-            t2.reshape(batch, height*width, R**2).permute(0, 2, 1).reshape(batch, R**2, height, width),
-            self.core.reshape(9*R**2, R**2).t().reshape(R**2, R**2, 3, 3),
+            t2.reshape(batch, height, width, R**2).permute(0, 3, 1, 2).contiguous(),
+            self.core.reshape(R**2, 3, 3, R**2).permute(3, 0, 1, 2),
             stride=(2, 2),
             padding=(1, 1),
         )
@@ -80,7 +77,7 @@ class conv_rtk(nn.Module):
         # y[batch, h, w, t1, t2] = t4 * v2: 256*R*batch*h*w MAC
         y = torch.mm(t4.reshape(batch, R, 16*h*w).permute(0, 2, 1).reshape(16*batch*h*w, R), self.v2)
         del t4
-        return y.reshape(batch, h*w, 256).permute(0, 2, 1).reshape(batch, 256, h, w)
+        return y.reshape(batch, h, w, 256).permute(0, 3, 1, 2)
 
     def extra_repr(self):
         return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

@@ -27,12 +27,10 @@ class fc2_mpo(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
         D = self.D
-        nn.init.normal_(self.w1, std=math.exp(-math.log(2352*D**3) / 8))
-        nn.init.normal_(self.w2, std=math.exp(-math.log(2352*D**3) / 8))
-        nn.init.normal_(self.w3, std=math.exp(-math.log(2352*D**3) / 8))
-        nn.init.normal_(self.w4, std=math.exp(-math.log(2352*D**3) / 8))
+        for param in (self.w1, self.w2, self.w3, self.w4):
+            nn.init.normal_(param, std=math.exp(-math.log(2352*D**3) / 8))
         nn.init.normal_(self.bias, std=math.exp(-math.log(2352) / 2))
 
     def forward(self, x):

@@ -27,13 +27,13 @@ class fc_ntt(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
         R = self.R
         nn.init.normal_(self.g1, std=math.exp(-math.log(12) / 2))
-        nn.init.normal_(self.g2, std=math.exp(-math.log(21*R) / 2))
-        nn.init.normal_(self.g3, std=math.exp(-math.log(21*R) / 2))
-        nn.init.normal_(self.g4, std=math.exp(-math.log(12*R) / 2))
-        nn.init.normal_(self.bias, std=math.exp(-math.log(12*R) / 2))
+        for param in (self.g2, self.g3):
+            nn.init.normal_(param, std=math.exp(-math.log(21*R) / 2))
+        for param in (self.g4, self.bias):
+            nn.init.normal_(param, std=math.exp(-math.log(12*R) / 2))
 
     def forward(self, x):
         """Contract the network.

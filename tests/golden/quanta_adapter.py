@@ -26,10 +26,10 @@ class quanta_adapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
         scale_in = self.scale_in
-        nn.init.normal_(self.u1, std=math.exp(-math.log(49152*scale_in**2) / 6))
-        nn.init.normal_(self.u2, std=math.exp(-math.log(49152*scale_in**2) / 6))
+        for param in (self.u1, self.u2):
+            nn.init.normal_(param, std=math.exp(-math.log(49152*scale_in**2) / 6))
         nn.init.zeros_(self.u3)
 
     def forward(self, x):

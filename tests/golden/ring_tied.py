@@ -23,7 +23,7 @@ class ring_tied(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draw the params anew; those of one linear map so that its dense weight has the variance of nn.Linear's."""
+        """Draw the params anew: a linear map starts with the variance its dense weight would have."""
         D = self.D
         nn.init.normal_(self.g, std=math.exp(-math.log(192*D**6) / 12))
 
@@ -70,11 +70,11 @@ class ring_tied(nn.Module):
         del t3, t4
         # y[batch, o1, o5, o6, o2, o3, o4] = t5 * x: 4096*batch MAC
         y = torch.mm(
-            x.reshape(2*batch, 8, 4).permute(0, 2, 1).reshape(batch, 64),
+            x.reshape(batch, 2, 8, 4).permute(0, 1, 3, 2).reshape(batch, 64),
             t5.reshape(2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2).permute(0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11).reshape(64, 64),
         )
         del t5
-        return y.reshape(2*batch, 4, 8).permute(0, 2, 1).reshape(batch, 2, 2, 2, 2, 2, 2)
+        return y.reshape(batch, 2, 2, 2, 2, 2, 2).permute(0, 1, 4, 5, 6, 2, 3)
 
     def extra_repr(self):
         return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"
