@@ -8,7 +8,15 @@ gets underscores appended until it is free; one that starts with two underscores
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import sympy
+
+from tngraph.language.format import format_size
+from tngraph.language.network import Core
+from tngraph.language.sizes import symbol
+from tngraph.planning.pipeline import Plan
 
 MODULE_ATTRIBUTES = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches
@@ -42,3 +50,71 @@ def escape(name: str, reserved: Iterable[str], taken: set[str]) -> str:
         safe += "_"
     taken.add(safe)
     return safe
+
+
+@dataclass(slots=True)
+class Names:
+    """The Python names of everything in one network."""
+
+    plan: Plan
+    class_name: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+    size_attributes: dict[str, str] = field(default_factory=dict)
+    size_arguments: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
+    readers: set[tuple[str, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        network = self.plan.network
+        self.class_name = escape(network.name, LOCALS, set())
+        on_module: set[str] = set()
+        for core in network.cores:
+            if core.role != "input":
+                self.attributes[core.name] = escape(core.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
+        in_constructor: set[str] = set()
+        for size in network.settable_sizes():
+            self.size_attributes[size.name] = escape(size.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
+            self.size_arguments[size.name] = escape(size.name, LOCALS, in_constructor)
+        in_forward: set[str] = set()
+        for port in network.inputs:
+            self.arguments[port.name] = escape(port.name, LOCALS, in_forward)
+        for size in network.sizes:
+            self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
+        for op in self.plan.operations:
+            if op.name not in self.values:
+                self.values[op.name] = escape(op.name, LOCALS, in_forward)
+        for index in network.indices():
+            if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
+                self.windows[index.size] = symbol(escape(index.name, LOCALS, in_forward))
+
+    def show(self, expr: sympy.Expr) -> str:
+        """A size inside ``forward``, where counts of windows have names."""
+        return format_size(expr.xreplace(self.windows | _renamed(self.sizes)))
+
+    def show_size(self, expr: sympy.Expr) -> str:
+        """A size inside ``forward`` and ``reset_parameters`` in the named sizes alone."""
+        return format_size(expr.xreplace(_renamed(self.sizes)))
+
+    def show_argument(self, expr: sympy.Expr) -> str:
+        """A size inside the constructor."""
+        return format_size(expr.xreplace(_renamed(self.size_arguments)))
+
+    def is_runtime(self, core: Core) -> bool:
+        """Whether the shape of a core is known at each call only."""
+        known = {size.name for size in self.plan.network.settable_sizes()}
+        return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
+
+    def size_lines(self, used: Iterable[sympy.Expr]) -> Iterator[str]:
+        """The lines that give the module's sizes that formulas use local names."""
+        wanted = {symbol.name for expr in used for symbol in expr.free_symbols}
+        for name, attribute in self.size_attributes.items():
+            if name in wanted:
+                yield f"{self.sizes[name]} = self.{attribute}"
+
+
+def _renamed(names: Mapping[str, str]) -> dict[sympy.Expr, sympy.Symbol]:
+    """Python's names for sizes: what the language writes reads the same in Python."""
+    return {symbol(own): symbol(name) for own, name in names.items()}

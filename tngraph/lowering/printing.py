@@ -8,21 +8,19 @@ text from a file never becomes anything but a name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 from textwrap import indent
 from typing import NamedTuple
 
 import sympy
 
 from tngraph.errors import SizeError
-from tngraph.language.format import format_size
 from tngraph.language.network import Core, Index, Leg, Port, Size
-from tngraph.language.sizes import product, symbol
-from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
+from tngraph.language.sizes import product
+from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset, show_tuple
 from tngraph.lowering.kernels import Context, lower
 from tngraph.lowering.layout import Axes, Show, Tensor, arrange
-from tngraph.lowering.names import KEYWORDS, LOCALS, MODULE_ATTRIBUTES, escape
+from tngraph.lowering.names import Names
 from tngraph.planning.cost import aliases, last_uses, volume
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.region import is_unit
@@ -49,62 +47,6 @@ class Source:
     size_attributes: Mapping[str, str]
 
 
-@dataclass(slots=True)
-class _Names:
-    """The Python names of everything in one network."""
-
-    plan: Plan
-    class_name: str = ""
-    attributes: dict[str, str] = field(default_factory=dict)
-    size_attributes: dict[str, str] = field(default_factory=dict)
-    size_arguments: dict[str, str] = field(default_factory=dict)
-    arguments: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, str] = field(default_factory=dict)
-    values: dict[str, str] = field(default_factory=dict)
-    windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
-    readers: set[tuple[str, int]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        network = self.plan.network
-        self.class_name = escape(network.name, LOCALS, set())
-        on_module: set[str] = set()
-        for core in network.cores:
-            if core.role != "input":
-                self.attributes[core.name] = escape(core.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
-        in_constructor: set[str] = set()
-        for size in network.settable_sizes():
-            self.size_attributes[size.name] = escape(size.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
-            self.size_arguments[size.name] = escape(size.name, LOCALS, in_constructor)
-        in_forward: set[str] = set()
-        for port in network.inputs:
-            self.arguments[port.name] = escape(port.name, LOCALS, in_forward)
-        for size in network.sizes:
-            self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
-        for op in self.plan.operations:
-            if op.name not in self.values:
-                self.values[op.name] = escape(op.name, LOCALS, in_forward)
-        for index in network.indices():
-            if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
-                self.windows[index.size] = symbol(escape(index.name, LOCALS, in_forward))
-
-    def show(self, expr: sympy.Expr) -> str:
-        """A size inside ``forward``, where counts of windows have names."""
-        return format_size(expr.xreplace(self.windows | _renamed(self.sizes)))
-
-    def show_size(self, expr: sympy.Expr) -> str:
-        """A size inside ``forward`` and ``reset_parameters`` in the named sizes alone."""
-        return format_size(expr.xreplace(_renamed(self.sizes)))
-
-    def show_argument(self, expr: sympy.Expr) -> str:
-        """A size inside the constructor."""
-        return format_size(expr.xreplace(_renamed(self.size_arguments)))
-
-
-def _renamed(names: Mapping[str, str]) -> dict[sympy.Expr, sympy.Symbol]:
-    """Python's names for sizes: what the language writes reads the same in Python."""
-    return {symbol(own): symbol(name) for own, name in names.items()}
-
-
 def emit(plan: Plan) -> str:
     """Print a plan as a standalone Python file that imports torch and nothing of tngraph.
 
@@ -116,13 +58,13 @@ def emit(plan: Plan) -> str:
 
 def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
-    names = _Names(plan)
+    names = Names(plan)
     body = _class(plan, names)
     text = f"{_header(plan, names, body)}\n\n{body}"
     return Source(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes)
 
 
-def _header(plan: Plan, names: _Names, body: str) -> str:
+def _header(plan: Plan, names: Names, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
     for label, expr, unit in (
         ("params", plan.params, "elements"),
@@ -139,11 +81,16 @@ def _header(plan: Plan, names: _Names, body: str) -> str:
     return "\n".join([*lines, "from torch import nn"]) + "\n"
 
 
-def _class(plan: Plan, names: _Names) -> str:
+def _class(plan: Plan, names: Names) -> str:
     inputs = ", ".join(map(_signature, plan.network.inputs)) or "no input"
     outputs = ", ".join(map(_signature, plan.network.outputs))
     doc = f'"""{plan.network.name}: {inputs} -> {outputs}."""'
-    methods = [_constructor(plan, names), _reset(plan, names), _forward(plan, names), _extra_repr(plan, names)]
+    methods = [
+        print_constructor(plan, names),
+        print_reset(plan, names),
+        _forward(plan, names),
+        print_extra_repr(plan, names),
+    ]
     body = "\n\n".join([doc, *methods])
     return f"class {names.class_name}(nn.Module):\n{indent(body, '    ')}\n"
 
@@ -153,167 +100,13 @@ def _signature(port: Port) -> str:
     return f"{port.name}[{', '.join(axes)}]"
 
 
-def _constructor(plan: Plan, names: _Names) -> str:
-    arguments, lines = ["self"], ["super().__init__()"]
-    for size in names.plan.network.settable_sizes():
-        argument = names.size_arguments[size.name]
-        derived = size.value is not None and bool(size.value.free_symbols)
-        number = plan.sizes[size.name]
-        if derived and number == _derived(size, plan.sizes):
-            arguments.append(f"{argument}=None")
-            lines.append(f"{argument} = {names.show_argument(_value(size))} if {argument} is None else {argument}")
-        else:
-            arguments.append(f"{argument}={number}")
-        lines.append(f"if {argument} < 1:")
-        lines.append(f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")')
-        lines.append(f"self.{names.size_attributes[size.name]} = {argument}")
-    constants = _constants(plan, names)
-    for core in plan.network.cores:
-        lines.extend(_register(core, names, core in constants))
-    lines.append("self.reset_parameters()")
-    signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
-    return "\n".join([signature, indent("\n".join(lines), "    ")])
-
-
-def _value(size: Size) -> sympy.Expr:
-    assert size.value is not None
-    return size.value
-
-
-def _derived(size: Size, numbers: Mapping[str, int]) -> int:
-    return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
-
-
-def _constants(plan: Plan, names: _Names) -> list[Core]:
-    """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
-    loaded = {op.access.source for op in plan.operations if op.access is not None}
-    consts = [core for core in plan.network.cores if core.role == "const" and core.name in loaded]
-    return [core for core in consts if not _is_runtime(core, names)]
-
-
-def _register(core: Core, names: _Names, is_constant: bool) -> Iterator[str]:
-    """The line that makes a core part of the module."""
-    shape = _tuple([names.show_argument(leg.size) for leg in core.legs])
-    name = names.attributes.get(core.name, "")
-    comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
-    empty = f"torch.empty({shape}, device=device, dtype=dtype)"
-    if core.role == "param":
-        yield f"self.{name} = nn.Parameter({empty}){comment}"
-    elif core.role == "buffer":
-        yield f'self.register_buffer("{name}", {empty.replace("empty", "zeros")}){comment}'
-    elif is_constant:
-        yield f'self.register_buffer("{name}", {empty}, persistent=False){comment}'
-
-
-def _is_runtime(core: Core, names: _Names) -> bool:
-    known = {size.name for size in names.plan.network.settable_sizes()}
-    return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
-
-
-def _constant(core: Core, show: Show, device: str, dtype: str) -> str:
-    """The code of a constant tensor whose size is known at each call only."""
-    assert core.init is not None
-    sizes = [show(leg.size) for leg in core.legs]
-    options = f"{device}, dtype={dtype}"
-    if core.init.kind == "ones":
-        return f"torch.ones({_tuple(sizes)}, {options})"
-    if core.init.kind == "eye":
-        return f"torch.eye({', '.join(sizes)}, {options})"
-    if core.init.kind == "basis":
-        return f"(torch.arange({sizes[0]}, {device}) == {int(core.init.args[0])}).to({dtype})"
-    code = f"torch.ones({sizes[0]}, {options})" if sizes else f"torch.ones((), {options})"
-    for _ in sizes[1:]:
-        code = f"torch.diag_embed({code})"
-    return code
-
-
-def _tuple(items: Sequence[str]) -> str:
-    return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
-
-
-def _reset(plan: Plan, names: _Names) -> str:
-    lines = ['"""Draw the params anew: a linear map starts with the variance its dense weight would have."""']
-    params = [core for core in plan.network.cores if core.role == "param"]
-    lines.extend(_size_lines(plan, names, [leg.size for core in params for leg in core.legs]))
-    spreads = default_spreads(plan.network)
-    for std, cores in groupby(params, lambda core: spreads[core.name] if core.init is None else None):
-        targets = {f"self.{names.attributes[core.name]}": core for core in cores}
-        if std is None:
-            lines.extend(_fixed_init(core, target, names) for target, core in targets.items())
-        else:
-            lines.extend(_draw(list(targets), _std(plan, std, names)))
-    lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
-    return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
-
-
-def _draw(targets: Sequence[str], std: str) -> list[str]:
-    """The lines that draw some params with one standard deviation."""
-    if len(targets) == 1:
-        return [f"nn.init.normal_({targets[0]}, std={std})"]
-    return [f"for param in ({', '.join(targets)}):", f"    nn.init.normal_(param, std={std})"]
-
-
-def _fill(core: Core, target: str) -> str:
-    """The line that fills a stored constant: here, so that a module built on the meta device can be filled later."""
-    assert core.init is not None
-    if core.init.kind == "basis":
-        return f"nn.init.zeros_({target})[{int(core.init.args[0])}] = 1"
-    if core.init.kind == "ones" or len(core.legs) < 2:
-        return f"nn.init.ones_({target})"
-    return f"nn.init.zeros_({target}).fill_diagonal_(1)"
-
-
-def _std(plan: Plan, spread: Spread, names: _Names) -> str:
-    """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
-    settable = plan.network.settable_sizes()
-    runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
-    over, under = sympy.fraction(sympy.nsimplify(spread.factor.subs(runtime)))
-    if under == 1:
-        return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
-    log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"
-    return f"math.exp(({log}) / {2 * spread.count})"
-
-
-def _fixed_init(core: Core, target: str, names: _Names) -> str:
-    assert core.init is not None
-    kind, args = core.init.kind, core.init.args
-    if kind == "uniform":
-        both = f"torch.view_as_real({target}) if {target}.is_complex() else {target}"
-        return f"nn.init.uniform_({both}, {args[0]!r}, {args[1]!r})"
-    if kind == "normal":
-        return f"nn.init.normal_({target}, std={args[0]!r})"
-    if kind == "eye":
-        rows, columns = map(names.show_size, matrix_sizes(core))
-        return f"with torch.no_grad():\n    nn.init.eye_({target}.view({rows}, {columns}))"
-    if kind == "orthogonal":  # drawn real for complex params too: PyTorch draws no other
-        rows, columns = map(names.show_size, matrix_sizes(core))
-        drawn = f"nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}))"
-        return f"with torch.no_grad():\n    {target}.copy_({drawn}.view_as({target}))"
-    return f"nn.init.{kind}_({target})"
-
-
-def _size_lines(plan: Plan, names: _Names, used: Sequence[sympy.Expr]) -> Iterator[str]:
-    """Local variables for the sizes of the module that formulas use."""
-    wanted = {symbol.name for expr in used for symbol in expr.free_symbols}
-    for size in names.plan.network.settable_sizes():
-        if size.name in wanted:
-            yield f"{names.sizes[size.name]} = self.{names.size_attributes[size.name]}"
-
-
-def _extra_repr(plan: Plan, names: _Names) -> str:
-    sizes = plan.network.settable_sizes()
-    shown = ", ".join(f"{size.name}={{self.{names.size_attributes[size.name]}}}" for size in sizes)
-    count = "params={sum(p.numel() for p in self.parameters())}"
-    return "\n".join(["def extra_repr(self):", f'    return f"{", ".join(filter(None, (shown, count)))}"'])
-
-
-def _forward(plan: Plan, names: _Names) -> str:
+def _forward(plan: Plan, names: Names) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
     lines = [*_forward_doc(plan, names), *_bind(plan, names), *_compute(plan, names)]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
 
-def _forward_doc(plan: Plan, names: _Names) -> Iterator[str]:
+def _forward_doc(plan: Plan, names: Names) -> Iterator[str]:
     yield '"""Contract the network.'
     if plan.network.inputs:
         yield ""
@@ -327,14 +120,14 @@ def _forward_doc(plan: Plan, names: _Names) -> Iterator[str]:
     yield '"""'
 
 
-def _shape(port: Port, names: _Names) -> str:
+def _shape(port: Port, names: Names) -> str:
     return f"({', '.join(names.show_size(product(i.size for i in axis)) for axis in port.axes)})"
 
 
-def _bind(plan: Plan, names: _Names) -> Iterator[str]:
+def _bind(plan: Plan, names: Names) -> Iterator[str]:
     """Read run-time sizes off the shapes, refuse shapes that do not fit, name the counts of windows."""
     used = [index.size for index in plan.network.indices()]
-    yield from _size_lines(plan, names, [*used, *(s.value for s in plan.network.sizes if s.value is not None)])
+    yield from names.size_lines([*used, *(s.value for s in plan.network.sizes if s.value is not None)])
     for port in plan.network.inputs:
         argument = names.arguments[port.name]
         yield f"if {argument}.dim() != {len(port.axes)}:"
@@ -355,12 +148,12 @@ class _Axis(NamedTuple):
     number: int
     indices: tuple[Index, ...]
 
-    def code(self, names: _Names) -> str:
+    def code(self, names: Names) -> str:
         """The extent found at run time."""
         return f"{names.arguments[self.port.name]}.shape[{self.number}]"
 
 
-def _bind_sizes(plan: Plan, names: _Names, axes: Sequence[_Axis]) -> Iterator[str]:
+def _bind_sizes(plan: Plan, names: Names, axes: Sequence[_Axis]) -> Iterator[str]:
     """One line per run-time size, each as soon as all it needs is known."""
     known = {size.name for size in plan.network.settable_sizes()}
     pending = [size for size in plan.network.sizes if size.name not in known]
@@ -373,7 +166,7 @@ def _bind_sizes(plan: Plan, names: _Names, axes: Sequence[_Axis]) -> Iterator[st
         pending = [size for size in pending if size.name not in known]
 
 
-def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: _Names) -> str | None:
+def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: Names) -> str | None:
     """The line that gives a run-time size its value, once everything it needs is known."""
     if size.value is not None:
         ready = all(symbol.name in known for symbol in size.value.free_symbols)
@@ -391,7 +184,7 @@ def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: _Names
     return None
 
 
-def _check_axis(axis: _Axis, names: _Names) -> Iterator[str]:
+def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
     """The lines that refuse an axis of another size; none for the axis a run-time size was just read off."""
     if (axis.port.name, axis.number) in names.readers:
         return
@@ -406,7 +199,7 @@ def _check_axis(axis: _Axis, names: _Names) -> Iterator[str]:
     yield f'    raise ValueError(f"{message}")'
 
 
-def _compute(plan: Plan, names: _Names) -> Iterator[str]:
+def _compute(plan: Plan, names: Names) -> Iterator[str]:
     """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
     operations = plan.operations
     anchor = _anchor(plan, names)
@@ -435,7 +228,24 @@ def _compute(plan: Plan, names: _Names) -> Iterator[str]:
     yield f"return {', '.join(results)}"
 
 
-def _anchor(plan: Plan, names: _Names) -> str:
+def _constant(core: Core, show: Show, device: str, dtype: str) -> str:
+    """The code of a constant tensor whose size is known at each call only."""
+    assert core.init is not None
+    sizes = [show(leg.size) for leg in core.legs]
+    options = f"{device}, dtype={dtype}"
+    if core.init.kind == "ones":
+        return f"torch.ones({show_tuple(sizes)}, {options})"
+    if core.init.kind == "eye":
+        return f"torch.eye({', '.join(sizes)}, {options})"
+    if core.init.kind == "basis":
+        return f"(torch.arange({sizes[0]}, {device}) == {int(core.init.args[0])}).to({dtype})"
+    code = f"torch.ones({sizes[0]}, {options})" if sizes else f"torch.ones((), {options})"
+    for _ in sizes[1:]:
+        code = f"torch.diag_embed({code})"
+    return code
+
+
+def _anchor(plan: Plan, names: Names) -> str:
     """A tensor whose device and dtype those made inside ``forward`` take."""
     if names.arguments:
         return next(iter(names.arguments.values()))
@@ -443,7 +253,7 @@ def _anchor(plan: Plan, names: _Names) -> str:
     return f"self.{names.attributes[stored[0].name]}" if stored else "torch.empty(())"
 
 
-def _comment(operations: Sequence[Operation], number: int, result: Tensor, names: _Names) -> str:
+def _comment(operations: Sequence[Operation], number: int, result: Tensor, names: Names) -> str:
     """The value with its legs in memory order, what it is, and what it costs."""
     op = operations[number]
     unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
@@ -452,7 +262,7 @@ def _comment(operations: Sequence[Operation], number: int, result: Tensor, names
     return f"{format_value(op.name, result.legs)} = {format_step(operations, number)}{price}"
 
 
-def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: _Names, anchor: str) -> Tensor:
+def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: Names, anchor: str) -> Tensor:
     """The tensor an access names, its axes under the access's legs."""
     assert op.access is not None
     bare = iter(op.legs)
@@ -462,7 +272,7 @@ def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: _Names, a
         return _reload(tensors[op.operands[0]], stage.equation.legs, legs, names)
     core = next(core for core in plan.network.cores if core.name == op.access.source)
     code = names.arguments.get(core.name) or f"self.{names.attributes[core.name]}"
-    if core.role == "const" and _is_runtime(core, names):
+    if core.role == "const" and names.is_runtime(core):
         code = _constant(core, names.show, f"device={anchor}.device", f"{anchor}.dtype")
     port = next((port for port in plan.network.inputs if port.name == core.name), None)
     axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
@@ -470,7 +280,7 @@ def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: _Names, a
     return Tensor(code, tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes))
 
 
-def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None], names: _Names) -> Tensor:
+def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None], names: Names) -> Tensor:
     """An earlier result under the legs of an access; a unit leg read at positions gets its axis back."""
     read = [leg for leg, kept in zip(legs, own, strict=True) if leg is not None and is_unit(kept)]
     axes = (*stored.axes, *(() for _ in read))

@@ -1,0 +1,142 @@
+"""Printing how a module is built: ``__init__``, ``reset_parameters`` and ``extra_repr``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from textwrap import indent
+
+import sympy
+
+from tngraph.language.network import Core, Size
+from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
+from tngraph.lowering.names import Names
+from tngraph.planning.pipeline import Plan
+
+
+def print_constructor(plan: Plan, names: Names) -> str:
+    """``__init__``: sizes as arguments, every stored tensor with its legs as a comment."""
+    arguments, lines = ["self"], ["super().__init__()"]
+    for size in plan.network.settable_sizes():
+        argument = names.size_arguments[size.name]
+        derived = size.value is not None and bool(size.value.free_symbols)
+        number = plan.sizes[size.name]
+        if derived and number == _derived(size, plan.sizes):
+            arguments.append(f"{argument}=None")
+            lines.append(f"{argument} = {names.show_argument(_value(size))} if {argument} is None else {argument}")
+        else:
+            arguments.append(f"{argument}={number}")
+        lines.append(f"if {argument} < 1:")
+        lines.append(f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")')
+        lines.append(f"self.{names.size_attributes[size.name]} = {argument}")
+    constants = _constants(plan, names)
+    for core in plan.network.cores:
+        lines.extend(_register(core, names, core in constants))
+    lines.append("self.reset_parameters()")
+    signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
+    return "\n".join([signature, indent("\n".join(lines), "    ")])
+
+
+def _value(size: Size) -> sympy.Expr:
+    assert size.value is not None
+    return size.value
+
+
+def _derived(size: Size, numbers: Mapping[str, int]) -> int:
+    return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
+
+
+def _constants(plan: Plan, names: Names) -> list[Core]:
+    """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
+    loaded = {op.access.source for op in plan.operations if op.access is not None}
+    consts = [core for core in plan.network.cores if core.role == "const" and core.name in loaded]
+    return [core for core in consts if not names.is_runtime(core)]
+
+
+def _register(core: Core, names: Names, is_constant: bool) -> Iterator[str]:
+    """The line that makes a core part of the module."""
+    shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
+    name = names.attributes.get(core.name, "")
+    comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
+    empty = f"torch.empty({shape}, device=device, dtype=dtype)"
+    if core.role == "param":
+        yield f"self.{name} = nn.Parameter({empty}){comment}"
+    elif core.role == "buffer":
+        yield f'self.register_buffer("{name}", {empty.replace("empty", "zeros")}){comment}'
+    elif is_constant:
+        yield f'self.register_buffer("{name}", {empty}, persistent=False){comment}'
+
+
+def show_tuple(items: Sequence[str]) -> str:
+    """A tuple of code."""
+    return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
+
+
+def print_reset(plan: Plan, names: Names) -> str:
+    """``reset_parameters``: how params start, and what constants are."""
+    lines = ['"""Draw the params anew: a linear map starts with the variance its dense weight would have."""']
+    params = [core for core in plan.network.cores if core.role == "param"]
+    lines.extend(names.size_lines(leg.size for core in params for leg in core.legs))
+    spreads = default_spreads(plan.network)
+    for std, cores in groupby(params, lambda core: spreads[core.name] if core.init is None else None):
+        targets = {f"self.{names.attributes[core.name]}": core for core in cores}
+        if std is None:
+            lines.extend(_fixed_init(core, target, names) for target, core in targets.items())
+        else:
+            lines.extend(_draw(list(targets), _std(plan, std, names)))
+    lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
+    return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
+
+
+def _draw(targets: Sequence[str], std: str) -> list[str]:
+    """The lines that draw some params with one standard deviation."""
+    if len(targets) == 1:
+        return [f"nn.init.normal_({targets[0]}, std={std})"]
+    return [f"for param in ({', '.join(targets)}):", f"    nn.init.normal_(param, std={std})"]
+
+
+def _fill(core: Core, target: str) -> str:
+    """The line that fills a stored constant: here, so that a module built on the meta device can be filled later."""
+    assert core.init is not None
+    if core.init.kind == "basis":
+        return f"nn.init.zeros_({target})[{int(core.init.args[0])}] = 1"
+    if core.init.kind == "ones" or len(core.legs) < 2:
+        return f"nn.init.ones_({target})"
+    return f"nn.init.zeros_({target}).fill_diagonal_(1)"
+
+
+def _std(plan: Plan, spread: Spread, names: Names) -> str:
+    """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
+    settable = plan.network.settable_sizes()
+    runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
+    over, under = sympy.fraction(sympy.nsimplify(spread.factor.subs(runtime)))
+    if under == 1:
+        return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
+    log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"
+    return f"math.exp(({log}) / {2 * spread.count})"
+
+
+def _fixed_init(core: Core, target: str, names: Names) -> str:
+    assert core.init is not None
+    kind, args = core.init.kind, core.init.args
+    if kind == "uniform":
+        both = f"torch.view_as_real({target}) if {target}.is_complex() else {target}"
+        return f"nn.init.uniform_({both}, {args[0]!r}, {args[1]!r})"
+    if kind == "normal":
+        return f"nn.init.normal_({target}, std={args[0]!r})"
+    if kind == "eye":
+        rows, columns = map(names.show_size, matrix_sizes(core))
+        return f"with torch.no_grad():\n    nn.init.eye_({target}.view({rows}, {columns}))"
+    if kind == "orthogonal":  # drawn real for complex params too: PyTorch draws no other
+        rows, columns = map(names.show_size, matrix_sizes(core))
+        drawn = f"nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}))"
+        return f"with torch.no_grad():\n    {target}.copy_({drawn}.view_as({target}))"
+    return f"nn.init.{kind}_({target})"
+
+
+def print_extra_repr(plan: Plan, names: Names) -> str:
+    """``extra_repr``: the sizes it was built with, and how many params it has."""
+    sizes = plan.network.settable_sizes()
+    shown = ", ".join(f"{size.name}={{self.{names.size_attributes[size.name]}}}" for size in sizes)
+    count = "params={sum(p.numel() for p in self.parameters())}"
+    return "\n".join(["def extra_repr(self):", f'    return f"{", ".join(filter(None, (shown, count)))}"'])
