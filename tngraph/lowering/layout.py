@@ -7,17 +7,20 @@ already fits, a view where only the fusing differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
 
 from tngraph.language.network import Leg
+from tngraph.language.sizes import evaluate_size
 from tngraph.planning.schedule import legs_size
 
 Axes = tuple[tuple[Leg, ...], ...]
 Show = Callable[[sympy.Expr], str]
 """Prints a size as Python."""
+WIDTH = 100
+"""A call longer than this takes a line per argument [characters]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +76,32 @@ def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
 def _reshape(code: str, axes: Axes, show: Show) -> str:
     sizes = ", ".join(show(legs_size(axis)) for axis in axes)
     return f"{code}.reshape({sizes})" if axes else f"{code}.reshape(())"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every rule needs: how sizes print, their numbers where a choice depends on them, the device's code.
+
+    `runtime` names the sizes that are read off shapes: what PyTorch would fix in a traced graph may not depend on them.
+    """
+
+    show: Show
+    numbers: Mapping[str, int]
+    device: str
+    runtime: frozenset[str] = frozenset()
+
+    def is_fixed(self, expr: sympy.Expr) -> bool:
+        """Whether a size is known once the module is built."""
+        return all(symbol.name not in self.runtime for symbol in expr.free_symbols)
+
+    def size(self, legs: Sequence[Leg]) -> int:
+        """The elements of a value at the sizes planned for."""
+        return evaluate_size(legs_size(legs), self.numbers)
+
+
+def call(function: str, *arguments: str) -> str:
+    """A call in one line, or one argument a line where that gets long."""
+    line = f"{function}({', '.join(arguments)})"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
