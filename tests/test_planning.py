@@ -99,6 +99,26 @@ def test_a_result_used_twice_is_kept_where_that_is_cheaper():
     assert wide.at().macs == 2 * (40 * 40 * 2 + 1000 * 40 * 2)
 
 
+def test_a_broadcast_sum_read_twice_keeps_its_size():
+    """Each copy of y lacks i or k in one of its terms, and the other copy is replaced too."""
+    text = """network n { size batch; input x[batch, i:3]; param one[k:2]
+      y[batch, i, k] = x + one; z[] = y * y; output z[] }"""
+    assert tg.compile(tg.parse(text)).verify().is_equal
+
+
+def test_a_skip_connection_is_no_weight():
+    dense = tg.plan(tg.parse("network n { input x[i:6]; param w[i, j:6]; y[j] = x * w + x[j]; output y[j] }")).dense
+    assert dense is not None
+    assert dense.params == 36
+
+
+def test_what_is_no_network_is_named():
+    with pytest.raises(TypeError, match=r"plan takes a network, and not 'fc2\.tn'; tg\.load reads one from a file"):
+        tg.plan("fc2.tn")
+    assert repr(tg.plan(load("fc2_mpo"))) == "<plan of fc2_mpo at batch=64, D=4: 5,093,376 operations>"
+    assert tg.emit(load("fc2_mpo")) == tg.emit(tg.plan(load("fc2_mpo")))
+
+
 def test_a_sum_is_distributed_where_that_is_cheaper():
     text = """network n { size batch; input x[batch, i:30]; param a[i, j:30]; param c[j]; param v[j]
       h[batch, j] = x * a + c; y[batch] = h * v; output y[batch] }"""

@@ -38,15 +38,15 @@ class born_machine(nn.Module):
         if f.dim() != 5:
             raise ValueError(f"f has shape {tuple(f.shape)}, and takes (3, 3, 3, 3, 3)")
         if f.shape[0] != 3:
-            raise ValueError(f"axis 0 of f has size {f.shape[0]}, and its indices s1 have {3}")
+            raise ValueError(f"axis 0 of f has size {f.shape[0]}, and its indices s1 have 3")
         if f.shape[1] != 3:
-            raise ValueError(f"axis 1 of f has size {f.shape[1]}, and its indices s2 have {3}")
+            raise ValueError(f"axis 1 of f has size {f.shape[1]}, and its indices s2 have 3")
         if f.shape[2] != 3:
-            raise ValueError(f"axis 2 of f has size {f.shape[2]}, and its indices s3 have {3}")
+            raise ValueError(f"axis 2 of f has size {f.shape[2]}, and its indices s3 have 3")
         if f.shape[3] != 3:
-            raise ValueError(f"axis 3 of f has size {f.shape[3]}, and its indices s4 have {3}")
+            raise ValueError(f"axis 3 of f has size {f.shape[3]}, and its indices s4 have 3")
         if f.shape[4] != 3:
-            raise ValueError(f"axis 4 of f has size {f.shape[4]}, and its indices s5 have {3}")
+            raise ValueError(f"axis 4 of f has size {f.shape[4]}, and its indices s5 have 3")
         # t1[s3, s1, s2, c1] = f * r: 1701 MAC
         t1 = torch.bmm(f.reshape(9, 3, 9).permute(1, 0, 2), self.r.reshape(7, 3, 9).permute(1, 2, 0))
         # t2[s2, c1, s1] = t1 * q: 189 MAC

@@ -48,7 +48,7 @@ class conv_cp(nn.Module):
         height = x.shape[2]
         width = x.shape[3]
         if x.shape[1] != 64:
-            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s have {64}")
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s have 64")
         # t1[batch, h + kh - 1, w + kw - 1, r] = x * a: 64*R*batch*height*width MAC
         t1 = torch.mm(
             x.reshape(batch, 64, height*width).permute(0, 2, 1).reshape(batch*height*width, 64),

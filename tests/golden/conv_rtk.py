@@ -49,7 +49,7 @@ class conv_rtk(nn.Module):
         height = x.shape[2]
         width = x.shape[3]
         if x.shape[1] != 64:
-            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s1, s2 have {64} = 8 * 8")
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s1, s2 have 64 = 8 * 8")
         h = (height - 1)//2 + 1
         w = (width - 1)//2 + 1
         # t1[batch, s2, 2*h + kh - 1, 2*w + kw - 1, p1] = x * u1: 64*R*batch*height*width MAC

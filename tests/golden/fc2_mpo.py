@@ -47,7 +47,7 @@ class fc2_mpo(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 784)")
         batch = x.shape[0]
         if x.shape[1] != 784:
-            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have {784} = 4 * 7 * 7 * 4")
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
         # t1[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
         t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
         # t2[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC

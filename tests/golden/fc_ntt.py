@@ -49,7 +49,7 @@ class fc_ntt(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 784)")
         batch = x.shape[0]
         if x.shape[1] != 784:
-            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have {784} = 4 * 7 * 7 * 4")
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
         # t1[batch, i2, i3, i4, o1, r1] = x * g1: 3136*R*batch MAC
         t1 = torch.mm(x.reshape(batch, 4, 196).permute(0, 2, 1).reshape(196*batch, 4), self.g1.reshape(4, 4*R))
         # h1[batch, i2, i3, i4, o1, r1] = relu(t1): 784*R*batch elementwise

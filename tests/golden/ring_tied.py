@@ -41,17 +41,17 @@ class ring_tied(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 2, 2, 2, 2, 2, 2)")
         batch = x.shape[0]
         if x.shape[1] != 2:
-            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1 have {2}")
+            raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1 have 2")
         if x.shape[2] != 2:
-            raise ValueError(f"axis 2 of x has size {x.shape[2]}, and its indices i2 have {2}")
+            raise ValueError(f"axis 2 of x has size {x.shape[2]}, and its indices i2 have 2")
         if x.shape[3] != 2:
-            raise ValueError(f"axis 3 of x has size {x.shape[3]}, and its indices i3 have {2}")
+            raise ValueError(f"axis 3 of x has size {x.shape[3]}, and its indices i3 have 2")
         if x.shape[4] != 2:
-            raise ValueError(f"axis 4 of x has size {x.shape[4]}, and its indices i4 have {2}")
+            raise ValueError(f"axis 4 of x has size {x.shape[4]}, and its indices i4 have 2")
         if x.shape[5] != 2:
-            raise ValueError(f"axis 5 of x has size {x.shape[5]}, and its indices i5 have {2}")
+            raise ValueError(f"axis 5 of x has size {x.shape[5]}, and its indices i5 have 2")
         if x.shape[6] != 2:
-            raise ValueError(f"axis 6 of x has size {x.shape[6]}, and its indices i6 have {2}")
+            raise ValueError(f"axis 6 of x has size {x.shape[6]}, and its indices i6 have 2")
         # t1[b2, i2, o2, i3, o3, b4] = g * g: 16*D**3 MAC
         t1 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
         # t2[b5, i5, o5, i6, o6, b1] = g * g: 16*D**3 MAC

@@ -74,9 +74,9 @@ def show_tuple(items: Sequence[str]) -> str:
 
 def print_reset(plan: Plan, names: Names) -> str:
     """``reset_parameters``: how params start, and what constants are."""
-    lines = ['"""Draw the params anew: a linear map starts with the variance its dense weight would have."""']
+    doc = '"""Draw the params anew: a linear map starts with the variance its dense weight would have."""'
+    lines: list[str] = []
     params = [core for core in plan.network.cores if core.role == "param"]
-    lines.extend(names.size_lines(leg.size for core in params for leg in core.legs))
     spreads = default_spreads(plan.network)
     for std, cores in groupby(params, lambda core: spreads[core.name] if core.init is None else None):
         targets = {f"self.{names.attributes[core.name]}": core for core in cores}
@@ -85,6 +85,7 @@ def print_reset(plan: Plan, names: Names) -> str:
         else:
             lines.extend(_draw(list(targets), _std(plan, std, names)))
     lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
+    lines = [doc, *names.size_lines(lines), *lines]
     return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
 
 

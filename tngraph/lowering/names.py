@@ -8,7 +8,8 @@ gets underscores appended until it is free; one that starts with two underscores
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
@@ -107,11 +108,11 @@ class Names:
         known = {size.name for size in self.plan.network.settable_sizes()}
         return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
 
-    def size_lines(self, used: Iterable[sympy.Expr]) -> Iterator[str]:
-        """The lines that give the module's sizes that formulas use local names."""
-        wanted = {symbol.name for expr in used for symbol in expr.free_symbols}
+    def size_lines(self, code: Sequence[str]) -> Iterator[str]:
+        """The lines that give the module's sizes local names, for the sizes that some code uses."""
+        words = {word for line in code if not line.startswith("#") for word in re.findall(r"\w+", line)}
         for name, attribute in self.size_attributes.items():
-            if name in wanted:
+            if self.sizes[name] in words:
                 yield f"{self.sizes[name]} = self.{attribute}"
 
 

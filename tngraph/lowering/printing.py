@@ -15,14 +15,15 @@ from typing import NamedTuple
 import sympy
 
 from tngraph.errors import SizeError
-from tngraph.language.network import Core, Index, Leg, Port, Size
+from tngraph.language.network import Core, Index, Leg, Network, Port, Size
 from tngraph.language.sizes import product
 from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset, show_tuple
-from tngraph.lowering.kernels import Context, lower
-from tngraph.lowering.layout import Axes, Show, Tensor, arrange
+from tngraph.lowering.kernels import lower
+from tngraph.lowering.layout import Axes, Context, Show, Tensor, arrange
 from tngraph.lowering.names import Names
 from tngraph.planning.cost import aliases, last_uses, volume
 from tngraph.planning.pipeline import Plan
+from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.region import is_unit
 from tngraph.planning.schedule import Operation
 from tngraph.planning.table import format_formula, format_step, format_value
@@ -47,13 +48,16 @@ class Source:
     size_attributes: Mapping[str, str]
 
 
-def emit(plan: Plan) -> str:
+def emit(plan: Plan | Network) -> str:
     """Print a plan as a standalone Python file that imports torch and nothing of tngraph.
 
     The file holds one ``torch.nn.Module`` named after the network, with the network's param names and shapes,
     its compile-time sizes as constructor arguments (the plan's values by default), and `device` and `dtype`.
+
+    Args:
+        plan: what to print; a network is planned first.
     """
-    return print_source(plan).text
+    return print_source(plan if isinstance(plan, Plan) else plan_network(plan)).text
 
 
 def print_source(plan: Plan) -> Source:
@@ -102,7 +106,8 @@ def _signature(port: Port) -> str:
 
 def _forward(plan: Plan, names: Names) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
-    lines = [*_forward_doc(plan, names), *_bind(plan, names), *_compute(plan, names)]
+    body = [*_bind(plan, names), *_compute(plan, names)]
+    lines = [*_forward_doc(plan, names), *names.size_lines(body), *body]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
 
@@ -126,8 +131,6 @@ def _shape(port: Port, names: Names) -> str:
 
 def _bind(plan: Plan, names: Names) -> Iterator[str]:
     """Read run-time sizes off the shapes, refuse shapes that do not fit, name the counts of windows."""
-    used = [index.size for index in plan.network.indices()]
-    yield from names.size_lines([*used, *(s.value for s in plan.network.sizes if s.value is not None)])
     for port in plan.network.inputs:
         argument = names.arguments[port.name]
         yield f"if {argument}.dim() != {len(port.axes)}:"
@@ -190,11 +193,10 @@ def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
         return
     code, wanted = axis.code(names), names.show_size(product(index.size for index in axis.indices))
     own = ", ".join(index.name for index in axis.indices)
+    shown = wanted if wanted.isdigit() else f"{{{wanted}}}"
     factors = " * ".join(names.show_size(index.size) for index in axis.indices)
     fused = f" = {factors}" if len(axis.indices) > 1 else ""
-    message = (
-        f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its indices {own} have {{{wanted}}}{fused}"
-    )
+    message = f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its indices {own} have {shown}{fused}"
     yield f"if {code} != {wanted}:"
     yield f'    raise ValueError(f"{message}")'
 

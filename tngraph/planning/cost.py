@@ -30,6 +30,7 @@ class Counts:
         params: learnable entries, tied uses once [elements].
         macs: multiply-adds of contractions and convolutions [MAC].
         flops: twice that [FLOPs].
+        training_flops: those of a forward and a backward pass, with gradients for params and inputs [FLOPs].
         elementwise: products, sums, additions, factors and functions [operations].
         largest: the largest value a step writes [elements].
         peak: the most elements of steps' values alive at once, inputs and params not counted [elements].
@@ -39,6 +40,7 @@ class Counts:
     params: int
     macs: int
     flops: int
+    training_flops: int
     elementwise: int
     largest: int
     peak: int

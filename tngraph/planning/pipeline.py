@@ -45,7 +45,7 @@ class Dense:
     macs: sympy.Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A network with an order for everything in it.
 
@@ -151,7 +151,7 @@ class Plan:
             SizeError: see `values`.
         """
         numbers = self.values(**sizes)
-        names = ("params", "macs", "flops", "elementwise", "largest", "peak", "cost")
+        names = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "peak", "cost")
         return Counts(**{name: evaluate_count(getattr(self, name), numbers) for name in names})
 
     def table(self, **sizes: int) -> str:
@@ -164,6 +164,10 @@ class Plan:
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        at = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
+        return f"<plan of {self.network.name} at {at or 'fixed sizes'}: {self.at().cost:,} operations>"
 
 
 def plan(network: Network, sizes: Mapping[str, int] | None = None, search: Search | None = None) -> Plan:
@@ -180,7 +184,10 @@ def plan(network: Network, sizes: Mapping[str, int] | None = None, search: Searc
 
     Raises:
         SizeError: an unknown size, or a number that is not a positive integer.
+        TypeError: something else than a network.
     """
+    if not isinstance(network, Network):
+        raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
     numbers = _number_sizes(network, sizes or {})
     index_sizes(network, numbers)
     memo: dict[Region, ContractionTree] = {}
@@ -238,9 +245,9 @@ def _number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
 def dense_equivalent(network: Network) -> Dense | None:
     """The dense weight of a network that is one linear map of one input.
 
-    That is: one equation (a function may stand outermost), at least one term with an input, none with two, and
-    every access of a core. The weight has the indices of params and buffers that also stand on the input or on
-    the left; terms with the same indices are one weight.
+    That is: one equation (a function may stand outermost), at least one term with an input and a weight, and none
+    with two inputs. The weight has the indices of params and buffers that also stand on the input or on the left;
+    terms with the same indices are one weight, and a term without any (a skip connection) adds none.
     """
     if len(network.equations) != 1:
         return None
@@ -254,6 +261,8 @@ def dense_equivalent(network: Network) -> Dense | None:
             return None
         read = {i for a in data for i in a.indices}
         held = {i for a in term.accesses if a not in data for i in a.indices}
+        if len(data) == len(term.accesses):
+            continue
         weight = frozenset(i for i in held if i in read or i in equation.legs)
         weights[weight] = None
         if data:

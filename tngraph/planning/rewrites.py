@@ -50,7 +50,7 @@ def _expand(term: Term, reader: Equation, known: dict[str, Equation], once: set[
     busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
     while ahead:
         access = ahead.pop()
-        if access.source in once and _fits(known[access.source], reader.legs, (*done, *ahead), access):
+        if access.source in once and not any(isinstance(leg, Read) for leg in access.legs):
             equation = known.pop(access.source)
             scale *= equation.terms[0].scale
             written = _instantiate(equation.terms[0], equation, access, busy, taken)
@@ -70,18 +70,20 @@ def can_inline(network: Network, equation: Equation) -> bool:
 def _fits_everywhere(equation: Equation, reader: Equation) -> bool:
     """Whether a reader can take the terms of an equation, and does not become too long a sum by it."""
     for term in reader.terms:
-        own = [k for k, access in enumerate(term.accesses) if access.source == equation.name]
+        own = [access for access in term.accesses if access.source == equation.name]
+        others = [access for access in term.accesses if access.source != equation.name]
         if len(reader.terms) - 1 + len(equation.terms) ** len(own) > max(MOST_TERMS, len(reader.terms)):
             return False
-        for k in own:
-            others = (*term.accesses[:k], *term.accesses[k + 1 :])
-            if not _fits(equation, reader.legs, others, term.accesses[k]):
-                return False
+        if not all(_fits(equation, reader.legs, others, access) for access in own):
+            return False
     return True
 
 
 def _fits(equation: Equation, legs: Iterable[Index], others: Iterable[Access], access: Access) -> bool:
-    """Whether every index of an access stands in each term of the equation it reads, or elsewhere in the reader."""
+    """Whether every index of an access stands in each term of the equation it reads, or elsewhere in the reader.
+
+    Elsewhere is what stays: the left-hand side, and the accesses of other sources.
+    """
     if any(isinstance(leg, Read) for leg in access.legs):
         return False
     present = [{i for a in inner.accesses for i in a.indices} for inner in equation.terms]
