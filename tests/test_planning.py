@@ -187,7 +187,8 @@ def test_the_table_shows_totals_and_one_row_per_step():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"bach": 3}, "fc2_mpo has no size 'bach'"),
+        ({"bach": 3}, "fc2_mpo has no size 'bach'\n  did you mean 'batch'?; a size that bounds a loop is set when"),
+        ({"k": 3}, "fc2_mpo has no size 'k'\n  its sizes: batch, D; a size that bounds a loop is set when the text"),
         ({"batch": 0}, "the size 'batch' cannot be 0\n  a size is an integer from 1 to 2**62"),
         ({"batch": 2.5}, "the size 'batch' cannot be 2.5\n  a size is an integer from 1 to 2**62"),
         ({"D": -1}, "the size 'D' cannot be -1\n  a size is an integer from 1 to 2**62"),

@@ -166,7 +166,7 @@ def emit(
     epilog=_examples(
         "tngraph verify fc2_mpo.tn",
         "tngraph verify fc2_mpo.tn --batch 16 --set D=2 --seed 1",
-        "tngraph verify conv_cp.tn --set H=12 --set W=12 --json",
+        "tngraph verify conv_cp.tn --set height=12 --set width=12 --json",
     )
 )
 def verify(

@@ -44,15 +44,17 @@ def _check_overrides(network: Network, overrides: Mapping[str, int]) -> None:
         if name in runtime:
             raise SizeError(f"{name!r} is a run-time size: it is read off the inputs at each call\n  do not set it")
         if name not in settable:
-            raise SizeError(f"{network.name} has no size {name!r}\n  {_suggestion(name, settable)}")
+            raise unknown_size(network, name, settable)
         if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= LARGEST:
             raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
 
 
-def _suggestion(name: str, settable: Sequence[str]) -> str:
-    near = get_close_matches(name, settable, 1)
-    known = f"did you mean {near[0]!r}?" if near else f"its sizes with a default: {', '.join(settable) or 'none'}"
-    return f"{known}; a size that bounds a loop is set when the text is read: tg.load(path, sizes={{{name!r}: …}})"
+def unknown_size(network: Network, name: str, known: Sequence[str]) -> SizeError:
+    """The error for a size that a network does not have, with the ones it has."""
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"its sizes: {', '.join(known) or 'none'}"
+    loops = f"a size that bounds a loop is set when the text is read: tg.load(path, sizes={{{name!r}: …}})"
+    return SizeError(f"{network.name} has no size {name!r}\n  {hint}; {loops}")
 
 
 def _derive(size: Size, value: sympy.Expr, values: dict[str, int]) -> None:

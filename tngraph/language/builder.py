@@ -410,8 +410,10 @@ def _number(value: object, at: str) -> int | float:
 
 
 def _plain_name(position: Position) -> str:
-    if not isinstance(position, Position) or position.plain is None:
-        at = position.terms[0][1] if isinstance(position, Position) and position.terms else None
+    if not isinstance(position, Position):
+        raise NetworkError(f"{position!r} is no index", "an index is what Builder.index and Builder.indices return")
+    if position.plain is None:
+        at = position.terms[0][1] if position.terms else None
         raise NetworkError(
             "a leg here is an index, and not a position", "read a leg at a position on the right of an equation", at=at
         )

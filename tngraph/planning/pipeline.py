@@ -14,7 +14,7 @@ from functools import cached_property
 import sympy
 
 from tngraph.errors import SizeError
-from tngraph.language.binding import compile_time_sizes, index_sizes
+from tngraph.language.binding import compile_time_sizes, index_sizes, unknown_size
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import LARGEST, evaluate_size, product
 from tngraph.planning.cost import (
@@ -133,10 +133,6 @@ class Plan:
         Raises:
             SizeError: a name that is no size of the network, or a number that is not a positive integer.
         """
-        known = [size.name for size in self.network.sizes]
-        for name in sizes:
-            if name not in known:
-                raise SizeError(f"{self.network.name} has no size {name!r}\n  its sizes: {', '.join(known) or 'none'}")
         kept = {
             size.name: self.sizes[size.name]
             for size in self.network.sizes
@@ -232,6 +228,8 @@ def _number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
     runtime = network.runtime_sizes()
     known = [size.name for size in network.sizes]
     for name, value in given.items():
+        if name not in known:
+            raise unknown_size(network, name, known)
         if name in runtime and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST):
             raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
     numbers = compile_time_sizes(network, {n: v for n, v in given.items() if n not in runtime})
