@@ -404,3 +404,26 @@ def test_a_template_cannot_leave_the_identifiers() -> None:
     assert "'w-1' cannot name anything" in message(body("for k in 0..0 { param w{k - 1}[i:2] }", "input x[i]", END))
     long = message(body("param w" + "{10**17}" * 9 + "[i:2]", "input x[i]", END))
     assert "… cannot name anything" in long
+
+
+@pytest.mark.parametrize("step", ["{0} * {0}", "({0} + 1) // 2", "min({0}, 7) + 1"])
+@pytest.mark.parametrize("count", [7, 25, 200])
+def test_a_chain_of_derived_run_time_sizes_ends_quickly(step: str, count: int) -> None:
+    chain = [f"size a{k} = {step.format(f'a{k - 1}')}" for k in range(1, count + 1)]
+    start = time.monotonic()
+    for legs, is_bound in ((f"q:a{count}, w:a0", True), (f"(q:a{count}, w:a0)", False)):
+        text = body("size a0", *chain, f"input z[{legs}]", "y[] = z", "output y[]")
+        if count == 200 or (count == 25 and "* " in step):
+            with pytest.raises(LimitError):
+                parse(text)
+        elif is_bound:
+            assert parse(text).runtime_sizes() == ("a0",)
+        else:
+            assert "no input binds the run-time size 'a0'" in message(text)
+    assert time.monotonic() - start < 5
+
+
+def test_a_size_that_is_derived_through_too_much() -> None:
+    chain = [f"size a{k} = a{k - 1} * a{k - 1}" for k in range(1, 27)]
+    expected = "the size 'a8' is derived through more than 200 operations on run-time sizes"
+    assert expected in message(body("size a0", *chain, "input z[q:a26, w:a0]", "y[] = z", "output y[]"))

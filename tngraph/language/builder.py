@@ -17,7 +17,7 @@ import sympy
 from tngraph.errors import LimitError, NetworkError, SizeError
 from tngraph.language.functions import pointwise
 from tngraph.language.handles import Expression, Factor, Position, Tensor, integer, tensor
-from tngraph.language.limits import DIGITS, LEGS, RANGE, TENSORS
+from tngraph.language.limits import COMPOSED, DIGITS, LEGS, RANGE, TENSORS
 from tngraph.language.network import (
     Access,
     Core,
@@ -40,7 +40,7 @@ from tngraph.language.network import (
 )
 from tngraph.language.plain import plain_core, plain_equation, plain_port
 from tngraph.language.reads import check_reach, window_count
-from tngraph.language.runtime import unbound_sizes
+from tngraph.language.runtime import unbound_sizes, written_out
 from tngraph.language.sizes import LARGEST, evaluate_size, is_same
 
 SizeLike: TypeAlias = int | sympy.Expr
@@ -73,6 +73,7 @@ class Builder:
         self.index_sizes: dict[str, sympy.Expr] = {}
         self.tensors: dict[str, Core | Equation] = {}
         self._declared: dict[str, Size] = {}
+        self._weights: dict[str, int] = {}
         self._inputs: list[Port] = []
         self._outputs: list[Port] = []
 
@@ -86,6 +87,7 @@ class Builder:
 
         Raises:
             NetworkError: a name in use, or a value that is not a positive integer.
+            LimitError: a value derived through too many run-time sizes.
         """
         check_name(name, "a size")
         if name in self.sizes:
@@ -95,12 +97,23 @@ class Builder:
         if known is not None:
             _check_positive(known, f"{name!r}", name)
             self.defaults[name] = known
+        elif expr is not None:
+            self._weigh(name, expr)
         if inline and known is not None:
             self.sizes[name] = sympy.Integer(known)
         else:
             size = Size(str(name), expr)
             self._declared[name], self.sizes[name] = size, size.symbol
         return self.sizes[name]
+
+    def _weigh(self, name: str, expr: sympy.Expr) -> None:
+        weight = self._weights[name] = written_out(expr, self._weights)
+        if any(symbol.name in self._weights for symbol in expr.free_symbols) and weight > COMPOSED:
+            raise LimitError(
+                f"the size {name!r} is derived through more than {COMPOSED:,} operations on run-time sizes",
+                "make one of the sizes that it is derived from a run-time size",
+                at=name,
+            )
 
     def index(self, name: str, size: SizeLike | None = None) -> Position:
         """An index: declared with this size, else with the size of the same name, if there is one.

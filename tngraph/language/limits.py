@@ -20,6 +20,8 @@ FACTORS = 10_000
 """The most factors in one equation."""
 ARITHMETIC = 300
 """The most terms under ``//``, ``%``, ``min`` and ``max`` over named sizes in one network: sympy is slow there."""
+COMPOSED = 200
+"""The most operations in a derived run-time size, those of the sizes that it is derived from included."""
 TENSORS = 10_000
 """The most cores and equations of one network."""
 LEGS = 64

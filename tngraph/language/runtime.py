@@ -1,13 +1,23 @@
-"""Which run-time sizes the inputs determine, decided before there is any input."""
+"""Which run-time sizes the inputs determine, decided before there is any input.
+
+Nothing is substituted or multiplied out: of each definition only its degree in every run-time size is kept, so a
+chain of definitions costs no more than its text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import sympy
 
 from tngraph.language.network import Port, Size
 from tngraph.language.sizes import product
+
+_Degrees = Mapping[sympy.Symbol, int]
+"""Of a size: its degree in each run-time size that it depends on, `_CURVED` where it is no polynomial."""
+_CURVED = 2
+"""Any degree from here on: not affine."""
 
 
 def unbound_sizes(sizes: Iterable[Size], inputs: Iterable[Port]) -> list[Size]:
@@ -16,21 +26,51 @@ def unbound_sizes(sizes: Iterable[Size], inputs: Iterable[Port]) -> list[Size]:
     An axis determines a size that is the only one unknown in it and stands there to the first power, as
     `binding.bind_sizes` solves for it.
     """
-    every = list(sizes)
-    missing = {size.symbol: size for size in every if size.value is None}
-    axes = [_in_basic_sizes(product(leg.size for leg in axis), every) for port in inputs for axis in port.axes]
-    before = -1
-    while len(missing) != before:
-        before = len(missing)
-        for axis in axes:
-            unknown = [symbol for symbol in missing if symbol in axis.free_symbols]
-            if len(unknown) == 1 and axis.is_polynomial(*unknown) and sympy.degree(axis, *unknown) == 1:
-                del missing[unknown[0]]
+    missing: dict[sympy.Symbol, Size] = {}
+    known: dict[sympy.Symbol, _Degrees] = {}
+    for size in sizes:
+        if size.value is None:
+            missing[size.symbol], known[size.symbol] = size, {size.symbol: 1}
+        else:
+            known[size.symbol] = _degrees(size.value, known)
+    axes = [dict(_degrees(product(leg.size for leg in axis), known)) for port in inputs for axis in port.axes]
+    standing: dict[sympy.Symbol, list[dict[sympy.Symbol, int]]] = {}
+    for axis in axes:
+        for symbol in axis:
+            standing.setdefault(symbol, []).append(axis)
+    ready = [axis for axis in axes if len(axis) == 1]
+    while ready:
+        for symbol, degree in ready.pop().items():
+            if degree == 1 and symbol in missing:
+                del missing[symbol]
+                for axis in standing[symbol]:
+                    axis.pop(symbol)
+                ready.extend(axis for axis in standing[symbol] if len(axis) == 1)
+                break
     return list(missing.values())
 
 
-def _in_basic_sizes(expr: sympy.Expr, sizes: list[Size]) -> sympy.Expr:
-    for size in reversed(sizes):
-        if size.value is not None and size.symbol in expr.free_symbols:
-            expr = expr.xreplace({size.symbol: size.value})
-    return sympy.expand(expr)
+def _degrees(expr: sympy.Expr, known: Mapping[sympy.Symbol, _Degrees]) -> _Degrees:
+    """The degrees of an expression, given those of the sizes in it."""
+    if expr.is_Symbol:
+        return known[expr]
+    parts = [_degrees(argument, known) for argument in expr.args]
+    total: Counter[sympy.Symbol] = Counter()
+    if expr.func == sympy.Mul:
+        for part in parts:
+            total.update(part)
+    elif expr.func == sympy.Pow and expr.exp.is_Integer and expr.exp > 0:
+        total.update({symbol: degree * int(expr.exp) for symbol, degree in parts[0].items()})
+    else:
+        for part in parts:
+            total |= Counter(part if expr.func == sympy.Add else dict.fromkeys(part, _CURVED))
+    return {symbol: min(degree, _CURVED) for symbol, degree in total.items()}
+
+
+def written_out(expr: sympy.Expr, weights: Mapping[str, int]) -> int:
+    """The operations and names of an expression whose own sizes weigh so much; a size that is not there weighs 1."""
+    if expr.is_Symbol:
+        return weights.get(expr.name, 1)
+    if expr.func == sympy.Pow and expr.exp.is_Integer:
+        return abs(int(expr.exp)) * written_out(expr.base, weights)
+    return 1 + sum(written_out(argument, weights) for argument in expr.args)
