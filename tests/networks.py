@@ -531,6 +531,7 @@ def networks(draw: Draw, *, max_equations: int = 3, linear: bool = False, reads:
     first, bound = _binding_input(maker, sizes)
     for number in range(draw(st.integers(1, max_equations))):
         maker.equation(first if number == 0 else None, linear)
+    passed = [core for core in maker.cores if core.role != "const" and draw(st.integers(0, 9)) == 0]
     shown = [e for e in maker.equations[:-1] if draw(st.integers(0, 2)) == 0] + [maker.equations[-1]]
     return Network(
         "drawn",
@@ -538,7 +539,7 @@ def networks(draw: Draw, *, max_equations: int = 3, linear: bool = False, reads:
         tuple(maker.cores),
         tuple(maker.equations),
         tuple(maker.port(c.name, c.legs, bound) for c in maker.cores if c.role == "input"),
-        tuple(maker.port(e.name, draw(st.permutations(list(e.legs)))) for e in shown),
+        tuple(maker.port(e.name, draw(st.permutations(list(e.legs)))) for e in (*shown, *passed)),
     )
 
 

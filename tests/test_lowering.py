@@ -82,6 +82,30 @@ def test_a_run_time_size_in_a_group_has_to_divide_its_axis():
         layer(torch.zeros(13))
 
 
+def test_an_input_too_small_for_a_window_is_refused():
+    text = "network n { size h; input x[p:h]; param w[k:3]; y[q] = x[q + k] * w; output y[q] }"
+    with pytest.raises(ValueError, match="the index q = h - 2 has size 0"):
+        tg.compile(tg.parse(text))(torch.zeros(2))
+
+
+@pytest.mark.parametrize("term", ["0 * w * x", "1e-320 * w * x", "w * x * v"])
+def test_every_factor_leaves_params_to_draw(term: str):
+    text = f"network n {{ input x[i:4]; param w[i]; param v[i] = normal(1e200); y[] = {term}; output y[] }}"
+    assert tg.compile(tg.parse(text)).w.isfinite().all()
+
+
+@pytest.mark.parametrize("init", ["normal(-1)", "uniform(1, -1)"])
+def test_an_initialisation_that_draws_nothing_is_an_error(init: str):
+    with pytest.raises(tg.SpecError, match=r"negative standard deviation|is empty"):
+        tg.parse(f"network n {{ input x[i:4]; param w[i] = {init}; y[] = x * w; output y[] }}")
+
+
+def test_a_basis_vector_needs_its_entry():
+    text = "network n { size D = 4; const e[i:D] = basis(3); input x[i]; y[] = e * x; output y[] }"
+    with pytest.raises(tg.SizeError, match=r"the const 'e' = basis\(3\) has 2 entries, from 0"):
+        tg.plan(tg.parse(text), {"D": 2})
+
+
 def test_two_inputs_have_to_agree():
     text = "network n { size m; input x[a:m]; input z[a]; y[] = x * z; output y[] }"
     layer = tg.compile(tg.parse(text))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import sympy
+import torch
 
 import tngraph as tg
 from examples.vgg_fc_adtn import build as build_vgg_adtn
@@ -104,6 +108,48 @@ def test_a_broadcast_sum_read_twice_keeps_its_size():
     text = """network n { size batch; input x[batch, i:3]; param one[k:2]
       y[batch, i, k] = x + one; z[] = y * y; output z[] }"""
     assert tg.compile(tg.parse(text)).verify().is_equal
+
+
+def test_an_index_that_cancels_in_a_read_is_not_merged_away():
+    for left in ("y[]", "y[i]"):
+        text = f"network n {{ input x[p:5]; index i, j: 4; a[i, j] = x[i - j + 1]; {left} = a[i, i]; output {left} }}"
+        assert tg.compile(tg.parse(text)).verify().is_equal
+
+
+def test_a_core_is_put_out_in_the_order_asked_for():
+    text = "network n { size a; input x[i:a, (j:2, k:3)]; buffer b[i:4, j]; output x[(k, i), j]; output b[j, i] }"
+    text = text.replace("b[i:4", "b[q:4").replace("b[j, i]", "b[j, q]")
+    assert tg.compile(tg.parse(text)).verify().is_equal
+
+
+def test_counts_that_subtract_bound_nothing():
+    text = """network n { size h; input x[p:h]; param w[k:3]
+      a[q:h - 2] = relu(x[q + k] * w); b[p] = relu(a[p + k - 2] * w); output b[p] }"""
+    counts = tg.plan(tg.parse(text)).at(h=10)
+    assert (counts.largest, counts.peak) == (10, 20)
+
+
+def test_a_plan_is_a_value():
+    plan = tg.plan(load("fc2_mpo"))
+    plan.at()
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert copy.deepcopy(plan) is plan
+    assert len({plan, tg.plan(load("fc2_mpo")), tg.plan(load("fc2_mpo"), {"D": 5})}) == 2
+
+
+def test_a_size_derived_from_a_run_time_size():
+    text = "network n { size h; size half = h // 2; size d = 2*h; input x[i:d]; y[j:half] = x[2*j]; output y[j] }"
+    network = tg.parse(text)
+    assert tg.compile(network).verify().is_equal
+    with pytest.raises(tg.SizeError, match="'half' is a run-time size"):
+        tg.plan(network, {"half": 3})
+
+
+def test_a_large_delta_that_is_read_along_its_diagonal_is_never_formed():
+    text = "network n { input x[i1:2]; index i{2..40}: 2; const d[i{1..40}] = delta; z[i1] = x * d; output z[i1] }"
+    assert torch.equal(tg.compile(tg.parse(text))(torch.arange(2.0)), torch.arange(2.0))
+    lone = text.replace("x * d", "d")
+    assert tg.compile(tg.parse(lone))(torch.zeros(2)).tolist() == [1.0, 1.0]
 
 
 def test_a_skip_connection_is_no_weight():

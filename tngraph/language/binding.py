@@ -7,8 +7,9 @@ axis is checked, so what `bind_sizes` returns fits the inputs.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from typing import SupportsIndex
 
 import sympy
 
@@ -20,7 +21,7 @@ from tngraph.language.sizes import LARGEST, evaluate_size, product
 def compile_time_sizes(network: Network, overrides: Mapping[str, int] | None = None) -> dict[str, int]:
     """The sizes known before any array is: defaults, overridden where asked, and what derives from them.
 
-    A size derived from a run-time size is absent unless it is overridden.
+    A size derived from a run-time size is absent: it cannot be set either.
 
     Raises:
         SizeError: an override that is unknown, names a run-time size or is not a positive integer, or a
@@ -38,15 +39,30 @@ def compile_time_sizes(network: Network, overrides: Mapping[str, int] | None = N
 
 
 def _check_overrides(network: Network, overrides: Mapping[str, int]) -> None:
-    runtime = network.runtime_sizes()
-    settable = [size.name for size in network.sizes if size.value is not None]
+    settable = [size.name for size in network.settable_sizes()]
+    known = [size.name for size in network.sizes]
     for name, value in overrides.items():
-        if name in runtime:
+        if name in known and name not in settable:
             raise SizeError(f"{name!r} is a run-time size: it is read off the inputs at each call\n  do not set it")
         if name not in settable:
             raise unknown_size(network, name, settable)
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= LARGEST:
-            raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
+        check_size(name, value)
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise `SizeError` unless a value can be the number of a size."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not 1 <= operator.index(value) <= LARGEST:
+        raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
+
+
+def check_sizes(network: Network, values: Mapping[str, int]) -> None:
+    """Raise `SizeError` where these numbers leave an index without an element, or a basis vector without its entry."""
+    index_sizes(network, values)
+    for core in network.cores:
+        if core.init is not None and core.init.kind == "basis":
+            extent = evaluate_size(core.legs[0].size, values, LARGEST)
+            if not 0 <= core.init.args[0] < extent:
+                raise SizeError(f"the const {core.name!r} = basis({core.init.args[0]}) has {extent} entries, from 0")
 
 
 def unknown_size(network: Network, name: str, known: Sequence[str]) -> SizeError:
@@ -133,7 +149,7 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
         if size.name not in values and size.value is not None:
             _derive(size, size.value, values)
     for name, number, axis, extent in _axes(network, shapes):
-        expr = _in_basic_sizes(network, product(index.size for index in axis), values)
+        expr = in_basic_sizes(network, product(index.size for index in axis), values)
         unknown = [symbol for symbol in expr.free_symbols if symbol.name not in values]
         if len(unknown) == 1 and _is_affine(expr, unknown[0]):
             misfit = _solve(expr, unknown[0], extent, values)
@@ -143,7 +159,8 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
     return len(values) > before
 
 
-def _in_basic_sizes(network: Network, expr: sympy.Expr, values: Mapping[str, int]) -> sympy.Expr:
+def in_basic_sizes(network: Network, expr: sympy.Expr, values: Container[str]) -> sympy.Expr:
+    """An expression without the derived sizes that have no value yet."""
     for size in reversed(network.sizes):
         if size.name not in values and size.value is not None:
             expr = expr.subs(size.symbol, size.value)

@@ -139,6 +139,11 @@ class Core:
                 f"{self.init.kind} takes {kinds[self.init.kind]} number(s), not {len(self.init.args)}",
                 at=self.init.kind,
             )
+        if self.init.kind == "normal" and self.init.args[0] < 0:
+            raise NetworkError(f"normal({self.init.args[0]}) has a negative standard deviation", at=self.init.kind)
+        if self.init.kind == "uniform" and self.init.args[0] > self.init.args[1]:
+            low, high = self.init.args
+            raise NetworkError(f"uniform({low}, {high}) is empty", "the lower number stands first", at=self.init.kind)
         if self.role == "const":
             _check_structure(self, self.init)
 

@@ -8,10 +8,11 @@ from textwrap import indent
 
 import sympy
 
-from tngraph.language.network import Core, Size
+from tngraph.language.network import Access, Core, Index, Size
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
 from tngraph.planning.pipeline import Plan
+from tngraph.planning.region import is_unit
 
 
 def print_constructor(plan: Plan, names: Names) -> str:
@@ -48,9 +49,20 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
-    loaded = {op.access.source for op in plan.operations if op.access is not None}
-    consts = [core for core in plan.network.cores if core.role == "const" and core.name in loaded]
-    return [core for core in consts if not names.is_runtime(core)]
+    cores = {core.name: core for core in plan.network.cores if core.role == "const"}
+    accesses = [op.access for op in plan.operations if op.access is not None and op.access.source in cores]
+    loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
+    return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
+
+
+def is_diagonal(core: Core, access: Access) -> bool:
+    """Whether an access reads a delta along its diagonal alone: ones, however many legs it has."""
+    return (
+        core.role == "const"
+        and len(set(access.legs)) == 1
+        and isinstance(access.legs[0], Index)
+        and (core.init is not None and core.init.kind in ("delta", "eye") and not is_unit(access.legs[0]))
+    )
 
 
 def _register(core: Core, names: Names, is_constant: bool) -> Iterator[str]:
@@ -110,7 +122,7 @@ def _std(plan: Plan, spread: Spread, names: Names) -> str:
     """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
     settable = plan.network.settable_sizes()
     runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
-    over, under = sympy.fraction(sympy.nsimplify(spread.factor.subs(runtime)))
+    over, under = sympy.fraction(sympy.together(spread.factor.subs(runtime)))
     if under == 1:
         return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
     log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"

@@ -19,6 +19,9 @@ from tngraph.language.network import Access, Core, Equation, Index, Network
 from tngraph.language.sizes import product
 from tngraph.planning.rewrites import clean_term, drop_unused, merge_chains
 
+SMALLEST_SCALE = 1e-30
+"""A term scaled by less than this is as good as absent, and its params are drawn as if it were not scaled."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -58,8 +61,8 @@ def _equation_spreads(equation: Equation, network: Network, cores: Mapping[str, 
         known = product(moment for moment in moments if moment is not None)
         for access in params:
             if cores[access.source].init is None:
-                factor = 3 * fan_in * bonds * known * sympy.nsimplify(term.scale) ** 2
-                yield access.source, Spread(factor, moments.count(None))
+                scale = sympy.Rational(term.scale) if abs(term.scale) > SMALLEST_SCALE else 1
+                yield access.source, Spread(3 * fan_in * bonds * known * scale**2, moments.count(None))
 
 
 def _is_param(access: Access, cores: Mapping[str, Core]) -> bool:
@@ -89,9 +92,13 @@ def _moment(core: Core) -> sympy.Expr | None:
     if core.init.kind in ("eye", "orthogonal"):
         rows, columns = matrix_sizes(core)
         return 1 / sympy.Max(rows, columns)
-    low, high = (*core.init.args, *core.init.args)[:2] if core.init.args else (1.0, 1.0)
-    second = low**2 if core.init.kind == "normal" else (low**2 + low * high + high**2) / 3
-    return sympy.Float(second) if second else sympy.Integer(1)
+    if core.init.kind == "ones":
+        return sympy.Integer(1)
+    numbers = [sympy.Rational(number) for number in core.init.args]
+    if core.init.kind == "normal":
+        return numbers[0] ** 2 or sympy.Integer(1)
+    low, high = numbers
+    return (low**2 + low * high + high**2) / 3 or sympy.Integer(1)
 
 
 def matrix_sizes(core: Core) -> tuple[sympy.Expr, sympy.Expr]:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import sympy
 
 from tngraph.errors import SizeError
+from tngraph.language.binding import in_basic_sizes
 from tngraph.language.network import Core, Index, Leg, Network, Port, Size
 from tngraph.language.sizes import product
-from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset, show_tuple
+from tngraph.lowering.construction import is_diagonal, print_constructor, print_extra_repr, print_reset, show_tuple
 from tngraph.lowering.kernels import lower
 from tngraph.lowering.layout import Axes, Context, Show, Tensor, arrange
 from tngraph.lowering.names import Names
@@ -25,7 +26,7 @@ from tngraph.planning.cost import aliases, last_uses, volume
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.region import is_unit
-from tngraph.planning.schedule import Operation
+from tngraph.planning.schedule import Operation, leg_size
 from tngraph.planning.table import format_formula, format_step, format_value
 
 
@@ -142,6 +143,17 @@ def _bind(plan: Plan, names: Names) -> Iterator[str]:
         yield from _check_axis(axis, names)
     for size, local in names.windows.items():
         yield f"{local} = {names.show_size(size)}"
+    yield from _check_indices(plan, names)
+
+
+def _check_indices(plan: Plan, names: Names) -> Iterator[str]:
+    """The lines that refuse inputs too small for an index to have an element."""
+    runtime = {size.symbol for size in plan.network.sizes} - {size.symbol for size in plan.network.settable_sizes()}
+    for index in plan.network.indices():
+        if index.size.free_symbols & runtime and not index.size.is_positive:
+            size = names.show(index.size)
+            yield f"if {size} < 1:"
+            yield f'    raise ValueError(f"the index {index.name} = {names.show_size(index.size)} has size {{{size}}}")'
 
 
 class _Axis(NamedTuple):
@@ -175,12 +187,13 @@ def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: Names)
         ready = all(symbol.name in known for symbol in size.value.free_symbols)
         return f"{names.sizes[size.name]} = {names.show_size(size.value)}" if ready else None
     for axis in axes:
-        extent = sympy.expand(product(index.size for index in axis.indices))
+        whole = product(index.size for index in axis.indices)
+        extent = sympy.expand(in_basic_sizes(names.plan.network, whole, known))
         unknown = {symbol for symbol in extent.free_symbols if symbol.name not in known}
         if unknown == {size.symbol} and extent.is_polynomial(size.symbol) and sympy.degree(extent, size.symbol) == 1:
             slope, rest = extent.coeff(size.symbol, 1), extent.coeff(size.symbol, 0)
             code = axis.code(names)
-            if extent == size.symbol:
+            if whole == size.symbol:
                 names.readers.add((axis.port.name, axis.number))
             code = code if rest == 0 else f"({code} - ({names.show_size(rest)}))"
             return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show_size(slope)})")
@@ -273,6 +286,11 @@ def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: Names, an
         stage = next(stage for stage in plan.stages if stage.equation.name == op.access.source)
         return _reload(tensors[op.operands[0]], stage.equation.legs, legs, names)
     core = next(core for core in plan.network.cores if core.name == op.access.source)
+    if is_diagonal(core, op.access):
+        (leg,) = set(op.legs)
+        return Tensor(
+            f"torch.ones({names.show(leg_size(leg))}, device={anchor}.device, dtype={anchor}.dtype)", ((leg,),)
+        )
     code = names.arguments.get(core.name) or f"self.{names.attributes[core.name]}"
     if core.role == "const" and names.is_runtime(core):
         code = _constant(core, names.show, f"device={anchor}.device", f"{anchor}.dtype")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tngraph.errors import SizeError
-from tngraph.language.binding import bind_sizes, compile_time_sizes
+from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Verification, verify_layer
@@ -112,6 +112,7 @@ def compile(
         return layer_class(plan_network(network, sizes, search))(device=device, dtype=dtype)
     made = layer_class(network)
     numbers = compile_time_sizes(network.network, sizes)
+    check_sizes(network.network, network.values(**{name: numbers[name] for name in sizes or {}}))
     arguments = {made.printed.size_arguments[name]: numbers[name] for name in sizes or {}}
     return made(**arguments, device=device, dtype=dtype)
 

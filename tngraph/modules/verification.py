@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tngraph.errors import SizeError, VerificationError
-from tngraph.language.binding import bind_sizes
+from tngraph.language.binding import bind_sizes, check_size
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
@@ -32,6 +32,8 @@ A product of a few hundred numbers errs by 1e-14; saturated functions in a chain
 """
 SMALLEST = 1e-6
 """Entries smaller than this are compared as if this large: a saturated function leaves only rounding of 1."""
+SMALL_GRADIENT = 1e-3
+"""A gradient smaller than this part of the largest one is compared as if that large, for the same reason."""
 
 Shown = int | float | str
 
@@ -144,8 +146,7 @@ def random_inputs(
         if name not in small:
             known = ", ".join(small) or "none"
             raise SizeError(f"{network.name} has no run-time size {name!r}\n  its run-time sizes: {known}")
-        if value < 1:
-            raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is at least 1")
+        check_size(name, value)
     numbers = {**sizes, **small, **runtime}
     for size in network.sizes:
         if size.name not in numbers and size.value is not None:
@@ -210,18 +211,26 @@ def _check_meaning(
         return checks
     directions = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
     tensors = stored.of(layer, "param") | leaves
-    found = torch.autograd.grad(outputs, list(tensors.values()), directions, materialize_grads=True)
+    trained = [k for k, output in enumerate(outputs) if output.requires_grad]
+    found = torch.autograd.grad(
+        [outputs[k] for k in trained],
+        list(tensors.values()),
+        [directions[k] for k in trained],
+        materialize_grads=True,
+    )
     cotangents = [direction.numpy().conj() for direction in directions]
     wanted = gradients(network, arrays, cotangents if len(cotangents) > 1 else cotangents[0], sizes)
-    named = zip(tensors, (gradient.conj().resolve_conj() for gradient in found), strict=True)
-    return [*checks, *(_compare(f"gradient of {name}", wanted[name], gradient) for name, gradient in named)]
+    least = SMALL_GRADIENT * max(float(np.abs(wanted[name]).max(initial=0.0)) for name in tensors)
+    for name, gradient in zip(tensors, found, strict=True):
+        checks.append(_compare(f"gradient of {name}", wanted[name], gradient.conj().resolve_conj(), least))
+    return checks
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _compare(what: str, expected: Any, found: torch.Tensor) -> Check:
+def _compare(what: str, expected: Any, found: torch.Tensor, least: float = SMALLEST) -> Check:
     """The largest difference over the largest finite entry, which has to stay within `TOLERANCE`.
 
     Outside a function's domain both have to be infinite or nan in the same places.
@@ -232,7 +241,9 @@ def _compare(what: str, expected: Any, found: torch.Tensor) -> Check:
     is_same = (expected == array) | (np.isnan(expected) & np.isnan(array))
     with np.errstate(invalid="ignore"):
         difference = np.where(is_same, 0.0, np.abs(expected - array))
-    scale = max(float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)), SMALLEST)
+    scale = max(
+        float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)), SMALLEST, np.nan_to_num(least, posinf=0.0)
+    )
     error = float(difference.max(initial=0.0)) / scale
     return Check(what, "relative error", TOLERANCE, error, error <= TOLERANCE)
 
@@ -255,7 +266,7 @@ def _check_flops(
     checks = [_count("forward", "FLOPs", evaluate_count(plan.flops, numbers), counter.get_total_flops())]
     leaves = [x.clone().requires_grad_() for x in inputs]
     with FlopCounterMode(display=False) as counter:
-        outputs = [output for output in _tuple(layer(*leaves)) if output.requires_grad]
+        outputs = [output for output in _tuple(layer(*leaves)) if output.grad_fn is not None]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     trained = evaluate_count(plan.training_flops, numbers)

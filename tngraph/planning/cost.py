@@ -154,9 +154,11 @@ def _is_bounded(value: sympy.Expr, other: sympy.Expr) -> bool:
     """Whether value <= other follows term by term from every size being at least 1.
 
     Each product of sizes in the one is charged to a product in the other that it divides, as far as that
-    product's coefficient goes.
+    product's coefficient goes. An other that subtracts something bounds nothing but itself.
     """
     left = dict(other.as_coefficients_dict())
+    if any(coefficient < 0 for coefficient in left.values()):
+        return bool(value == other)
     for product_of_sizes, wanted in value.as_coefficients_dict().items():
         for larger in left:
             if wanted > 0 and _divides(product_of_sizes, larger):
@@ -169,8 +171,10 @@ def _is_bounded(value: sympy.Expr, other: sympy.Expr) -> bool:
 
 
 def _divides(factor: sympy.Expr, whole: sympy.Expr) -> bool:
-    quotient = whole / factor
-    return bool(sympy.fraction(quotient)[1] == 1 and quotient.is_positive)
+    powers, others = whole.as_powers_dict(), factor.as_powers_dict()
+    return all(base.is_positive and (powers[base] - power).is_nonnegative for base, power in others.items()) and all(
+        base.is_positive for base in powers
+    )
 
 
 def evaluate_count(expr: sympy.Expr, values: Mapping[str, int]) -> int:

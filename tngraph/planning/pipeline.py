@@ -13,8 +13,7 @@ from functools import cached_property
 
 import sympy
 
-from tngraph.errors import SizeError
-from tngraph.language.binding import compile_time_sizes, index_sizes, unknown_size
+from tngraph.language.binding import check_size, check_sizes, compile_time_sizes, unknown_size
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import LARGEST, evaluate_size, product
 from tngraph.planning.cost import (
@@ -161,6 +160,15 @@ class Plan:
     def __str__(self) -> str:
         return self.table()
 
+    def __hash__(self) -> int:
+        return hash((self.network, self.stages, tuple(self.sizes.items())))
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
+        return Plan, (self.network, self.merged, self.stages, self.sizes)
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self
+
     def __repr__(self) -> str:
         at = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
         return f"<plan of {self.network.name} at {at or 'fixed sizes'}: {self.at().cost:,} operations>"
@@ -185,7 +193,7 @@ def plan(network: Network, sizes: Mapping[str, int] | None = None, search: Searc
     if not isinstance(network, Network):
         raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
     numbers = _number_sizes(network, sizes or {})
-    index_sizes(network, numbers)
+    check_sizes(network, numbers)
     memo: dict[Region, ContractionTree] = {}
     used = drop_unused(network)
     chained = merge_chains(used)
@@ -203,7 +211,7 @@ def _merge_where_cheaper(
             best = best or _plan_stages(network, network, numbers, search, memo)
             candidate = merge_chains(drop_unused(inline(network, equation)))
             other = _plan_stages(network, candidate, numbers, search, memo)
-            if other.at().cost < best.at().cost:
+            if evaluate_count(other.cost, numbers) < evaluate_count(best.cost, numbers):
                 network, best = candidate, other
     return network
 
@@ -230,10 +238,10 @@ def _number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
     for name, value in given.items():
         if name not in known:
             raise unknown_size(network, name, known)
-        if name in runtime and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST):
-            raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
+        if name in runtime:
+            check_size(name, value)
     numbers = compile_time_sizes(network, {n: v for n, v in given.items() if n not in runtime})
-    numbers.update({name: given.get(name, DEFAULT_RUNTIME_SIZE) for name in runtime})
+    numbers.update({name: int(given.get(name, DEFAULT_RUNTIME_SIZE)) for name in runtime})
     for size in network.sizes:
         if size.name not in numbers and size.value is not None:
             numbers[size.name] = evaluate_size(size.value, numbers, LARGEST)

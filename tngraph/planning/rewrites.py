@@ -50,7 +50,7 @@ def _expand(term: Term, reader: Equation, known: dict[str, Equation], once: set[
     busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
     while ahead:
         access = ahead.pop()
-        if access.source in once and not any(isinstance(leg, Read) for leg in access.legs):
+        if access.source in once and _keeps_indices(known[access.source], access):
             equation = known.pop(access.source)
             scale *= equation.terms[0].scale
             written = _instantiate(equation.terms[0], equation, access, busy, taken)
@@ -84,7 +84,7 @@ def _fits(equation: Equation, legs: Iterable[Index], others: Iterable[Access], a
 
     Elsewhere is what stays: the left-hand side, and the accesses of other sources.
     """
-    if any(isinstance(leg, Read) for leg in access.legs):
+    if not _keeps_indices(equation, access):
         return False
     present = [{i for a in inner.accesses for i in a.indices} for inner in equation.terms]
     missing = {
@@ -93,6 +93,21 @@ def _fits(equation: Equation, legs: Iterable[Index], others: Iterable[Access], a
         if not all(own in indices for indices in present)
     }
     return not missing or missing <= {*legs, *(i for other in others for i in other.indices)}
+
+
+def _keeps_indices(equation: Equation, access: Access) -> bool:
+    """Whether an access reads whole legs, and none of its indices cancels in a read of what is written there."""
+    if any(isinstance(leg, Read) for leg in access.legs):
+        return False
+    renaming = {own: leg for own, leg in zip(equation.legs, access.legs, strict=True) if isinstance(leg, Index)}
+    reads = [leg for term in equation.terms for a in term.accesses for leg in a.legs if isinstance(leg, Read)]
+    for read in reads:
+        totals: Counter[Index] = Counter()
+        for coefficient, index in read.terms:
+            totals[renaming.get(index, index)] += coefficient
+        if 0 in totals.values():
+            return False
+    return True
 
 
 def inline(network: Network, equation: Equation) -> Network:

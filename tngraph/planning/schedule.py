@@ -119,7 +119,7 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
         writer.results[stage.equation.name] = _write_stage(writer, stage)
     for port in network.outputs:
         if port.name not in writer.results:
-            access = Access(port.name, port.legs)
+            access = Access(port.name, network.sources()[port.name].legs)
             writer.results[port.name] = writer.put("load", (), bare_legs(access), access=access)
     return Schedule(writer.name_values(), writer.results)
 
