@@ -317,11 +317,11 @@ LIMITS = {
     "product": (body("input x[i:2]", "y[] = prod(k in 1..10**6: x)"), "f.tn:3:12: the range has 1,000,000 members"),
     "empty loops": (
         body("for a in 1..10**6 { for b in 1..10**6 { } }"),
-        "f.tn:2:25: the network expands to more than 20,000 statements",
+        "f.tn:2:25: the file expands to more than 20,000 statements",
     ),
     "names": (
         body("for k in 1..100 {", "index i{1..10000}: 2", "}"),
-        "f.tn:3:7: the network computes more than 100,000 names",
+        "f.tn:3:7: the file computes more than 100,000 names",
     ),
     "tensors": (
         body(*[f"param w{k}[z:2]" for k in range(10_001)]),
@@ -427,3 +427,21 @@ def test_a_size_that_is_derived_through_too_much() -> None:
     chain = [f"size a{k} = a{k - 1} * a{k - 1}" for k in range(1, 27)]
     expected = "the size 'a8' is derived through more than 200 operations on run-time sizes"
     assert expected in message(body("size a0", *chain, "input z[q:a26, w:a0]", "y[] = z", "output y[]"))
+
+
+@pytest.mark.parametrize(
+    ("line", "column"), [("param w[i, o:3]]", 16), ("param w[i, o:3])", 16), ("param w[i]], o", 11)]
+)
+@pytest.mark.parametrize("separator", ["\n", "; "])
+def test_a_sign_that_closes_nothing_spoils_its_own_statement_only(line: str, column: int, separator: str) -> None:
+    text = "network n {\n" + separator.join((line, "input x[i:2]", "y[] = x * foo", "output y[] }"))
+    found = message(text)
+    assert found.startswith(f"f.tn:2:{column}: the {line[column - 1]!r} closes nothing\n")
+    assert "there is no tensor 'foo' here" in found
+    assert found.endswith("2 errors")
+
+
+def test_the_networks_of_a_file_share_its_bounds() -> None:
+    network = "network n { index i{1..9999}: 2; input x[i1]; y[] = x; output y[] }\n"
+    with pytest.raises(LimitError, match="the file computes more than 100,000 names"):
+        parse(network * 300)

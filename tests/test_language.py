@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -318,3 +319,29 @@ def test_the_builder_refuses_with_the_users_names(attempt: object, message: str)
     with pytest.raises(NetworkError) as caught:
         attempt(b, i, x)  # type: ignore[operator]
     assert caught.value.message == message
+
+
+def test_words_of_the_language_are_names_of_tensors() -> None:
+    words = ("size", "index", "input", "output", "param", "buffer", "const", "for", "network", "prod", "in")
+    lines = [f"{word}[i] = {before}" for before, word in pairwise(("x", *words))]
+    net = network("\n".join(("input x[i:2]", *lines, "y[] = prod * prod(k in 1..2: prod) * size", "output y[]")))
+    assert [equation.name for equation in net.equations] == [*words, "y"]
+    assert len(net.equations[-1].terms[0].accesses) == 4
+    assert parse(format_network(net)) == net
+
+
+def test_tensors_are_summed_and_not_iterated_over() -> None:
+    builder = Builder("n")
+    x = builder.input("x", builder.index("i", 3))
+    assert sum([x, x]) == x + x
+    with pytest.raises(TypeError):
+        list(x)  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        x in x  # type: ignore[operator]  # noqa: B015
+    attempts = (lambda: 1 + x, lambda: x + 1, lambda: x - 1, lambda: 1 - x, lambda: sum([x], 2))
+    for attempt in attempts:
+        with pytest.raises(NetworkError, match="is added to a tensor"):
+            attempt()  # type: ignore[no-untyped-call]
+    for attempt in (lambda: x / 2, lambda: 2 / x, lambda: x**2, lambda: 2**x, lambda: x // 2, lambda: x % 2):
+        with pytest.raises(NetworkError, match="a tensor is divided or raised"):
+            attempt()  # type: ignore[no-untyped-call]

@@ -37,12 +37,20 @@ class Elaborator:
         tree: the block.
         suspects: beginnings of names that broken statements were about.
         overrides: values in place of the defaults of sizes.
+        budget: what the file may still cost.
 
     Raises:
         NetworkError: an override of a size that is not there, or of a run-time one.
     """
 
-    def __init__(self, source: Source, tree: Statement, suspects: frozenset[str], overrides: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        tree: Statement,
+        suspects: frozenset[str],
+        overrides: Mapping[str, int],
+        budget: Budget,
+    ) -> None:
         name, *self._statements = cast("list[Statement]", tree.children)
         token = cast(Token, name)
         self.problems: list[Problem] = []
@@ -50,7 +58,7 @@ class Elaborator:
         self._suspects, self._poisoned = set(suspects), set[str]()
         self._broken = set[str]()
         self._failures = 0
-        self._budget = Budget()
+        self._budget = budget
         self._definitions = _definitions(tree)
         self._structural = _structural(tree, self._definitions)
         self._check_overrides(str(token))
@@ -61,7 +69,7 @@ class Elaborator:
         """The network, or None with all its problems in ``problems``.
 
         Raises:
-            LimitError: the network expands beyond a limit.
+            LimitError: the file expands beyond a limit.
         """
         try:
             builder = self._builder = Builder(self._name)

@@ -157,8 +157,15 @@ class Expression:
     def __add__(self, other: Expression) -> Expression:
         return Expression(self.summands + _expression(other).summands)
 
+    def __radd__(self, other: int) -> Expression:
+        # sum() starts from 0.
+        return self if isinstance(other, int) and other == 0 else self + _expression(other)
+
     def __sub__(self, other: Expression) -> Expression:
         return self + -_expression(other)
+
+    def __rsub__(self, other: object) -> Expression:
+        return _expression(other)
 
     def __neg__(self) -> Expression:
         return Expression(tuple(replace(s, scale=-s.scale) for s in self.summands))
@@ -171,6 +178,13 @@ class Expression:
 
     def __rmul__(self, other: float) -> Expression:
         return self * other
+
+    def _refuse(self, other: object) -> Expression:
+        raise NetworkError(
+            "a tensor is divided or raised", "an equation has sums of products; multiply by 0.5, or repeat the factor"
+        )
+
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
 
 
 def _expression(value: object) -> Expression:
@@ -193,6 +207,10 @@ class Tensor(Expression):
 
     name: str
     legs: tuple[Position, ...]
+
+    # Without these, Python would try the positions 0, 1, 2, … for ever.
+    __iter__ = None
+    __contains__ = None
 
     def __getitem__(
         self, positions: Position | int | sympy.Expr | tuple[Position | int | sympy.Expr, ...]

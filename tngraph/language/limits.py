@@ -11,15 +11,15 @@ TOKENS = 120_000
 DEPTH = 32
 """The deepest nesting of brackets, braces and loops."""
 STATEMENTS = 20_000
-"""The most statements after expansion, loop iterations (empty ones too) included."""
+"""The most statements of a file after expansion, loop iterations (empty ones too) included."""
 RANGE = 10_000
 """The most names in one ``name{A..B}`` or factors in one ``prod``."""
 NAMES = 100_000
-"""The most names that one network may compute from templates and ranges."""
+"""The most names that the networks of a file may compute from templates and ranges."""
 FACTORS = 10_000
 """The most factors in one equation."""
 ARITHMETIC = 300
-"""The most terms under ``//``, ``%``, ``min`` and ``max`` over named sizes in one network: sympy is slow there."""
+"""The most terms under ``//``, ``%``, ``min`` and ``max`` over named sizes in one file: sympy is slow there."""
 COMPOSED = 200
 """The most operations in a derived run-time size, those of the sizes that it is derived from included."""
 TENSORS = 10_000
@@ -39,7 +39,7 @@ SYNTAX_PROBLEMS = 20
 
 
 class Budget:
-    """Counts what an expansion has cost, and refuses to pass the bounds."""
+    """Counts what the expansion of one file has cost, all its networks together, and refuses to pass the bounds."""
 
     def __init__(self) -> None:
         self._statements = self._names = self._terms = 0
@@ -52,7 +52,7 @@ class Budget:
         """
         self._statements += 1
         if self._statements > STATEMENTS:
-            raise LimitError(f"the network expands to more than {STATEMENTS:,} statements", "shorten its loops", at=at)
+            raise LimitError(f"the file expands to more than {STATEMENTS:,} statements", "shorten its loops", at=at)
 
     def names(self, count: int, at: object) -> None:
         """Count names that are about to be computed together.
@@ -64,7 +64,7 @@ class Budget:
             raise LimitError(f"the range has {count:,} members", f"a range has at most {RANGE:,}", at=at)
         self._names += count
         if self._names > NAMES:
-            raise LimitError(f"the network computes more than {NAMES:,} names", "split it", at=at)
+            raise LimitError(f"the file computes more than {NAMES:,} names", "split it", at=at)
 
     def arithmetic(self, terms: int, at: object) -> None:
         """Count the terms of one slow operation on named sizes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from typing import NoReturn
 
 from tngraph.errors import LimitError, Place, Problem
 from tngraph.language.limits import DEPTH, DIGITS, FILE_BYTES, LITERAL, STATEMENTS, TOKENS
@@ -19,6 +20,7 @@ _PIECE = re.compile(
     re.VERBOSE,
 )
 _STATEMENT = re.compile(r"(?:size|index|input|param|buffer|const|output|network|for)[ \t]+[A-Za-z_]")
+_STATEMENT_END = re.compile(r"[\n;#]|(?<![A-Za-z0-9_}])[{}]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
@@ -135,10 +137,11 @@ class _Scanner:
 
     def _close(self, sign: str, offset: int) -> None:
         if not self.open:
-            hint = f"take it away, or open a {_PAIRS[sign]!r}"
-            problem = Problem(f"the {sign!r} closes nothing", hint, self.source.place(offset))
-            raise BracketError(problem, offset, offset + 1)
+            self._closes_nothing(sign, offset, offset, offset + 1)
         opened, start = self.open[-1]
+        if opened == "{" and sign != "}" and not self._is_template(start):
+            end = _STATEMENT_END.search(self.source.text, offset)
+            self._closes_nothing(sign, offset, self.ends[-1] + 1, end.start() if end else len(self.source.text))
         if opened != _PAIRS[sign]:
             self._unclosed((opened, start))
         self.open.pop()
@@ -146,6 +149,11 @@ class _Scanner:
             self.brackets -= 1
         elif not self._is_template(start):
             self._end(offset)
+
+    def _closes_nothing(self, sign: str, offset: int, start: int, end: int) -> NoReturn:
+        hint = f"take it away, or open a {_PAIRS[sign]!r}"
+        problem = Problem(f"the {sign!r} closes nothing", hint, self.source.place(offset))
+        raise BracketError(problem, start, end)
 
     def _unclosed(self, mark: tuple[str, int]) -> None:
         sign, offset = mark

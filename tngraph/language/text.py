@@ -18,7 +18,7 @@ from lark.lark import PostLex
 
 from tngraph.errors import LimitError, NetworkError, Problem, SpecError
 from tngraph.language.elaborate import Elaborator
-from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS
+from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS, Budget
 from tngraph.language.network import Network
 from tngraph.language.scanner import BracketError, Source, scan
 
@@ -46,7 +46,7 @@ _WORDS = {
     "MINUS": "",
     "FLOOR": "an operator",
     "PERCENT": "an operator",
-    "SIZE": "a statement",
+    "_SIZE": "a statement",
     "$END": "the end of the text",
 }
 _ALPHABET = "names are ASCII letters, digits and underscores; signs are + - * // % ** = : , ; .. ( ) [ ] { } #"
@@ -96,9 +96,10 @@ def parse(text: str, name: str | None = None, sizes: Mapping[str, int] | None = 
     names = [str(tree.children[0]) for tree in trees]
     wanted = _wanted(names, name) if names and not problems else None
     networks: dict[str, Network] = {}
+    budget = Budget()
     for number, tree in enumerate(trees):
         overrides = dict(sizes or {}) if number == wanted else {}
-        elaborator = Elaborator(source, tree, suspects, overrides)
+        elaborator = Elaborator(source, tree, suspects, overrides, budget)
         network = elaborator.run()
         problems.extend(elaborator.problems)
         if network is not None:
