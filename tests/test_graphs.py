@@ -1,9 +1,11 @@
+from contextlib import nullcontext
+
 import networkx as nx
 import numpy as np
 import pytest
 
 from tests.networks import TABLE, random_arrays
-from tngraph.errors import NetworkError
+from tngraph.errors import LimitError, NetworkError
 from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
 from tngraph.language.network import Init
 from tngraph.language.reference import evaluate
@@ -66,6 +68,12 @@ def test_operands_may_be_named_and_given_roles():
         ("ab->aa", {}, {}, "names 'a' twice"),
         ("ab->a", {"c": 2}, {}, "sizes has the index 'c', and no tensor has it"),
         ("ab->a", {"a": 0}, {}, "the index 'a' has size 0"),
+        ("ab->a", {"a": True}, {}, "the index 'a' has size True"),
+        ("ab->a", {"a": 2**62 + 1}, {}, "the index 'a' has size 4611686018427387905\n  a size is an integer"),
+        ("ab->a", {"a": "D"}, {"defaults": {"D": 0}}, "'D' in defaults has size 0\n  a size is an integer from 1"),
+        ("ab->a", {"a": "D"}, {"defaults": {"D": None}}, "'D' in defaults has size None"),
+        ("ab->a", [2, 3], {}, "sizes is [2, 3]\n  it maps each name to its size"),
+        (None, {}, {}, "None is no einsum\n  write one as in 'bi,ij->bj'"),
         ("ab->a", {"a": 2.5}, {}, "the index 'a' has size 2.5\n  a size is an integer or the name of one"),
         (
             "ab,bc->a",
@@ -178,6 +186,36 @@ def test_a_graph_that_means_nothing():
     graph.nodes[0]["open"], graph.nodes[1]["open"] = {"p": 2}, {"p": 3}
     with pytest.raises(NetworkError, match="the open leg 'p' of the node 1 has size 3, and elsewhere 2"):
         from_networkx(graph, bond=2)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "pq", [("p",)], ["p"]])
+def test_open_legs_are_a_mapping_or_pairs(wrong):
+    graph = nx.path_graph(2)
+    graph.nodes[1]["open"] = wrong
+    with pytest.raises(NetworkError, match="the node 1 has open="):
+        from_networkx(graph, bond=2)
+
+
+def test_a_node_says_how_it_starts():
+    graph = nx.path_graph(3)
+    graph.nodes[0]["init"], graph.nodes[1]["init"] = ("normal", 0.1), "zeros"
+    assert [core.init for core in from_networkx(graph, bond=2).cores] == [Init("normal", (0.1,)), Init("zeros"), None]
+    for wrong in (7, (0.1,), ()):
+        graph.nodes[0]["init"] = wrong
+        with pytest.raises(NetworkError, match="the node 0 has init="):
+            from_networkx(graph, bond=2)
+
+
+def test_a_tensor_has_at_most_64_legs():
+    for count in (64, 65):
+        legs = tuple(range(count))
+        with nullcontext() if count == 64 else pytest.raises(LimitError, match="'t1' has 65 legs"):
+            from_indices([legs], (), dict.fromkeys(legs, 2))
+    legs = tuple(range(65))
+    with pytest.raises(LimitError, match="the output has 65 legs"):
+        from_indices([legs[:40], legs[40:]], legs, dict.fromkeys(legs, 2))
+    with pytest.raises(NetworkError, match="the indices of tensor 2 are None"):
+        from_indices([legs[:2], None], (), {0: 2, 1: 2})
 
 
 def test_hostile_names_become_identifiers():

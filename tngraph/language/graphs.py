@@ -16,7 +16,8 @@ import networkx as nx
 import sympy
 from opt_einsum.parser import find_output_str
 
-from tngraph.errors import NetworkError
+from tngraph.errors import LimitError, NetworkError
+from tngraph.language.limits import LEGS, TENSORS
 from tngraph.language.network import (
     LONGEST_NAME,
     Access,
@@ -31,7 +32,7 @@ from tngraph.language.network import (
     Size,
     Term,
 )
-from tngraph.language.sizes import symbol
+from tngraph.language.sizes import LARGEST, symbol
 
 SizeLike = int | str | None
 """An integer, or the name of a size; None is a run-time size named after its index."""
@@ -66,6 +67,7 @@ def from_einsum(
         NetworkError: an equation that cannot be read, or a network that means nothing.
     """
     operands, output = _split(equation)
+    _check_mappings(sizes, defaults)
     letters = dict.fromkeys(letter for operand in operands for letter in operand)
     every: dict[str, SizeLike] = {**dict.fromkeys(letters), **(sizes or {})}
     fixed = {letter for letter, size in every.items() if isinstance(size, int) or size in (defaults or {})}
@@ -80,8 +82,16 @@ def from_einsum(
     )
 
 
+def _check_mappings(sizes: object, defaults: object) -> None:
+    for what, mapping in (("sizes", sizes), ("defaults", defaults)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise NetworkError(f"{what} is {mapping!r}", "it maps each name to its size")
+
+
 def _split(equation: str) -> tuple[list[str], str]:
     """The letters of each operand and of the output."""
+    if not isinstance(equation, str):
+        raise NetworkError(f"{equation!r} is no einsum", "write one as in 'bi,ij->bj'")
     text = "".join(equation.split())
     if "." in text:
         raise NetworkError(f"the einsum {equation!r} has an ellipsis", "write a letter for each of its axes")
@@ -122,6 +132,11 @@ def from_indices(
     Raises:
         NetworkError: a label without a size, a size of no label, or a network that means nothing.
     """
+    _check_mappings(sizes, defaults)
+    for k, labels in enumerate((*inputs, output), 1):
+        if not isinstance(labels, Iterable):
+            whose = "the output" if k > len(inputs) else f"tensor {k}"
+            raise NetworkError(f"the indices of {whose} are {labels!r}", "write them as a list")
     given = names or [f"t{k}" for k in range(1, len(inputs) + 1)]
     every = [roles] * len(inputs) if isinstance(roles, str) else list(roles)
     for what, values in (("names", given), ("roles", every)):
@@ -143,7 +158,8 @@ def from_networkx(
 
     A core's legs are its open legs, then its bonds in edge order. Node attributes, all optional: ``open`` (the open
     legs: a mapping or pairs of name and size; one name on several nodes is one shared index), ``role`` (``param``
-    when absent) and ``init`` (an `Init`, or a kind as ``"delta"``). Edge attributes: ``size`` and ``name``.
+    when absent) and ``init`` (an `Init`, or a kind as ``"delta"`` or ``("normal", 0.1)``). Edge
+    attributes: ``size`` and ``name``.
 
     Args:
         graph: any networkx graph; directions are ignored, parallel edges are several bonds, a loop is a trace.
@@ -176,7 +192,7 @@ def from_networkx(
             names.of(node),
             "input" if node in chosen else data.get("role", "param"),
             tuple(legs[node]),
-            Init(data["init"]) if isinstance(data.get("init"), str) else data.get("init"),
+            _init(node, data.get("init")),
         )
         for node, data in graph.nodes(data=True)
     ]
@@ -185,13 +201,27 @@ def from_networkx(
 
 def _open_legs(node: Hashable, data: Mapping[str, Any], sizes: dict[Hashable, SizeLike]) -> list[Hashable]:
     given = data.get("open", ())
-    pairs = list(given.items() if isinstance(given, Mapping) else given)
+    try:
+        pairs = [(label, size) for label, size in (given.items() if isinstance(given, Mapping) else given)]
+    except (TypeError, ValueError):
+        raise NetworkError(
+            f"the node {node!r} has open={given!r}", "its open legs are a mapping or pairs of name and size"
+        ) from None
     for label, size in pairs:
         if sizes.setdefault(label, size) != size:
             raise NetworkError(
                 f"the open leg {label!r} of the node {node!r} has size {size}, and elsewhere {sizes[label]}"
             )
     return [label for label, _ in pairs]
+
+
+def _init(node: Hashable, given: object) -> Init | None:
+    if given is None or isinstance(given, Init):
+        return given
+    kind, *args = (given,) if isinstance(given, str) else (given or (None,)) if isinstance(given, tuple) else (None,)
+    if not isinstance(kind, str):
+        raise NetworkError(f"the node {node!r} has init={given!r}", "a kind is 'delta', or ('normal', 0.1)")
+    return Init(kind, tuple(args))
 
 
 def _bond_size(u: Hashable, v: Hashable, size: SizeLike) -> int | str:
@@ -291,9 +321,15 @@ def _network(
     """The network whose one equation is the product of all tensors."""
     if not tensors:
         raise NetworkError("there are no tensors here", "a network has at least one")
+    if len(tensors) >= TENSORS:
+        raise LimitError(f"the network has {len(tensors) + 1:,} tensors", f"a network has at most {TENSORS:,}")
     for tensor in tensors:
         if tensor.role not in get_args(Role):
             raise NetworkError(f"{tensor.role!r} is no role", f"roles: {', '.join(get_args(Role))}", at=tensor.role)
+        if len(tensor.legs) > LEGS:
+            raise LimitError(f"{tensor.name!r} has {len(tensor.legs)} legs", f"a tensor has at most {LEGS}")
+    if len(output) > LEGS:
+        raise LimitError(f"the output has {len(output)} legs", f"a tensor has at most {LEGS}")
     labels = dict.fromkeys(label for tensor in tensors for label in tensor.legs)
     _check_labels(labels, output, sizes)
     names = _Names("i")
@@ -343,9 +379,16 @@ def _check_labels(labels: Mapping[Hashable, None], output: Sequence[Hashable], s
 def _size(name: str, size: SizeLike) -> sympy.Expr:
     if size is None or isinstance(size, str):
         return symbol(name if size is None else size)
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise NetworkError(f"the index {name!r} has size {size!r}", "a size is an integer or the name of one")
-    return sympy.Integer(size)
+    return sympy.Integer(
+        _positive(f"the index {name!r}", size, "a size is an integer or the name of one, from 1 to 2**62")
+    )
+
+
+def _positive(what: str, size: object, hint: str = "a size is an integer from 1 to 2**62") -> int:
+    value = size.__index__() if hasattr(size, "__index__") and not isinstance(size, bool) else 0
+    if not 1 <= value <= LARGEST:
+        raise NetworkError(f"{what} has size {size!r}", hint)
+    return int(value)
 
 
 def _check_runtime(tensors: Sequence[_Tensor], indices: Mapping[Hashable, Index], defaults: Mapping[str, int]) -> None:
@@ -362,4 +405,8 @@ def _check_runtime(tensors: Sequence[_Tensor], indices: Mapping[Hashable, Index]
 def _sizes(indices: Iterable[Index], defaults: Mapping[str, int]) -> tuple[Size, ...]:
     named = dict.fromkeys(index.size.name for index in indices if index.size.is_Symbol)
     every = dict.fromkeys((*named, *defaults))
-    return tuple(Size(name, sympy.Integer(defaults[name]) if name in defaults else None) for name in every)
+    return tuple(Size(name, _default(name, defaults)) for name in every)
+
+
+def _default(name: str, defaults: Mapping[str, int]) -> sympy.Integer | None:
+    return sympy.Integer(_positive(f"{name!r} in defaults", defaults[name])) if name in defaults else None
