@@ -260,13 +260,16 @@ def _count(what: str, unit: str, expected: int, found: int) -> Check:
 def _check_flops(
     layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
 ) -> list[Check]:
-    """What `FlopCounterMode` counts for a call, and for a call with its backward pass."""
+    """What `FlopCounterMode` counts for a call, and for a call with its backward pass.
+
+    It is ``forward`` that is called: the counter's module hooks fail on modules that return a param.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        layer(*inputs)
+        layer.forward(*inputs)
     checks = [_count("forward", "FLOPs", evaluate_count(plan.flops, numbers), counter.get_total_flops())]
     leaves = [x.clone().requires_grad_() for x in inputs]
     with FlopCounterMode(display=False) as counter:
-        outputs = [output for output in _tuple(layer(*leaves)) if output.grad_fn is not None]
+        outputs = [output for output in _tuple(layer.forward(*leaves)) if output.grad_fn is not None]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     trained = evaluate_count(plan.training_flops, numbers)
