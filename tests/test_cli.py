@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,7 +104,7 @@ def test_an_error_in_standard_input_says_so():
 
 @pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])
 def test_a_file_that_cannot_be_read_is_an_error(command, tmp_path):
-    hint = "\n  give the path of a spec file, or - for standard input\n"
+    hint = "\n  give the path of a spec file\n"
     for path, reason in ((tmp_path / "none.tn", os.strerror(errno.ENOENT)), (tmp_path, os.strerror(errno.EISDIR))):
         result = invoke(command, str(path))
         assert (result.exit_code, result.stderr) == (1, f"{path}: {reason.lower()}{hint}")
@@ -403,6 +404,17 @@ def test_a_broken_pipe_is_quiet():
     )
     os.close(writer)
     assert result.stderr == b""
+    assert result.returncode in (0, -signal.SIGPIPE)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["check", "plan", "emit"])
+def test_a_full_disk_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tngraph", command, FC2], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=120
+        )
+    assert (result.returncode, result.stderr.decode()) == (1, f"tngraph: {os.strerror(errno.ENOSPC).lower()}\n")
 
 
 @pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])

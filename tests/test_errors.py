@@ -279,6 +279,62 @@ def test_syntax_errors_and_errors_of_meaning_are_reported_together() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (("param w[qq, rr]", "y[] = foo * bar + baz", "output y[]"), ("qq", "rr", "foo", "bar", "baz")),
+        (("param f[", "y[] = foo * x", "output y[]"), ("'['", "foo")),
+        (("param w{1..3}[", "y[] = w1 * wa", "output y[]"), ("'['", "wa")),
+        (("size q", "param w[i, i]", "y[] = x", "output y[]"), ("'q'", "'w'")),
+        (("param w[i, i]", "y[] = x"), ("has no output", "'w'")),
+        (("param w[i, i]", "y[] = x", "outptu y[]"), ("'w'", "'y'")),
+        (("size q", "input v[i, j:q", "y[] = x", "output y[]"), ("'['",)),
+    ],
+)
+def test_one_mistake_hides_its_consequences_only(lines: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(body("input x[i:2]", *lines))
+    found = [problem.message for problem in caught.value.problems]
+    assert len(found) == len(expected)
+    assert all(part in text for part, text in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lines", "hint"),
+    [
+        (("size D = 2", "y[] = D * x"), "'D' is a size, and a factor is a tensor"),
+        (("y[] = x * i",), "'i' is an index, and a factor is a tensor"),
+        (("y[] = x * 2",), "a number stands first in a product, as in 2 * x"),
+        (("y[] = x + 2",), "a term has a tensor: multiply the number by a const of ones"),
+        (("parm w[i]",), "did you mean 'param'?"),
+    ],
+)
+def test_likely_mistakes_are_told_what_to_do(lines: tuple[str, ...], hint: str) -> None:
+    assert hint in message(body("input x[i:2]", *lines, "output x[i]"))
+
+
+def test_the_legs_of_an_equation_are_a_tuple() -> None:
+    builder = Builder("n")
+    i = builder.index("i", 2)
+    x = builder.input("x", i)
+    for legs in (i, "i", x, None):
+        with pytest.raises(NetworkError, match="the legs of 'y' are no tuple"):
+            builder.equation("y", legs, x)  # type: ignore[arg-type]
+
+
+def test_a_byte_order_mark_and_any_line_ends() -> None:
+    text = body("input x[i:2]", END)
+    for end in ("\n", "\r\n", "\r"):
+        assert parse("\ufeff" + text.replace("\n", end)) == parse(text)
+    assert message(body("# a", "input x[j]", END).replace("\n", "\r")).startswith("f.tn:3:9: ")
+
+
+@pytest.mark.parametrize("name", ["none.tn", ".", "a\0b"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(NetworkError, match="give the path of a spec file"):
+        load(tmp_path / name)
+
+
 def test_every_network_of_a_file_is_checked() -> None:
     text = (
         f"network a {{ input x[i:2]; y[] = w; output y[] }}\n{body('input x[i:2]', END)}\n{body('input x[i:2]', END)}"
@@ -291,7 +347,7 @@ def test_every_network_of_a_file_is_checked() -> None:
     ("options", "expected"),
     [
         ({"name": "m"}, "there is no network 'm' in the text\n  there are: n"),
-        ({"sizes": {"E": 3}}, "the network 'n' has no size 'E' to set\n  define the size before it is used"),
+        ({"sizes": {"E": 3}}, "the network 'n' has no size 'E' to set\n  its sizes: batch, D"),
         ({"sizes": {"DD": 3}}, "the network 'n' has no size 'DD' to set\n  did you mean 'D'?"),
         (
             {"sizes": {"batch": 3}},

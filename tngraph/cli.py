@@ -10,19 +10,20 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import tngraph
-from tngraph.errors import LimitError, NetworkError, SizeError, TngraphError, VerificationError
-from tngraph.language.limits import FILE_BYTES
+from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
+from tngraph.language.text import read
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
@@ -69,7 +70,14 @@ def main() -> None:
     """Run the command line, and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="tngraph")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has enough, as head, ends this quietly
+    try:
+        app(prog_name="tngraph")
+    except OSError as error:
+        print(f"tngraph: {_reason(error)}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes as it ends would fail once more
+        sys.exit(1)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -234,7 +242,8 @@ def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Networ
 
     The others are set while the text is read, since they may bound loops; which are which, a first reading tells.
     """
-    text, label = _read(file)
+    label = "<stdin>" if file == "-" else file
+    text = read(label, sys.stdin.buffer if file == "-" else None)
     network = tngraph.parse(text, name, file=label)
     runtime = {size: given[size] for size in given if size in network.runtime_sizes()}
     for size, number in runtime.items():
@@ -244,25 +253,7 @@ def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Networ
     return (tngraph.parse(text, name, others, label) if others else network), runtime
 
 
-def _read(file: str) -> tuple[str, str]:
-    """The text of a spec, read once (it may come through a pipe), and what errors call it."""
-    label = "<stdin>" if file == "-" else file
-    try:
-        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:
-            data = stream.read(FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise NetworkError(
-            f"{label}: {_reason(error)}", "give the path of a spec file, or - for standard input"
-        ) from None
-    if len(data) > FILE_BYTES:
-        raise LimitError(f"{label}: the file is longer than {FILE_BYTES:,} bytes", "split it, or use loops")
-    try:
-        return data.decode("utf-8-sig"), label
-    except UnicodeDecodeError as error:
-        raise NetworkError(f"{label}: byte {error.start} is not UTF-8", "a spec is a text file in UTF-8") from None
-
-
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError) -> str:
     return str(getattr(error, "strerror", None) or error).lower()
 
 

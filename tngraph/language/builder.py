@@ -231,8 +231,14 @@ class Builder:
             NetworkError: there is none of this name.
         """
         if name not in self.tensors:
-            raise unknown("tensor", name, self.tensors)
+            raise self._no_tensor(name)
         return tensor(name, tuple(leg.name for leg in self.tensors[name].legs))
+
+    def _no_tensor(self, name: str) -> NetworkError:
+        what = "a size" if name in self.sizes else "an index" if name in self.index_sizes else None
+        if what is None:
+            return unknown("tensor", name, self.tensors)
+        return NetworkError(f"{name!r} is {what}, and a factor is a tensor", "make it a const or a buffer", at=name)
 
     def equation(
         self, name: str, legs: Iterable[Position], expression: Expression, function: Call | None = None
@@ -242,6 +248,8 @@ class Builder:
         Raises:
             NetworkError: an unknown name, sizes that differ, or a leg that no term has.
         """
+        if not isinstance(legs, Iterable) or isinstance(legs, str | Expression):
+            raise NetworkError(f"the legs of {name!r} are no tuple", f"write them as in equation({name!r}, (i, j), …)")
         left = tuple(map(_plain_name, legs))
         self._check_room(name, left)
         self._determine(left, expression)

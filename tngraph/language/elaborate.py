@@ -6,7 +6,9 @@ from one that is reported already, and stays silent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice
 from typing import cast
 
@@ -14,7 +16,7 @@ from lark import Token, Tree
 
 from tngraph.errors import LimitError, NetworkError, Problem
 from tngraph.language.arithmetic import Syntax, first_token
-from tngraph.language.builder import Builder, Call, unknown
+from tngraph.language.builder import Axis, Builder, Call, unknown
 from tngraph.language.handles import Expression, Factor, Position, Summand
 from tngraph.language.limits import FACTORS, FAILURES, PROBLEMS, Budget
 from tngraph.language.names import Name, Scope, literal, names_in
@@ -23,6 +25,16 @@ from tngraph.language.scanner import Source
 from tngraph.language.sizes import LARGEST
 
 Statement = Tree[Token]
+
+_DIGITS = re.compile("[0-9]")
+
+
+class _SeveralError(NetworkError):
+    """Errors of one statement that are independent of each other."""
+
+    def __init__(self, errors: list[NetworkError]) -> None:
+        super().__init__(errors[0].message, errors[0].hint, errors[0].at)
+        self.errors = errors
 
 
 class _EnoughError(Exception):
@@ -35,7 +47,7 @@ class Elaborator:
     Args:
         source: the text, for the places of problems.
         tree: the block.
-        suspects: beginnings of names that broken statements were about.
+        suspects: the words of broken statements; those that end in ``{`` begin names made by a template.
         overrides: values in place of the defaults of sizes.
         budget: what the file may still cost.
 
@@ -86,15 +98,18 @@ class Elaborator:
 
     def _finish(self, builder: Builder) -> None:
         """Report what the whole network lacks, unless a statement that failed would have brought it."""
+        broken = self._broken | self._suspects
         for problem in builder.problems():
-            if not self._suspects and not ({"input"} if problem.at != self._name else {"output"}) & self._broken:
+            if not {"loop", "for", "output" if problem.at == self._name else "input"} & broken:
                 self._report(problem, self._name)
 
     def _check_overrides(self, network: str) -> None:
         for name, value in self._overrides.items():
             if name not in self._definitions:
-                error = unknown("size", name, self._definitions)
-                raise NetworkError(f"the network {network!r} has no size {name!r} to set", error.hint)
+                near = get_close_matches(name, self._definitions, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"its sizes: {', '.join([*self._definitions][:20])}"
+                hint = hint if self._definitions else "it has no sizes"
+                raise NetworkError(f"the network {network!r} has no size {name!r} to set", hint)
             if self._definitions[name] is None:
                 raise NetworkError(
                     f"{name!r} is a run-time size: it is read off the inputs at each call", "do not set it"
@@ -110,19 +125,24 @@ class Elaborator:
             except LimitError as error:
                 raise LimitError(error.message, error.hint, error.at or first_token(statement)) from None
             except NetworkError as error:
-                self._report(error, first_token(statement))
+                for each in error.errors if isinstance(error, _SeveralError) else [error]:
+                    self._report(each, first_token(statement))
                 self._broken.add(str(statement.data))
                 self._poison(statement, scope)
 
     def _report(self, error: NetworkError, fallback: object) -> None:
         self._failures += 1
         at = str(error.at)
-        if at not in self._poisoned and not any(at.startswith(stem) for stem in self._suspects):
+        if at not in self._poisoned and not self._is_suspect(at):
             problem = self._problem(error, fallback)
             if problem not in self.problems:
                 self.problems.append(problem)
         if len(self.problems) >= PROBLEMS or self._failures >= FAILURES:
             raise _EnoughError
+
+    def _is_suspect(self, name: str) -> bool:
+        stems = (name[: digit.start()] + "{" for digit in _DIGITS.finditer(name))
+        return name in self._suspects or not self._suspects.isdisjoint(stems)
 
     def _problem(self, error: NetworkError, fallback: object) -> Problem:
         at = error.at if getattr(error.at, "line", None) is not None else fallback
@@ -138,7 +158,7 @@ class Elaborator:
                 try:
                     names = [str(name) for name in scope.names(tree)]
                 except NetworkError:
-                    self._suspects.add(str(tree.children[0]))
+                    self._suspects.add(f"{tree.children[0]}{{")
                     continue
             builder = scope.builder
             known = (builder.sizes, builder.index_sizes, builder.tensors)
@@ -176,7 +196,9 @@ class Elaborator:
 
     def _input(self, statement: Statement, scope: Scope) -> None:
         tree, items = cast("list[Statement]", statement.children)
-        scope.builder.input(scope.name(tree), *scope.own_legs(items))
+        legs = scope.own_legs(items)
+        _check_known(legs, scope.builder)
+        scope.builder.input(scope.name(tree), *legs)
 
     def _core(self, statement: Statement, scope: Scope) -> None:
         role, tree, items, init = statement.children
@@ -185,6 +207,7 @@ class Elaborator:
         for leg in legs:
             if isinstance(leg, tuple):
                 raise NetworkError(f"the {role} {name!r} has a group of indices", "only inputs and outputs do", at=name)
+        _check_known(legs, scope.builder)
         own = cast("list[Position]", legs)
         if role == "param":
             scope.builder.param(name, *own, init=call)
@@ -244,6 +267,14 @@ _RULES: Mapping[str, Callable[[Elaborator, Statement, Scope], None]] = {
 }
 
 
+def _check_known(axes: Sequence[Axis], builder: Builder) -> None:
+    """Refuse all the unknown indices among the legs of a core together."""
+    names = [leg.terms[0][1] for axis in axes for leg in (axis if isinstance(axis, tuple) else (axis,))]
+    errors = [unknown("index", name, builder.index_sizes) for name in names if name not in builder.index_sizes]
+    if errors:
+        raise _SeveralError(errors)
+
+
 def _no_kind(name: Name) -> None:
     raise NetworkError(f"the const {name!r} says no kind", "kinds: delta, basis(k), ones, eye", at=name)
 
@@ -266,21 +297,32 @@ def _argument(tree: Statement) -> int | float:
 def _total(tree: Statement, scope: Scope) -> Expression:
     """The sum of products that a right-hand side stands for."""
     sign, summands = cast("Token | None", tree.children[0]), []
+    errors: list[NetworkError] = []
     for child in tree.children[1:]:
         if isinstance(child, Token):
             sign = child
         else:
-            summands.append(_term(child, scope, -1 if sign == "-" else 1))
+            summands.append(_term(child, scope, -1 if sign == "-" else 1, errors))
         if sum(len(summand.factors) for summand in summands) > FACTORS:
             raise LimitError(f"the equation has more than {FACTORS:,} factors", "split it", at=first_token(tree))
+    if errors:
+        raise _SeveralError(errors)
     return Expression(tuple(summands))
 
 
-def _term(tree: Statement, scope: Scope, sign: int) -> Summand:
+def _term(tree: Statement, scope: Scope, sign: int, errors: list[NetworkError]) -> Summand:
+    """One product; what is wrong with its factors joins the errors."""
     number, *factors = tree.children
     scale = sign * (1 if number is None else literal(cast(Token, number)))
-    every = (f for tree in factors for f in _factors(cast(Statement, tree), scope))
-    return Summand(scale, tuple(islice(every, FACTORS + 1)))
+    every: list[Factor] = []
+    for factor in factors:
+        try:
+            every.extend(islice(_factors(cast(Statement, factor), scope), FACTORS + 1 - len(every)))
+        except LimitError:
+            raise
+        except NetworkError as error:
+            errors.append(error)
+    return Summand(scale, tuple(every))
 
 
 def _factors(tree: Statement, scope: Scope) -> Iterator[Factor]:

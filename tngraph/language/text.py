@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
@@ -50,7 +52,11 @@ _WORDS = {
     "$END": "the end of the text",
 }
 _ALPHABET = "names are ASCII letters, digits and underscores; signs are + - * // % ** = : , ; .. ( ) [ ] { } #"
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\{?")
+_KEYWORDS = ("size", "index", "input", "output", "param", "buffer", "const", "for")
+_MISSPELT = re.compile(r"\s*([A-Za-z_]\w*)[ \t]+[A-Za-z_]", re.ASCII)
+_AFTER_STAR = re.compile(r"\*\s*\Z")
+_LONE_NUMBER = re.compile(r"[-+=(]\s*[0-9][0-9.eE]*\s*\Z")
 
 
 class _Lines(PostLex):
@@ -91,7 +97,7 @@ def parse(text: str, name: str | None = None, sizes: Mapping[str, int] | None = 
         >>> list(map(str, network.indices()))
         ['i:N']
     """
-    source = Source(file, text)
+    source = Source(file, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
     trees, problems, suspects = _syntax(source)
     names = [str(tree.children[0]) for tree in trees]
     wanted = _wanted(names, name) if names and not problems else None
@@ -117,17 +123,30 @@ def load(path: str | Path, name: str | None = None, sizes: Mapping[str, int] | N
     Raises:
         SpecError: everything that is wrong with the file, in order.
         LimitError: the file or what it expands to is beyond a limit.
-        NetworkError: no network of this name, or no such size to set.
+        NetworkError: no such file, no network of this name, or no such size to set.
     """
-    with open(path, "rb") as stream:
-        data = stream.read(FILE_BYTES + 1)
-    if len(data) > FILE_BYTES:
-        raise LimitError(f"{path}: the file is longer than {FILE_BYTES:,} bytes\n  split it, or use loops")
+    return parse(read(path), name, sizes, str(path))
+
+
+def read(path: str | Path, stream: BinaryIO | None = None) -> str:
+    """The text of a spec file, or of a stream that errors call by this path.
+
+    Raises:
+        NetworkError: a file that cannot be read or is not UTF-8.
+        LimitError: a file that is too long.
+    """
     try:
-        text = data.decode("utf-8-sig")
+        with open(path, "rb") if stream is None else nullcontext(stream) as source:
+            data = source.read(FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        raise NetworkError(f"{path}: {reason}", "give the path of a spec file") from None
+    if len(data) > FILE_BYTES:
+        raise LimitError(f"{path}: the file is longer than {FILE_BYTES:,} bytes", "split it, or use loops")
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise NetworkError(f"{path}: byte {error.start} is not UTF-8", "a spec is a text file in UTF-8") from None
-    return parse(text, name, sizes, str(path))
 
 
 def _wanted(names: list[str], name: str | None) -> int:
@@ -166,8 +185,10 @@ def _syntax(source: Source) -> tuple[list[Tree[Token]], list[Problem], frozenset
             start, end = error.start, error.end
         except UnexpectedInput as error:
             offset = error.pos_in_stream if error.pos_in_stream is not None and error.pos_in_stream >= 0 else len(text)
-            problems.append(_describe(source, error, offset))
             start, end = found.statement(offset)
+            meant = _meant(text[start:end])
+            suspects.update([meant] if meant else [])
+            problems.append(_describe(source, error, offset, text[start:offset], meant))
         broken = text[start:end]
         if end < 0 or text[end : end + 1] == "{" or not broken.strip():
             break
@@ -176,13 +197,26 @@ def _syntax(source: Source) -> tuple[list[Tree[Token]], list[Problem], frozenset
     raise SpecError(problems)
 
 
-def _describe(source: Source, error: UnexpectedInput, offset: int) -> Problem:
+def _meant(statement: str) -> str | None:
+    """The word that a statement begins with if it were spelt right."""
+    match = _MISSPELT.match(statement)
+    near = get_close_matches(match[1], _KEYWORDS, 1) if match else []
+    return near[0] if match and near and near[0] != match[1] else None
+
+
+def _describe(source: Source, error: UnexpectedInput, offset: int, before: str, meant: str | None) -> Problem:
     place = source.place(offset)
     if isinstance(error, UnexpectedCharacters):
         shown = repr(source.text[offset])
         return Problem(f"the character {shown} means nothing here", _ALPHABET, place)
     expected, token = _expected(error), getattr(error, "token", None)
     kind = "" if token is None else token.type
+    if meant is not None and before.split() and len(before.split()) == 1:
+        expected = f"did you mean {meant!r}?"
+    elif kind in ("INT", "FLOAT") and _AFTER_STAR.search(before):
+        expected = "a number stands first in a product, as in 2 * x"
+    elif _LONE_NUMBER.search(before) and expected == "expected an operator":
+        expected = "a term has a tensor: multiply the number by a const of ones"
     if kind in ("_SEP", "$END"):
         return Problem(f"the {'statement' if kind == '_SEP' else 'text'} ends too early", expected, place)
     if kind in ("PLUS", "MINUS", "STAR") and "end of the statement" in expected:
