@@ -149,7 +149,10 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
         if size.name not in values and size.value is not None:
             _derive(size, size.value, values)
     for name, number, axis, extent in _axes(network, shapes):
-        expr = in_basic_sizes(network, product(index.size for index in axis), values)
+        expr = product(index.size for index in axis)
+        if all(symbol.name in values for symbol in expr.free_symbols):
+            continue
+        expr = in_basic_sizes(network, expr, values)
         unknown = [symbol for symbol in expr.free_symbols if symbol.name not in values]
         if len(unknown) == 1 and _is_affine(expr, unknown[0]):
             misfit = _solve(expr, unknown[0], extent, values)
@@ -163,7 +166,7 @@ def in_basic_sizes(network: Network, expr: sympy.Expr, values: Container[str]) -
     """An expression without the derived sizes that have no value yet."""
     for size in reversed(network.sizes):
         if size.name not in values and size.value is not None:
-            expr = expr.subs(size.symbol, size.value)
+            expr = expr.xreplace({size.symbol: size.value})
     return expr
 
 
