@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import sympy
 
 from tngraph.language.network import Access, Index, Leg, Read
-from tngraph.language.sizes import evaluate_size
+from tngraph.language.sizes import evaluate_size, is_same
 
 StepKind = Literal["read", "sum", "contract", "mul", "conv"]
 
@@ -75,7 +75,7 @@ def bare_legs(access: Access) -> tuple[Leg, ...]:
     legs: list[Leg] = []
     for leg in access.legs:
         if isinstance(leg, Read):
-            legs.append(with_terms(leg, tuple(term for term in leg.terms if not is_unit(term[1]))))
+            legs.append(plain_leg(with_terms(leg, tuple(term for term in leg.terms if not is_unit(term[1])))))
         elif not is_unit(leg):
             legs.append(leg)
     return tuple(legs)
@@ -86,6 +86,15 @@ def with_terms(read: Read, terms: tuple[tuple[int, Index], ...]) -> Read:
     if terms or not read.wrap:
         return replace(read, terms=terms)
     return Read(read.leg, (), sympy.Mod(read.offset, read.leg.size))
+
+
+def plain_leg(leg: Leg) -> Leg:
+    """A leg; the index itself where a read only names one of the leg's own size."""
+    if isinstance(leg, Read) and len(leg.terms) == 1 and leg.offset == 0:
+        coefficient, index = leg.terms[0]
+        if coefficient == 1 and is_same(leg.leg.size, index.size):
+            return index
+    return leg
 
 
 def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:

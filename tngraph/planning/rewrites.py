@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tngraph.language.network import LONGEST_NAME, Access, Core, Equation, Index, Leg, Network, Read, Term
 from tngraph.language.sizes import is_same
-from tngraph.planning.region import Region, is_unit, with_terms
+from tngraph.planning.region import Region, is_unit, plain_leg, with_terms
 
 MOST_TERMS = 16
 """Distributing a product over sums stops before an equation has more terms than this."""
@@ -193,7 +193,8 @@ def clean_term(
     others = [access for access in term.accesses if access not in deltas]
     find = _merge_deltas(deltas, legs)
     renaming = {i: find(i) for a in term.accesses for i in a.indices}
-    accesses = [_plain_reads(rename(access, renaming)) for access in others]
+    renamed = [rename(access, renaming) for access in others]
+    accesses = [replace(access, legs=tuple(map(plain_leg, access.legs))) for access in renamed]
     standing = {i for access in accesses for i in access.indices}
     for delta in deltas:
         kept = rename(delta, renaming)
@@ -226,15 +227,3 @@ def _merge_deltas(deltas: Iterable[Access], legs: tuple[Index, ...]) -> Callable
         roots = sorted({find(i): None for i in delta.indices}, key=lambda i: legs.index(i) if i in legs else len(legs))
         parent.update(dict.fromkeys(roots[1:], roots[0]))
     return find
-
-
-def _plain_reads(access: Access) -> Access:
-    """Reads that only name an index of the leg's own size become that index."""
-    legs: list[Leg] = []
-    for leg in access.legs:
-        is_plain = isinstance(leg, Read) and len(leg.terms) == 1 and leg.terms[0][0] == 1 and leg.offset == 0
-        if isinstance(leg, Read) and is_plain and is_same(leg.leg.size, leg.terms[0][1].size):
-            legs.append(leg.terms[0][1])
-        else:
-            legs.append(leg)
-    return replace(access, legs=tuple(legs))
