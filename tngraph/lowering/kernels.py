@@ -8,6 +8,7 @@ windows instead: the counter charges a grouped convolution's weight gradient onc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from tngraph.language.network import Function, Leg, Read
 from tngraph.lowering.layout import Axes, Context, Tensor, arrange, call, separate
@@ -48,22 +49,34 @@ def lower(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
 
 
 def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    left, right = _orient(operands, op.legs, wanted, context)
-    big, small = sorted(operands, key=lambda t: -context.size(t.legs))
-    shared = [leg for leg in big.legs if leg in small.legs]
+    left, right, shared, rows, columns = _split(operands, wanted, context)
     batch = tuple(leg for leg in shared if leg in op.legs)
     summed = tuple(leg for leg in shared if leg not in op.legs)
-    rows = tuple(leg for leg in left.legs if leg not in right.legs)
-    columns = tuple(leg for leg in right.legs if leg not in left.legs)
     outer: Axes = (batch,) if batch else ()
     a = arrange(left, (*outer, rows, summed), context.show)
     b = arrange(right, (*outer, summed, columns), context.show)
     return Tensor(call("torch.bmm" if batch else "torch.mm", a, b), (*outer, rows, columns))
 
 
-def _orient(
-    operands: Sequence[Tensor], legs: Sequence[Leg], wanted: Sequence[Leg], context: Context
-) -> tuple[Tensor, Tensor]:
+class _Split(NamedTuple):
+    """Two operands in the order they multiply, and their legs: those of both as the larger has them, and of each."""
+
+    left: Tensor
+    right: Tensor
+    shared: tuple[Leg, ...]
+    rows: tuple[Leg, ...]
+    columns: tuple[Leg, ...]
+
+
+def _split(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> _Split:
+    left, right = _orient(operands, wanted, context)
+    big, small = sorted(operands, key=lambda t: -context.size(t.legs))
+    shared = tuple(leg for leg in big.legs if leg in small.legs)
+    rows, columns = (tuple(leg for leg in t.legs if leg not in shared) for t in (left, right))
+    return _Split(left, right, shared, rows, columns)
+
+
+def _orient(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> tuple[Tensor, Tensor]:
     """The operand whose own legs should come first: the one that holds the first wanted leg, else the larger."""
     first, second = operands
     own = [{leg for leg in a.legs if leg not in b.legs} for a, b in ((first, second), (second, first))]
@@ -74,11 +87,7 @@ def _orient(
 
 
 def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    left, right = _orient(operands, op.legs, wanted, context)
-    big, small = sorted(operands, key=lambda t: -context.size(t.legs))
-    shared = tuple(leg for leg in big.legs if leg in small.legs)
-    rows = tuple(leg for leg in left.legs if leg not in shared)
-    columns = tuple(leg for leg in right.legs if leg not in shared)
+    left, right, shared, rows, columns = _split(operands, wanted, context)
     axes = tuple(axis for axis in (shared, rows, columns) if axis)
     a = _broadcast(left, axes, context)
     b = _broadcast(right, axes, context)

@@ -103,10 +103,14 @@ class Names:
         """A size inside the constructor."""
         return format_size(expr.xreplace(_renamed(self.size_arguments)))
 
+    def runtime(self) -> frozenset[str]:
+        """The sizes known at each call only, those derived from run-time sizes included."""
+        return frozenset(size.name for size in self.plan.network.sizes) - self.size_attributes.keys()
+
     def is_runtime(self, core: Core) -> bool:
         """Whether the shape of a core is known at each call only."""
-        known = {size.name for size in self.plan.network.settable_sizes()}
-        return any(symbol.name not in known for leg in core.legs for symbol in leg.size.free_symbols)
+        runtime = self.runtime()
+        return any(symbol.name in runtime for leg in core.legs for symbol in leg.size.free_symbols)
 
     def size_lines(self, code: Sequence[str]) -> Iterator[str]:
         """The lines that give the module's sizes local names, for the sizes that some code uses."""

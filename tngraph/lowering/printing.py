@@ -22,7 +22,7 @@ from tngraph.lowering.construction import is_diagonal, print_constructor, print_
 from tngraph.lowering.kernels import lower
 from tngraph.lowering.layout import Axes, Context, Show, Tensor, arrange
 from tngraph.lowering.names import Names
-from tngraph.planning.cost import aliases, last_uses, volume
+from tngraph.planning.cost import aliases, last_uses, volume, work_unit
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.region import is_unit
@@ -148,9 +148,9 @@ def _bind(plan: Plan, names: Names) -> Iterator[str]:
 
 def _check_indices(plan: Plan, names: Names) -> Iterator[str]:
     """The lines that refuse inputs too small for an index to have an element."""
-    runtime = {size.symbol for size in plan.network.sizes} - {size.symbol for size in plan.network.settable_sizes()}
+    runtime = names.runtime()
     for index in plan.network.indices():
-        if index.size.free_symbols & runtime and not index.size.is_positive:
+        if any(symbol.name in runtime for symbol in index.size.free_symbols) and not index.size.is_positive:
             size = names.show(index.size)
             yield f"if {size} < 1:"
             yield f'    raise ValueError(f"the index {index.name} = {names.show_size(index.size)} has size {{{size}}}")'
@@ -218,9 +218,7 @@ def _compute(plan: Plan, names: Names) -> Iterator[str]:
     """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
     operations = plan.operations
     anchor = _anchor(plan, names)
-    settable = {size.name for size in plan.network.settable_sizes()}
-    runtime = frozenset(size.name for size in plan.network.sizes if size.name not in settable)
-    context = Context(names.show, plan.sizes, f"{anchor}.device", runtime)
+    context = Context(names.show, plan.sizes, f"{anchor}.device", names.runtime())
     drops = last_uses(operations, plan.outputs)
     alias = aliases(operations)
     tensors: list[Tensor] = []
@@ -271,9 +269,8 @@ def _anchor(plan: Plan, names: Names) -> str:
 def _comment(operations: Sequence[Operation], number: int, result: Tensor, names: Names) -> str:
     """The value with its legs in memory order, what it is, and what it costs."""
     op = operations[number]
-    unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
     cost = volume(operations, number).xreplace(names.windows)
-    price = f": {format_formula(cost)} {unit}" if cost != 0 else ""
+    price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
     return f"{format_value(op.name, result.legs)} = {format_step(operations, number)}{price}"
 
 

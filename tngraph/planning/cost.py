@@ -59,6 +59,11 @@ def volume(operations: Sequence[Operation], number: int) -> sympy.Expr:
     return legs_size(op.legs) * product(i.size for i in summed)
 
 
+def work_unit(op: Operation) -> str:
+    """What the volume of a line is counted in."""
+    return "MAC" if op.kind in _MATRIX else "elementwise"
+
+
 def macs(operations: Sequence[Operation]) -> sympy.Expr:
     """The multiply-adds of a schedule [MAC]."""
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind in _MATRIX))

@@ -171,7 +171,8 @@ class Plan:
 
     def __repr__(self) -> str:
         at = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
-        return f"<plan of {self.network.name} at {at or 'fixed sizes'}: {self.at().cost:,} operations>"
+        cost = evaluate_count(self.cost, self.sizes)
+        return f"<plan of {self.network.name} at {at or 'fixed sizes'}: {cost:,} operations>"
 
 
 def plan(network: Network, sizes: Mapping[str, int] | None = None, search: Search | None = None) -> Plan:

@@ -10,7 +10,7 @@ import sympy
 from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import symbol
-from tngraph.planning.cost import evaluate_count, volume
+from tngraph.planning.cost import evaluate_count, volume, work_unit
 from tngraph.planning.schedule import Operation, legs_size
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def _rows(plan: Plan, numbers: Mapping[str, int]) -> list[str]:
     rows: list[Sequence[str]] = [header]
     for number, op in enumerate(operations):
         if op.kind != "load":
-            unit = "MAC" if op.kind in ("contract", "conv") else "elementwise"
-            work = f"{evaluate_count(volume(operations, number), numbers):,} {unit}"
+            work = f"{evaluate_count(volume(operations, number), numbers):,} {work_unit(op)}"
             size = f"{evaluate_count(legs_size(op.legs), numbers):,}"
             legs = format_value(op.name, op.legs)
             rows.append((str(len(rows)), op.kind, format_step(operations, number), legs, work, size))
