@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
+from collections.abc import Sequence
 
 import pytest
 import sympy
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import tngraph as tg
 from examples.vgg_fc_adtn import build as build_vgg_adtn
-from tngraph.planning.rewrites import drop_unused, merge_chains
+from tests.networks import networks
+from tngraph.cli import app
+from tngraph.language.network import Network
+from tngraph.planning.pinning import DEEPEST_ORDER, LONGEST_ORDER, MOST_WORDS
+from tngraph.planning.rewrites import clean_term, drop_unused, merge_chains
 
 
 def load(name: str, **sizes: int) -> tg.Network:
@@ -259,3 +268,202 @@ def test_a_large_search_reports_its_progress():
     text += "for k in 2..19 { param a{k}[b{k-1}, s{k}, b{k}] }\n input f[s20]; y[s1] = a{1..20} * f; output y[s1] }"
     tg.plan(tg.parse(text), search=tg.Search(trials=2, progress=lambda done, of: seen.append((done, of))))
     assert seen == [(1, 2), (2, 2)]
+
+
+# ------------------------------------------------------------------------------------ orders pinned by hand
+
+SWEEP = "x w1 w2 w3 w4"
+
+
+def random_groups(names: Sequence[str], generator: random.Random) -> object:
+    """The names in a random binary order, as nested tuples or as text."""
+    groups: list[object] = list(names)
+    while len(groups) > 1:
+        pair = tuple(groups.pop(generator.randrange(len(groups))) for _ in range(2))
+        groups.append(pair)
+    return (groups[0],) if isinstance(groups[0], str) else groups[0]
+
+
+def random_orders(network: Network, seed: int) -> dict[str, object]:
+    """For each equation the order of one of its terms, at times of a part of the only one."""
+    generator = random.Random(seed)
+    merged = merge_chains(drop_unused(network))
+    orders = {}
+    for equation in merged.equations:
+        term = generator.choice(equation.terms)
+        region, _ = clean_term(term, equation.legs, merged.sources())
+        names = [access.source for access in region.accesses]
+        if len(equation.terms) == 1 and len(names) > 2 and generator.random() < 0.5:
+            names = generator.sample(names, 2)
+        orders[equation.name] = random_groups(names, generator)
+    return orders
+
+
+@given(networks(), st.integers(0, 2**20))
+def test_every_pinned_order_is_verified(network: Network, seed: int):
+    sizes = dict.fromkeys(network.runtime_sizes(), 3)
+    orders = random_orders(network, seed)
+    plan = tg.plan(network, sizes, order=orders)
+    assert not plan.is_proven
+    assert set(orders) <= {stage.equation.name for stage in plan.stages if any(t.is_pinned for t in stage.trees)}
+    assert tg.compile(plan).verify().is_equal
+    assert tg.plan(network, sizes, order={name: as_text(order) for name, order in orders.items()}) == plan
+
+
+def as_text(order: object) -> str:
+    return order if isinstance(order, str) else "(" + " ".join(map(as_text, order)) + ")"  # type: ignore[call-overload]
+
+
+def test_the_sweep_costs_what_its_formula_says():
+    """MAC of step k: D_{k-1} D_k n_k m_k, times the n still to come, times the m already there."""
+    plan = tg.plan(load("fc2_mpo"), {"batch": 1}, order=SWEEP)
+    n, m, bonds = (4, 7, 7, 4), (4, 4, 4, 4), (1, 4, 4, 4, 1)
+    steps = [
+        bonds[k] * bonds[k + 1] * n[k] * m[k] * torch.Size(n[k + 1 :]).numel() * torch.Size(m[:k]).numel()
+        for k in range(4)
+    ]
+    assert plan.at().macs == sum(steps) == 95_488
+    assert plan.at(batch=7).macs == 7 * 95_488
+
+
+@pytest.mark.parametrize(
+    ("order", "cost"),
+    [
+        ("(((x w1) w2) w3) w4", 95_488),
+        ("(x w1 w2 w3 w4)", 95_488),
+        (("x", "w1", "w2", "w3", "w4"), 95_488),
+        ([["x", ["w1", "w2"]], ["w3", "w4"]], 93_184),
+        ("\t((x(w1 w2))\n(w3 w4)) + bias", 93_184),
+        ({"y": "(x w1)"}, 95_488),
+    ],
+)
+def test_an_order_is_taken_as_it_is(order: object, cost: int):
+    plan = tg.plan(load("fc2_mpo"), {"batch": 1}, order=order)
+    assert plan.at().macs == cost
+    assert "pinned by hand" in str(plan)
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert tg.compile(plan).verify().is_equal
+
+
+def test_what_is_left_open_is_searched():
+    """Both pairs first is the optimum at a batch of 64: pinned one of them, the search finds the other."""
+    best = tg.plan(load("fc2_mpo"), {"batch": 64})
+    plan = tg.plan(load("fc2_mpo"), {"batch": 64}, order="w3 w4")
+    assert plan.at() == best.at()
+    assert best.is_proven
+    assert not plan.is_proven
+    assert "1 of 2 regions proven optimal, 1 pinned by hand, at" in str(plan)
+    assert "by hand" not in str(best)
+
+
+def test_terms_have_orders_of_their_own():
+    text = """network n { input x[i:3]; param a[i, j:4]; param b[j, k:5]; param c[i, k]; param d[k, l:2]
+      y[l] = x * a * b * d + 2 * x * c * d; output y[l] }"""
+    plan = tg.plan(tg.parse(text), order="((x a) (b d)) + (x (c d))")
+    steps = [tuple(plan.operations[k].name for k in op.operands) for op in plan.operations if op.kind == "contract"]
+    assert [set(pair) for pair in (steps[0], steps[1], steps[3])] == [{"x", "a"}, {"b", "d"}, {"c", "d"}]
+    assert tg.compile(plan).verify().is_equal
+    with pytest.raises(tg.PlanError, match="a part of 2 terms"):
+        tg.plan(tg.parse(text), order="x d")
+    with pytest.raises(tg.PlanError, match="two orders of 'y' are for one term"):
+        tg.plan(tg.parse(text), order="(x (c d)) + ((x c) d)")
+    with pytest.raises(tg.PlanError, match="names of several terms"):
+        tg.plan(tg.parse(text), order="x a b c d")
+
+
+def test_a_tied_core_is_named_as_often_as_it_stands():
+    text = """network n { input x[i0:3]; index i{1..3}: 3; param w[p:3, q:3]
+      y[i3] = x * w[i0, i1] * w[i1, i2] * w[i2, i3]; output y[i3] }"""
+    plan = tg.plan(tg.parse(text), order="x (w (w w))")
+    accesses = [op.access for op in plan.operations if op.kind == "load" and op.name == "w"]
+    assert [[leg.name for leg in access.legs] for access in accesses] == [["i0", "i1"], ["i1", "i2"], ["i2", "i3"]]
+    assert plan.at().macs == 27 + 27 + 9
+    assert tg.plan(tg.parse(text), order="x w w w").at().macs == 27
+    with pytest.raises(tg.PlanError, match="names 'w' more often"):
+        tg.plan(tg.parse(text), order="x w w w w")
+
+
+SHARED = """network n { size batch; input x[batch, i:40]; param a[i, j:40]; param b[j, k:2]; param c[j, k]
+  h[batch, j] = x * a; y[batch, k] = h * b; z[batch, k] = h * c; output y[batch, k]; output z[batch, k] }"""
+
+
+def test_a_pinned_equation_is_not_rewritten():
+    """At a batch of 1000, h is better written out in both of its readers."""
+    for orders in ({"h": "x a"}, {"y": "h b"}):
+        plan = tg.plan(tg.parse(SHARED), {"batch": 1000}, order=orders)
+        assert [e.name for e in plan.merged.equations] == ["h", "y", "z"]
+    with pytest.raises(tg.PlanError, match=r"names 'x', which is no tensor(.|\n)*contract: h b"):
+        tg.plan(tg.parse(SHARED), order={"y": "x a b"})
+    with pytest.raises(tg.PlanError, match=r"for which equation.*\n.*: h, y, z"):
+        tg.plan(tg.parse(SHARED), order="x a")
+
+
+def test_names_are_those_after_merging():
+    text = """network n { input x[i:3]; param a[i, j:4]; param b[j, k:5]
+      h[j] = x * a; u[j] = 2 * h; y[k] = h * b; output y[k] }"""
+    assert tg.plan(tg.parse(text), order="x (a b)").at().macs == 60 + 15
+    for name in ("h", "u"):
+        with pytest.raises(tg.PlanError, match=f"'{name}' is no equation once linear chains are merged"):
+            tg.plan(tg.parse(text), order={name: "x a"})
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("x w1 w2 w3 weight", "names 'weight', which is no tensor"),
+        ("x w1 w2 w3 biass", "did you mean 'bias'"),
+        ("x w1 w1 w2 w3 w4", "names 'w1' more often"),
+        ("x", "joins nothing"),
+        ("x bias", "names of several terms"),
+        ("((x w1) w2", "leaves a parenthesis open"),
+        ("(x w1)) w2", "closes a parenthesis"),
+        ("(x w1) + (w2 + w3)", "leaves a parenthesis open"),
+        ("x () w1", "empty group"),
+        ("", "empty group"),
+        ((), "empty group"),
+        ("x w1 +", "empty group"),
+        (("x", 3), "not of 3"),
+        (("x", None), "not of None"),
+        (3, "not of 3"),
+        (("x w1", "w2"), "is no name"),
+        (("x", ")"), "is no name"),
+        (("x", ""), "is no name"),
+        ({"z": "x"}, "no equation 'z'"),
+        ({3: "x"}, "no equation 3"),
+        ({"y": {"y": "x"}}, "not of {'y': 'x'}"),
+        ("(" * (DEEPEST_ORDER + 1), "deep"),
+        ("x" * (LONGEST_ORDER + 1), "longer"),
+        ("x " * (MOST_WORDS + 1), "more than"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_refused(order: object, message: str):
+    with pytest.raises(tg.PlanError) as caught:
+        tg.plan(load("fc2_mpo"), order=order)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+def test_an_order_within_itself_is_refused():
+    order: list[object] = ["x"]
+    order += [order, order]
+    with pytest.raises(tg.PlanError, match="deep"):
+        tg.plan(load("fc2_mpo"), order=order)
+
+
+def test_the_deepest_order_is_read():
+    text = "(" * DEEPEST_ORDER + SWEEP + ")" * DEEPEST_ORDER
+    assert tg.plan(load("fc2_mpo"), {"batch": 1}, order=text).at().macs == 95_488
+
+
+def run_plan(*orders: str):
+    options = [word for order in orders for word in ("--order", order)]
+    return CliRunner().invoke(app, ["plan", "examples/specs/fc2_mpo.tn", "--batch", "1", *options])
+
+
+def test_the_command_takes_orders():
+    for order in (SWEEP, f"y = {SWEEP}"):
+        result = run_plan(order)
+        assert result.exit_code == 0
+        assert " 95,488 [MAC]" in result.output
+    assert run_plan("x w9").exit_code == 1
+    assert run_plan(SWEEP, SWEEP).exit_code == run_plan("y=x w1", "y=w3 w4").exit_code == 2

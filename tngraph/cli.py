@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +62,10 @@ Sizes = Annotated[
 Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Short for --set batch=N.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: stable keys, units in their names.")]
+Orders = Annotated[
+    list[str] | None,
+    typer.Option("--order", metavar="[NAME=]ORDER", help="Pin the order of an equation by names. Repeatable."),
+]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write; - is standard output.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")]
 
@@ -122,9 +126,9 @@ def check(
 
 @app.command(
     epilog=_examples(
-        "tngraph plan fc2_mpo.tn",
         "tngraph plan fc2_mpo.tn --batch 128 --set D=8",
         "tngraph plan ring_tied.tn --set n=8 --json",
+        'tngraph plan fc2_mpo.tn --order "((x w1) (w2 (w3 w4)))"',
     )
 )
 def plan(
@@ -133,11 +137,12 @@ def plan(
     sizes: Sizes = None,
     batch: Batch = None,
     seed: Seed = 0,
+    order: Orders = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the order of a contraction and what it costs."""
     with _errors_reported():
-        made, _ = _plan_file(file, network, _parse_sizes(sizes, batch), seed)
+        made, _ = _plan_file(file, network, _parse_sizes(sizes, batch), seed, _parse_orders(order or ()))
         if as_json:
             _show_json(plan_record(made))
         else:
@@ -230,11 +235,36 @@ def _parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str,
     return sizes
 
 
-def _plan_file(file: str, name: str | None, given: Mapping[str, int], seed: int) -> tuple[Plan, dict[str, int]]:
+def _parse_orders(items: Sequence[str]) -> str | dict[str, str] | None:
+    """The orders of ``--order`` by equation, or the only one.
+
+    Raises:
+        typer.BadParameter: several, one of which names no equation or the same as another.
+    """
+    if len(items) == 1 and "=" not in items[0]:
+        return items[0]
+    orders: dict[str, str] = {}
+    for item in items:
+        name, sign, order = item.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"{item!r} is not NAME=ORDER, which several are", param_hint="--order")
+        if name.strip() in orders:
+            raise typer.BadParameter(f"{name.strip()!r} has two orders; join them by +", param_hint="--order")
+        orders[name.strip()] = order
+    return orders or None
+
+
+def _plan_file(
+    file: str,
+    name: str | None,
+    given: Mapping[str, int],
+    seed: int,
+    order: str | Mapping[str, str] | None = None,
+) -> tuple[Plan, dict[str, int]]:
     """The plan of a network of a file, and the run-time sizes among the given ones."""
     network, runtime = _load(file, name, given)
     search = Search(seed=seed, progress=show_progress if sys.stderr.isatty() else None)
-    return tngraph.plan(network, runtime, search), runtime
+    return tngraph.plan(network, runtime, search, order), runtime
 
 
 def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, dict[str, int]]:

@@ -7,14 +7,14 @@ is derived: the schedule, every count, the table. Counts are sympy expressions i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import sympy
 
 from tngraph.language.binding import check_size, check_sizes, compile_time_sizes, unknown_size
-from tngraph.language.network import Index, Network
+from tngraph.language.network import Core, Equation, Index, Network
 from tngraph.language.sizes import LARGEST, evaluate_size, product
 from tngraph.planning.cost import (
     Counts,
@@ -26,10 +26,11 @@ from tngraph.planning.cost import (
     param_count,
     training_macs,
 )
+from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.region import ContractionTree, Region
 from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains
 from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
-from tngraph.planning.search import Search, search_tree
+from tngraph.planning.search import Search, pinned_tree, search_tree
 from tngraph.planning.table import format_plan
 
 DEFAULT_RUNTIME_SIZE = 64
@@ -175,7 +176,12 @@ class Plan:
         return f"<plan of {self.network.name} at {at or 'fixed sizes'}: {cost:,} operations>"
 
 
-def plan(network: Network, sizes: Mapping[str, int] | None = None, search: Search | None = None) -> Plan:
+def plan(
+    network: Network,
+    sizes: Mapping[str, int] | None = None,
+    search: Search | None = None,
+    order: Nested | Mapping[str, Nested] | None = None,
+) -> Plan:
     """Find in which order to contract a network.
 
     Args:
@@ -183,53 +189,93 @@ def plan(network: Network, sizes: Mapping[str, int] | None = None, search: Searc
         sizes: numbers for run-time sizes (64 each when absent) and other values for compile-time ones; the
             order is the best found at these, its counts hold at all sizes.
         search: seed and effort.
+        order: the order of the only equation, pinned by hand: ``"((x w1) (w2 w3))"`` or nested sequences of
+            names; or the orders of some equations by name. What they leave open is searched.
 
     Returns:
         The plan; the same arguments give the same plan.
 
     Raises:
         SizeError: an unknown size, or a number that is not a positive integer.
+        PlanError: an order that does not fit the network.
         TypeError: something else than a network.
     """
     if not isinstance(network, Network):
         raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
     numbers = _number_sizes(network, sizes or {})
     check_sizes(network, numbers)
-    memo: dict[Region, ContractionTree] = {}
     used = drop_unused(network)
     chained = merge_chains(used)
-    merged = _merge_where_cheaper(chained, numbers, search or Search(), memo)
-    return _plan_stages(network, merged, numbers, search or Search(), memo)
+    kept = {equation.name for equation in chained.equations}
+    pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
+    task = _Task(network, numbers, search or Search(), pins, {}, {})
+    return _plan_stages(task, _merge_where_cheaper(task, chained))
 
 
-def _merge_where_cheaper(
-    network: Network, numbers: Mapping[str, int], search: Search, memo: dict[Region, ContractionTree]
-) -> Network:
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What to plan, at which sizes and how; the trees and the equations' costs [operations] found so far."""
+
+    network: Network
+    numbers: Mapping[str, int]
+    search: Search
+    pins: Mapping[str, tuple[Pin, ...]]
+    trees: dict[tuple[Region, Pin | None], ContractionTree]
+    costs: dict[Equation, int]
+
+
+def _merge_where_cheaper(task: _Task, network: Network) -> Network:
     """Inline equations that are read often or have several terms, one by one, where the total gets cheaper."""
-    best = None
     for equation in reversed(network.equations):
         if can_inline(network, equation):
-            best = best or _plan_stages(network, network, numbers, search, memo)
             candidate = merge_chains(drop_unused(inline(network, equation)))
-            other = _plan_stages(network, candidate, numbers, search, memo)
-            if evaluate_count(other.cost, numbers) < evaluate_count(best.cost, numbers):
-                network, best = candidate, other
+            if _keeps_pinned(task, network, candidate) and _cost(task, candidate) < _cost(task, network):
+                network = candidate
     return network
 
 
-def _plan_stages(
-    original: Network, merged: Network, numbers: Mapping[str, int], search: Search, memo: dict[Region, ContractionTree]
-) -> Plan:
+def _keeps_pinned(task: _Task, network: Network, candidate: Network) -> bool:
+    """Whether the equations with an order of their own are the same in both."""
+    return all(e in candidate.equations for e in network.equations if e.name in task.pins)
+
+
+def _cost(task: _Task, merged: Network) -> int:
+    """What a network costs [operations]: the sum over its equations, each planned once."""
     sources = merged.sources()
-    stages = []
     for equation in merged.equations:
-        cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
-        for region, _ in cleaned:
-            if region not in memo:
-                memo[region] = search_tree(region, numbers, search)
-        trees = tuple(memo[region] for region, _ in cleaned)
-        stages.append(Stage(equation, trees, tuple(pattern for _, pattern in cleaned)))
-    return Plan(original, merged, tuple(stages), numbers)
+        if equation not in task.costs:
+            stage = _plan_stage(task, equation, sources)
+            operations = write_schedule(merged, (stage,), task.numbers).operations
+            task.costs[equation] = evaluate_count(macs(operations) + elementwise(operations), task.numbers)
+    return sum(task.costs[equation] for equation in merged.equations)
+
+
+def _plan_stages(task: _Task, merged: Network) -> Plan:
+    sources = merged.sources()
+    stages = tuple(_plan_stage(task, equation, sources) for equation in merged.equations)
+    return Plan(task.network, merged, stages, task.numbers)
+
+
+def _plan_stage(task: _Task, equation: Equation, sources: Mapping[str, Core | Equation]) -> Stage:
+    cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
+    trees = _find_trees(task, equation, [region for region, _ in cleaned])
+    return Stage(equation, trees, tuple(pattern for _, pattern in cleaned))
+
+
+def _find_trees(task: _Task, equation: Equation, regions: Sequence[Region]) -> tuple[ContractionTree, ...]:
+    """A tree per term of an equation, pinned or searched."""
+    pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
+    return tuple(_find_tree(task, region, *pinned.get(k, (None, ()))) for k, region in enumerate(regions))
+
+
+def _find_tree(task: _Task, region: Region, pin: Pin | None, positions: Sequence[int]) -> ContractionTree:
+    if (region, pin) not in task.trees:
+        task.trees[region, pin] = (
+            search_tree(region, task.numbers, task.search)
+            if pin is None
+            else pinned_tree(region, task.numbers, task.search, pin, positions)
+        )
+    return task.trees[region, pin]
 
 
 def _number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:

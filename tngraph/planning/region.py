@@ -51,6 +51,7 @@ class ContractionTree:
     region: Region
     steps: tuple[Step, ...]
     is_proven: bool
+    is_pinned: bool = False
 
 
 MOST_FOLDED = 6

@@ -7,14 +7,15 @@ clock is read, so the same region gives the same tree everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import cotengra
 
 from tngraph.errors import PlanError
 from tngraph.planning.exact import MOST_LEAVES, prove_order
-from tngraph.planning.region import ContractionTree, Region, Topology
+from tngraph.planning.pinning import Pin
+from tngraph.planning.region import ContractionTree, Region, Topology, Value
 from tngraph.planning.trees import Order, build_tree, order_cost
 
 
@@ -48,21 +49,61 @@ def search_tree(region: Region, sizes: Mapping[str, int], search: Search) -> Con
         search: seed and repeats.
     """
     topology = Topology(region, sizes)
-    incumbent = min(_proposals(topology, search), key=lambda order: order_cost(topology, order))
+    legs = [_legs_above(topology, [leaf]) for leaf in topology.leaves]
+    proposals = _proposals(topology, legs, search, is_large=len(legs) > MOST_LEAVES)
+    incumbent = min(proposals, key=lambda order: order_cost(topology, order))
     order, is_proven = prove_order(topology, incumbent)
     return build_tree(topology, order, is_proven)
 
 
-def _proposals(topology: Topology, search: Search) -> Iterator[Order]:
-    """Orders worth pricing, at least one."""
-    count = len(topology.leaves)
+def pinned_tree(
+    region: Region, sizes: Mapping[str, int], search: Search, pin: Pin, positions: Sequence[int]
+) -> ContractionTree:
+    """The tree of an order pinned by hand; where it names a part, the best one found around that.
+
+    Args:
+        region: what to contract.
+        sizes: an integer for every named size [elements].
+        search: seed and repeats, for what is not pinned.
+        pin: the order.
+        positions: which access each of its names is.
+    """
+    topology = Topology(region, sizes)
+    orders = _orders_around(topology, search, pin, positions)
+    order = min(orders, key=lambda order: order_cost(topology, order))
+    return replace(build_tree(topology, order, False), is_pinned=True)
+
+
+def _orders_around(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> Iterator[Order]:
+    """The pinned pairs, then each order proposed for what they make and the other leaves."""
+    count, made = len(topology.leaves), len(pin.pairs)
+    values = [*positions, *range(count, count + made)]
+    pinned = [(values[a], values[b]) for a, b in pin.pairs]
+    rest = sorted({*range(count)} - {*positions})
+    groups = [[topology.leaves[k] for k in positions], *([topology.leaves[k]] for k in rest)]
+    legs = [_legs_above(topology, group) for group in groups]
+    around = [values[-1], *rest, *range(count + made, 2 * count)]
+    for order in _proposals(topology, legs, search, is_large=True):
+        yield [*pinned, *((around[a], around[b]) for a, b in order)]
+
+
+def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
+    """The indices still needed once some leaves are joined, folded ones laid out."""
+    below = sum(leaf.leaves for leaf in leaves)
+    held = dict.fromkeys(i for leaf in leaves for i in (*leaf.plain, *(i for _, rest in leaf.folded for i in rest)))
+    return tuple(i for i in held if topology.is_alive(i, below))
+
+
+def _proposals(
+    topology: Topology, legs: Sequence[tuple[int, ...]], search: Search, *, is_large: bool
+) -> Iterator[Order]:
+    """Orders of values with these legs that are worth pricing, at least one; large ones are refined."""
+    count = len(legs)
     yield [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
     if count <= 2:
         return
-    legs = [(*leaf.plain, *(i for _, rest in leaf.folded for i in rest)) for leaf in topology.leaves]
     output = [i for i, kept in enumerate(topology.is_output) if kept]
     sizes = dict(enumerate(topology.sizes))
-    is_large = count > MOST_LEAVES
     for trial in range(search.trials if is_large else 1):
         seed = search.seed + trial
         greedy = cotengra.RandomGreedyOptimizer(max_repeats=search.samples, seed=seed, parallel=False, accel=False)

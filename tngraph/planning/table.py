@@ -82,7 +82,9 @@ def _totals(plan: Plan, numbers: Mapping[str, int]) -> Iterable[str]:
     trees = [tree for stage in plan.stages for tree in stage.trees]
     proven = sum(tree.is_proven for tree in trees)
     searched = ", ".join(f"{name} = {value}" for name, value in plan.sizes.items()) or "fixed sizes"
-    yield f"  order        {proven} of {len(trees)} regions proven optimal, at {searched}"
+    pinned = sum(tree.is_pinned for tree in trees)
+    by_hand = f", {pinned} pinned by hand" if pinned else ""
+    yield f"  order        {proven} of {len(trees)} regions proven optimal{by_hand}, at {searched}"
 
 
 def _counts(plan: Plan) -> Iterable[tuple[str, sympy.Expr, str]]:
