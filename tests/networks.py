@@ -376,6 +376,18 @@ TABLE: dict[str, Network] = {
         {"y": ["b", "L"]},
         BATCH,
     ),
+    "dotted names": sketch(
+        {"b": "batch", "x.H": 5, "x.h": 4, "W.k": 2, "W.b1": "D", "o": 3},
+        {"x.in": ("input", "b x.H"), "W.g1": ("param", "W.k W.b1"), "W.to.g2": ("param", "W.b1 o")}
+        | {"scale.o": ("buffer", "o"), "W.all": ("const", "o", Init("ones"))},
+        [
+            ("W", "W.k o", _one(("W.g1", "W.k W.b1"), ("W.to.g2", "W.b1 o"), ("W.all", "o"))),
+            ("W_h", "b o x.h", _one(("x.in", ["b", At({"x.h": 1, "W.k": 1})]), ("W", "W.k o")), Function("tanh")),
+            ("W.h", "b o x.h", _one(("W_h", "b o x.h"), ("scale.o", "o"))),
+        ],
+        {"x.in": ["b", "x.H"], "W.h": ["b", "o x.h"]},
+        {"batch": None, "D": 2},
+    ),
     "no input": sketch(
         {"i": 3, "j": 2},
         {"w": ("param", "i j", Init("normal", (0.5,))), "v": ("buffer", "j")},
@@ -391,7 +403,8 @@ SCALES = (1, -1, 2, 0.5, -1.5)
 SMOOTH = (Function("tanh"), Function("sigmoid"), Function("gelu"), Function("silu"), Function("softplus"))
 KINKED = (Function("relu"), Function("abs"), Function("leaky_relu", (0.1,)), Function("elu", (1.0,)))
 FUNCTIONS_DRAWN = (*SMOOTH, *KINKED, Function("sin"), Function("cos"))
-POOL = "abcdefg"
+POOL = ("a", "b", "W.c", "d", "V.k.e", "f", "g")
+FOLDERS = ("", "", "", "W.", "V.k.")
 
 
 @dataclass
@@ -412,7 +425,7 @@ class _Maker:
         return self.draw(st.permutations(list(choices)))[: self.draw(st.integers(min(least, most), most))]
 
     def core(self, role: Role, sizes: Sequence[sympy.Expr], init: Init | None = None) -> Core:
-        name = f"{'x' if role == 'input' else role[0]}{len(self.cores)}"
+        name = f"{self.one_of(*FOLDERS)}{'x' if role == 'input' else role[0]}{len(self.cores)}"
         core = Core(name, tuple(Index(f"{name}_{k}", size) for k, size in enumerate(sizes)), role, init)
         self.cores.append(core)
         return core
@@ -454,16 +467,18 @@ class _Maker:
         role = "input" if is_runtime else self.one_of("param", "param", "param", "input", "buffer")
         if legs and self.draw(st.integers(0, 4)) == 0:
             legs.append(legs[0])
-        core = self.core(role, [leg.size for leg in legs], self.init(role, len(legs)))
+        core = self.core(role, [leg.size for leg in legs], self.init(role, [leg.size for leg in legs]))
         if self.reads and self.draw(st.integers(0, 3)) == 0:
             return self.access(core)
         return Access(core.name, tuple(legs))
 
-    def init(self, role: Role, legs: int) -> Init | None:
-        if role != "param":
+    def init(self, role: Role, sizes: Sequence[sympy.Expr]) -> Init | None:
+        if role == "input" or self.one_of(True, False):
             return None
-        square = (Init("eye"), Init("orthogonal")) if legs == 2 else ()
-        return self.one_of(None, None, Init("normal", (0.5,)), Init("uniform", (-1.0, 1.0)), Init("zeros"), *square)
+        square = (Init("eye"), Init("eye", (-0.5,)), Init("near_eye", (0.1,)), Init("orthogonal"))
+        drawn = (Init("normal", (0.5,)), Init("uniform", (-1.0, 1.0)), Init("signs", (2,)))
+        fan_in = Init("fan_in", (sympy.Mul(3, *sizes),))
+        return self.one_of(Init("zeros"), fan_in, *drawn, *(square if len(sizes) == 2 else ()))
 
     def factor(self) -> Access:
         kind = self.draw(st.integers(0, 5))
@@ -486,7 +501,9 @@ class _Maker:
         present = dict.fromkeys(i for term in terms for access in term.accesses for i in access.indices)
         legs = tuple(self.some([index for index in present if index in self.pool], 3))
         function = None if linear else self.draw(st.none() | st.sampled_from(FUNCTIONS_DRAWN))
-        self.equations.append(Equation(f"y{len(self.equations)}", legs, tuple(terms), function))
+        folders = {equation.name for equation in self.equations} & {"W", "V.k"}
+        name = self.one_of(*(f"{folder}y{len(self.equations)}" for folder in FOLDERS), *sorted({"W", "V.k"} - folders))
+        self.equations.append(Equation(name, legs, tuple(terms), function))
 
     def port(self, name: str, legs: Sequence[Index], keep: Sequence[Index] = ()) -> Port:
         """The legs, at times fused; those to keep on axes of their own."""

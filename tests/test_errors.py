@@ -56,9 +56,77 @@ ONE_ERROR = {
         "f.tn:3:7: leaky_relu takes 1 number(s), not 0\n    y[] = leaky_relu(x)\n          ^",
     ),
     "unknown family": (
+        ("input x[i:2]", "W[(i), (o:2)] = mpp(bond=4)", END),
+        "f.tn:3:17: there is no family 'mpp' here\n    W[(i), (o:2)] = mpp(bond=4)\n"
+        "                    ^\n  did you mean 'mpo'?",
+    ),
+    "unknown option of a family": (
         ("input x[i:2]", "W[(i), (o:2)] = mpo(D=4)", END),
-        "f.tn:3:17: there is no family named 'mpo' (yet none are built in)\n    W[(i), (o:2)] = mpo(D=4)\n"
-        "                    ^\n  write the cores out",
+        "f.tn:3:21: mpo has no option 'D'\n    W[(i), (o:2)] = mpo(D=4)\n                        ^\n  it takes bond",
+    ),
+    "an option without its name": (
+        ("input x[i:2]", "W[(i), (o:2)] = mpo(4)", END),
+        "f.tn:3:21: an option of mpo has no name\n    W[(i), (o:2)] = mpo(4)\n                        ^\n"
+        "  its options: bond",
+    ),
+    "an option twice": (
+        ("input x[i:2]", "W[(i), (o:2)] = mpo(bond=4, bond=2)", END),
+        "f.tn:3:29: the option 'bond' is given twice\n    W[(i), (o:2)] = mpo(bond=4, bond=2)\n"
+        "                                ^",
+    ),
+    "rows and columns of a family that differ in number": (
+        ("input x[i:2]", "W[(i), (o:2, p:2)] = mpo()", END),
+        "f.tn:3:1: mpo pairs rows with columns, and 'W' has 1 rows and 2 columns\n    W[(i), (o:2, p:2)] = mpo()\n"
+        "    ^\n  make the shorter side as long with indices of size 1",
+    ),
+    "a list of ranks of another length": (
+        ("input x[i{1..3}:2]", "W[(i{1..3}), (o{1..3}:2)] = mpo(bond=[2, 2, 2])", END),
+        "f.tn:3:1: mpo has 2 bonds here, and 3 ranks are given\n"
+        "    W[(i{1..3}), (o{1..3}:2)] = mpo(bond=[2, 2, 2])\n    ^\n  give one rank for all, or one each",
+    ),
+    "a map as a weight": (
+        ("input x[i:2]", "W[(i), (o:2)] = ntt(bond=2)", END),
+        "f.tn:3:1: ntt is no weight: it has activations inside\n    W[(i), (o:2)] = ntt(bond=2)\n    ^\n"
+        "  apply it to a tensor: y[batch, o1, o2] = ntt(x)",
+    ),
+    "a family applied to a product": (
+        ("input x[i:2]", "y[o:2] = mpo(2 * x)", END),
+        "f.tn:3:10: 'mpo' is applied to one tensor\n    y[o:2] = mpo(2 * x)\n             ^\n"
+        "  give the rest a name of its own first",
+    ),
+    "an activation of a family that there is not": (
+        ("input x[i:2]", "W[(i), (o:2)] = adtn(layers=2, activation=relo)", END),
+        "f.tn:3:32: there is no pointwise function 'relo'\n    W[(i), (o:2)] = adtn(layers=2, activation=relo)\n"
+        "                                   ^\n  did you mean 'relu'?",
+    ),
+    "an option that is a list": (
+        ("input x[i:2]", "W[(i), (o:2)] = adtn(layers=[2])", END),
+        "f.tn:3:22: layers is a list\n    W[(i), (o:2)] = adtn(layers=[2])\n                         ^\n"
+        "  it is one number",
+    ),
+    "a flag that is none": (
+        ("input x[i:2]", "W[(i), (o:2)] = cp(rank=2, separable=3)", END),
+        "f.tn:3:28: separable is 3\n    W[(i), (o:2)] = cp(rank=2, separable=3)\n                               ^\n"
+        "  it is 0 or 1",
+    ),
+    "a layout that there is not": (
+        ("input x[i:2]", "W[(i), (o:2)] = adtn(layout=bricks)", END),
+        "f.tn:3:22: layout is bricks\n    W[(i), (o:2)] = adtn(layout=bricks)\n                         ^\n"
+        "  it is one of brick, staircase",
+    ),
+    "sites of a tree named twice": (
+        ("input x[i{1..2}:2]", "W[(i{1..2}), (o{1..2}:2)] = tree(groups=[[1, 1], 2])", END),
+        "f.tn:3:1: the groups of tree name the sites [1, 1, 2], and 'W' has 2\n"
+        "    W[(i{1..2}), (o{1..2}:2)] = tree(groups=[[1, 1], 2])\n    ^\n  name every site once, counted from 1",
+    ),
+    "an edge to itself": (
+        ("input x[i{1..2}:2]", "W[(i{1..2}), (o{1..2}:2)] = graph(edges=[[1, 1]])", END),
+        "f.tn:3:1: the edge [1, 1] joins no two nodes\n"
+        "    W[(i{1..2}), (o{1..2}:2)] = graph(edges=[[1, 1]])\n    ^\n  an edge is two numbers, counted from 1",
+    ),
+    "a family without what it needs": (
+        ("input x[i{1..2}:2]", "W[(i{1..2}), (o{1..2}:2)] = graph(bond=2)", END),
+        "f.tn:3:1: graph needs edges\n    W[(i{1..2}), (o{1..2}:2)] = graph(bond=2)\n    ^\n  write graph(edges=…)",
     ),
     "two sizes for one index": (
         ("input x[i:2]", "param w[i:3]", END),
@@ -90,6 +158,53 @@ ONE_ERROR = {
     "an output that is not the result's legs": (
         ("input x[i:2, j:3]", "y[i, j] = x", "output y[(i, i)]"),
         "f.tn:4:8: 'y' has the legs [i, j], and not [i, i]\n    output y[(i, i)]\n           ^",
+    ),
+    "a tensor with the name of a folder": (
+        ("input x[i:2]", "param W[i]", "param W.g.c[i]", END),
+        "f.tn:4:7: 'W' is a tensor, and 'W.g.c' needs a folder of this name\n    param W.g.c[i]\n          ^\n"
+        "  what is stored lies in folders by its dots: give one of them another name",
+    ),
+    "a folder with the name of a tensor": (
+        ("input x[i:2]", "param W.g.c[i]", "const W.g[i] = ones", END),
+        "f.tn:4:7: 'W.g' is a tensor, and 'W.g.c' needs a folder of this name\n    const W.g[i] = ones\n"
+        "          ^\n"
+        "  what is stored lies in folders by its dots: give one of them another name",
+    ),
+    "a dot in the name of a size": (
+        ("size W.D = 2", "input x[i:2]", END),
+        "f.tn:2:6: 'W.D' cannot name a size\n    size W.D = 2\n         ^\n"
+        "  only tensors and indices have dots in their names",
+    ),
+    "a dot in the name of a loop variable": (
+        ("input x[i:2]", "for W.k in 1..2 { }", END),
+        "f.tn:3:5: 'W.k' cannot name a loop variable\n    for W.k in 1..2 { }\n        ^\n"
+        "  only tensors and indices have dots in their names",
+    ),
+    "a dot in the variable of a product": (
+        ("input x[i:2]", "y[] = prod(W.k in 1..2: x)", "output y[]"),
+        "f.tn:3:12: 'W.k' cannot name a loop variable\n    y[] = prod(W.k in 1..2: x)\n               ^\n"
+        "  only tensors and indices have dots in their names",
+    ),
+    "a dotted size that is not there": (
+        ("input x[i:W.D]", END),
+        "f.tn:2:11: there is no size 'W.D' here\n    input x[i:W.D]\n              ^\n"
+        "  define the size before it is used",
+    ),
+    "a dotted function": (
+        ("input x[i:2]", "y[] = F.relu(x)", "output y[]"),
+        "f.tn:3:7: there is no pointwise function 'F.relu'\n    y[] = F.relu(x)\n          ^\n"
+        "  did you mean 'relu'?",
+    ),
+    "a dotted initialisation": (
+        ("param w[a:2] = nn.ones", "input x[i:2]", END),
+        "f.tn:2:16: 'nn.ones' is no initialisation\n    param w[a:2] = nn.ones\n                   ^\n"
+        "  there are: normal, uniform, zeros, ones, eye, orthogonal, fan_in, near_eye, signs",
+    ),
+    "a dotted template that is no name": (
+        ("input x[i:2]", "for k in 1..1 { param W{k}.g{-k}[i] }", END),
+        "f.tn:3:23: 'W1.g-1' cannot name anything\n    for k in 1..1 { param W{k}.g{-k}[i] }\n"
+        "                          ^\n"
+        "  a name is ASCII letters, digits and underscores, at most 128, and starts with no digit",
     ),
     "a name defined twice": (
         ("input x[i:2]", "param x[i]", END),
@@ -179,7 +294,50 @@ ONE_ERROR = {
     "an unknown initialisation": (
         ("param w[a:2] = normall(1)", "input x[i:2]", END),
         "f.tn:2:16: 'normall' is no initialisation\n    param w[a:2] = normall(1)\n                   ^\n"
-        "  there are: normal, uniform, zeros, ones, eye, orthogonal",
+        "  there are: normal, uniform, zeros, ones, eye, orthogonal, fan_in, near_eye, signs",
+    ),
+    "too many numbers of an initialisation": (
+        ("param w[a:2] = eye(1, 2)", "input x[i:2]", END),
+        "f.tn:2:16: eye takes 0 or 1 number(s), not 2\n    param w[a:2] = eye(1, 2)\n                   ^",
+    ),
+    "a const with the factor of a param": (
+        ("const w[a:2, b:2] = eye(2)", "input x[i:2]", END),
+        "f.tn:2:21: eye takes 0 number(s), not 1\n    const w[a:2, b:2] = eye(2)\n                        ^",
+    ),
+    "a buffer of no kind": (
+        ("buffer w[a:2] = fanin(2)", "input x[i:2]", END),
+        "f.tn:2:17: 'fanin' is no initialisation\n    buffer w[a:2] = fanin(2)\n                    ^\n"
+        "  there are: normal, uniform, zeros, ones, eye, orthogonal, fan_in, near_eye, signs",
+    ),
+    "a fan-in at run time": (
+        ("size B", "input x[b:B]", "param w[a:2] = fan_in(2 * B)", END),
+        "f.tn:4:16: the fan-in of 'w' depends on 'B', which is no compile-time size\n    param w[a:2] = fan_in(2 * B)\n"
+        "                   ^\n  what is stored starts before any input: give the size a value",
+    ),
+    "a fan-in below 1": (
+        ("size D = 2", "param w[a:D] = fan_in(D - 2)", "input x[i:2]", END),
+        "f.tn:3:16: fan_in(D - 2) is 0\n    param w[a:D] = fan_in(D - 2)\n                   ^\n"
+        "  a fan-in is at least 1",
+    ),
+    "a fan-in of nothing": (
+        ("param w[a:2] = fan_in(0)", "input x[i:2]", END),
+        "f.tn:2:16: fan_in(0) is no number of entries\n    param w[a:2] = fan_in(0)\n                   ^\n"
+        "  it is a size, and at least 1",
+    ),
+    "a fan-in that is no integer": (
+        ("param w[a:2] = fan_in(2.5)", "input x[i:2]", END),
+        "f.tn:2:23: 2.5 is not an integer\n    param w[a:2] = fan_in(2.5)\n                          ^\n"
+        "  sizes and positions are integers",
+    ),
+    "a fan-in of an unknown size": (
+        ("size rank = 2", "param w[a:2] = fan_in(rnk)", "input x[i:2]", END),
+        "f.tn:3:23: there is no size 'rnk' here\n    param w[a:2] = fan_in(rnk)\n                          ^\n"
+        "  did you mean 'rank'?",
+    ),
+    "a negative deviation": (
+        ("param w[a:2] = near_eye(-0.1)", "input x[i:2]", END),
+        "f.tn:2:16: near_eye(-0.1) has a negative standard deviation\n    param w[a:2] = near_eye(-0.1)\n"
+        "                   ^",
     ),
     "a param of a run-time size": (
         ("size B", "input x[b:B]", "param w[b]", END),
@@ -442,7 +600,8 @@ def test_python_words_are_plain_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["wé", "\u0445", "w\u200b", "\uff57", "w²", '"w"', "'w'", "w\\n", "w`", "w$", "w.w", "w-w", "w\x00", "1w", "w w"],
+    ["wé", "\u0445", "w\u200b", "\uff57", "w²", '"w"', "'w'", "w\\n", "w`", "w$", "w..w", ".w", "w.", "w.1",
+     "w-w", "w\x00", "1w", "w w"],
 )  # fmt: skip
 def test_nothing_but_an_ascii_identifier_is_a_name(name: str) -> None:
     text = message(body(f"param {name}[i:2]", "input x[i]", END))
@@ -450,10 +609,27 @@ def test_nothing_but_an_ascii_identifier_is_a_name(name: str) -> None:
     assert text.count("\n") == 3
 
 
-@pytest.mark.parametrize("name", ["wé", "", "1w", "w w", "w;import os", "w\n", "a" * 129, "w\u200b", "\uff57"])
+@pytest.mark.parametrize(
+    "name",
+    ["wé", "", "1w", "w w", "w;import os", "w\n", "a" * 129, "w.", ".w", "w..w", "w.1", "w." * 64 + "w", "w.\n",
+     "w\u200b", "\uff57"],
+)  # fmt: skip
 def test_a_name_from_python_is_checked_too(name: str) -> None:
     with pytest.raises(NetworkError, match="cannot name a param"):
         Builder("n").param(name)
+
+
+def test_a_network_has_no_dots_in_its_name() -> None:
+    assert message(f"network a.b {{ input x[i:2]; {END} }}").startswith("f.tn:1:9: 'a.b' cannot name a network\n")
+    with pytest.raises(NetworkError, match="cannot name a network"):
+        Builder("a.b")
+
+
+def test_a_mistake_in_a_dotted_statement_hides_its_consequences() -> None:
+    lines = ("input x[i:2]", "param W.g[i, i]", "param W{1..3}.h[", "y[] = W.g * W2.h * W.q", "output y[]")
+    text = message(body(*lines))
+    assert text.count("f.tn:") == 3
+    assert all(part in text for part in ("the leg 'i' twice", "'[' is never closed", "no tensor 'W.q'"))
 
 
 def test_a_template_cannot_leave_the_identifiers() -> None:

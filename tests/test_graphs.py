@@ -226,6 +226,18 @@ def test_hostile_names_become_identifiers():
     check_against_numpy(network)
 
 
+def test_dotted_names_stay_where_no_tensor_is_in_the_way():
+    graph = nx.Graph([("W.g1", "W"), ("W", "W.g1.c"), ("W.g1.c", "a..b"), ("a..b", "V.g")])
+    graph.nodes["W"]["open"] = {"W.b1": 2}
+    graph.nodes["W.g1"]["open"] = {"in.h": None}
+    network = from_networkx(graph, bond=3, inputs=["W.g1"])
+    assert [core.name for core in network.cores] == ["W.g1", "W_2", "W_g1_c", "a_b", "V.g"]
+    names = ["in_h", "W_g1_W_2", "W.b1", "W_2_W_g1_c", "W_g1_c_a_b", "a_b_V_g"]
+    assert [index.name for index in network.indices()] == names
+    assert network.runtime_sizes() == ("in_h",)
+    assert ("tensor", "V.g") in to_networkx(network)
+
+
 def test_a_network_is_a_bipartite_graph_with_an_edge_per_leg():
     graph = to_networkx(TABLE["hyperedge"])
     assert graph.nodes["index", "r"] == {"kind": "index", "size": 3}

@@ -43,11 +43,6 @@ def test_every_spec_parses_and_its_text_parses_back(path: Path) -> None:
     assert pickle.loads(pickle.dumps(net)) == net
 
 
-def test_an_unwritten_family_is_reported_where_it_stands() -> None:
-    with pytest.raises(NetworkError, match=r"vgg_fc_adtn.tn:5:34: there is no family named 'adtn'"):
-        load(SPECS / "vgg_fc_adtn.tn")
-
-
 def test_no_name_keeps_its_place_in_the_file() -> None:
     net = load(SPECS / "quanta_adapter.tn")
     names = [net.name, *(s.name for s in net.sizes), *(i.name for i in net.indices()), *net.sources()]
@@ -319,6 +314,28 @@ def test_the_builder_refuses_with_the_users_names(attempt: object, message: str)
     with pytest.raises(NetworkError) as caught:
         attempt(b, i, x)  # type: ignore[operator]
     assert caught.value.message == message
+
+
+def test_dotted_names() -> None:
+    net = network("""
+        size n = 3
+        input x.in[i:4]
+        index W.b{0..n}: 2
+        for k in 1..n { param W{k}.g{k}[W.b{k-1}, i]; param V.g{k}.c[W.b{k-1}, W.b{k}] }
+        V[W.b0,W.b{n}] = prod(k in 1..n: V.g{k}.c)
+        size.y[W.b{0..0}] = x.in[i] * W{1..1}.g1 * V
+        for.z[]=size.y * size.y
+        output for.z[]""")
+    assert [core.name for core in net.cores][-2:] == ["W3.g3", "V.g3.c"]
+    assert [index.name for index in net.indices()] == ["i", "W.b0", "W.b1", "W.b2", "W.b3"]
+    assert [equation.name for equation in net.equations] == ["V", "size.y", "for.z"]
+    assert parse(format_network(net)) == net
+    b = Builder("n")
+    i = b.indices("W.b{1..2}.c, a.b", 2)
+    assert [leg.plain for leg in i] == ["W.b1.c", "W.b2.c", "a.b"]
+    b.param("W", i[0])
+    with pytest.raises(NetworkError, match="needs a folder of this name"):
+        b.buffer("W.f", i[0])
 
 
 def test_words_of_the_language_are_names_of_tensors() -> None:

@@ -14,6 +14,8 @@ from torch import nn
 
 import tngraph as tg
 from tngraph.language.functions import ARITY
+from tngraph.language.sizes import symbol
+from tngraph.lowering import initialise
 from tngraph.lowering.kernels import FUNCTIONS
 from tngraph.lowering.names import MODULE_ATTRIBUTES
 
@@ -155,8 +157,45 @@ def test_a_name_that_clashes_with_python_works_everywhere(name: str):
     assert len(layer.state_dict()) == 2
 
 
+@pytest.mark.parametrize("name", CLASHES)
+def test_a_dotted_name_that_clashes_with_python_works_everywhere(name: str):
+    """The same name as every part of an input, of indices, of what is stored, of a result and of a folder."""
+    text = f"""network n {{
+      size rows
+      size {name} = 3
+      input {name}.{name}[{name}.r:rows, {name}.e:{name}, {name}.i:4]
+      param {name}.{name}.{name}[{name}.i, {name}.e]
+      param {name}_.{name}[{name}.i]
+      buffer {name}.{name}.{name}_[{name}.e]
+      const {name}.{name}_[{name}.e] = basis(1)
+      {name}_{name}[{name}.r, {name}.e] = relu({name}.{name} * {name}.{name}.{name})
+      {name}[{name}.r, {name}.e] = {name}_{name} * {name}.{name}.{name}_ + {name}.{name}_ * {name}_.{name}
+      output {name}[{name}.r, {name}.e]
+    }}"""
+    layer = tg.compile(tg.parse(text))
+    assert layer.verify().is_equal
+    assert len(layer.state_dict()) == 3
+
+
+def test_what_is_stored_under_dotted_names_lies_in_modules():
+    layer = tg.compile(
+        tg.parse("""network n {
+      input x[i:2]
+      param to.class.g1[i]; param to_.g1[i]; param W.to[i]; param W.to_[i]; buffer W.__f[i]; const W.c[i] = basis(1)
+      W.forward[] = x * to.class.g1 * to_.g1
+      y[] = W.forward * W.to * W.to_ * W.__f * W.c
+      output y[]
+    }""")
+    )
+    assert list(layer.state_dict()) == ["to_.class_.g1", "to__.g1", "W.to_", "W.to__", "W.x__f"]
+    assert [name for name, _ in layer.named_buffers()] == ["W.x__f", "W.c"]
+    assert layer.printed.attributes["to.class.g1"] == "to_.class_.g1"
+    assert layer.verify().is_equal
+
+
 INJECTIONS = [
-    "a'; import os; '", 'a"b', "a\nb", "a b", "a.b", "a[0]", "a()", "\u0430", "\uff41", "a\u200b", "é", "", "1a", "a-b",
+    "a'; import os; '", 'a"b', "a\nb", "a b", "a..b", "a.", ".a", "a[0]", "a()", "\u0430", "\uff41", "a\u200b", "é", "",
+    "1a", "a-b",
     "\\", "__import__('os')", "a#b", "{a}", "x" * 129,
 ]  # fmt: skip
 
@@ -191,6 +230,9 @@ def test_text_of_a_file_stays_text(tmp_path: Path):
          "output y[b, o]", 100),
         ("input x[b:1, i:64]; param q[i, j:64] = orthogonal; param w[j, o:80]; y[b, o] = x * q * w; "
          "output y[b, o]", 64),
+        ("input x[b:1, i:64]; param q[i, j:64] = near_eye(0.2); param s[j, p:64] = signs(0.3); "
+         "param f[p, k:64] = fan_in(2*64); param e[k, l:64] = eye(-2); param w[l, o:80]; "
+         "y[b, o] = x * q * s * f * e * w; output y[b, o]", 64),
     ],
 )  # fmt: skip
 def test_a_dense_entry_starts_with_the_variance_of_a_linear_layer(text: str, fan_in: int):
@@ -221,23 +263,81 @@ def test_a_bias_starts_as_its_neighbours_fan_in_says():
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 784), rel=0.1)
 
 
-@pytest.mark.parametrize("kind", ["normal(0.5)", "uniform(-1.0, 3.0)", "zeros", "ones", "eye", "orthogonal"])
+KINDS = [
+    "normal(0.5)", "uniform(-1.0, 3.0)", "zeros", "ones", "eye", "eye(-1)", "eye(0.5)", "orthogonal", "orthogonal(2)",
+    "fan_in(2*D)", "near_eye(0.1)", "signs(0.3)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("role", ["param", "buffer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-def test_a_named_initialisation_is_what_it_says(kind: str, dtype: torch.dtype):
-    text = f"network n {{ input x[i:40, j:3, k:40, l:3]; param w[i, j, k, l] = {kind}; y[] = x * w; output y[] }}"
-    w = tg.compile(tg.parse(text), dtype=dtype).w.detach()
-    matrix = w.reshape(120, 120)
-    if kind == "normal(0.5)":
-        assert w.abs().square().mean().item() == pytest.approx(0.25, rel=0.05)
-    elif kind.startswith("uniform"):
+def test_a_named_initialisation_is_what_it_says(kind: str, role: str, dtype: torch.dtype):
+    core = f"{role} w[i, j, k, l] = {kind}"
+    text = f"network n {{ size D = 4; input x[i:40, j:3, k:40, l:3]; {core}; y[] = x * w; output y[] }}"
+    network = tg.parse(text)
+    assert tg.parse(tg.format(network)) == network
+    layer = tg.compile(network, {"D": 8}, dtype=dtype)
+    w = layer.state_dict()["w"]
+    matrix, identity = w.reshape(120, 120), torch.eye(120, dtype=dtype)
+    square = w.abs().square().mean().item()
+    if kind.startswith("uniform"):
         parts = torch.view_as_real(w) if dtype.is_complex else w
         assert -1.0 <= parts.min() < -0.9
         assert 2.9 < parts.max() <= 3.0
-    elif kind == "orthogonal":
-        torch.testing.assert_close(matrix @ matrix.mH, torch.eye(120, dtype=dtype), atol=1e-4, rtol=0)
-    else:
-        expected = {"zeros": torch.zeros(120, 120), "ones": torch.ones(120, 120), "eye": torch.eye(120)}[kind]
+        square = parts.square().mean().item()
+    elif kind.startswith("orthogonal"):
+        factor = 2 if kind == "orthogonal(2)" else 1
+        torch.testing.assert_close(matrix @ matrix.mH, factor**2 * identity, atol=1e-4, rtol=0)
+    elif kind == "near_eye(0.1)":
+        noise = matrix - identity
+        assert noise.abs().square().mean().item() == pytest.approx(0.01, rel=0.05)
+        assert noise.diagonal().mean().abs() < 0.05
+    elif kind == "signs(0.3)":
+        assert torch.equal(w.real.abs(), torch.full_like(w.real, 0.3))
+        assert (w.real > 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
+    elif not kind.startswith(("normal", "fan_in")):
+        factor = {"eye(-1)": -1, "eye(0.5)": 0.5}.get(kind, 1)
+        expected = {"zeros": torch.zeros(120, 120), "ones": torch.ones(120, 120)}.get(kind, factor * identity)
         assert torch.equal(matrix, expected.to(dtype))
+    moment = initialise._moment(network.sources()["w"])
+    assert square == pytest.approx(0 if kind == "zeros" else float(moment.subs(symbol("D"), 8)), rel=0.05)
+    layer.get_buffer("w").zero_() if role == "buffer" else layer.w.data.zero_()
+    layer.reset_parameters()
+    assert layer.state_dict()["w"].any() == (kind != "zeros")
+
+
+def test_a_buffer_without_an_initialisation_is_left_alone():
+    layer = tg.compile(tg.parse("network n { input x[i:3]; buffer w[i]; y[] = x * w; output y[] }"))
+    assert not layer.w.any()
+    layer.w.fill_(2)
+    layer.reset_parameters()
+    assert torch.equal(layer.w, torch.full((3,), 2.0))
+
+
+def test_a_fan_in_keeps_the_names_of_its_sizes():
+    b = tg.Builder("n")
+    size = b.size("D", 3)
+    i, r = b.index("i", 4), b.index("r", size)
+    x, w = b.input("x", i), b.param("w", i, r, init=("fan_in", 4 * size))
+    v = b.buffer("v", r, init=("fan_in", 5))
+    b.output(b.equation("y", (), x * w * v))
+    network = b.build()
+    text = "network n { size D = 3; input x[i:4]; param w[i, r:D] = fan_in(4*D); buffer v[r] = fan_in(5)"
+    assert network == tg.parse(f"{text}; y[] = x * w * v; output y[] }}") == tg.parse(tg.format(network))
+    lines = tg.emit(network).splitlines()
+    assert "        nn.init.normal_(self.w, std=(4*D)**-0.5)" in lines
+    assert "        nn.init.normal_(self.v, std=5**-0.5)" in lines
+    for wrong in (0, 0.5, True, "D", size - 3, symbol("E")):
+        with pytest.raises(tg.NetworkError):
+            b.param(f"wrong{wrong}".translate(str.maketrans(".- ", "___")), i, init=("fan_in", wrong))
+
+
+def test_a_fan_in_is_at_least_one_at_the_sizes_of_a_layer_too():
+    text = "network n { size D = 3; input x[i:4]; param w[i] = fan_in(D - 2); y[] = x * w; output y[] }"
+    assert tg.compile(tg.parse(text), {"D": 4}).verify().is_equal
+    with pytest.raises(tg.SizeError, match="the fan-in D - 2 of 'w' is 0"):
+        tg.compile(tg.plan(tg.parse(text)), {"D": 2})
 
 
 def test_values_are_dropped_after_their_last_use():

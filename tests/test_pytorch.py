@@ -99,12 +99,12 @@ CASES: dict[str, Case] = {
           size batch
           size D = 2
           input x[batch, (i{1..4}: 2)]
-          param g1[i1, i2, m1:D, m2:D]
-          param g2[i3, i4, m3:D, m4:D]
-          param g3[m2, m3, n2:D, n3:D]
-          param g4[m1, n2, o1:2, o2:2]
-          param g5[n3, m4, o3:2, o4:2]
-          W[i{1..4}, o{1..4}] = g1 * g2 * g3 * g4 * g5
+          param W.g1[i1, i2, W.m1:D, W.m2:D]
+          param W.g2[i3, i4, W.m3:D, W.m4:D]
+          param W.g3[W.m2, W.m3, W.n2:D, W.n3:D]
+          param W.g4[W.m1, W.n2, o1:2, o2:2]
+          param W.g5[W.n3, W.m4, o3:2, o4:2]
+          W[i{1..4}, o{1..4}] = W.g1 * W.g2 * W.g3 * W.g4 * W.g5
           y[batch, o{1..4}] = relu(x * W)
           output y[batch, (o{1..4})]
         }"""),
@@ -162,13 +162,13 @@ CASES: dict[str, Case] = {
         network constants {
           size batch
           input x[batch, i:3]
-          const one[k:4] = basis(1)
-          const same[i, j:3] = eye
+          const fixed.one[k:4] = basis(1)
+          const fixed.same[i, j:3] = eye
           const both[j, p:3, q:3] = delta
-          buffer scale[k]
-          param u[p, r:2] = orthogonal
+          buffer stored.more.scale[k]
+          param stored.u[p, r:2] = orthogonal
           param v[r, q] = uniform(-1, 1)
-          y[batch, q, k] = x * same * both * u * v * scale + one
+          y[batch, q, k] = x * fixed.same * both * stored.u * v * stored.more.scale + fixed.one
           z[] = y
           output y[batch, (q, k)]
           output z[]

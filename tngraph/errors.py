@@ -89,3 +89,7 @@ class PlanError(TngraphError, ValueError):
 
 class VerificationError(TngraphError, AssertionError):
     """A module that does not do what its plan says."""
+
+
+class RankWarning(UserWarning):
+    """A rank beyond what can matter: it is made as large as can."""

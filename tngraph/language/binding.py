@@ -56,13 +56,15 @@ def check_size(name: str, value: object) -> None:
 
 
 def check_sizes(network: Network, values: Mapping[str, int]) -> None:
-    """Raise `SizeError` where these numbers leave an index without an element, or a basis vector without its entry."""
+    """Raise `SizeError` where these numbers leave an index or a fan-in below 1, or a basis vector without its entry."""
     index_sizes(network, values)
     for core in network.cores:
         if core.init is not None and core.init.kind == "basis":
             extent = evaluate_size(core.legs[0].size, values, LARGEST)
             if not 0 <= core.init.args[0] < extent:
                 raise SizeError(f"the const {core.name!r} = basis({core.init.args[0]}) has {extent} entries, from 0")
+        if core.fan_in is not None and (number := evaluate_size(core.fan_in, values, LARGEST)) < 1:
+            raise SizeError(f"the fan-in {core.fan_in} of {core.name!r} is {number}\n  a fan-in is at least 1")
 
 
 def unknown_size(network: Network, name: str, known: Sequence[str]) -> SizeError:

@@ -33,7 +33,10 @@ from tngraph.language.network import (
     Size,
     Term,
     check_count,
+    check_dotted_name,
     check_equation,
+    check_fan_in,
+    check_folders,
     check_name,
     check_new,
     check_port,
@@ -45,10 +48,10 @@ from tngraph.language.sizes import LARGEST, evaluate_size, is_same
 
 SizeLike: TypeAlias = int | sympy.Expr
 Axis = Position | tuple[Position, ...]
-Call = str | tuple[str | float, ...]
-"""A kind or a function, alone or with its numbers: ``"zeros"``, ``("normal", 0.02)``."""
+Call = str | tuple[str | float | sympy.Expr, ...]
+"""A kind or a function, alone or with its numbers: ``"zeros"``, ``("normal", 0.02)``, ``("fan_in", size)``."""
 
-_RANGE = re.compile(r"(\w*)\{(\d{1,18})\.\.(\d{1,18})\}(\w*)", re.ASCII)
+_RANGE = re.compile(r"([\w.]*)\{(\d{1,18})\.\.(\d{1,18})\}([\w.]*)", re.ASCII)
 _SUGGESTED = 200
 
 
@@ -74,6 +77,7 @@ class Builder:
         self.tensors: dict[str, Core | Equation] = {}
         self._declared: dict[str, Size] = {}
         self._weights: dict[str, int] = {}
+        self._members: dict[str, str] = {}
         self._inputs: list[Port] = []
         self._outputs: list[Port] = []
 
@@ -123,7 +127,7 @@ class Builder:
         Raises:
             NetworkError: a second size for one index, or a size that is not positive.
         """
-        check_name(name, "an index")
+        check_dotted_name(name, "an index")
         if size is None and name not in self.index_sizes and name in self.sizes:
             size = self.sizes[name]
         if size is not None:
@@ -173,13 +177,13 @@ class Builder:
         """
         return self._core(name, self._own(legs), "param", init)
 
-    def buffer(self, name: str, *legs: Position) -> Tensor:
-        """A tensor that is stored and not trained.
+    def buffer(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
+        """A tensor that is stored and not trained; it starts as zeros where nothing else is said.
 
         Raises:
             NetworkError: as for `param`.
         """
-        return self._core(name, self._own(legs), "buffer")
+        return self._core(name, self._own(legs), "buffer", init)
 
     def const(self, name: str, *legs: Position, kind: Call) -> Tensor:
         """A fixed structured tensor: ``delta``, ``eye``, ``ones`` or ``("basis", k)``.
@@ -191,12 +195,15 @@ class Builder:
 
     def _core(self, name: str, legs: tuple[Index, ...], role: Role, init: Call | None = None) -> Tensor:
         self._check_room(name, legs)
-        core = Core(name, legs, role, None if init is None else Init(*_call(init)))
+        core = Core(name, legs, role, None if init is None else _init(init))
         if role in ("param", "buffer"):
             self._check_storable(core)
         if core.init is not None and core.init.kind == "basis":
             self._check_basis(core, core.init.args[0])
+        self._check_fan_in(core)
+        check_folders(self.tensors, self._members, core)
         self.tensors[name] = plain_core(core)
+        self._members.update(dict.fromkeys(core.folders, str(name)))
         return self.tensor(name)
 
     def _check_room(self, name: str, legs: Sequence[object]) -> None:
@@ -223,6 +230,12 @@ class Builder:
                 "its entries count from 0",
                 at=core.name,
             )
+
+    def _check_fan_in(self, core: Core) -> None:
+        check_fan_in(core, self.defaults)
+        number = self.known(core.fan_in, core.name) if core.fan_in is not None else None
+        if core.init is not None and number is not None and number < 1:
+            raise NetworkError(f"fan_in({core.fan_in}) is {number}", "a fan-in is at least 1", at=core.init.kind)
 
     def tensor(self, name: str) -> Tensor:
         """The handle of a tensor defined before.
@@ -415,10 +428,20 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _call(call: Call) -> tuple[str, tuple[float, ...]]:
+    name, args = _named(call)
+    return name, tuple(_number(arg, name) for arg in args)
+
+
+def _named(call: Call) -> tuple[str, Sequence[object]]:
     name, *args = (call,) if isinstance(call, str) else call
     if not isinstance(name, str):
         raise NetworkError(f"{name!r} is no name", "write a name, or a name and its numbers")
-    return name, tuple(_number(arg, name) for arg in args)
+    return name, args
+
+
+def _init(call: Call) -> Init:
+    kind, args = _named(call)
+    return Init(kind, tuple(map(integer, args))) if kind == "fan_in" else Init(*_call(call))
 
 
 def _number(value: object, at: str) -> int | float:

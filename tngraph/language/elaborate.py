@@ -17,6 +17,9 @@ from lark import Token, Tree
 from tngraph.errors import LimitError, NetworkError, Problem
 from tngraph.language.arithmetic import Syntax, first_token
 from tngraph.language.builder import Axis, Builder, Call, unknown
+from tngraph.language.families import FAMILIES, find_family
+from tngraph.language.families.family import Family
+from tngraph.language.families.weight import Legs
 from tngraph.language.handles import Expression, Factor, Position, Summand
 from tngraph.language.limits import FACTORS, FAILURES, PROBLEMS, Budget
 from tngraph.language.names import Name, Scope, literal, names_in
@@ -27,6 +30,8 @@ from tngraph.language.sizes import LARGEST
 Statement = Tree[Token]
 
 _DIGITS = re.compile("[0-9]")
+_SYMBOLIC = "fan_in"
+"""The initialisation whose number keeps the names of its sizes."""
 
 
 class _SeveralError(NetworkError):
@@ -213,15 +218,14 @@ class Elaborator:
             scope.builder.param(name, *own, init=call)
         elif role == "const":
             scope.builder.const(name, *own, kind=call) if call is not None else _no_kind(name)
-        elif call is not None:
-            raise NetworkError(f"the buffer {name!r} takes no initialisation", at=name)
         else:
-            scope.builder.buffer(name, *own)
+            scope.builder.buffer(name, *own, init=call)
 
     def _call(self, tree: Statement, scope: Scope) -> Call:
         token, *args = tree.children
         name = Name(str(token), cast(Token, token))
-        return (name, *(scope.number(arg) for arg in args if arg is not None))
+        given = [arg for arg in args if arg is not None]
+        return (name, *((scope.amount(arg).expr if name == _SYMBOLIC else scope.number(arg)) for arg in given))
 
     def _output(self, statement: Statement, scope: Scope) -> None:
         tree, items = cast("list[Statement]", statement.children)
@@ -229,31 +233,42 @@ class Elaborator:
 
     def _loop(self, statement: Statement, scope: Scope) -> None:
         variable, first, last, *body = statement.children
-        for number in scope.range(first, last):
-            self._budget.statement(variable)
-            self._block(cast("list[Statement]", body), scope.inside(str(variable), number))
+        token = cast(Token, variable)
+        for number in scope.turns(token, first, last):
+            self._budget.statement(token)
+            self._block(cast("list[Statement]", body), scope.inside(token, number))
 
     def _equation(self, statement: Statement, scope: Scope) -> None:
         tree, items, right = cast("list[Statement]", statement.children)
         name = scope.name(tree)
-        if right.data == "family":
-            self._family(right)
+        family = _family_of(right)
+        if family is not None:
+            self._family(name, items, right, family, scope)
+            return
         legs = scope.left_legs(items)
-        for leg in legs:
-            if isinstance(leg, tuple):
-                raise NetworkError(f"the result {name!r} has a group of indices", "fuse them in its output", at=name)
-        left = cast("list[Position]", legs)
+        left = _ungrouped(name, legs)
         inner = scope.under(frozenset(leg.terms[0][1] for leg in left))
         function, total = (None, right) if right.data == "total" else cast("list[Statement]", right.children)
         pointed = None if function is None else _function(function)
         scope.builder.equation(name, left, _total(total, inner), pointed)
 
-    def _family(self, tree: Statement) -> None:
-        """A weight built by a named family; there are none yet."""
-        token = cast(Token, cast(Statement, tree.children[0]).children[0])
-        raise NetworkError(
-            f"there is no family named {str(token)!r} (yet none are built in)", "write the cores out", at=token
-        )
+    def _family(self, name: Name, items: Statement, right: Statement, word: Token, scope: Scope) -> None:
+        """A weight built by a named family, or a tensor that a family is applied to."""
+        family = find_family(word)
+        if family is None:
+            raise unknown("family", Name(str(word), word), FAMILIES)
+        before = len(scope.builder.tensors)
+        if right.data == "family":
+            axes = scope.own_legs(items)
+            _check_known(axes, scope.builder)
+            groups = [axis if isinstance(axis, tuple) else (axis,) for axis in axes]
+            family.define(scope.builder, name, groups, _settings(right.children[0], family, scope))
+        else:
+            left = _ungrouped(name, scope.left_legs(items))
+            source = _operand(right, word, scope.under(frozenset(leg.terms[0][1] for leg in left)))
+            total = family.apply(scope.builder, name, left, source, _settings(right, family, scope))
+            scope.builder.equation(name, left, total)
+        scope.budget.names(len(scope.builder.tensors) - before, word)
 
 
 _RULES: Mapping[str, Callable[[Elaborator, Statement, Scope], None]] = {
@@ -265,6 +280,64 @@ _RULES: Mapping[str, Callable[[Elaborator, Statement, Scope], None]] = {
     "loop": Elaborator._loop,
     "equation": Elaborator._equation,
 }
+
+
+def _ungrouped(name: Name, axes: Sequence[Axis]) -> Legs:
+    for axis in axes:
+        if isinstance(axis, tuple):
+            raise NetworkError(f"the result {name!r} has a group of indices", "fuse them in its output", at=name)
+    return cast("Legs", tuple(axes))
+
+
+def _family_of(right: Statement) -> Token | None:
+    """The word of a family on a right-hand side, if one is there."""
+    if right.data == "family":
+        return cast(Token, cast(Statement, right.children[0]).children[0])
+    word = right.children[0]
+    is_applied = right.data == "applied" and isinstance(word, Token) and find_family(word) is not None
+    return cast(Token, word) if is_applied or right.data == "mapping" else None
+
+
+def _operand(right: Statement, word: Token, scope: Scope) -> Factor:
+    """The tensor that a family is applied to."""
+    tree = cast(Statement, right.children[1])
+    total = _total(tree, scope) if tree.data == "total" else Expression((Summand(1, tuple(_factors(tree, scope))),))
+    if len(total.summands) != 1 or len(total.summands[0].factors) != 1 or total.summands[0].scale != 1:
+        raise NetworkError(f"{str(word)!r} is applied to one tensor", "give the rest a name of its own first", at=word)
+    return total.summands[0].factors[0]
+
+
+def _settings(tree: Syntax, family: Family, scope: Scope) -> dict[str, object]:
+    """The options that a family is given."""
+    options: dict[str, object] = {}
+    for child in cast(Statement, tree).children[1:]:
+        if isinstance(child, Tree) and child.data == "setting":
+            token, value = child.children
+            name = Name(str(token), cast(Token, token))
+            if name in options:
+                raise NetworkError(f"the option {str(name)!r} is given twice", at=name)
+            option = family.options.get(name)
+            options[name] = _value(cast(Statement, value), scope, is_word=option is not None and option.is_word)
+        elif isinstance(child, Tree) and child.data == "argument":
+            takes = ", ".join(family.options) or "none"
+            raise NetworkError(
+                f"an option of {family.name} has no name", f"its options: {takes}", at=first_token(child)
+            )
+    return options
+
+
+def _value(tree: Statement, scope: Scope, is_word: bool) -> object:
+    """A size, a word with or without numbers, or a list."""
+    if tree.data == "list":
+        return tuple(_value(cast(Statement, child), scope, is_word) for child in tree.children)
+    if not is_word:
+        return scope.amount(tree).expr
+    word = tree.children[0]
+    if isinstance(word, Token) and word.type == "NAME":
+        return str(word)
+    if isinstance(word, Tree) and word.data == "bound":
+        return (str(word.children[0]), *(scope.number(number) for number in word.children[1:]))
+    raise NetworkError("this option is a word", "as relu, or leaky_relu(0.1)", at=first_token(tree))
 
 
 def _check_known(axes: Sequence[Axis], builder: Builder) -> None:
@@ -328,12 +401,13 @@ def _term(tree: Statement, scope: Scope, sign: int, errors: list[NetworkError]) 
 def _factors(tree: Statement, scope: Scope) -> Iterator[Factor]:
     if tree.data == "prod":
         variable, first, last, inner = tree.children
-        numbers = scope.range(first, last)
-        scope.budget.names(len(numbers), variable)
+        token = cast(Token, variable)
+        numbers = scope.turns(token, first, last)
+        scope.budget.names(len(numbers), token)
         if not numbers:
-            raise NetworkError(f"the product over {str(variable)!r} is empty", "a..b includes both", at=variable)
+            raise NetworkError(f"the product over {str(token)!r} is empty", "a..b includes both", at=token)
         for number in numbers:
-            yield from _factors(cast(Statement, inner), scope.inside(str(variable), number))
+            yield from _factors(cast(Statement, inner), scope.inside(token, number))
         return
     for name in scope.names(cast(Statement, tree.children[0])):
         tensor = scope.builder.tensor(name)
@@ -368,8 +442,16 @@ def _shaping(tree: Syntax, variables: frozenset[str]) -> Iterator[str]:
     if isinstance(tree, Token):
         return
     children = [child for child in tree.children if child is not None]
-    if tree.data in ("slot", "init", "setting"):
+    if tree.data == "init" and children[0] == _SYMBOLIC:
+        return
+    if tree.data in ("slot", "init"):
         yield from (str(t) for child in children for t in names_in(child) if t not in variables)
+    elif tree.data in ("call", "mapping"):
+        family = find_family(cast(Token, children[0]))
+        for setting in tree.find_data("setting"):
+            option = family.options.get(str(setting.children[0])) if family is not None else None
+            if option is None or not option.is_size:
+                yield from (str(t) for t in names_in(setting.children[1]) if t not in variables)
     elif tree.data in ("loop", "prod"):
         variable, first, last, *body = children
         yield from (str(t) for bound in (first, last) for t in names_in(bound) if t not in variables)

@@ -149,7 +149,11 @@ def _size(size: Size) -> str:
 
 def _call(call: Init | Function) -> str:
     name = call.kind if isinstance(call, Init) else call.name
-    return f"{name}({', '.join(map(repr, call.args))})" if call.args else name
+    return f"{name}({', '.join(map(_number, call.args))})" if call.args else name
+
+
+def _number(number: float | sympy.Expr) -> str:
+    return format_size(number) if isinstance(number, sympy.Expr) else repr(number)
 
 
 def _times(factor: int, name: str) -> str:

@@ -1,8 +1,9 @@
 """Networks from what people already have, and back: einsum strings, index lists and networkx graphs.
 
 Each import makes one equation ``y``: the product of all tensors. Labels of any kind become names by one rule
-(`_Names`): runs of characters that no name may have become ``_``, a name that would start with a digit gets a
-letter in front, and a name already taken gets ``_2``, ``_3``, …, in order of mention.
+(`_Names`): a dotted name stays, in others runs of characters that no name may have become ``_``, a name that would
+start with a digit gets a letter in front, and a name already taken, or that of a folder of others, gets ``_2``, ``_3``,
+…, in order of mention.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from tngraph.language.network import (
     Role,
     Size,
     Term,
+    folders,
+    is_dotted_name,
 )
 from tngraph.language.sizes import LARGEST, symbol
 
@@ -183,7 +186,7 @@ def from_networkx(
     }
     output = tuple(sizes)
     for u, v, data in graph.edges(data=True):
-        label = _Bond(data.get("name", f"{names.of(u)}_{names.of(v)}"), len(sizes))
+        label = _Bond(data.get("name", f"{names.of(u)}_{names.of(v)}".replace(".", "_")), len(sizes))
         sizes[label] = _bond_size(u, v, data.get("size", bond))
         legs[u].append(label)
         legs[v].append(label)
@@ -298,13 +301,11 @@ class _Names:
 
     def fresh(self, text: str) -> str:
         """A name like this text that no label has."""
-        clean = (
-            text
-            if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII)
-            else re.sub(r"\W+|_+", "_", text, flags=re.ASCII).strip("_")
-        )
+        used = {*self.taken.values(), *(folder for name in self.taken.values() for folder in folders(name))}
+        keeps = is_dotted_name(text) and used.isdisjoint(folders(text))
+        clean = text if keeps else re.sub(r"\W+|_+", "_", text, flags=re.ASCII).strip("_")
         base = (clean if clean and not clean[0].isdigit() else f"{self.letter}{clean}")[: LONGEST_NAME - 8]
-        used, name, count = set(self.taken.values()), base, 1
+        name, count = base, 1
         while name in used:
             count += 1
             name = f"{base}_{count}"
@@ -333,6 +334,9 @@ def _network(
     labels = dict.fromkeys(label for tensor in tensors for label in tensor.legs)
     _check_labels(labels, output, sizes)
     names = _Names("i")
+    for label in labels:
+        # The name of an index without a size is that of its size, and those have no dots.
+        names.of(label, str(label).replace(".", "_") if sizes[label] is None else None)
     indices = {label: Index(names.of(label), _size(names.of(label), sizes[label])) for label in labels}
     _check_runtime(tensors, indices, defaults)
     cores = tuple(Core(t.name, _own_legs(t, indices, names), t.role, t.init) for t in tensors)

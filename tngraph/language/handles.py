@@ -19,7 +19,7 @@ class Position:
     """
 
     terms: tuple[tuple[int, str], ...]
-    offset: sympy.Expr = sympy.Integer(0)  # noqa: RUF009 (an immutable number)
+    offset: sympy.Expr = sympy.Integer(0)
     modulus: sympy.Expr | None = None
     is_bare: bool = False
 

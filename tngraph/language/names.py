@@ -15,7 +15,7 @@ from tngraph.language.arithmetic import Amount, Operand, Reading, Syntax, amount
 from tngraph.language.builder import Axis, Builder, unknown
 from tngraph.language.handles import Position
 from tngraph.language.limits import Budget
-from tngraph.language.network import check_name
+from tngraph.language.network import check_dotted_name, check_name
 
 
 class Name(str):
@@ -45,9 +45,14 @@ class Scope:
     loop: Loop
     left: Collection[str] = ()
 
-    def inside(self, variable: str, value: int) -> Scope:
+    def inside(self, variable: Token, value: int) -> Scope:
         """The scope of a loop's body."""
-        return Scope(self.builder, self.budget, {**self.loop, variable: value}, self.left)
+        return Scope(self.builder, self.budget, {**self.loop, str(variable): value}, self.left)
+
+    def turns(self, variable: Token, first: Syntax, last: Syntax) -> range:
+        """The numbers that a loop variable takes."""
+        check_name(Name(str(variable), variable), "a loop variable")
+        return self.range(first, last)
 
     def under(self, left: Collection[str]) -> Scope:
         """The scope of the right-hand side of an equation with these indices on its left."""
@@ -74,7 +79,7 @@ class Scope:
     def _name(self, tree: Tree[Token], token: Token, number: int) -> Name:
         text = "".join(map(str, self._parts(tree, number)))
         name = Name(text, token)
-        check_name(name, "anything")
+        check_dotted_name(name, "anything")
         return name
 
     def _parts(self, tree: Tree[Token], number: int) -> Iterator[str | int]:

@@ -4,14 +4,14 @@ A `Network` is cores (tensors with named legs) and equations over them. The text
 builder and the imports all produce these same values, and everything downstream (meaning, plan, counts,
 code) is a loop over them.
 
-Invariant: names are ASCII identifiers; one index name has one size in the whole network; an access has
-exactly the legs of its source; a name is defined before it is used, and once.
+Invariant: names are ASCII identifiers, those of tensors and indices several joined by dots; one index name has one
+size in the whole network; an access has exactly the legs of its source; a name is defined before it is used, and once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,19 +22,44 @@ from tngraph.language.sizes import is_same, symbol
 
 Role = Literal["input", "param", "buffer", "const"]
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
+_IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
+_NAME = re.compile(rf"{_IDENTIFIER}\Z", re.ASCII)
+_DOTTED = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*\Z", re.ASCII)
 LONGEST_NAME = 128
+
+
+def is_dotted_name(text: str) -> bool:
+    """Whether a text is ASCII identifiers joined by single dots, of at most 128 characters in all."""
+    return len(text) <= LONGEST_NAME and bool(_DOTTED.match(text))
 
 
 def check_name(name: str, what: str) -> None:
     """Raise `NetworkError` unless a name is an ASCII identifier of at most 128 characters."""
-    if not isinstance(name, str) or len(name) > LONGEST_NAME or not _NAME.match(name):
-        shown = repr(name) if len(str(name)) <= LONGEST_NAME else repr(str(name)[:LONGEST_NAME]) + "…"
-        raise NetworkError(
-            f"{shown} cannot name {what}",
-            f"a name is ASCII letters, digits and underscores, at most {LONGEST_NAME}, and starts with no digit",
-            at=name,
-        )
+    if not isinstance(name, str) or not is_dotted_name(name):
+        raise _no_name(name, what)
+    if not _NAME.match(name):
+        raise NetworkError(f"{name!r} cannot name {what}", "only tensors and indices have dots in their names", at=name)
+
+
+def check_dotted_name(name: str, what: str) -> None:
+    """Raise `NetworkError` unless a name is ASCII identifiers joined by single dots, of at most 128 characters."""
+    if not isinstance(name, str) or not is_dotted_name(name):
+        raise _no_name(name, what)
+
+
+def _no_name(name: object, what: str) -> NetworkError:
+    shown = repr(name) if len(str(name)) <= LONGEST_NAME else repr(str(name)[:LONGEST_NAME]) + "…"
+    return NetworkError(
+        f"{shown} cannot name {what}",
+        f"a name is ASCII letters, digits and underscores, at most {LONGEST_NAME}, and starts with no digit",
+        at=name,
+    )
+
+
+def folders(name: str) -> tuple[str, ...]:
+    """The dotted names that a dotted name lies in, outermost first: ``a`` and ``a.b`` of ``a.b.c``."""
+    parts = name.split(".")
+    return tuple(".".join(parts[:count]) for count in range(1, len(parts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +86,7 @@ class Index:
     size: sympy.Expr
 
     def __post_init__(self) -> None:
-        check_name(self.name, "an index")
+        check_dotted_name(self.name, "an index")
         if self.size.is_Integer and self.size <= 0:
             raise NetworkError(f"the index {self.name!r} has size {self.size}", "a size is at least 1", at=self.name)
 
@@ -99,14 +124,29 @@ Leg = Index | Read
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a param starts, or what a const is: a kind and its numbers, as ``normal(0.02)``."""
+    """How a stored tensor starts, or what a const is: a kind and its numbers, as ``normal(0.02)``.
+
+    That of ``fan_in`` is a size.
+    """
 
     kind: str
-    args: tuple[float, ...] = ()
+    args: tuple[float | sympy.Expr, ...] = ()
 
 
-INIT_ARGS: Mapping[str, int] = {"normal": 1, "uniform": 2, "zeros": 0, "ones": 0, "eye": 0, "orthogonal": 0}
-CONST_ARGS: Mapping[str, int] = {"delta": 0, "basis": 1, "ones": 0, "eye": 0}
+INIT_ARGS: Mapping[str, tuple[int, ...]] = {
+    "normal": (1,),
+    "uniform": (2,),
+    "zeros": (0,),
+    "ones": (0,),
+    "eye": (0, 1),
+    "orthogonal": (0, 1),
+    "fan_in": (1,),
+    "near_eye": (1,),
+    "signs": (1,),
+}
+"""How many numbers each initialisation takes."""
+CONST_ARGS: Mapping[str, tuple[int, ...]] = {"delta": (0,), "basis": (1,), "ones": (0,), "eye": (0,)}
+"""How many numbers each kind of const takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +158,26 @@ class Core:
     role: Role
     init: Init | None = None
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of a module that it is stored in, outermost first; an input is stored nowhere."""
+        return folders(self.name) if self.role != "input" else ()
+
+    @property
+    def fan_in(self) -> sympy.Expr | None:
+        """The size that a core drawn by ``fan_in`` is drawn for."""
+        init = self.init
+        return sympy.sympify(init.args[0]) if init is not None and init.kind == "fan_in" else None
+
     def __post_init__(self) -> None:
-        check_name(self.name, f"a {self.role}")
+        check_dotted_name(self.name, f"a {self.role}")
         _check_legs(self)
         kinds = CONST_ARGS if self.role == "const" else INIT_ARGS
         if self.init is None:
             if self.role == "const":
                 raise NetworkError(f"the const {self.name!r} says no kind", f"kinds: {', '.join(kinds)}", at=self.name)
             return
-        if self.role not in ("param", "const"):
+        if self.role == "input":
             raise NetworkError(f"the {self.role} {self.name!r} takes no initialisation", at=self.name)
         if self.init.kind not in kinds:
             raise NetworkError(
@@ -134,18 +185,24 @@ class Core:
                 f"there are: {', '.join(kinds)}",
                 at=self.init.kind,
             )
-        if len(self.init.args) != kinds[self.init.kind]:
-            raise NetworkError(
-                f"{self.init.kind} takes {kinds[self.init.kind]} number(s), not {len(self.init.args)}",
-                at=self.init.kind,
-            )
-        if self.init.kind == "normal" and self.init.args[0] < 0:
-            raise NetworkError(f"normal({self.init.args[0]}) has a negative standard deviation", at=self.init.kind)
-        if self.init.kind == "uniform" and self.init.args[0] > self.init.args[1]:
-            low, high = self.init.args
-            raise NetworkError(f"uniform({low}, {high}) is empty", "the lower number stands first", at=self.init.kind)
+        _check_numbers(self.init, kinds[self.init.kind])
         if self.role == "const":
             _check_structure(self, self.init)
+
+
+def _check_numbers(init: Init, counts: tuple[int, ...]) -> None:
+    """Whether an initialisation has the numbers that its kind is about."""
+    kind, args = init.kind, init.args
+    if len(args) not in counts:
+        raise NetworkError(f"{kind} takes {' or '.join(map(str, counts))} number(s), not {len(args)}", at=kind)
+    if kind in ("normal", "near_eye") and args[0] < 0:
+        raise NetworkError(f"{kind}({args[0]}) has a negative standard deviation", at=kind)
+    if kind == "uniform" and args[0] > args[1]:
+        raise NetworkError(f"uniform({args[0]}, {args[1]}) is empty", "the lower number stands first", at=kind)
+    if kind == "fan_in":
+        number = sympy.sympify(args[0]) if isinstance(args[0], int | sympy.Expr) else sympy.nan
+        if not number.free_symbols and not (number.is_Integer and number >= 1):
+            raise NetworkError(f"fan_in({args[0]}) is no number of entries", "it is a size, and at least 1", at=kind)
 
 
 def _check_legs(core: Core) -> None:
@@ -215,7 +272,7 @@ class Equation:
     function: Function | None = None
 
     def __post_init__(self) -> None:
-        check_name(self.name, "a result")
+        check_dotted_name(self.name, "a result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,9 +340,12 @@ def _mentions(network: Network) -> Iterator[Index]:
 
 def _check_definitions(network: Network) -> None:
     known: dict[str, Core | Equation] = {}
+    members: dict[str, str] = {}
     for core in network.cores:
         check_new(known, core.name)
+        check_folders(known, members, core)
         known[core.name] = core
+        members.update(dict.fromkeys(core.folders, core.name))
     for equation in network.equations:
         check_equation(known, equation)
         known[equation.name] = equation
@@ -295,6 +355,26 @@ def check_new(known: Mapping[str, object], name: str) -> None:
     """Raise `NetworkError` if a tensor of this name is known."""
     if name in known:
         raise NetworkError(f"the name {name!r} is defined twice", "give one of them another name", at=name)
+
+
+def check_folders(known: Mapping[str, Core | Equation], members: Mapping[str, str], core: Core) -> None:
+    """Raise `NetworkError` if a module would need one name for a tensor and for a folder of tensors.
+
+    Args:
+        known: the tensors so far.
+        members: by each folder of what is stored so far, a tensor in it.
+        core: the next one.
+    """
+    outer = [known[folder] for folder in core.folders if folder in known]
+    stored = [source for source in outer if isinstance(source, Core) and source.role != "input"]
+    inner = members.get(core.name) if core.role != "input" else None
+    if stored or inner is not None:
+        tensor, member = (stored[0].name, core.name) if stored else (core.name, inner)
+        raise NetworkError(
+            f"{str(tensor)!r} is a tensor, and {str(member)!r} needs a folder of this name",
+            "what is stored lies in folders by its dots: give one of them another name",
+            at=core.name,
+        )
 
 
 def check_equation(known: Mapping[str, Core | Equation], equation: Equation) -> None:
@@ -367,6 +447,19 @@ def _check_stored(network: Network) -> None:
                     f"a {core.role} has one shape whatever the input: give the size a value",
                     at=leg.name,
                 )
+        check_fan_in(core, {symbol.name for symbol in known})
+
+
+def check_fan_in(core: Core, known: Container[str]) -> None:
+    """Raise `NetworkError` if the fan-in of a core depends on other sizes than the compile-time ones."""
+    names = sorted(symbol.name for symbol in core.fan_in.free_symbols) if core.fan_in is not None else []
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise NetworkError(
+            f"the fan-in of {core.name!r} depends on {unknown[0]!r}, which is no compile-time size",
+            "what is stored starts before any input: give the size a value",
+            at=core.init.kind if core.init is not None else None,
+        )
 
 
 def _check_ports(network: Network) -> None:

@@ -16,7 +16,7 @@ from tngraph.language.limits import DEPTH, DIGITS, FILE_BYTES, LITERAL, STATEMEN
 
 _PIECE = re.compile(
     r"(?P<blank>[ \t\r\f]+|\#[^\n]*)|(?P<number>[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<word>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>\.\.|\*\*|//|.|\n)",
+    r"|(?P<word>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)|(?P<sign>\.\.|\*\*|//|.|\n)",
     re.VERBOSE,
 )
 _STATEMENT = re.compile(r"(?:size|index|input|param|buffer|const|output|network|for)[ \t]+[A-Za-z_]")

@@ -51,8 +51,10 @@ _WORDS = {
     "_SIZE": "a statement",
     "$END": "the end of the text",
 }
-_ALPHABET = "names are ASCII letters, digits and underscores; signs are + - * // % ** = : , ; .. ( ) [ ] { } #"
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\{?")
+_ALPHABET = (
+    "names are ASCII letters, digits and underscores, joined by dots; signs are + - * // % ** = : , ; .. ( ) [ ] { } #"
+)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*\{?")
 _KEYWORDS = ("size", "index", "input", "output", "param", "buffer", "const", "for")
 _MISSPELT = re.compile(r"\s*([A-Za-z_]\w*)[ \t]+[A-Za-z_]", re.ASCII)
 _AFTER_STAR = re.compile(r"\*\s*\Z")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from textwrap import indent
 
@@ -31,8 +31,10 @@ def print_constructor(plan: Plan, names: Names) -> str:
         lines.append(f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")')
         lines.append(f"self.{names.size_attributes[size.name]} = {argument}")
     constants = _constants(plan, names)
-    for core in plan.network.cores:
-        lines.extend(_register(core, names, core in constants))
+    stored = [core for core in plan.network.cores if core.role in ("param", "buffer") or core in constants]
+    paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
+    lines.extend(f"self.{path} = nn.Module()" for path in paths)
+    lines.extend(_register(core, names) for core in stored)
     lines.append("self.reset_parameters()")
     signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
@@ -65,18 +67,20 @@ def is_diagonal(core: Core, access: Access) -> bool:
     )
 
 
-def _register(core: Core, names: Names, is_constant: bool) -> Iterator[str]:
+def _register(core: Core, names: Names) -> str:
     """The line that makes a core part of the module."""
     shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
-    name = names.attributes.get(core.name, "")
+    name = names.attributes[core.name]
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
     empty = f"torch.empty({shape}, device=device, dtype=dtype)"
     if core.role == "param":
-        yield f"self.{name} = nn.Parameter({empty}){comment}"
-    elif core.role == "buffer":
-        yield f'self.register_buffer("{name}", {empty.replace("empty", "zeros")}){comment}'
-    elif is_constant:
-        yield f'self.register_buffer("{name}", {empty}, persistent=False){comment}'
+        return f"self.{name} = nn.Parameter({empty}){comment}"
+    *path, own = name.split(".")
+    register = ".".join(["self", *path, "register_buffer"])
+    if core.role == "buffer":
+        made = empty if core.init is not None else empty.replace("empty", "zeros")
+        return f'{register}("{own}", {made}){comment}'
+    return f'{register}("{own}", {empty}, persistent=False){comment}'
 
 
 def show_tuple(items: Sequence[str]) -> str:
@@ -85,12 +89,12 @@ def show_tuple(items: Sequence[str]) -> str:
 
 
 def print_reset(plan: Plan, names: Names) -> str:
-    """``reset_parameters``: how params start, and what constants are."""
+    """``reset_parameters``: how params and the buffers that say so start, and what constants are."""
     doc = '"""Draw the params anew: a linear map starts with the variance its dense weight would have."""'
     lines: list[str] = []
-    params = [core for core in plan.network.cores if core.role == "param"]
+    drawn = [c for c in plan.network.cores if c.role == "param" or (c.role == "buffer" and c.init is not None)]
     spreads = default_spreads(plan.network)
-    for std, cores in groupby(params, lambda core: spreads[core.name] if core.init is None else None):
+    for std, cores in groupby(drawn, lambda core: spreads[core.name] if core.init is None else None):
         targets = {f"self.{names.attributes[core.name]}": core for core in cores}
         if std is None:
             lines.extend(_fixed_init(core, target, names) for target, core in targets.items())
@@ -132,19 +136,44 @@ def _std(plan: Plan, spread: Spread, names: Names) -> str:
 def _fixed_init(core: Core, target: str, names: Names) -> str:
     assert core.init is not None
     kind, args = core.init.kind, core.init.args
+    if kind in _MATRICES:
+        rows, columns = map(names.show_size, matrix_sizes(core))
+        return f"with torch.no_grad():\n    {_MATRICES[kind](target, rows, columns, args)}"
     if kind == "uniform":
         both = f"torch.view_as_real({target}) if {target}.is_complex() else {target}"
         return f"nn.init.uniform_({both}, {args[0]!r}, {args[1]!r})"
     if kind == "normal":
         return f"nn.init.normal_({target}, std={args[0]!r})"
-    if kind == "eye":
-        rows, columns = map(names.show_size, matrix_sizes(core))
-        return f"with torch.no_grad():\n    nn.init.eye_({target}.view({rows}, {columns}))"
-    if kind == "orthogonal":  # drawn real for complex params too: PyTorch draws no other
-        rows, columns = map(names.show_size, matrix_sizes(core))
-        drawn = f"nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}))"
-        return f"with torch.no_grad():\n    {target}.copy_({drawn}.view_as({target}))"
+    if core.fan_in is not None:
+        shown = names.show_size(core.fan_in)
+        return f"nn.init.normal_({target}, std={shown if core.fan_in.is_Atom else f'({shown})'}**-0.5)"
+    if kind == "signs":  # drawn real for complex tensors too, as orthogonal: PyTorch draws no other
+        drawn = f"{target}.real.new_empty({target}.shape).bernoulli_(0.5).mul_(2).sub_(1).mul_({args[0]!r})"
+        return f"with torch.no_grad():\n    {target}.copy_({drawn})"
     return f"nn.init.{kind}_({target})"
+
+
+def _eye(target: str, rows: str, columns: str, args: Sequence[object]) -> str:
+    if args:
+        return f"nn.init.zeros_({target}).view({rows}, {columns}).fill_diagonal_({args[0]!r})"
+    return f"nn.init.eye_({target}.view({rows}, {columns}))"
+
+
+def _near_eye(target: str, rows: str, columns: str, args: Sequence[object]) -> str:
+    return f"nn.init.normal_({target}, std={args[0]!r}).view({rows}, {columns}).diagonal().add_(1)"
+
+
+def _orthogonal(target: str, rows: str, columns: str, args: Sequence[object]) -> str:
+    gain = f", gain={args[0]!r}" if args else ""
+    return f"{target}.copy_(nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}){gain}).view_as({target}))"
+
+
+_MATRICES: Mapping[str, Callable[[str, str, str, Sequence[object]], str]] = {
+    "eye": _eye,
+    "near_eye": _near_eye,
+    "orthogonal": _orthogonal,
+}
+"""How a tensor starts as a matrix of so many rows and columns."""
 
 
 def print_extra_repr(plan: Plan, names: Names) -> str:

@@ -10,7 +10,7 @@ independent products.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -89,16 +89,22 @@ def _moment(core: Core) -> sympy.Expr | None:
     """The second moment of an entry that is not drawn with the rest; None for one that is (zeros stand for one)."""
     if core.init is None or core.init.kind == "zeros":
         return None
-    if core.init.kind in ("eye", "orthogonal"):
-        rows, columns = matrix_sizes(core)
-        return 1 / sympy.Max(rows, columns)
-    if core.init.kind == "ones":
-        return sympy.Integer(1)
-    numbers = [sympy.Rational(number) for number in core.init.args]
-    if core.init.kind == "normal":
-        return numbers[0] ** 2 or sympy.Integer(1)
-    low, high = numbers
-    return (low**2 + low * high + high**2) / 3 or sympy.Integer(1)
+    if core.fan_in is not None:
+        return 1 / core.fan_in
+    numbers = [sympy.Rational(str(number)) for number in core.init.args]
+    return _MOMENTS[core.init.kind](1 / sympy.Max(*matrix_sizes(core)), numbers) or sympy.Integer(1)
+
+
+_MOMENTS: Mapping[str, Callable[[sympy.Expr, Sequence[sympy.Expr]], sympy.Expr]] = {
+    "ones": lambda diagonal, numbers: sympy.Integer(1),
+    "normal": lambda diagonal, numbers: numbers[0] ** 2,
+    "uniform": lambda diagonal, numbers: (numbers[0] ** 2 + numbers[0] * numbers[1] + numbers[1] ** 2) / 3,
+    "signs": lambda diagonal, numbers: numbers[0] ** 2,
+    "orthogonal": lambda diagonal, numbers: diagonal * sympy.prod(numbers) ** 2,
+    "eye": lambda diagonal, numbers: diagonal * sympy.prod(numbers) ** 2,
+    "near_eye": lambda diagonal, numbers: diagonal + numbers[0] ** 2,
+}
+"""The second moment of an initialisation, given that of a diagonal of ones, and its numbers."""
 
 
 def matrix_sizes(core: Core) -> tuple[sympy.Expr, sympy.Expr]:

@@ -3,6 +3,9 @@
 A name the generated file cannot use as it stands (a keyword, an attribute of ``nn.Module``, ``self``, ``torch``, …)
 gets underscores appended until it is free; one that starts with two underscores, which Python mangles, gets an
 ``x`` in front. All other names stay exactly as declared.
+
+What is stored under a dotted name lies in folders, plain modules inside the module: each part of the name is made safe
+by this rule among its neighbours. A variable has ``_`` for each dot.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Names:
     plan: Plan
     class_name: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
     size_attributes: dict[str, str] = field(default_factory=dict)
     size_arguments: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, str] = field(default_factory=dict)
@@ -71,25 +75,35 @@ class Names:
     def __post_init__(self) -> None:
         network = self.plan.network
         self.class_name = escape(network.name, LOCALS, set())
-        on_module: set[str] = set()
+        taken: dict[str, set[str]] = {"": set()}
         for core in network.cores:
             if core.role != "input":
-                self.attributes[core.name] = escape(core.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
+                for folder in core.folders:
+                    if folder not in self.folders:
+                        self.folders[folder] = self._attribute(folder, taken)
+                        taken[folder] = set()
+                self.attributes[core.name] = self._attribute(core.name, taken)
         in_constructor: set[str] = set()
         for size in network.settable_sizes():
-            self.size_attributes[size.name] = escape(size.name, MODULE_ATTRIBUTES | KEYWORDS, on_module)
+            self.size_attributes[size.name] = self._attribute(size.name, taken)
             self.size_arguments[size.name] = escape(size.name, LOCALS, in_constructor)
         in_forward: set[str] = set()
         for port in network.inputs:
-            self.arguments[port.name] = escape(port.name, LOCALS, in_forward)
+            self.arguments[port.name] = _variable(port.name, in_forward)
         for size in network.sizes:
             self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
         for op in self.plan.operations:
             if op.name not in self.values:
-                self.values[op.name] = escape(op.name, LOCALS, in_forward)
+                self.values[op.name] = _variable(op.name, in_forward)
         for index in network.indices():
             if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
-                self.windows[index.size] = symbol(escape(index.name, LOCALS, in_forward))
+                self.windows[index.size] = symbol(_variable(index.name, in_forward))
+
+    def _attribute(self, name: str, taken: Mapping[str, set[str]]) -> str:
+        """The path from the module to what has this name, given the names in use in each folder."""
+        folder, _, own = name.rpartition(".")
+        safe = escape(own, MODULE_ATTRIBUTES | KEYWORDS, taken[folder])
+        return f"{self.folders[folder]}.{safe}" if folder else safe
 
     def show(self, expr: sympy.Expr) -> str:
         """A size inside ``forward``, where counts of windows have names."""
@@ -114,10 +128,14 @@ class Names:
 
     def size_lines(self, code: Sequence[str]) -> Iterator[str]:
         """The lines that give the module's sizes local names, for the sizes that some code uses."""
-        words = {word for line in code if not line.startswith("#") for word in re.findall(r"\w+", line)}
+        words = {word for line in code if not line.startswith("#") for word in re.findall(r"(?<![.\w])\w+", line)}
         for name, attribute in self.size_attributes.items():
             if self.sizes[name] in words:
                 yield f"{self.sizes[name]} = self.{attribute}"
+
+
+def _variable(name: str, taken: set[str]) -> str:
+    return escape(name.replace(".", "_"), LOCALS, taken)
 
 
 def _renamed(names: Mapping[str, str]) -> dict[sympy.Expr, sympy.Symbol]:

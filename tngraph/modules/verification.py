@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ class _Stored:
     def of(self, layer: nn.Module, *roles: str) -> dict[str, torch.Tensor]:
         """The tensors of some roles by the names they were declared under."""
         cores = [core for core in self.plan.network.cores if core.role in roles]
-        return {core.name: getattr(layer, self.attributes[core.name]) for core in cores}
+        return {core.name: attrgetter(self.attributes[core.name])(layer) for core in cores}
 
 
 def _fill_zeros(tensors: Mapping[str, torch.Tensor], generator: torch.Generator) -> None:

@@ -1,0 +1,248 @@
+"""Families that are circuits of small gates: on constant vectors they generate a weight, on the input they are one.
+
+Gates start orthogonal, and those that only see constants as random signs: so a generated weight is spread over all
+its entries whatever the depth. The gates of the last layer share out the scale of ``torch.nn.Linear``, 1/(3·fan-in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Literal
+
+import sympy
+
+from tngraph.errors import NetworkError
+from tngraph.language.families.weight import Activation, Count, Flag, Legs, Pairs, Rank, Weight, multiply
+from tngraph.language.handles import Expression, Position
+from tngraph.language.sizes import is_same
+
+Layout = Literal["brick", "staircase"]
+Wall = Sequence[tuple[int, ...]]
+"""The positions that each gate acts on, in the order in which the gates act."""
+Wires = Sequence[Position | None]
+"""The index at each position; None is the constant vector."""
+
+
+def adtn(
+    w: Weight,
+    layers: Count = 1,
+    activation: Activation = "relu",
+    gate: Count = 2,
+    bond: Rank | None = None,
+    layout: Layout = "brick",
+) -> Expression:
+    """Automatically differentiable tensor network: walls of gates on constant vectors generate the weight.
+
+        v  v  v  v  v  v        v = [1, 0, ...]
+        |  |  |  |  |  |
+        (g1)  (g2)  (g3)        the first column only ever sees v, and keeps the entries that matter
+        |  |__|  |__|  |
+        |  (g4)  (g5)  |
+        |  |  |  |  |  |        one layer; another one begins behind an activation
+        i1 i2 i3 o1 o2 o3
+
+    With one layer the weight is linear in each gate, and the plan may contract the gates with the input and never
+    form it. With Q legs of size 2, F = ⌊Q/2⌋ and M layers there are 4F + 16(M(Q − 1) − F) params.
+
+    Args:
+        layers: how many walls, with an activation after each but the last.
+        activation: between layers; ``none`` for a deep linear circuit.
+        gate: how many neighbouring legs a gate acts on.
+        bond: the size of the wires inside a layer; that of the legs when absent.
+        layout: ``brick``, two columns of gates, or ``staircase``, one gate after the other along the legs.
+
+    Source: Qing et al., arXiv 2305.06058.
+    """
+    wall = _wall(len(w.legs), gate, layout)
+    gain = _scale(w, layers - 1 if activation else 0) ** (1 / len(wall))
+    wires: Wires = [None] * len(w.legs)
+    state: list[Expression] = []
+    for layer in range(1, layers):
+        outs = tuple(w.index(f"h{layer}_{k}", w.size(leg)) for k, leg in enumerate(w.legs, 1))
+        product = multiply([*state, *_layer(w, wall, wires, outs, bond, f"g{layer}_", 1.0, layout)])
+        state, wires = [w.equation(f"h{layer}", outs, product, activation)], outs
+    return multiply([*state, *_layer(w, wall, wires, w.legs, bond, f"g{layers}_", gain, layout)])
+
+
+def _wall(count: int, gate: int, layout: Layout) -> Wall:
+    """The gates of one layer: neighbours in two shifted columns, or in a staircase."""
+    if count <= gate:
+        return [tuple(range(count))]
+    if layout == "staircase":
+        return [tuple(range(k, k + gate)) for k in range(count - gate + 1)]
+    starts = [*range(0, count, gate), *range(gate // 2, count, gate)]
+    gates = [tuple(range(k, min(k + gate, count))) for k in starts]
+    return [positions for positions in gates if len(positions) > 1]
+
+
+def _layer(
+    w: Weight, wall: Wall, wires: Wires, outs: Legs, bond: Rank | None, name: str, gain: float, layout: Layout
+) -> list[Expression]:
+    """The gates of one layer.
+
+    A gate that only sees constants has no input legs. In a brick wall a constant that meets a wire later stays, as it
+    does in the published count; in a staircase every gate but the first has one, and none keeps what never matters.
+    """
+    last = {position: k for k, positions in enumerate(wall) for position in positions}
+    current, factors = list(wires), list[Expression]()
+    for k, positions in enumerate(wall):
+        if layout == "brick" and any(current[p] is not None for p in positions):
+            for p in positions:
+                if current[p] is None:
+                    leg = current[p] = w.index(f"v{p + 1}", w.size(outs[p]))
+                    factors.append(w.vector(leg))
+        ins = tuple(wire for p in positions if (wire := current[p]) is not None)
+        for p in positions:
+            inner = w.size(outs[p]) if bond is None else bond
+            current[p] = outs[p] if last[p] == k else w.index(f"{name}{k + 1}_{p + 1}", inner)
+        made = tuple(wire for p in positions if (wire := current[p]) is not None)
+        factors.append(_gate(w, f"{name}{k + 1}", ins, made, gain))
+    return factors
+
+
+def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float) -> Expression:
+    """A gate that multiplies the spread of what it acts on by ``gain``."""
+    if not ins:
+        return w.param(name, *outs, init=("signs", gain))
+    wider = max(1.0, w.known(w.volume(outs)) / w.known(w.volume(ins)))
+    return w.param(name, *ins, *outs, init=("orthogonal", gain * wider**0.5))
+
+
+def _scale(w: Weight, barriers: int) -> float:
+    """The standard deviation of the weight at the start; an activation halves the variance of what passes it."""
+    return float((2.0**barriers / (3.0 * w.known(w.volume(w.rows + w.kernel)))) ** 0.5)
+
+
+def tree_generator(
+    w: Weight, bond: Rank = sympy.Integer(2), activation: Activation = "relu", disentangle: Flag = True
+) -> Expression:
+    r"""Tree generator: every wire splits in two, level by level, with an activation between levels.
+
+              (top)
+             /     \
+          (s1)     (s2)
+          /  \_____/  \
+          |  (d1)     |        disentanglers across the branches, on the last level
+          |  |  |     |
+          i1 i2 o1    o2
+
+    Args:
+        bond: the size of the wires inside.
+        activation: between levels; ``none`` for a tree that is linear in each core.
+        disentangle: whether the last level has gates between neighbours of different branches.
+
+    Source: Cichocki and Wietczak, arXiv 2606.00130.
+    """
+    return _hierarchy(w, bond, activation, lambda is_last: disentangle and is_last)
+
+
+def mera(w: Weight, bond: Rank = sympy.Integer(2), activation: Activation = "relu") -> Expression:
+    """MERA generator: a tree generator with disentanglers on every level.
+
+    Args:
+        bond: the size of the wires inside.
+        activation: between levels; ``none`` for a MERA that is linear in each core.
+
+    Source: Vidal (2007); Cichocki and Wietczak, arXiv 2606.00130, with activations.
+    """
+    return _hierarchy(w, bond, activation, lambda is_last: True)
+
+
+def _hierarchy(w: Weight, bond: Rank, activation: Activation, disentangled: Callable[[bool], bool]) -> Expression:
+    """Levels of wires from the top to the legs, each of them splitting those of the level above in two."""
+    counts = [len(w.legs)]
+    while counts[0] > 2:
+        counts.insert(0, (counts[0] + 1) // 2)
+    barriers = len(counts) - 2 if activation else 0
+    scale = _scale(w, max(barriers, 0))
+    wires = _level(w, counts, 0, bond)
+    product: Expression = w.param("top", *wires, init=("signs", scale if len(counts) == 1 else 1.0))
+    for level in range(1, len(counts)):
+        is_last = level == len(counts) - 1
+        outs = _level(w, counts, level, bond)
+        gates = (counts[level - 1], (counts[level] - 1) // 2 if disentangled(is_last) else 0)
+        gain = scale ** (1 / sum(gates)) if is_last else 1.0
+        factors = _split(w, level, wires, outs, gates[1], gain)
+        product = multiply([product, *factors])
+        if not is_last:
+            product = w.equation(f"h{level}", outs, product, activation)
+        wires = outs
+    return product
+
+
+def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
+    """The wires of a level: the legs themselves on the last, else as wide as the legs below can fill."""
+    if level == len(counts) - 1:
+        return w.legs
+    span = 2 ** (len(counts) - 1 - level)
+    below = [w.legs[k * span : (k + 1) * span] for k in range(counts[level])]
+    return tuple(w.bond(f"h{level}_{k}", bond, w.volume(legs)) for k, legs in enumerate(below, 1))
+
+
+def _split(w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float) -> list[Expression]:
+    """A core per wire above that makes two below (or the one at the end), then gates between branches."""
+    met = {p for k in range(disentanglers) for p in (2 * k + 1, 2 * k + 2)}
+    made = [w.index(f"m{level}_{p + 1}", w.size(out)) if p in met else out for p, out in enumerate(outs)]
+    factors = [
+        _gate(w, f"s{level}_{k + 1}", (wire,), tuple(made[2 * k : 2 * k + 2]), gain) for k, wire in enumerate(wires)
+    ]
+    for k in range(disentanglers):
+        pair = slice(2 * k + 1, 2 * k + 3)
+        factors.append(_gate(w, f"d{level}_{k + 1}", tuple(made[pair]), outs[pair], gain))
+    return factors
+
+
+def quanta(w: Weight, gates: Pairs = (), base: Flag = False) -> Expression:
+    """Quantum-circuit adapter (QuanTA): one gate after the other on pairs of the input's own axes.
+
+        i1 i2 i3
+        |  (g1)         the last two axes first: gates=[[3, 2], [3, 1], [2, 1]]
+        (--g2-)         a gate has as many entries as the square of its axes' sizes
+        (g3)  |
+        o1 o2 o3
+
+    Args:
+        gates: the axes of each gate, counted from 1, in order; every pair, the last axes first, when absent.
+        base: add the frozen buffer ``base``, a dense weight that starts as minus the circuit: the sum starts at zero.
+            Add a trained weight to it to adapt that.
+
+    Source: Chen et al., arXiv 2406.00132.
+    """
+    w.check_groups(kernel=False)
+    axes = len(w.sites())
+    order = gates or tuple(combinations(range(axes, 0, -1), 2)) or ((1,),)
+    _check_gates(w, order, axes)
+    last = {axis: k for k, pair in enumerate(order) for axis in pair}
+    current, factors = list(w.rows), list[Expression]()
+    for k, pair in enumerate(order):
+        ins = tuple(current[axis - 1] for axis in pair)
+        for axis in pair:
+            is_last = last[axis] == k
+            size = w.size(current[axis - 1])
+            current[axis - 1] = w.columns[axis - 1] if is_last else w.index(f"m{k + 1}_{axis}", size)
+        outs = tuple(current[axis - 1] for axis in pair)
+        factors.append(w.param(f"g{k + 1}", *ins, *outs, init="eye" if base else "orthogonal"))
+    factors += [_unmet(w, axis) for axis in range(axes) if axis + 1 not in last]
+    circuit = multiply(factors)
+    return w.buffer("base", *w.rows, *w.columns, init=("eye", -1)) + circuit if base else circuit
+
+
+def _check_gates(w: Weight, gates: Pairs, axes: int) -> None:
+    for gate in gates:
+        if len(set(gate)) != len(gate) or not set(gate) <= set(range(1, axes + 1)):
+            raise NetworkError(
+                f"the gate {list(gate)} of {w.name!r} names no axes", f"its axes are 1 to {axes}", at=w.name
+            )
+
+
+def _unmet(w: Weight, axis: int) -> Expression:
+    """An axis that no gate acts on goes through as it is."""
+    row, column = w.rows[axis], w.columns[axis]
+    if not is_same(w.size(row), w.size(column)):
+        raise NetworkError(
+            f"no gate of {w.name!r} acts on axis {axis + 1}, which has {w.size(row)} rows and {w.size(column)} columns",
+            "an axis that changes its size needs a gate",
+            at=w.name,
+        )
+    return w.builder.const(f"{w.name}.e{axis + 1}", row, column, kind="delta")

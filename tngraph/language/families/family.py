@@ -1,0 +1,401 @@
+"""A family as one value: its word, its options, and how it becomes part of a network or a network of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from math import log
+from typing import Any, get_args
+
+import sympy
+
+from tngraph.errors import NetworkError
+from tngraph.language.builder import Builder, Call, SizeLike, unknown
+from tngraph.language.families.circuits import Layout
+from tngraph.language.families.modes import binary_modes, choose_modes, equal_modes
+from tngraph.language.families.weight import Legs, Weight
+from tngraph.language.functions import pointwise
+from tngraph.language.handles import Expression, Factor, Position, Tensor, access, integer
+from tngraph.language.limits import RANGE
+from tngraph.language.network import Network
+
+Mode = SizeLike | str
+"""A size, or the name of one."""
+Modes = Mode | Sequence[Mode]
+PerAxis = int | Sequence[int]
+_SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One argument of a family: its name, the kind of value it takes, and its default."""
+
+    name: str
+    kind: str
+    default: Any
+
+    @property
+    def is_size(self) -> bool:
+        """Whether its value may stay a symbol in the counts, as a rank does; else it shapes the network."""
+        return self.kind in ("Rank", "Ranks")
+
+    @property
+    def is_word(self) -> bool:
+        """Whether its value is a word, as the name of a function."""
+        return self.kind in ("Activation", "Layout")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A named way to build a weight (or, for ``ntt``, a map) out of cores.
+
+    Attributes:
+        make: adds the cores to a network, and gives their product.
+        is_map: whether it is applied to a tensor, since what it computes is not linear in it.
+        axes: how many rows (and columns) it has, where that is fixed.
+        is_binary: whether its legs have size 2 where nobody says otherwise.
+        is_paired: whether it has as many rows as columns.
+        has_window: whether it can be the kernel of a convolution.
+        is_tied: whether all its rows have one size, and all its columns.
+    """
+
+    make: Callable[..., Expression]
+    is_map: bool = False
+    axes: int | None = None
+    is_binary: bool = False
+    is_paired: bool = True
+    has_window: bool = True
+    is_tied: bool = False
+
+    @property
+    def name(self) -> str:
+        """The word for it in a spec."""
+        return self.make.__name__
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", inspect.getdoc(self.make))  # what help() shows
+
+    @cached_property
+    def options(self) -> Mapping[str, Option]:
+        """Its options by name."""
+        parameters = list(inspect.signature(self.make).parameters.values())[1:]
+        return {p.name: Option(p.name, p.annotation.removesuffix(" | None"), p.default) for p in parameters}
+
+    def define(self, builder: Builder, name: str, groups: Sequence[Legs], options: Mapping[str, Any]) -> Tensor:
+        """Add a weight to a network.
+
+        Args:
+            builder: of the network.
+            name: of the weight, and the prefix of everything it brings.
+            groups: its legs: rows, columns, and the window of a convolution; or one group alone.
+            options: of the family.
+
+        Raises:
+            NetworkError: options or legs that the family does not take.
+        """
+        if not 1 <= len(groups) <= 3:
+            raise NetworkError(
+                f"{name!r} has {len(groups)} groups of legs", "write W[(rows), (columns), (window)]", at=name
+            )
+        rows, columns, kernel = ((), *groups, ()) if len(groups) == 1 else (*groups, ())[:3]
+        weight = Weight(builder, name, self.name, rows, columns, kernel)
+        return builder.equation(name, weight.legs, self.build(weight, options))
+
+    def build(self, weight: Weight, options: Mapping[str, Any]) -> Expression:
+        """The product that a weight stands for.
+
+        Raises:
+            NetworkError: options or legs that the family does not take.
+        """
+        weight.is_ranked = any(self.options[name].is_size for name in options if name in self.options)
+        return self.make(weight, **self._read(weight, options))
+
+    def apply(self, builder: Builder, name: str, left: Legs, source: Factor, options: Mapping[str, Any]) -> Expression:
+        """What a family makes of a tensor: its indices that are not on the left are the rows and the window.
+
+        Raises:
+            NetworkError: options or legs that the family does not take.
+        """
+        weight = _applied(builder, name, self.name, left, source)
+        product = self.build(weight, options)
+        if self.is_map:
+            return product
+        return access(source.source, source.positions) * builder.equation(f"{name}.weight", weight.legs, product)
+
+    def choose_modes(
+        self, in_features: int, out_features: int, sites: int | None = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Modes of rows and columns for numbers of features; their products are these, or the next that fit.
+
+        Args:
+            in_features: what the rows multiply to, or a little more.
+            out_features: what the columns multiply to, or a little more.
+            sites: how many modes each has; about one per factor of 8, but at least 2, when absent.
+
+        Raises:
+            SizeError: numbers that are not positive.
+        """
+        if self.is_binary:
+            rows, columns = binary_modes(in_features), binary_modes(out_features)
+            count = max(len(rows), len(columns)) if self.is_paired else 0
+            return (1,) * (count - len(rows)) + rows, (1,) * (count - len(columns)) + columns
+        count = self.axes or sites or max(2, round(log(max(in_features, out_features), 8)))
+        choose = equal_modes if self.is_tied else choose_modes
+        return choose(in_features, count), choose(out_features, count)
+
+    def _read(self, weight: Weight, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options as the family takes them."""
+        for name in options:
+            if name not in self.options:
+                raise _no_option(self, name)
+        for option in self.options.values():
+            if option.default is inspect.Parameter.empty and option.name not in options:
+                raise NetworkError(
+                    f"{self.name} needs {option.name}", f"write {self.name}({option.name}=…)", at=weight.name
+                )
+        return {name: _READERS[self.options[name].kind](weight, name, value) for name, value in options.items()}
+
+    def weight(
+        self,
+        rows: Modes,
+        columns: Modes,
+        kernel: Modes = (),
+        *,
+        groups: Mode = 1,
+        sizes: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> Network:
+        """The network that puts out the weight itself, fused as PyTorch has it: `(columns, rows, *kernel)`.
+
+        Args: as for calling the family.
+        """
+        made = _Assembly(self, rows, columns, kernel, groups, sizes)
+        weight = made.weight("W")
+        made.builder.equation("W", weight.legs, self.build(weight, options))
+        axes = [weight.columns, weight.rows, *((leg,) for leg in weight.kernel)]
+        made.builder.output("W", *(axis for axis in axes if axis))
+        return made.builder.build()
+
+    def __call__(
+        self,
+        rows: Modes,
+        columns: Modes,
+        kernel: Modes = (),
+        *,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
+        groups: Mode = 1,
+        bias: bool = False,
+        function: Call | None = None,
+        sizes: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> Network:
+        """The network that applies a weight of this family to ``x``: a linear layer, or with a kernel a convolution.
+
+        Args:
+            rows: the modes of the input features (of the channels of one group), first slowest.
+            columns: the modes of the output features (of the channels of one group).
+            kernel: the sizes of the window; none for a linear layer.
+            stride: of the window, one number or one per axis; `padding` and `dilation` likewise.
+            padding: rows of zeros on each side.
+            dilation: distance between the positions of the window.
+            groups: of the channels.
+            bias: whether to add a param ``bias[columns]``.
+            function: pointwise, on the result.
+            sizes: names of sizes with their values, which modes and ranks may use: ``bond="D", sizes={"D": 4}``.
+            options: of the family.
+
+        Returns:
+            ``x[batch, (rows)] -> y[batch, (columns)]``, or with the axes of a feature map behind the channels.
+
+        Raises:
+            NetworkError: options or modes that the family does not take.
+        """
+        made = _Assembly(self, rows, columns, kernel, groups, sizes)
+        return made.layer(options, (stride, padding, dilation), bias, function)
+
+
+class _Assembly:
+    """The network of one family on its own."""
+
+    def __init__(
+        self,
+        family: Family,
+        rows: Modes,
+        columns: Modes,
+        kernel: Modes,
+        groups: Mode,
+        sizes: Mapping[str, int] | None,
+    ) -> None:
+        self.family, self.builder = family, Builder(family.name)
+        for name, value in (sizes or {}).items():
+            self.builder.size(name, value)
+        self.rows, self.columns = self._indices("i", rows), self._indices("o", columns)
+        self.kernel = self._indices("k", kernel)
+        if self.kernel and len(self.kernel) not in _SPATIAL:
+            raise NetworkError(f"a window has 1 to 3 axes, not {len(self.kernel)}")
+        is_grouped = groups != 1
+        self.group = (self.builder.index("g", _size(self.builder, groups)),) if is_grouped else ()
+
+    def _indices(self, letter: str, modes: Modes) -> Legs:
+        every = modes if isinstance(modes, Sequence) and not isinstance(modes, str) else (modes,)
+        return tuple(self.builder.index(f"{letter}{k}", _size(self.builder, m)) for k, m in enumerate(every, 1))
+
+    def weight(self, name: str) -> Weight:
+        columns = self.group + self.columns
+        return Weight(
+            self.builder, name, self.family.name, self.rows, columns, self.kernel, is_grouped=bool(self.group)
+        )
+
+    def layer(
+        self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
+    ) -> Network:
+        """The network that applies the weight to an input."""
+        builder = self.builder
+        batch = builder.index("batch", builder.size("batch"))
+        axes = tuple(
+            builder.index(f"x{k}", builder.size(size)) for k, size in enumerate(_SPATIAL.get(len(self.kernel), ()), 1)
+        )
+        builder.input("x", batch, self.group + self.rows, *axes)
+        outs = tuple(Position.of(f"p{k}") for k in range(1, len(axes) + 1))
+        places = tuple(
+            stride * out + dilation * leg - padding
+            for out, leg, stride, padding, dilation in zip(
+                outs, self.kernel, *(_per_axis(each, len(axes)) for each in window), strict=True
+            )
+        )
+        left = (batch, *self.group, *self.columns, *outs)
+        source = Factor("x", (batch, *self.group, *self.rows, *places))
+        read = access("x", source.positions)
+        weight = self.weight("y" if self.family.is_map else "W")
+        if self.family.is_map:
+            weight.source = source
+            total = self.family.build(weight, options)
+        else:
+            total = read * builder.equation("W", weight.legs, self.family.build(weight, options))
+        if bias:
+            total = total + builder.param("bias", *self.group, *self.columns)
+        y = builder.equation("y", left, total, function)
+        builder.output(y, batch, self.group + self.columns, *outs)
+        return builder.build()
+
+
+def _no_option(family: Family, name: str) -> NetworkError:
+    near = get_close_matches(name, family.options, 1)
+    takes = f"it takes {', '.join(family.options)}" if family.options else "it takes none"
+    return NetworkError(
+        f"{family.name} has no option {str(name)!r}", f"did you mean {near[0]!r}?" if near else takes, at=name
+    )
+
+
+def _applied(builder: Builder, name: str, family: str, left: Legs, source: Factor) -> Weight:
+    """The weight between a tensor and a left-hand side."""
+    outside = {index for _, index in (term for leg in left for term in leg.terms)}
+    read = dict.fromkeys(index for position in source.positions for _, index in position.terms)
+    plain = {position.plain for position in source.positions}
+    rows = tuple(Position.of(index) for index in read if index in plain and index not in outside)
+    kernel = tuple(Position.of(index) for index in read if index not in plain and index not in outside)
+    columns = tuple(leg for leg in left if leg.plain not in read)
+    for leg in (*rows, *kernel, *columns):
+        if leg.plain not in builder.index_sizes:
+            raise unknown("index", str(leg.plain), builder.index_sizes)
+    return Weight(builder, name, family, rows, columns, kernel, source)
+
+
+def _size(builder: Builder, value: object) -> sympy.Expr:
+    """A size as an expression; text names one."""
+    if isinstance(value, str):
+        if value not in builder.sizes:
+            raise unknown("size", value, builder.sizes)
+        return builder.sizes[value]
+    return integer(value)
+
+
+def _per_axis(value: PerAxis, count: int) -> tuple[int, ...]:
+    every = (value,) * count if isinstance(value, int) else tuple(value)
+    if len(every) != count:
+        raise NetworkError(f"a window of {count} axes has {len(every)} numbers", "give one number, or one per axis")
+    return every
+
+
+def _read_rank(w: Weight, name: str, value: Any) -> sympy.Expr:
+    size = _size(w.builder, value)
+    if w.known(size) < 1:
+        raise NetworkError(f"{name} is {size}", "a size is at least 1", at=name)
+    return size
+
+
+def _read_ranks(w: Weight, name: str, value: Any) -> sympy.Expr | tuple[sympy.Expr, ...]:
+    if isinstance(value, tuple | list):
+        return tuple(_read_rank(w, name, each) for each in value)
+    return _read_rank(w, name, value)
+
+
+def _read_count(w: Weight, name: str, value: Any) -> int:
+    number = _read_number(w, name, value)
+    if not 1 <= number <= RANGE:
+        raise NetworkError(f"{name} is {number}", f"it is 1 to {RANGE:,}", at=name)
+    return number
+
+
+def _read_number(w: Weight, name: str, value: Any) -> int:
+    if isinstance(value, tuple | list):
+        raise NetworkError(f"{name} is a list", "it is one number", at=name)
+    return w.known(_size(w.builder, value))
+
+
+def _read_flag(w: Weight, name: str, value: Any) -> bool:
+    number = int(value) if isinstance(value, bool) else _read_number(w, name, value)
+    if number not in (0, 1):
+        raise NetworkError(f"{name} is {number}", "it is 0 or 1", at=name)
+    return bool(number)
+
+
+def _read_activation(w: Weight, name: str, value: Any) -> Call | None:
+    if value is None or value == "none":
+        return None
+    call = (value,) if isinstance(value, str) else value
+    if not isinstance(call, tuple | list) or not call or not isinstance(call[0], str):
+        raise NetworkError(f"{name} is no function", "write its name, or none", at=name)
+    try:
+        pointwise(call[0], call[1:])
+    except NetworkError as error:
+        raise NetworkError(error.message, error.hint, at=name) from None
+    return tuple(call)
+
+
+def _read_layout(w: Weight, name: str, value: Any) -> str:
+    if value not in get_args(Layout):
+        raise NetworkError(f"{name} is {value}", f"it is one of {', '.join(get_args(Layout))}", at=name)
+    return str(value)
+
+
+def _read_nested(w: Weight, name: str, value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(_read_nested(w, name, each) for each in value)
+    return _read_number(w, name, value)
+
+
+def _read_pairs(w: Weight, name: str, value: Any) -> Any:
+    nested = _read_nested(w, name, value)
+    if not isinstance(nested, tuple) or not all(isinstance(pair, tuple) for pair in nested):
+        raise NetworkError(f"{name} is no list of lists", f"write {name}=[[1, 2], [2, 3]]", at=name)
+    if not all(isinstance(number, int) for pair in nested for number in pair):
+        raise NetworkError(f"{name} has lists in its pairs", f"write {name}=[[1, 2], [2, 3]]", at=name)
+    return nested
+
+
+_READERS: Mapping[str, Callable[[Weight, str, Any], Any]] = {
+    "Rank": _read_rank,
+    "Ranks": _read_ranks,
+    "Count": _read_count,
+    "Flag": _read_flag,
+    "Activation": _read_activation,
+    "Layout": _read_layout,
+    "Nested": _read_nested,
+    "Pairs": _read_pairs,
+}

@@ -1,0 +1,51 @@
+"""Families that are no weight but a map with activations inside: what they compute is not linear in the input."""
+
+from __future__ import annotations
+
+import sympy
+
+from tngraph.errors import NetworkError
+from tngraph.language.families.weight import Activation, Legs, Ranks, Weight
+from tngraph.language.handles import Expression, Position, access
+
+
+def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "relu") -> Expression:
+    """Nonlinear tensor train: a matrix product operator swept over the input, with activations between its cores.
+
+        x -(g1)- relu -(g2)- relu -(g3)- y              y[batch, o1, o2, o3] = ntt(x, bond=8)
+
+    The order of the cores is part of the function. A convolution's window is one more core at the end of the sweep;
+    what it reads outside the feature map is zero.
+
+    Args:
+        bond: the bond dimension, one for all bonds or one each.
+        activation: between the cores.
+
+    Source: Wang et al., Neural Networks 144 (2021).
+    """
+    if w.source is None:
+        raise NetworkError(
+            "ntt is no weight: it has activations inside", "apply it to a tensor: y[batch, o1, o2] = ntt(x)", w.name
+        )
+    w.check_groups()
+    sites = w.sites()
+    ranks = w.ranks(bond, len(sites) - 1)
+    bonds: list[Legs] = [(), *((w.index(f"b{k}", rank),) for k, rank in enumerate(ranks, 1)), ()]
+    own = w.builder.tensors[w.source.source].legs
+    reads = {
+        Position.of(leg.name): position
+        for leg, position in zip(own, w.source.positions, strict=True)
+        if any(position.coefficient(index.terms[0][1]) for index in w.kernel)
+    }
+    plain = {position: leg for leg, position in reads.items()}
+    legs = tuple(plain.get(position, position) for position in w.source.positions)
+    state, kept = access(w.source.source, legs), tuple(leg for leg in legs if leg.plain)
+    for k, (left, site, right) in enumerate(zip(bonds[:-1], sites, bonds[1:], strict=True), 1):
+        summed = left + tuple(leg for leg in site if leg not in w.columns)
+        core = w.param(f"g{k}", *left, *site, *right, init=("fan_in", w.volume(summed)))
+        if k < len(sites):
+            kept = tuple(dict.fromkeys(leg for leg in (*kept, *site, *right) if leg not in summed))
+            state = w.equation(f"h{k}", kept, state * core, activation)
+    if reads:
+        state = access(f"{w.name}.h{len(sites) - 1}", tuple(reads.get(leg, leg) for leg in kept))
+    return state * core

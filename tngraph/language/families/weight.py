@@ -1,0 +1,193 @@
+"""What a family works on: the tensor it builds, its legs by group, and the cores it adds to the network for it.
+
+Everything a family adds is named after the weight: the params ``W.g1``, ``W.g2``, …, the bonds ``W.b1``, ….
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import sympy
+
+from tngraph.errors import NetworkError, RankWarning
+from tngraph.language.builder import Builder, Call
+from tngraph.language.handles import Expression, Factor, Position, Tensor
+from tngraph.language.sizes import product
+
+Legs = tuple[Position, ...]
+Rank: TypeAlias = sympy.Expr
+"""A size of an index between cores, which may be symbolic."""
+Ranks: TypeAlias = sympy.Expr | tuple[sympy.Expr, ...]
+"""One rank for all bonds, or one each."""
+Count = int
+"""A number that shapes the network, as a number of layers."""
+Flag = bool
+Nested = tuple["Nested | int", ...]
+"""Numbers in groups of groups."""
+Pairs = tuple[tuple[int, ...], ...]
+"""Pairs of numbers."""
+Activation = Call | None
+"""A pointwise function, or none."""
+
+
+@dataclass(slots=True)
+class Weight:
+    """A tensor in the making.
+
+    Attributes:
+        builder: of the network it is part of.
+        name: its name.
+        family: the word that names its family, for messages.
+        rows: the legs that meet the input, first slowest.
+        columns: the legs that are put out.
+        kernel: the legs of a convolution's window.
+        source: what a map (as ``ntt``) is applied to; None for a weight.
+        is_grouped: whether the first column is the group of a grouped convolution, which no row pairs with.
+        is_ranked: whether its ranks were chosen; else they are a default, and less is no surprise.
+    """
+
+    builder: Builder
+    name: str
+    family: str
+    rows: Legs = ()
+    columns: Legs = ()
+    kernel: Legs = ()
+    source: Factor | None = None
+    is_grouped: bool = False
+    is_ranked: bool = False
+    _count: int = field(default=0)
+
+    @property
+    def legs(self) -> Legs:
+        """Every leg: rows, columns, kernel."""
+        return self.rows + self.columns + self.kernel
+
+    def size(self, leg: Position) -> sympy.Expr:
+        """The size of a leg [elements]."""
+        return self.builder.index_sizes[leg.terms[0][1]]
+
+    def volume(self, legs: Iterable[Position]) -> sympy.Expr:
+        """The product of the sizes of legs [elements]."""
+        return product(map(self.size, legs))
+
+    def known(self, size: sympy.Expr) -> int:
+        """The number of a size under the defaults of the named sizes.
+
+        Raises:
+            NetworkError: it is known at run time only.
+        """
+        number = self.builder.known(size, self.name)
+        if number is None:
+            raise NetworkError(
+                f"the weight {self.name!r} has the run-time size {size}", "a weight has one shape", at=self.name
+            )
+        return number
+
+    def index(self, name: str, size: sympy.Expr | int) -> Position:
+        """An index of the weight's own."""
+        return self.builder.index(f"{self.name}.{name}", size)
+
+    def bond(self, name: str, rank: sympy.Expr, most: sympy.Expr | None = None) -> Position:
+        """A bond; a rank beyond the most that can matter becomes that, with a warning that names the bond."""
+        if most is not None and self.known(rank) > self.known(most):
+            if self.is_ranked:
+                ranks = f"{self.known(most)}: {self.known(rank)} is no use there"
+                warnings.warn(f"the bond '{self.name}.{name}' is made {ranks}", RankWarning, stacklevel=_outside())
+            rank = most
+        return self.index(name, rank)
+
+    def ranks(self, rank: Ranks, count: int, what: str = "bonds") -> tuple[sympy.Expr, ...]:
+        """One rank for each of so many bonds.
+
+        Raises:
+            NetworkError: a list of another length.
+        """
+        if not isinstance(rank, tuple):
+            return (rank,) * count
+        if len(rank) != count:
+            raise NetworkError(
+                f"{self.family} has {count} {what} here, and {len(rank)} ranks are given",
+                "give one rank for all, or one each",
+                at=self.name,
+            )
+        return rank
+
+    def param(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
+        """A param of the weight's own."""
+        return self.builder.param(f"{self.name}.{name}", *legs, init=init)
+
+    def buffer(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
+        """A buffer of the weight's own."""
+        return self.builder.buffer(f"{self.name}.{name}", *legs, init=init)
+
+    def vector(self, leg: Position) -> Tensor:
+        """The constant vector [1, 0, …] on a leg."""
+        self._count += 1
+        return self.builder.const(f"{self.name}.v{self._count}", leg, kind=("basis", 0))
+
+    def equation(self, name: str, legs: Legs, expression: Expression, function: Call | None) -> Tensor:
+        """A step of the weight's own, with a function on it: a barrier."""
+        return self.builder.equation(f"{self.name}.{name}", legs, expression, function)
+
+    def pairs(self) -> list[Legs]:
+        """Row k with column k.
+
+        Raises:
+            NetworkError: as many rows as columns there are not (unless one group is empty).
+        """
+        columns = self.columns[self.is_grouped :]
+        if self.rows and columns and len(self.rows) != len(columns):
+            raise NetworkError(
+                f"{self.family} pairs rows with columns, and {self.name!r} has {len(self.rows)} rows and "
+                f"{len(columns)} columns",
+                "make the shorter side as long with indices of size 1",
+                at=self.name,
+            )
+        return [self.rows[k : k + 1] + columns[k : k + 1] for k in range(max(len(self.rows), len(columns)))]
+
+    def sites(self) -> list[Legs]:
+        """The pairs of rows and columns; the group and the window of a convolution are further sites.
+
+        Raises:
+            NetworkError: see `pairs`.
+        """
+        group = self.columns[: self.is_grouped]
+        return [*self.pairs(), *(site for site in (group, self.kernel) if site)]
+
+    def check_groups(self, *, kernel: bool = True) -> None:
+        """Refuse a weight without rows or columns, and a window where a family has no place for one.
+
+        Raises:
+            NetworkError: it does.
+        """
+        if not self.rows or not self.columns:
+            raise NetworkError(
+                f"{self.family} is a matrix, and {self.name!r} has {len(self.rows)} rows and {len(self.columns)} "
+                "columns",
+                "write its legs in two groups: W[(rows), (columns)]",
+                at=self.name,
+            )
+        if self.kernel and not kernel:
+            raise NetworkError(
+                f"{self.family} has no place for the window of a convolution", "leave out the third group", self.name
+            )
+
+
+def multiply(factors: Sequence[Expression]) -> Expression:
+    """The product of tensors, left to right."""
+    result = factors[0]
+    for factor in factors[1:]:
+        result = result * factor
+    return result
+
+
+def _outside() -> int:
+    """How far up the stack the code of somebody else begins, for a warning to point at."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("tngraph."):
+        frame, level = frame.f_back, level + 1
+    return level
