@@ -23,6 +23,9 @@ Wall = Sequence[tuple[int, ...]]
 Wires = Sequence[Position | None]
 """The index at each position; None is the constant vector."""
 
+MANY_WIRES = 6
+"""So many wires hold so many numbers that random signs never leave all of them negative."""
+
 
 def adtn(
     w: Weight,
@@ -101,8 +104,10 @@ def _layer(
     return factors
 
 
-def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float) -> Expression:
-    """A gate that multiplies the spread of what it acts on by ``gain``."""
+def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None) -> Expression:
+    """A gate that multiplies the spread of what it acts on by ``gain``; near the identity without one."""
+    if gain is None:
+        return w.param(name, *ins, *outs, init=("near_eye", 0.1))
     if not ins:
         return w.param(name, *outs, init=("signs", gain))
     wider = max(1.0, w.known(w.volume(outs)) / w.known(w.volume(ins)))
@@ -150,25 +155,33 @@ def mera(w: Weight, bond: Rank = sympy.Integer(2), activation: Activation = "rel
 
 
 def _hierarchy(w: Weight, bond: Rank, activation: Activation, disentangled: Callable[[bool], bool]) -> Expression:
-    """Levels of wires from the top to the legs, each of them splitting those of the level above in two."""
-    counts = [len(w.legs)]
-    while counts[0] > 2:
-        counts.insert(0, (counts[0] + 1) // 2)
-    barriers = len(counts) - 2 if activation else 0
-    scale = _scale(w, max(barriers, 0))
-    wires = _level(w, counts, 0, bond)
-    product: Expression = w.param("top", *wires, init=("signs", scale if len(counts) == 1 else 1.0))
+    """Levels of wires from the top to the legs, each of them splitting those of the level above in two.
+
+    The first levels, with few numbers, start near an identity applied to ones: were they drawn with random signs, all
+    their numbers might be negative at once, and ``relu`` would leave a weight that is zero for good.
+    """
+    counts = _counts(len(w.legs))
+    levels = [_level(w, counts, level, bond) for level in range(len(counts))]
+    calm = max((k for k, count in enumerate(counts[:-1]) if count < MANY_WIRES), default=0)
+    lift = w.known(w.volume(levels[calm])) / w.known(w.volume(levels[0]))
+    scale = _scale(w, len(counts) - 2 - calm if activation else 0) * lift**0.5
+    product: Expression = w.param("top", *levels[0], init="ones" if calm else ("signs", 1.0))
     for level in range(1, len(counts)):
         is_last = level == len(counts) - 1
-        outs = _level(w, counts, level, bond)
         gates = (counts[level - 1], (counts[level] - 1) // 2 if disentangled(is_last) else 0)
-        gain = scale ** (1 / sum(gates)) if is_last else 1.0
-        factors = _split(w, level, wires, outs, gates[1], gain)
-        product = multiply([product, *factors])
+        gain = scale ** (1 / sum(gates)) if is_last else None if level <= calm else 1.0
+        product = multiply([product, *_split(w, level, levels[level - 1], levels[level], gates[1], gain)])
         if not is_last:
-            product = w.equation(f"h{level}", outs, product, activation)
-        wires = outs
+            product = w.equation(f"h{level}", levels[level], product, activation)
     return product
+
+
+def _counts(legs: int) -> list[int]:
+    """How many wires each level has, from the top."""
+    counts = [legs]
+    while counts[0] > 2 or len(counts) < 2:
+        counts.insert(0, (counts[0] + 1) // 2)
+    return counts
 
 
 def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
@@ -180,7 +193,9 @@ def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
     return tuple(w.bond(f"h{level}_{k}", bond, w.volume(legs)) for k, legs in enumerate(below, 1))
 
 
-def _split(w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float) -> list[Expression]:
+def _split(
+    w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float | None
+) -> list[Expression]:
     """A core per wire above that makes two below (or the one at the end), then gates between branches."""
     met = {p for k in range(disentanglers) for p in (2 * k + 1, 2 * k + 2)}
     made = [w.index(f"m{level}_{p + 1}", w.size(out)) if p in met else out for p, out in enumerate(outs)]
