@@ -115,9 +115,9 @@ ONE_ERROR = {
         "  it is one of brick, staircase",
     ),
     "sites of a tree named twice": (
-        ("input x[i{1..2}:2]", "W[(i{1..2}), (o{1..2}:2)] = tree(groups=[[1, 1], 2])", END),
-        "f.tn:3:1: the groups of tree name the sites [1, 1, 2], and 'W' has 2\n"
-        "    W[(i{1..2}), (o{1..2}:2)] = tree(groups=[[1, 1], 2])\n    ^\n  name every site once, counted from 1",
+        ("input x[i{1..2}:2]", "W[(i{1..2}), (o{1..2}:2)] = tree(grouping=[[1, 1], 2])", END),
+        "f.tn:3:1: the grouping of tree names the sites [1, 1, 2], and 'W' has 2\n"
+        "    W[(i{1..2}), (o{1..2}:2)] = tree(grouping=[[1, 1], 2])\n    ^\n  name every site once, counted from 1",
     ),
     "an edge to itself": (
         ("input x[i{1..2}:2]", "W[(i{1..2}), (o{1..2}:2)] = graph(edges=[[1, 1]])", END),

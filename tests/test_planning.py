@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import tngraph as tg
-from examples.vgg_fc_adtn import build as build_vgg_adtn
 from tests.networks import networks
 from tngraph.cli import app
 from tngraph.language.network import Network
@@ -51,7 +50,7 @@ def test_a_cp_convolution_costs_what_its_optimum_does(rank: int, least: int):
 
 def test_two_adtns_generate_vggs_linear_layers_from_424_weights():
     """Qing et al., arXiv 2305.06058: 200 and 224 weights for 18,874,368; never formed at batch 1."""
-    plan = tg.plan(build_vgg_adtn(), {"batch": 1})
+    plan = tg.plan(load("vgg_fc_adtn"), {"batch": 1})
     assert plan.at().params == 424
     assert plan.at().macs < 512 * 4096 // 50
     assert plan.at().largest == 4096

@@ -116,7 +116,7 @@ def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None) -> Ex
 
 def _scale(w: Weight, barriers: int) -> float:
     """The standard deviation of the weight at the start; an activation halves the variance of what passes it."""
-    return float((2.0**barriers / (3.0 * w.known(w.volume(w.rows + w.kernel)))) ** 0.5)
+    return float((2.0**barriers / (3.0 * w.fan_in)) ** 0.5)
 
 
 def tree_generator(
@@ -193,9 +193,7 @@ def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
     return tuple(w.bond(f"h{level}_{k}", bond, w.volume(legs)) for k, legs in enumerate(below, 1))
 
 
-def _split(
-    w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float | None
-) -> list[Expression]:
+def _split(w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float | None) -> list[Expression]:
     """A core per wire above that makes two below (or the one at the end), then gates between branches."""
     met = {p for k in range(disentanglers) for p in (2 * k + 1, 2 * k + 2)}
     made = [w.index(f"m{level}_{p + 1}", w.size(out)) if p in met else out for p, out in enumerate(outs)]

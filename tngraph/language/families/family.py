@@ -110,6 +110,8 @@ class Family:
         Raises:
             NetworkError: options or legs that the family does not take.
         """
+        if not weight.legs:
+            raise NetworkError(f"the weight {weight.name!r} has no legs", "give it rows or columns", at=weight.name)
         weight.is_ranked = any(self.options[name].is_size for name in options if name in self.options)
         return self.make(weight, **self._read(weight, options))
 
@@ -168,13 +170,17 @@ class Family:
         sizes: Mapping[str, int] | None = None,
         **options: Any,
     ) -> Network:
-        """The network that puts out the weight itself, fused as PyTorch has it: `(columns, rows, *kernel)`.
+        """The network that puts out the weight itself, fused as PyTorch has it: ``W[(columns), (rows), *kernel]``.
+
+        It starts as in a layer: with the variance 1/(3·fan-in), at the sizes given here.
 
         Args: as for calling the family.
         """
         made = _Assembly(self, rows, columns, kernel, groups, sizes)
         weight = made.weight("W")
-        made.builder.equation("W", weight.legs, self.build(weight, options))
+        product = self.build(weight, options)
+        weight.spread(product)
+        made.builder.equation("W", weight.legs, product)
         axes = [weight.columns, weight.rows, *((leg,) for leg in weight.kernel)]
         made.builder.output("W", *(axis for axis in axes if axis))
         return made.builder.build()

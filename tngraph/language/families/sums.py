@@ -108,27 +108,28 @@ def block_term(w: Weight, blocks: Rank = sympy.Integer(2), rank: Rank = sympy.In
     return multiply(factors)
 
 
-def tree(w: Weight, bond: Rank = sympy.Integer(4), groups: Nested = ()) -> Expression:
+def tree(w: Weight, bond: Rank = sympy.Integer(4), grouping: Nested = ()) -> Expression:
     r"""Tree, or hierarchical Tucker: a core per site, joined group by group.
 
        i1 o1  i2 o2    i3 o3  i4 o4
          (g1)  (g2)      (g3)  (g4)
-          b1\  /b2       b4\  /b5         groups=[[1, 2], [3, 4]]
+          b1\  /b2       b4\  /b5         grouping=[[1, 2], [3, 4]]
             (t2)----b3----(t3)              (with two groups, the top core is (t1)[b3, b6])
 
     Args:
         bond: the bond dimension.
-        groups: the sites, counted from 1, in groups of groups: ``[[1, 2], [3, [4, 5]]]``; halves of halves when absent.
-            A convolution's window is one more site at the end.
+        grouping: the sites, counted from 1, in groups of groups: ``[[1, 2], [3, [4, 5]]]``; halves of halves when
+            absent. A convolution's window is one more site at the end, joined at the top if no group names it.
 
     Source: Grasedyck (2010); Yin et al., arXiv 2012.01000.
     """
     sites = w.sites()
-    nested = groups or _halves(range(1, len(sites) + 1))
+    nested = grouping or _halves(range(1, len(sites) + 1))
+    nested = (*nested, *(site for site in range(len(w.pairs()) + 1, len(sites) + 1) if site not in _sites_of(nested)))
     named = sorted(_sites_of(nested))
     if named != list(range(1, len(sites) + 1)):
         raise NetworkError(
-            f"the groups of tree name the sites {named}, and {w.name!r} has {len(sites)}",
+            f"the grouping of tree names the sites {named}, and {w.name!r} has {len(sites)}",
             "name every site once, counted from 1",
             at=w.name,
         )

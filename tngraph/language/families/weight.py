@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import sympy
@@ -16,6 +16,7 @@ import sympy
 from tngraph.errors import NetworkError, RankWarning
 from tngraph.language.builder import Builder, Call
 from tngraph.language.handles import Expression, Factor, Position, Tensor
+from tngraph.language.network import Core, Init
 from tngraph.language.sizes import product
 
 Legs = tuple[Position, ...]
@@ -132,6 +133,26 @@ class Weight:
     def equation(self, name: str, legs: Legs, expression: Expression, function: Call | None) -> Tensor:
         """A step of the weight's own, with a function on it: a barrier."""
         return self.builder.equation(f"{self.name}.{name}", legs, expression, function)
+
+    @property
+    def fan_in(self) -> int:
+        """How many inputs one output sums over."""
+        return self.known(self.volume(self.rows + self.kernel))
+
+    def spread(self, product: Expression) -> None:
+        """Let the cores of a product that say no start share out the variance of a dense layer, 1/(3·fan-in).
+
+        What a layer's input tells the default rule, a weight on its own has to say.
+        """
+        for summand in product.summands:
+            names = [factor.source for factor in summand.factors]
+            cores = [core for name in names if isinstance(core := self.builder.tensors[name], Core)]
+            drawn = [core for core in cores if core.role == "param" and core.init is None]
+            inner = {i for f in summand.factors for _, i in (t for p in f.positions for t in p.terms)}
+            bonds = self.volume(map(Position.of, inner - {str(leg.plain) for leg in self.legs}))
+            std = (3.0 * self.fan_in * self.known(bonds)) ** (-0.5 / max(len(drawn), 1))
+            for core in drawn:
+                self.builder.tensors[core.name] = replace(core, init=Init("normal", (std,)))
 
     def pairs(self) -> list[Legs]:
         """Row k with column k.
