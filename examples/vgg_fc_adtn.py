@@ -49,7 +49,8 @@ def compare(layers: int) -> Table:
         layer = tg.compile(adtn(rows, columns, layers=layers), {"batch": batch})
         dense = batch * FEATURES[0] * FEATURES[1]
         macs = layer.plan.at(batch=batch).macs, decoder.plan.at().macs + dense, dense
-        table.add_row(str(batch), *(f"{mac:,}" for mac in macs), *measure(layer, decoder, torch.randn(batch, FEATURES[0])))
+        times = measure(layer, decoder, torch.randn(batch, FEATURES[0]))
+        table.add_row(str(batch), *(f"{mac:,}" for mac in macs), *times)
     return table
 
 

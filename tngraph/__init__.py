@@ -1,8 +1,9 @@
 """tngraph compiles tensor networks to PyTorch modules with exact, verified costs.
 
-A network is parsed (`parse`, `load`), built (`Builder`) or imported (`from_einsum`, `from_indices`, `from_networkx`);
-`evaluate` is what it means; `plan` finds in which order to contract it and prices that exactly; `emit` prints the
-plan as a standalone PyTorch file and `compile` loads it as a module. Importing this package does not import torch.
+A network is parsed (`parse`, `load`), built (`Builder`, `families`) or imported (`from_einsum`, `from_indices`,
+`from_networkx`); `evaluate` is what it means; `plan` finds in which order to contract it and prices that exactly;
+`emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module. Importing this package does not
+import torch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from tngraph.errors import (
     LimitError,
     NetworkError,
     PlanError,
+    RankWarning,
     SizeError,
     SpecError,
     TngraphError,
     VerificationError,
 )
+from tngraph.language import families
 from tngraph.language.builder import Builder
 from tngraph.language.format import format_network as format
 from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
@@ -41,6 +44,7 @@ __all__ = [
     "NetworkError",
     "Plan",
     "PlanError",
+    "RankWarning",
     "Search",
     "SizeError",
     "SpecError",
@@ -49,6 +53,7 @@ __all__ = [
     "compile",
     "emit",
     "evaluate",
+    "families",
     "format",
     "from_einsum",
     "from_indices",
