@@ -6,13 +6,16 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo papers test test-all lint bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/demo.stamp ## compile FC-2 as two MPO layers, print the plan, train it on real images (DATA=folder with IDX files)
 	$(BIN)/python examples/fc2_mnist.py $(if $(DATA),--data "$(DATA)")
+
+papers: $(VENV)/demo.stamp ## what papers say their layers cost, beside what is counted here
+	$(BIN)/python examples/papers.py
 
 test: $(VENV)/dev.stamp ## the tests, in minutes
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
