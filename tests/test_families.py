@@ -361,6 +361,15 @@ def _at_size(case: Case) -> dict[str, object]:
     return {**{name: value for name, value in case.options.items() if not isinstance(value, tuple)}, **shaped}
 
 
+@pytest.mark.parametrize(
+    "name", ["contraction", "convolution", "outer_product", "partial_outer_product", "composition"]
+)
+def test_the_five_tensor_operations_are_an_equation_each(name: str):
+    network = tg.load("examples/tensor_operations.tn", name)
+    assert len(network.equations) == 1
+    assert tg.compile(network).verify().is_equal
+
+
 def test_how_many_gates_quanta_has():
     network = families.quanta((2,) * 5, (2,) * 5)
     assert sum(core.role == "param" for core in network.cores) == comb(5, 2)

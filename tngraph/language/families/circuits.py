@@ -161,8 +161,10 @@ def _hierarchy(w: Weight, bond: Rank, activation: Activation, disentangled: Call
     their numbers might be negative at once, and ``relu`` would leave a weight that is zero for good.
     """
     counts = _counts(len(w.legs))
+    if len(counts) == 1:
+        return w.param("top", *w.legs, init=("signs", _scale(w, 0)))
     levels = [_level(w, counts, level, bond) for level in range(len(counts))]
-    calm = max((k for k, count in enumerate(counts[:-1]) if count < MANY_WIRES), default=0)
+    calm = max(k for k, count in enumerate(counts[:-1]) if count < MANY_WIRES)
     lift = w.known(w.volume(levels[calm])) / w.known(w.volume(levels[0]))
     scale = _scale(w, len(counts) - 2 - calm if activation else 0) * lift**0.5
     product: Expression = w.param("top", *levels[0], init="ones" if calm else ("signs", 1.0))
@@ -179,7 +181,7 @@ def _hierarchy(w: Weight, bond: Rank, activation: Activation, disentangled: Call
 def _counts(legs: int) -> list[int]:
     """How many wires each level has, from the top."""
     counts = [legs]
-    while counts[0] > 2 or len(counts) < 2:
+    while counts[0] > 2:
         counts.insert(0, (counts[0] + 1) // 2)
     return counts
 
@@ -190,7 +192,14 @@ def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
         return w.legs
     span = 2 ** (len(counts) - 1 - level)
     below = [w.legs[k * span : (k + 1) * span] for k in range(counts[level])]
-    return tuple(w.bond(f"h{level}_{k}", bond, w.volume(legs)) for k, legs in enumerate(below, 1))
+    return tuple(_wire(w, f"h{level}_{k}", bond, legs) for k, legs in enumerate(below, 1))
+
+
+def _wire(w: Weight, name: str, bond: Rank, below: Legs) -> Position:
+    """A wire above some legs; above one leg, which is left over where they are odd, it is no wider than that."""
+    if len(below) == 1 and w.known(bond) > w.known(w.size(below[0])):
+        return w.index(name, w.size(below[0]))
+    return w.bond(name, bond, w.volume(below))
 
 
 def _split(w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float | None) -> list[Expression]:
