@@ -28,6 +28,7 @@ from tngraph.language.network import Network
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.text import load, parse
 from tngraph.lowering.printing import emit
+from tngraph.planning.budget import RankChoice, choose_rank
 from tngraph.planning.pipeline import Plan, plan
 from tngraph.planning.search import Search
 
@@ -44,12 +45,14 @@ __all__ = [
     "NetworkError",
     "Plan",
     "PlanError",
+    "RankChoice",
     "RankWarning",
     "Search",
     "SizeError",
     "SpecError",
     "TngraphError",
     "VerificationError",
+    "choose_rank",
     "compile",
     "emit",
     "evaluate",

@@ -1,1 +1,9 @@
-"""The rooms that import torch: layers and their verification."""
+"""The rooms that import torch: layers, their verification, and layers in the place of PyTorch's own."""
+
+from tngraph.modules.compressed import Compressed
+from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d
+from tngraph.modules.generated import Generated, share
+from tngraph.modules.linear import Linear
+from tngraph.modules.replacement import Replaced, replace
+
+__all__ = ["Compressed", "Conv1d", "Conv2d", "Conv3d", "Generated", "Linear", "Replaced", "replace", "share"]

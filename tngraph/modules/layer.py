@@ -128,6 +128,7 @@ def layer_class(plan: Plan) -> type[Layer]:
     linecache.cache[file] = (len(printed.text), None, printed.text.splitlines(keepends=True), file)
     space: dict[str, Any] = {"__name__": f"tngraph.printed.{printed.class_name}"}
     exec(builtins.compile(printed.text, file, "exec"), space)
+    del space["__name__"]  # torch.compile imports the module that a function it inlines names, and there is none
     body = {"plan": plan, "source": printed.text, "printed": printed, "__doc__": space[printed.class_name].__doc__}
     made = cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
     _loaded[printed.text] = made

@@ -1,0 +1,198 @@
+"""What every layer that stands for a dense one has, linear or convolutional: a network of cores, and a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import prod
+from typing import Any, Self, cast
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F  # noqa: N812
+
+from tngraph.language.sizes import evaluate_size, symbol
+from tngraph.modules.layer import Layer, compile
+from tngraph.modules.recipe import Recipe
+from tngraph.modules.verification import Verification
+from tngraph.planning.cost import Counts
+from tngraph.planning.pipeline import DEFAULT_RUNTIME_SIZE, Plan
+from tngraph.planning.search import Search
+
+
+class Compressed(nn.Module):
+    """A layer whose weight is built of cores.
+
+    Attributes:
+        network: the compiled network, which holds the cores.
+        bias: added to what it puts out, `(out,)`; or None.
+        recipe: the dense weight it stands for, and how that is built.
+    """
+
+    network: Layer
+    bias: nn.Parameter | None
+    recipe: Recipe
+
+    def _build(
+        self,
+        recipe: Recipe,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        sizes: Mapping[str, int] | None = None,
+        search: Search | None = None,
+        **window: Any,
+    ) -> None:
+        """Plan and compile the network, and draw everything."""
+        self.recipe = recipe
+        network = recipe.layer(**window)
+        given = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | dict(sizes or {})
+        self.network = compile(network, self._inner_sizes(given), search=search, device=device, dtype=dtype)
+        drawn = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", drawn)
+        self._draw_bias()
+
+    def _inner_sizes(self, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The sizes of what the network sees, for sizes of the layer's input."""
+        return sizes
+
+    def _enter(self, input: Tensor) -> Tensor:
+        """What the network is called with, `(batch, channels, *axes)`; its surplus rows are zero."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Draw the cores and the bias anew."""
+        cast(Any, self.network).reset_parameters()
+        self._draw_bias()
+
+    def _draw_bias(self) -> None:
+        """As ``torch.nn.Linear`` and ``Conv2d`` do."""
+        if self.bias is not None:
+            bound = prod(self.recipe.shape[1:]) ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _pad_channels(self, x: Tensor) -> Tensor:
+        """`(batch, groups * in, *axes)`, every group with its surplus rows."""
+        surplus = self.recipe.surplus[0]
+        if not surplus:
+            return x
+        return F.pad(self._by_group(x), (0, 0) * (x.dim() - 2) + (0, surplus)).flatten(1, 2)
+
+    def _by_group(self, x: Tensor) -> Tensor:
+        """`(batch, groups, channels of one, *axes)`."""
+        groups = self.recipe.groups
+        return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+
+    def _leave(self, y: Tensor) -> Tensor:
+        """`(batch, out, *axes)`: what the network puts out, without its surplus columns and with the bias."""
+        columns = self.recipe.shape[0] // self.recipe.groups
+        if self.recipe.surplus[1]:
+            y = self._by_group(y)[:, :, :columns].flatten(1, 2)
+        return y if self.bias is None else y + self.bias.view(-1, *(1,) * (y.dim() - 2))
+
+    @property
+    def plan(self) -> Plan:
+        """How the network is contracted; the bias is not in it."""
+        return self.network.plan
+
+    def counts(self, **sizes: int) -> Counts:
+        """The exact counts of a call, the bias included, padding as it runs: ``layer.counts(batch=128)``.
+
+        Args:
+            sizes: of the input; those not given are as planned.
+
+        Raises:
+            SizeError: a name that is no size of the input, or a number that is not a positive integer.
+        """
+        inner = self._inner_sizes(sizes)
+        counts = self.plan.at(**inner)
+        if self.bias is None:
+            return counts
+        made, kept = self._output_sizes(self.plan.values(**inner))
+        return replace(
+            counts,
+            params=counts.params + self.bias.numel(),
+            elementwise=counts.elementwise + kept,
+            cost=counts.cost + kept,
+            largest=max(counts.largest, kept),
+            peak=max(counts.peak, made + kept),
+        )
+
+    def _output_sizes(self, numbers: Mapping[str, int]) -> tuple[int, int]:
+        """What the network puts out, and what of it the layer keeps [elements]."""
+        batch, channels, *axes = self.plan.network.outputs[0].axes
+        places = prod(evaluate_size(index.size, numbers) for axis in (batch, *axes) for index in axis)
+        return places * prod(evaluate_size(index.size, numbers) for index in channels), places * self.recipe.shape[0]
+
+    def verify(self, *inputs: Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
+        """Compare the network with the reference, as `Layer.verify` does.
+
+        Args:
+            inputs: an input of the layer; a random one of small sizes when absent.
+            sizes: of the random input, where small ones will not do.
+            seed: of random inputs and of the direction gradients are taken in.
+
+        Raises:
+            SizeError: inputs or sizes that do not fit.
+            VerificationError: something does not agree.
+        """
+        entered = [self._enter(x) for x in inputs]
+        return self.network.verify(*entered, sizes=self._small_sizes() | dict(sizes or {}), seed=seed)
+
+    def _small_sizes(self) -> dict[str, int]:
+        """Sizes of what the network sees that are small, and still large enough for it."""
+        return {}
+
+    @cached_property
+    def _dense(self) -> Layer:
+        """The network that puts out the weight; it runs on the cores of this layer and has none of its own.
+
+        A cached property is no submodule: it is in no state, and moves nowhere.
+        """
+        return compile(self.recipe.weight_again(), device="meta")
+
+    def weight(self) -> Tensor:
+        """The dense weight this layer applies, `(out, in / groups, *kernel)`; gradients flow to the cores.
+
+        Raises:
+            NetworkError: the family is no weight.
+        """
+        cores = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        return self.recipe.crop(functional_call(self._dense, cores, ()))
+
+    def _to_dense(self, dense: nn.Module) -> nn.Module:
+        """An ordinary layer, built on the meta device, with copies of the weight and the bias of this one."""
+        for name, tensor in (("weight", self.weight()), ("bias", self.bias)):
+            if tensor is not None:
+                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+                dense.register_parameter(name, nn.Parameter(copy))
+        return dense.train(self.training)
+
+    def _like(self, dense: nn.Module) -> Self:
+        """This layer in the mode of another."""
+        return self.train(dense.training)
+
+    def extra_repr(self) -> str:
+        """The sizes of the layer, how its weight is built, and what that saves."""
+        params = sum(p.numel() for p in self.parameters())
+        dense = prod(self.recipe.shape) + (0 if self.bias is None else self.bias.numel())
+        saved = f"params={params:,} of {dense:,} ({dense / params:.1f}x)"
+        return f"{self._shape_repr()}, {self.recipe}\n{saved}, MAC={self._macs()}"
+
+    def _macs(self) -> sympy.Expr:
+        """The multiply-adds of a call, in the sizes of the layer's input [MAC]."""
+        inner = self._inner_sizes({name: symbol(name) for name in self.plan.network.runtime_sizes()})
+        return self.plan.macs.xreplace({symbol(name): size for name, size in inner.items()})
+
+    def _shape_repr(self) -> str:
+        raise NotImplementedError
+
+
+def settings(layer: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    """What an ordinary layer was made with: the named attributes, and what every layer has."""
+    weight = cast(Tensor, layer.weight)
+    made = {name: getattr(layer, name) for name in names}
+    return made | {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}

@@ -1,0 +1,218 @@
+"""Convolutions whose weight is built of cores, in the place of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tngraph.errors import SizeError
+from tngraph.language.families.family import Family
+from tngraph.modules.compressed import Compressed, settings
+from tngraph.modules.recipe import Modes, check_positive, make_recipe
+from tngraph.planning.search import Search
+
+PerAxis = int | Sequence[int]
+Padding = PerAxis | Literal["same", "valid"]
+PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
+_PADDING_MODES = {"zeros": "constant", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
+_SETTINGS = (
+    *("in_channels", "out_channels", "kernel_size", "stride"),
+    *("padding", "dilation", "groups", "padding_mode"),
+)
+
+
+class _Convolution(Compressed):
+    """What a convolution is, whatever the number of its axes.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of the window, one number or one per axis; `stride`, `padding` and `dilation` likewise.
+        stride: of the window.
+        padding: on each side of every axis; ``"valid"`` is none, and ``"same"`` as much as keeps the size.
+        dilation: distance between the positions of the window.
+        groups: of the channels.
+        bias: whether there is one, a parameter `(out_channels,)`.
+        padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
+        device: where the parameters live.
+        dtype: their type.
+        family: of the weight: a word, as ``"cp"``, or a `Family`.
+        modes: those of the rows (inputs) and of the columns (outputs) of one group. Where they multiply to more than
+            the channels, the input is padded with zeros and the surplus outputs are dropped.
+        sites: how many modes each side has, where the family chooses them.
+        sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
+        search: seed and effort of the planning.
+        options: of the family, as ``rank=8``.
+
+    Raises:
+        NetworkError: no such family, or options, modes or a window that it does not take.
+        SizeError: numbers that do not fit.
+    """
+
+    axes: ClassVar[int]
+    ordinary: ClassVar[type[nn.Conv1d | nn.Conv2d | nn.Conv3d]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: PerAxis,
+        stride: PerAxis = 1,
+        padding: Padding = 0,
+        dilation: PerAxis = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        family: str | Family = "cp",
+        modes: Modes | None = None,
+        sites: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        search: Search | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _per_axis("kernel_size", kernel_size, self.axes)
+        self.stride = _per_axis("stride", stride, self.axes)
+        self.dilation = _per_axis("dilation", dilation, self.axes)
+        self.padding = padding if isinstance(padding, str) else _per_axis("padding", padding, self.axes, 0)
+        self.padding_mode = padding_mode
+        self._check()
+        self._margins, inner = self._split_padding()
+        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        recipe = make_recipe(family, shape, groups, modes, sites, options)
+        window = {"stride": self.stride, "padding": inner, "dilation": self.dilation}
+        self._build(recipe, bias, device, dtype, sizes, search, **window)
+
+    @classmethod
+    def like(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, family: str | Family = "cp", **options: Any) -> Self:
+        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+
+        Args:
+            conv: the ordinary layer.
+            family: of the weight.
+            options: what this class takes by keyword.
+        """
+        return cls(**settings(conv, _SETTINGS), family=family, **options)._like(conv)
+
+    def _check(self) -> None:
+        """Refuse what PyTorch's convolution refuses too."""
+        check_positive(in_channels=self.in_channels, out_channels=self.out_channels, groups=self.groups)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise SizeError(f"{name} is {channels}, which does not divide into {self.groups} groups")
+        if self.padding_mode not in _PADDING_MODES:
+            raise SizeError(f"padding_mode is {self.padding_mode!r}\n  it is one of {', '.join(_PADDING_MODES)}")
+        if isinstance(self.padding, str) and self.padding not in ("same", "valid"):
+            raise SizeError(f"padding is {self.padding!r}\n  it is 'same', 'valid', or numbers")
+        if self.padding == "same" and any(step != 1 for step in self.stride):
+            raise SizeError(f"padding='same' keeps the size, and stride is {self.stride}\n  give padding as numbers")
+
+    def _split_padding(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The padding that is put around the input (as ``F.pad`` takes it), and what the network itself pads.
+
+        Zeros that are as many on both sides are not put there: the network reads past the border, which costs less.
+        """
+        sides = [self._sides(axis) for axis in range(self.axes)]
+        if self.padding_mode == "zeros" and all(before == after for before, after in sides):
+            return (), tuple(before for before, _ in sides)
+        return tuple(number for pair in reversed(sides) for number in pair), (0,) * self.axes
+
+    def _sides(self, axis: int) -> tuple[int, int]:
+        """The padding before and after an axis; ``same`` puts an odd one after it, as PyTorch does."""
+        if not isinstance(self.padding, str):
+            return self.padding[axis], self.padding[axis]
+        total = self.dilation[axis] * (self.kernel_size[axis] - 1) if self.padding == "same" else 0
+        return total // 2, total - total // 2
+
+    def _inner_sizes(self, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+        margins = self._margins or (0, 0) * self.axes
+        added = {name: sum(margins[-2 - 2 * k :][:2]) for k, name in enumerate(_AXES[self.axes])}
+        return {name: size + added.get(name, 0) for name, size in sizes.items()}
+
+    def _small_sizes(self) -> dict[str, int]:
+        windows = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return {name: window + 2 + k for k, (name, window) in enumerate(zip(_AXES[self.axes], windows, strict=True))}
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: `(batch, in_channels, *axes)` or `(in_channels, *axes)`.
+
+        Returns:
+            `(batch, out_channels, *axes)`, or without the batch.
+
+        Raises:
+            SizeError: another number of axes or channels.
+        """
+        y = self._leave(self.network(self._enter(input)))
+        return y if input.dim() == self.axes + 2 else y.squeeze(0)
+
+    def _enter(self, input: Tensor) -> Tensor:
+        x = input.unsqueeze(0) if input.dim() == self.axes + 1 else input
+        if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
+            takes = ", ".join((str(self.in_channels), *_AXES[self.axes]))
+            name, shape = type(self).__name__, tuple(input.shape)
+            raise SizeError(f"the input has shape {shape}, and {name} takes (batch, {takes}) or ({takes})")
+        if self._margins:
+            x = F.pad(x, self._margins, _PADDING_MODES[self.padding_mode])
+        return self._pad_channels(x)
+
+    def _to_ordinary(self) -> nn.Module:
+        arguments = {name: getattr(self, name) for name in _SETTINGS}
+        return self._to_dense(self.ordinary(**arguments, bias=self.bias is not None, device="meta"))
+
+    def _shape_repr(self) -> str:
+        plain = {"padding": (0,) * self.axes, "dilation": (1,) * self.axes, "groups": 1, "padding_mode": "zeros"}
+        shown = {name: getattr(self, name) for name in _SETTINGS[2:]}
+        kept = [f"{name}={value!r}" for name, value in shown.items() if plain.get(name) != value]
+        return ", ".join([f"{self.in_channels}, {self.out_channels}", *kept, f"bias={self.bias is not None}"])
+
+
+_AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def _per_axis(name: str, value: PerAxis, axes: int, least: int = 1) -> tuple[int, ...]:
+    """One number per axis."""
+    numbers = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(numbers) != axes or min(numbers) < least:
+        raise SizeError(f"{name} is {value}\n  it is one number or {axes}, each {least} or more")
+    return numbers
+
+
+class Conv1d(_Convolution):
+    """A convolution over `(batch, in_channels, length)` with a weight of some family."""
+
+    axes, ordinary = 1, nn.Conv1d
+
+    def to_dense(self) -> nn.Conv1d:
+        """An ordinary layer with a copy of this one's weight and bias."""
+        return cast(nn.Conv1d, self._to_ordinary())
+
+
+class Conv2d(_Convolution):
+    """A convolution over `(batch, in_channels, height, width)` with a weight of some family."""
+
+    axes, ordinary = 2, nn.Conv2d
+
+    def to_dense(self) -> nn.Conv2d:
+        """An ordinary layer with a copy of this one's weight and bias."""
+        return cast(nn.Conv2d, self._to_ordinary())
+
+
+class Conv3d(_Convolution):
+    """A convolution over `(batch, in_channels, depth, height, width)` with a weight of some family."""
+
+    axes, ordinary = 3, nn.Conv3d
+
+    def to_dense(self) -> nn.Conv3d:
+        """An ordinary layer with a copy of this one's weight and bias."""
+        return cast(nn.Conv3d, self._to_ordinary())

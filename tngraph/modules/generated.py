@@ -1,0 +1,214 @@
+"""Weights that cores generate, as parametrisations of any layer: one weight each, or one vector for several layers.
+
+What is done with them is PyTorch's: ``torch.nn.utils.parametrize``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from operator import attrgetter
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+
+from tngraph.errors import NetworkError, SizeError
+from tngraph.language.families.family import Family
+from tngraph.modules.layer import compile
+from tngraph.modules.recipe import Modes, make_recipe
+from tngraph.planning.pipeline import Plan
+from tngraph.planning.search import Search
+
+
+class Generated(nn.Module):
+    """A dense weight that cores generate at each call.
+
+    As a parametrisation it takes the place of the weight: what is trained is the cores, and the weight is no
+    parameter any more. With ``residual`` the weight stays, and the generated one is added to it.
+
+    Args:
+        shape: of the weight, `(out, in, *kernel)` or `(out,)`; where modes multiply to more, the surplus is cropped.
+        family: a word, as ``"adtn"``, or a `Family`.
+        residual: add the generated weight to the original one, and start where that is: the last core starts as zeros.
+            Where that would stop the other cores (``quanta``), or cannot be (a core at every site), the generator starts
+            as drawn, and the original is lowered by a frozen copy of that start.
+        modes: those of the rows (inputs) and of the columns (outputs); of a vector, ``((), columns)``.
+        sites: how many modes each side has, where the family chooses them.
+        search: seed and effort of the planning.
+        device: where the cores live.
+        dtype: their type.
+        options: of the family, as ``layers=2``.
+
+    Raises:
+        NetworkError: no such family, one that is no weight, or options or modes that it does not take.
+        SizeError: a shape that is none, or modes that do not reach it.
+
+    Example:
+        >>> layer = nn.Linear(784, 256)
+        >>> _ = register_parametrization(layer, "weight", Generated.like(layer.weight, "adtn", layers=2))
+        >>> sum(p.numel() for p in layer.parameters()), layer.weight.shape
+        (692, torch.Size([256, 784]))
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        family: str | Family = "adtn",
+        *,
+        residual: bool = False,
+        modes: Modes | None = None,
+        sites: int | None = None,
+        search: Search | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.recipe = make_recipe(family, shape, 1, modes, sites, options)
+        self.residual = residual
+        self.network = compile(self.recipe.weight(), search=search, device=device, dtype=dtype)
+        self._start()
+
+    @classmethod
+    def like(cls, weight: Tensor, family: str | Family = "adtn", **options: Any) -> Generated:
+        """A generator of the shape, device and type of a weight.
+
+        Args:
+            weight: whose place it takes, or which it is added to.
+            family: a word or a `Family`.
+            options: what this class takes by keyword.
+        """
+        return cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
+
+    def reset_parameters(self) -> None:
+        """Draw the cores anew, as those of a layer of this shape."""
+        cast(Any, self.network).reset_parameters()
+        self._start()
+
+    def _start(self) -> None:
+        """A residual starts as zeros, because its last core does, or for `right_inverse`."""
+        is_circuit = "base" in self.recipe.family.options
+        last = _last_core(self.plan) if self.residual and not is_circuit else None
+        if last is not None:
+            nn.init.zeros_(attrgetter(self.network.printed.attributes[last])(self.network))
+
+    @property
+    def plan(self) -> Plan:
+        """How the weight is contracted."""
+        return self.network.plan
+
+    def forward(self, original: Tensor | None = None) -> Tensor:
+        """The weight, added to the original one if this is a residual.
+
+        Args:
+            original: a weight of the same shape; used by a residual alone.
+
+        Returns:
+            A tensor of the shape of the weight.
+        """
+        weight = self.recipe.crop(self.network())
+        return weight if original is None or not self.residual else original + weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What ``parametrize`` keeps of a weight: for a residual what it is added to, and else nothing."""
+        return weight - self.forward() if self.residual else ()
+
+    def extra_repr(self) -> str:
+        """The shape, and how it is built."""
+        params, dense = sum(p.numel() for p in self.parameters()), prod(self.recipe.shape)
+        residual = ", residual=True" if self.residual else ""
+        return f"{self.recipe.shape}, {self.recipe}{residual}, params={params:,} of {dense:,}"
+
+
+def _last_core(plan: Plan) -> str | None:
+    """The last param that is read once: with it at zero the weight is, and its gradient is not."""
+    network = plan.network
+    if any(core.role == "buffer" for core in network.cores):
+        return None
+    reads = [access.source for equation in network.equations for term in equation.terms for access in term.accesses]
+    params = [core.name for core in network.cores if core.role == "param"]
+    return next((name for name in reversed(params) if reads.count(name) == 1), None)
+
+
+class _Part(nn.Module):
+    """A slice of a shared vector as the weight of one layer.
+
+    The first layer holds the generator, and with it the cores; the others only know it (a tuple is no submodule).
+    """
+
+    def __init__(self, holder: nn.Module, start: int, shape: Sequence[int], is_owner: bool) -> None:
+        super().__init__()
+        self.start, self.shape = start, tuple(shape)
+        self.scale = float(prod(self.shape[1:]) ** -0.5)
+        self._known = (holder,)
+        if is_owner:
+            self.generator = holder
+
+    def forward(self) -> Tensor:
+        """The weight: entries of variance 1/3 at the start, times fan-in^(-1/2)."""
+        vector = cast(Tensor, self._known[0].vector)
+        part = vector[self.start : self.start + prod(self.shape)].view(self.shape)
+        return part * self.scale
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Nothing is kept of the weight."""
+        return ()
+
+
+def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn", **options: Any) -> Generated:
+    """Generate the weights of several layers by one generator: slices of one vector, in the order of the names.
+
+    Each slice is scaled by the fan-in of its layer, fan-in^(-1/2). Under ``parametrize.cached()`` the generator runs
+    once for all of them; without it, once for each.
+
+    Args:
+        model: whose layers are changed in place.
+        names: of layers with a parameter ``weight``; the first one holds the generator.
+        family: a word or a `Family`.
+        options: what `Generated` takes by keyword.
+
+    Returns:
+        The generator.
+
+    Raises:
+        NetworkError: names of no such layers; as for `Generated`.
+        SizeError: weights of several devices or types.
+
+    Source: Qing et al., arXiv 2305.06058, which generates the weights of several layers by one network.
+    """
+    weights = [_weight_of(model, name) for name in _distinct(names)]
+    if len({(weight.device, weight.dtype) for weight in weights}) > 1:
+        found = ", ".join(f"{name} on {w.device} as {w.dtype}" for name, w in zip(names, weights, strict=True))
+        raise SizeError(f"the weights are not alike: {found}\n  one vector has one device and one type")
+    total = sum(weight.numel() for weight in weights)
+    generator = Generated.like(weights[0].new_empty(total, device="meta"), family, device=weights[0].device, **options)
+    holder = nn.Module()
+    holder.register_buffer("vector", weights[0].new_empty(total, device="meta"))
+    register_parametrization(holder, "vector", generator, unsafe=True)
+    start = 0
+    for name, weight in zip(names, weights, strict=True):
+        part = _Part(holder, start, weight.shape, is_owner=not start)
+        register_parametrization(model.get_submodule(name), "weight", part, unsafe=True)
+        start += weight.numel()
+    return generator
+
+
+def _distinct(names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise NetworkError(f"names is {names!r}", "give the names of several layers, each once")
+    return names
+
+
+def _weight_of(model: nn.Module, name: str) -> nn.Parameter:
+    layers = {each: module for each, module in model.named_modules() if module._parameters.get("weight") is not None}
+    if name not in layers:
+        reason = "is generated already" if _is_generated(model, name) else "is no layer with a weight of its own"
+        raise NetworkError(f"{name!r} {reason}", f"such layers are: {', '.join(layers) or 'none'}")
+    return cast(nn.Parameter, layers[name].weight)
+
+
+def _is_generated(model: nn.Module, name: str) -> bool:
+    modules = dict(model.named_modules())
+    return name in modules and is_parametrized(modules[name], "weight")

@@ -1,0 +1,109 @@
+"""A linear layer whose weight is built of cores, in the place of ``torch.nn.Linear``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from tngraph.errors import SizeError
+from tngraph.language.families.family import Family
+from tngraph.modules.compressed import Compressed, settings
+from tngraph.modules.recipe import Modes, check_positive, make_recipe
+from tngraph.planning.search import Search
+
+_SETTINGS = ("in_features", "out_features")
+
+
+class Linear(Compressed):
+    """`y = x W^T + b` with a weight of some family: `(*, in_features)` to `(*, out_features)`.
+
+    Args:
+        in_features: size of the last axis of the input.
+        out_features: size of the last axis of the output.
+        bias: whether there is one, a parameter `(out_features,)`.
+        device: where the parameters live.
+        dtype: their type.
+        family: of the weight: a word, as ``"mpo"``, or a `Family`.
+        modes: those of the rows (inputs) and of the columns (outputs). Where they multiply to more than the features,
+            the input is padded with zeros and the surplus outputs are dropped.
+        sites: how many modes each side has, where the family chooses them.
+        sizes: run-time sizes to plan at: ``{"batch": 128}``.
+        search: seed and effort of the planning.
+        options: of the family, as ``bond=8``.
+
+    Raises:
+        NetworkError: no such family, or options or modes that it does not take.
+        SizeError: features or modes that do not fit.
+
+    Example:
+        >>> Linear(784, 256, family="mpo", bond=4, modes=((4, 7, 7, 4), (4, 4, 4, 4))).weight().shape
+        torch.Size([256, 784])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        family: str | Family = "mpo",
+        modes: Modes | None = None,
+        sites: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        search: Search | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_positive(in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        recipe = make_recipe(family, (out_features, in_features), 1, modes, sites, options)
+        self._build(recipe, bias, device, dtype, sizes, search)
+
+    @classmethod
+    def like(cls, linear: nn.Linear, family: str | Family = "mpo", **options: Any) -> Self:
+        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+
+        Args:
+            linear: the ordinary layer.
+            family: of the weight.
+            options: what this class takes by keyword.
+        """
+        return cls(**settings(linear, _SETTINGS), family=family, **options)._like(linear)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: `(*, in_features)`.
+
+        Returns:
+            `(*, out_features)`.
+
+        Raises:
+            SizeError: a last axis of another size.
+        """
+        y = self._leave(self.network(self._enter(input)))
+        return y.reshape(*input.shape[:-1], self.out_features)
+
+    def _enter(self, input: Tensor) -> Tensor:
+        if input.dim() < 1 or input.shape[-1] != self.in_features:
+            raise SizeError(f"the input has shape {tuple(input.shape)}, and Linear takes (*, {self.in_features})")
+        return self._pad_channels(input.reshape(-1, self.in_features))
+
+    def to_dense(self) -> nn.Linear:
+        """An ordinary layer with a copy of this one's weight and bias.
+
+        Raises:
+            NetworkError: the family is no weight.
+        """
+        has_bias = self.bias is not None
+        dense = nn.Linear(self.in_features, self.out_features, has_bias, device="meta")
+        return cast(nn.Linear, self._to_dense(dense))
+
+    def _shape_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

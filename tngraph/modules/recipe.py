@@ -1,0 +1,187 @@
+"""How a dense weight is built of cores: the family, its modes and options, and the weight it stands for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from tngraph.errors import NetworkError, RankWarning, SizeError
+from tngraph.language.families import ALIASES, FAMILIES, find_family
+from tngraph.language.families.family import Family
+from tngraph.language.network import Network
+
+Modes = tuple[Sequence[int], Sequence[int]]
+"""The modes of the rows and those of the columns."""
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A dense weight and how it is built.
+
+    Attributes:
+        family: what builds it.
+        shape: of the dense weight in PyTorch's layout, `(out, in / groups, *kernel)`, or `(out,)`.
+        rows: modes whose product is ``in / groups`` or more; none for a vector.
+        columns: modes whose product is ``out / groups`` or more.
+        groups: of the channels.
+        options: of the family.
+    """
+
+    family: Family
+    shape: Shape
+    rows: Shape
+    columns: Shape
+    groups: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the modes multiply to the features, so that nothing is padded."""
+        return self.surplus == (0, 0)
+
+    @property
+    def surplus(self) -> tuple[int, int]:
+        """How many rows and columns a group has beyond the features; the rows see zeros, the columns are dropped."""
+        needed = prod(self.shape[1:2]), self.shape[0] // self.groups
+        return prod(self.rows) - needed[0], prod(self.columns) - needed[1]
+
+    def layer(self, **window: Any) -> Network:
+        """The network that applies the weight; a window has ``stride``, ``padding`` and ``dilation``."""
+        return self.family(self.rows, self.columns, self.shape[2:], groups=self.groups, **window, **self.options)
+
+    def weight(self) -> Network:
+        """The network that puts out the weight, surplus rows and columns included.
+
+        Raises:
+            NetworkError: the family is no weight.
+        """
+        if self.family.is_map:
+            raise NetworkError(
+                f"{self.family.name} has no dense weight: it is not linear in its input",
+                "weight() and to_dense() are for the other families",
+            )
+        return self.family.weight(self.rows, self.columns, self.shape[2:], groups=self.groups, **self.options)
+
+    def weight_again(self) -> Network:
+        """`weight`, for a layer that has warned of its ranks when it was made."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankWarning)
+            return self.weight()
+
+    def crop(self, weight: Tensor) -> Tensor:
+        """The weight of `shape` in what `weight` puts out."""
+        if self.is_exact:
+            return weight
+        groups = weight.reshape(self.groups, -1, *weight.shape[1:])[:, : self.shape[0] // self.groups]
+        if self.rows:
+            groups = groups[:, :, : self.shape[1]]
+        return groups.reshape(self.shape)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"family={self.family.name}{f'({options})' if options else ''}, modes={_arrow(self.rows, self.columns)}"
+
+
+def _arrow(rows: Shape, columns: Shape) -> str:
+    return " -> ".join("·".join(map(str, modes)) for modes in (rows, columns) if modes)
+
+
+def make_recipe(
+    family: str | Family,
+    shape: Sequence[int],
+    groups: int = 1,
+    modes: Modes | None = None,
+    sites: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A recipe with modes as asked, or as its family chooses them.
+
+    Args:
+        family: a word or a family.
+        shape: of the dense weight, `(out, in / groups, *kernel)`, or `(out,)`.
+        groups: of the channels.
+        modes: of rows and columns.
+        sites: how many modes each has.
+        options: of the family.
+
+    Raises:
+        NetworkError: no such family, or an option that it does not have.
+        SizeError: modes that do not reach the features, or another number of sites than the family has.
+    """
+    named, size = named_family(family), tuple(shape)
+    _check_options(named, options or {})
+    if not 1 <= len(size) <= 5:
+        raise SizeError(f"a weight of shape {size} has {len(size)} axes\n  it has 1 to 5: (out, in, *kernel) or (out,)")
+    check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
+    if modes is None:
+        rows, columns = _choose(named, size, groups, sites)
+    else:
+        rows, columns = tuple(modes[0]), tuple(modes[1])
+    made = Recipe(named, size, rows, columns, groups, dict(options or {}))
+    _check_modes(made, sites)
+    return made
+
+
+def check_positive(**numbers: object) -> None:
+    """Refuse what is no positive integer.
+
+    Raises:
+        SizeError: it is none; it says which.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise SizeError(f"{name} is {number!r}\n  it is an integer from 1")
+
+
+def named_family(family: str | Family) -> Family:
+    """The family of a word; a family is itself.
+
+    Raises:
+        NetworkError: no such family.
+    """
+    found = find_family(family) if isinstance(family, str) else family
+    if found is None:
+        near = get_close_matches(str(family), [*FAMILIES, *ALIASES], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"
+        raise NetworkError(f"there is no family {family!r}", hint)
+    return found
+
+
+def _check_options(family: Family, options: Mapping[str, Any]) -> None:
+    """Refuse what a family would take for something else than an option, as a function on the result."""
+    for name in options:
+        if name not in family.options:
+            near = get_close_matches(name, family.options, 1)
+            takes = f"it takes {', '.join(family.options) or 'none'}"
+            raise NetworkError(f"{family.name} has no option {name!r}", f"did you mean {near[0]!r}?" if near else takes)
+
+
+def _choose(family: Family, shape: Shape, groups: int, sites: int | None) -> tuple[Shape, Shape]:
+    columns = shape[0] // groups
+    if len(shape) == 1:
+        return (), family.choose_modes(columns, columns, sites)[1]
+    return family.choose_modes(shape[1], columns, sites)
+
+
+def _check_modes(recipe: Recipe, sites: int | None) -> None:
+    shape = recipe.shape
+    needs = prod(shape[1:2]), shape[0] // recipe.groups
+    for side, features, modes in zip(("rows", "columns"), needs, (recipe.rows, recipe.columns), strict=True):
+        if min(modes, default=1) < 1 or prod(modes) < features:
+            raise SizeError(
+                f"the {side} {modes} multiply to {prod(modes)}, and there are {features} features\n"
+                "  modes are positive, and their product is the number of features or more: the rest is padded"
+            )
+    count = max(len(recipe.rows), len(recipe.columns))
+    if sites is not None and sites != count:
+        raise SizeError(
+            f"{recipe.family.name} has {count} sites for a weight of shape {shape}, and not {sites}\n"
+            "  leave out sites, or give the modes themselves: modes=((4, 7), (4, 4))"
+        )

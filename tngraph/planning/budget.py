@@ -1,0 +1,145 @@
+"""The largest rank that a budget allows, from exact counts of the networks themselves."""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import floor, prod
+from typing import Any
+
+from tngraph.errors import PlanError, RankWarning
+from tngraph.language.families.family import Family, Modes
+from tngraph.language.network import Network
+from tngraph.planning.cost import param_count
+from tngraph.planning.pipeline import plan
+from tngraph.planning.search import Search
+
+LARGEST_RANK = 2**16
+"""No rank beyond this is tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankChoice:
+    """The rank that a budget allows, with what was asked and what it comes to.
+
+    Attributes:
+        family: the word of the family.
+        option: the name of its rank.
+        rank: the largest that fits; beyond it the budget is passed, or nothing is gained.
+        params: of the weight at that rank [elements].
+        dense: entries of the weight it stands for [elements].
+        flops: of one call, where the budget was one of FLOPs [FLOPs].
+        nominal: params per dense entry as asked, where it was asked so.
+    """
+
+    family: str
+    option: str
+    rank: int
+    params: int
+    dense: int
+    flops: int | None = None
+    nominal: float | None = None
+
+    @property
+    def actual(self) -> float:
+        """Params per dense entry."""
+        return self.params / self.dense
+
+    def __str__(self) -> str:
+        asked = "" if self.nominal is None else f"asked {self.nominal:.2%}, "
+        flops = "" if self.flops is None else f", {self.flops:,} FLOPs"
+        kept = f"{asked}kept {self.actual:.2%}"
+        return f"{self.family}({self.option}={self.rank}): {self.params:,} params for {self.dense:,}: {kept}{flops}"
+
+
+def choose_rank(
+    family: Family,
+    rows: Modes,
+    columns: Modes,
+    kernel: Modes = (),
+    *,
+    params: int | None = None,
+    flops: int | None = None,
+    compression: float | None = None,
+    sizes: Mapping[str, int] | None = None,
+    search: Search | None = None,
+    **options: Any,
+) -> RankChoice:
+    """The largest rank of a family within a budget: of params, of FLOPs of a call, or of params per dense entry.
+
+    The rank that is solved for is the first of the family's that is not given. Every candidate is a network of its
+    own, whose ranks that are of no use are cut, and is counted exactly.
+
+    Args:
+        family: as ``tg.families.mpo``.
+        rows: the modes of the input features.
+        columns: the modes of the output features.
+        kernel: the sizes of the window; none for a linear layer.
+        params: the most learnable entries of the weight [elements].
+        flops: the most that a call may cost, planned at these sizes [FLOPs].
+        compression: the most params per entry of the dense weight, 0.05 for a twentieth.
+        sizes: run-time sizes of the call, as ``{"batch": 32}``; 1 each when absent.
+        search: seed and effort of the planning.
+        options: of the family, and what every family takes when it is called.
+
+    Raises:
+        PlanError: not one budget; a family that has no rank to choose; a budget that rank 1 passes.
+        NetworkError: options or modes that the family does not take.
+    """
+    if [params, flops, compression].count(None) != 2:
+        raise PlanError("a rank is chosen for one budget\n  give one of params, flops and compression")
+    option = _free_rank(family, options)
+
+    @cache
+    def make(rank: int) -> Network:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankWarning)
+            return family(rows, columns, kernel, **{**options, option: rank})
+
+    def count_params(rank: int) -> int:
+        return int(param_count(make(rank)))
+
+    @cache
+    def count_flops(rank: int) -> int:
+        network = make(rank)
+        return plan(network, dict.fromkeys(network.runtime_sizes(), 1) | dict(sizes or {}), search).at().flops
+
+    dense = _volume(rows) * _volume(columns) * _volume(kernel) * int(options.get("groups", 1))
+    count, most = (count_flops, flops) if flops is not None else (count_params, params)
+    if most is None:
+        most = floor((compression or 0) * dense)
+    rank = _largest(count, most, "FLOPs" if flops is not None else "params", family.name)
+    spent = count_flops(rank) if flops is not None else None
+    return RankChoice(family.name, option, rank, count_params(rank), dense, spent, compression)
+
+
+def _free_rank(family: Family, options: Mapping[str, Any]) -> str:
+    ranks = [option.name for option in family.options.values() if option.is_size and option.default is not None]
+    free = [name for name in ranks if name not in options]
+    if not free:
+        reason = f"{' and '.join(ranks)} are given" if ranks else "it has none"
+        raise PlanError(f"{family.name} has no rank to choose: {reason}\n  a budget is met by a rank")
+    return "rank" if "rank" in free else free[0]
+
+
+def _volume(modes: Modes) -> int:
+    return prod(map(int, modes)) if isinstance(modes, Sequence) else int(modes)
+
+
+def _largest(count: Callable[[int], int], most: int, unit: str, family: str) -> int:
+    """The largest rank whose count is within a budget, or the first that a larger one adds nothing to."""
+    if count(1) > most:
+        raise PlanError(
+            f"{family} at rank 1 has {count(1):,} {unit}, and the budget is {most:,}\n"
+            f"  allow {count(1):,}, or choose other modes"
+        )
+    high = 1
+    while high < LARGEST_RANK and count(high) <= most and count(2 * high) != count(high):
+        high *= 2
+    ranks = range(1, high + 1)
+    if count(high) > most:
+        return bisect_right(ranks, most, key=count)
+    return bisect_left(ranks, count(high), key=count) + 1
