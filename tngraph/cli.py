@@ -21,12 +21,15 @@ import typer
 
 import tngraph
 from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
+from tngraph.language.builder import unknown
+from tngraph.language.families import ALIASES, FAMILIES, find_family
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.language.text import read
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
+from tngraph.report.gallery import Entry, describe, entries, format_entry, format_list, record
 from tngraph.report.records import Record, network_record, plan_record, verification_record
 from tngraph.report.terminal import show_plan, show_progress, show_source, show_text, show_verification
 
@@ -122,6 +125,30 @@ def check(
         _show_json({"files": records})
     if not all(record["is_ok"] for record in records):
         raise typer.Exit(1)
+
+
+@app.command(
+    "families",
+    epilog=_examples("tngraph families", "tngraph families mpo", "tngraph families adtn --json"),
+)
+def list_families(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the families of weights, with what they cost."""
+    with _errors_reported():
+        found = [_named_entry(name)] if name is not None else list(entries())
+    if as_json:
+        _show_json({"families": [record(entry) for entry in found]})
+    else:
+        show_text(format_entry(found[0]) if name is not None else format_list())
+
+
+def _named_entry(name: str) -> Entry:
+    family = find_family(name)
+    if family is None:
+        raise unknown("family", name, [*FAMILIES, *ALIASES])
+    return describe(family)
 
 
 @app.command(

@@ -32,8 +32,8 @@ class Generated(nn.Module):
         shape: of the weight, `(out, in, *kernel)` or `(out,)`; where modes multiply to more, the surplus is cropped.
         family: a word, as ``"adtn"``, or a `Family`.
         residual: add the generated weight to the original one, and start where that is: the last core starts as zeros.
-            Where that would stop the other cores (``quanta``), or cannot be (a core at every site), the generator starts
-            as drawn, and the original is lowered by a frozen copy of that start.
+            Where that would stop the other cores (``quanta``), or cannot be (a core at every site), it starts as drawn,
+            and the original is lowered by a frozen copy of that start.
         modes: those of the rows (inputs) and of the columns (outputs); of a vector, ``((), columns)``.
         sites: how many modes each side has, where the family chooses them.
         search: seed and effort of the planning.

@@ -143,7 +143,18 @@ def tree_generator(
 
 
 def mera(w: Weight, bond: Rank = sympy.Integer(2), activation: Activation = "relu") -> Expression:
-    """MERA generator: a tree generator with disentanglers on every level.
+    r"""MERA generator: a tree generator with disentanglers on every level.
+
+                 (top)
+               /       \
+            (s1)        (s2)
+            /  \________/  \
+            |     (d1)     |          an activation, and again:
+            |    /    \    |
+          (s1) (s2)  (s3) (s4)
+          /  \_/  \__/  \_/  \
+          |  (d1) (d2)  (d3) |
+          |  | |  |  |  | |  |
 
     Args:
         bond: the size of the wires inside.

@@ -1,0 +1,284 @@
+"""Every family as one entry: drawing, options, formulas and a spec, for the command line and for the page of the docs.
+
+The formulas are counts of planned networks, and the specs are read before they are shown.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import sympy
+
+from tngraph.language.families import ALIASES, FAMILIES
+from tngraph.language.families.family import Family, Option
+from tngraph.language.network import Network
+from tngraph.language.text import parse
+from tngraph.planning.cost import param_count
+from tngraph.planning.pipeline import plan
+from tngraph.planning.table import format_formula
+
+Names = tuple[str, ...]
+SIZES = {"n": 4, "m": 3, "R": 2}
+"""The numbers at which the shown orders are searched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What there is to say of a family.
+
+    Attributes:
+        family: it.
+        title: what it is, in a line.
+        drawing: in text.
+        notes: paragraphs beside it.
+        options: each with what it is.
+        source: where it comes from.
+        spec: a layer of it as text.
+        python: the same layer in Python.
+        network: that layer.
+    """
+
+    family: Family
+    title: str
+    drawing: str
+    notes: tuple[str, ...]
+    options: Mapping[str, str]
+    source: str
+    spec: str
+    python: str
+    network: Network
+
+    @property
+    def params(self) -> str:
+        """The learnable entries of the layer [elements]."""
+        return format_formula(sympy.factor_terms(param_count(self.network)))
+
+    @property
+    def macs(self) -> str:
+        """Multiply-adds of a call with one sample, in the order found at `SIZES` [MAC]."""
+        return format_formula(plan(self.network, {"batch": 1}).macs.subs(_batch(self.network), 1))
+
+
+def _batch(network: Network) -> sympy.Symbol:
+    return next(size.symbol for size in network.sizes if size.name == "batch")
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Every family's entry, in the order of the package."""
+    return tuple(map(describe, FAMILIES.values()))
+
+
+def describe(family: Family) -> Entry:
+    """The entry of a family, from its docstring and from an example that is read and planned."""
+    title, *blocks = (inspect.getdoc(family.make) or "").split("\n\n")
+    parts: dict[str, list[str]] = {"drawing": [], "notes": [], "options": [], "source": []}
+    for block in blocks:
+        kind = "drawing" if block.startswith(" ") else "options" if block.startswith("Args:") else "notes"
+        parts["source" if block.startswith("Source:") else kind].append(block)
+    spec, python = _example(family)
+    return Entry(
+        family,
+        " ".join(title.split()).rstrip("."),
+        "\n\n".join(parts["drawing"]).rstrip(),
+        tuple(" ".join(note.split()) for note in parts["notes"]),
+        _options(parts["options"][0] if parts["options"] else ""),
+        " ".join(" ".join(parts["source"]).removeprefix("Source:").split()),
+        spec,
+        python,
+        parse(spec),
+    )
+
+
+def _options(block: str) -> dict[str, str]:
+    """The lines under ``Args:`` by name."""
+    found: dict[str, str] = {}
+    for line in block.splitlines()[1:]:
+        name, colon, text = line.strip().partition(": ")
+        if colon and line.startswith("    ") and not line.startswith("     "):
+            found[name] = text
+        elif found:
+            found[[*found][-1]] += " " + line.strip()
+    return found
+
+
+def _example(family: Family) -> tuple[str, str]:
+    """A layer of a family with symbols for sizes, as text and as a line of Python."""
+    count = family.axes or (3 if family.is_binary or family.name in ("graph", "tree") else 2)
+    row, column = ("2", "2") if family.is_binary else ("n", "n" if family.name == "quanta" else "m")
+    rows, columns = (row,) * count, (column,) * count
+    given = {option.name: "R" for option in family.options.values() if option.is_size and option.default is not None}
+    if "blocks" in given:
+        given["blocks"] = "2"
+    if "edges" in family.options:
+        given["edges"] = "[[1, 2], [2, 3], [3, 1]]"
+    if "layers" in family.options:
+        given["layers"] = "1"
+    return _spec(family, rows, columns, given), _python(family, rows, columns, given)
+
+
+def _spec(family: Family, rows: Names, columns: Names, given: Mapping[str, str]) -> str:
+    symbols = [name for name in SIZES if name in (*rows, *columns, *given.values())]
+    sizes = ", ".join(f"{name} = {SIZES[name]}" for name in symbols)
+    i, o = f"i{{1..{len(rows)}}}", f"o{{1..{len(columns)}}}"
+    options = ", ".join(f"{name}={value}" for name, value in given.items())
+    if family.is_map:
+        body = [f"  index {o}: {columns[0]}", f"  y[batch, {o}] = {family.name}(x, {options})"]
+    else:
+        body = [f"  W[({i}), ({o}: {columns[0]})] = {family.name}({options})", f"  y[batch, {o}] = x * W"]
+    size = f"  size batch\n  size {sizes}" if sizes else "  size batch"
+    lines = [f"  input x[batch, ({i}: {rows[0]})]", *body, f"  output y[batch, ({o})]"]
+    return "\n".join([f"network {family.name} {{", size, *lines, "}"])
+
+
+def _python(family: Family, rows: Names, columns: Names, given: Mapping[str, str]) -> str:
+    modes = [f"({', '.join(map(_literal, each))}{',' * (len(each) == 1)})" for each in (rows, columns)]
+    options = [f"{name}={_literal(value)}" for name, value in given.items()]
+    symbols = {name: SIZES[name] for name in SIZES if name in (*rows, *columns, *given.values())}
+    sizes = ["sizes={" + ", ".join(f'"{name}": {value}' for name, value in symbols.items()) + "}"] if symbols else []
+    return f"tg.families.{family.name}({', '.join([*modes, *options, *sizes])})"
+
+
+def _literal(text: str) -> str:
+    return f'"{text}"' if text in SIZES else text
+
+
+def show_default(option: Option) -> str:
+    """The default of an option as text."""
+    if option.default is inspect.Parameter.empty:
+        return "needed"
+    if option.default is None or option.default == ():
+        return "–"
+    return str(int(option.default) if isinstance(option.default, bool) else option.default)
+
+
+def format_entry(entry: Entry) -> str:
+    """One family as text for a terminal."""
+    lines = [f"{entry.family.name}: {entry.title}", *([f"also: {_also(entry)}"] if _also(entry) else [])]
+    sections = ["\n".join(lines), entry.drawing, *entry.notes]
+    if entry.options:
+        width = max(map(len, entry.options))
+        defaults = {name: show_default(option) for name, option in entry.family.options.items()}
+        rows = [f"  {name:{width}}  {text} (default {defaults[name]})" for name, text in entry.options.items()]
+        sections.append("\n".join(["options", *rows]))
+    sections.append(f"params       {entry.params} [elements]\nMAC          {entry.macs} [MAC], one sample")
+    sections.append(entry.spec)
+    sections.append(f"source       {entry.source}")
+    return "\n\n".join(section for section in sections if section)
+
+
+def _also(entry: Entry) -> str:
+    return ", ".join(word for word, name in ALIASES.items() if name == entry.family.name)
+
+
+def record(entry: Entry) -> dict[str, Any]:
+    """One family as JSON has it: stable keys, units in their names."""
+    return {
+        "family": entry.family.name,
+        "also": [word for word, name in ALIASES.items() if name == entry.family.name],
+        "title": entry.title,
+        "options": {name: show_default(option) for name, option in entry.family.options.items()},
+        "params_elements": entry.params,
+        "macs_of_one_sample": entry.macs,
+        "spec": entry.spec,
+        "python": entry.python,
+        "source": entry.source,
+    }
+
+
+def format_list() -> str:
+    """Every family in a table: word, what it is, params and MAC of the example."""
+    header = ("family", "options", "params [elements]", "MAC [MAC] of one sample")
+    rows = [header]
+    for entry in entries():
+        options = ", ".join(f"{o.name}={show_default(o)}" for o in entry.family.options.values())
+        rows.append((entry.family.name, options, entry.params, entry.macs))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    lines = [
+        "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3])).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, "", "`tngraph families NAME` shows one; the formulas are of its example there."])
+
+
+def format_page() -> str:
+    """The page of the docs."""
+    return "\n".join([_INTRODUCTION, *_contents(), *(text for entry in entries() for text in _section(entry))])
+
+
+def _contents() -> Iterator[str]:
+    yield "| family | what it is | params | MAC, one sample |"
+    yield "| --- | --- | --- | --- |"
+    for entry in entries():
+        name = entry.family.name
+        yield f"| [{name}](#{name}) | {entry.title} | `{entry.params}` | `{entry.macs}` |"
+
+
+def _section(entry: Entry) -> Iterator[str]:
+    yield f"\n## {entry.family.name}\n\n{entry.title}." + (f" Also `{_also(entry)}`." if _also(entry) else "")
+    if entry.drawing:
+        yield f"\n```\n{entry.drawing}\n```"
+    for note in entry.notes:
+        yield f"\n{note}"
+    if entry.options:
+        yield "\n| option | default | |\n| --- | --- | --- |"
+        for name, text in entry.options.items():
+            yield f"| `{name}` | {show_default(entry.family.options[name])} | {text} |"
+    yield f"\n```tn\n{entry.spec}\n```\n\n    {entry.python}\n"
+    yield f"- params: `{entry.params}` [elements]\n- MAC: `{entry.macs}` [MAC] of one sample\n- source: {entry.source}"
+
+
+_INTRODUCTION = """# Families
+
+A family is a named way to build a weight out of small cores. Each is a word in a [spec](language.md#families), a
+function in [Python](python.md#families), and an option of a [layer](layers.md):
+
+    W[(i{1..4}), (o{1..4})] = mpo(bond=4)
+    tg.families.mpo((4, 7, 7, 4), (4, 4, 4, 4), bond=4)
+    tngraph.modules.Linear(784, 256, family="mpo", bond=4)
+
+The formulas below are the exact counts of the example beside them: planned, not copied. `tngraph families` prints the
+table, and `tngraph families mpo` one entry.
+
+- **Names.** The cores of a weight `W` are `W.g1`, `W.g2`, …, its bonds `W.b1`, …, whatever the order of contraction.
+- **Modes.** Rows and columns multiply to the features. `tg.families.mpo.choose_modes(784, 10)` factors them into
+  balanced modes; only where a large prime leaves no choice, and for families of binary legs, they multiply to a little
+  more, and a layer pads. Families that pair rows with columns have as many of each; an index of size 1 fills up.
+- **Ranks.** One number for all bonds, or a list. A rank beyond what can matter is cut, and a `tg.RankWarning` names its
+  bond. A rank may be the name of a size, and is a symbol in the counts then.
+- **Starting.** A weight starts with the variance 1/(3·fan-in) that `torch.nn.Linear` gives; circuits start orthogonal,
+  deep ones so that no activation silences them.
+
+## Ranks for a budget
+
+`tg.choose_rank` finds the largest rank within a number of params, a number of FLOPs of a planned call, or a rate, by
+counting the networks themselves. It reports what was asked beside what it comes to.
+
+```python
+import tngraph as tg
+
+print(tg.choose_rank(tg.families.rcp, (4, 4), (4, 4), (3, 3), compression=0.2))
+print(tg.choose_rank(tg.families.mpo, (4, 7, 7, 4), (4, 4, 4, 4), flops=2_000_000, sizes={"batch": 10}))
+```
+```text
+rcp(rank=11): 451 params for 2,304: asked 20.00%, kept 19.57%
+mpo(bond=4): 1,024 params for 200,704: kept 0.51%, 1,605,632 FLOPs
+```
+
+The rule that was published for `rcp` solves for the rank with 2k + Σs + Σt params per rank, and a rank has k² + Σ s·t.
+On the 463,616 compressible weights of ResNet-32 (channels 16 = 4·4, 32 = 4·8, 64 = 8·8) it keeps three times what it
+says:
+
+| asked | kept by the published rule |
+| --- | --- |
+| 2 % | 7.2 % |
+| 5 % | 17.2 % |
+| 10 % | 34.1 % |
+| 20 % | 67.7 % |
+
+## All of them
+"""
