@@ -22,6 +22,8 @@ from tngraph.planning.pipeline import plan
 from tngraph.planning.table import format_formula
 
 Names = tuple[str, ...]
+_LONGER = ("mpo", "ring", "tied_ring", "tree", "graph", "ntt")
+"""Families whose pattern shows at three sites."""
 SIZES = {"n": 4, "m": 3, "R": 2}
 """The numbers at which the shown orders are searched."""
 
@@ -108,7 +110,7 @@ def _options(block: str) -> dict[str, str]:
 
 def _example(family: Family) -> tuple[str, str]:
     """A layer of a family with symbols for sizes, as text and as a line of Python."""
-    count = family.axes or (3 if family.is_binary or family.name in ("graph", "tree") else 2)
+    count = family.axes or (3 if family.is_binary or family.name in _LONGER else 2)
     row, column = ("2", "2") if family.is_binary else ("n", "n" if family.name == "quanta" else "m")
     rows, columns = (row,) * count, (column,) * count
     given = {option.name: "R" for option in family.options.values() if option.is_size and option.default is not None}
@@ -172,7 +174,7 @@ def format_entry(entry: Entry) -> str:
 
 
 def _also(entry: Entry) -> str:
-    return ", ".join(word for word, name in ALIASES.items() if name == entry.family.name)
+    return ", ".join(f"`{word}`" for word, name in ALIASES.items() if name == entry.family.name)
 
 
 def record(entry: Entry) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def _contents() -> Iterator[str]:
 
 
 def _section(entry: Entry) -> Iterator[str]:
-    yield f"\n## {entry.family.name}\n\n{entry.title}." + (f" Also `{_also(entry)}`." if _also(entry) else "")
+    yield f"\n## {entry.family.name}\n\n{entry.title}." + (f" Also {_also(entry)}." if _also(entry) else "")
     if entry.drawing:
         yield f"\n```\n{entry.drawing}\n```"
     for note in entry.notes:
