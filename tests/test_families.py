@@ -18,7 +18,7 @@ from tests.networks import random_arrays
 from tngraph.errors import RankWarning
 from tngraph.language import families
 from tngraph.language.families import ALIASES, FAMILIES, find_family
-from tngraph.language.families.modes import binary_modes, choose_modes, equal_modes, factorise
+from tngraph.language.families.modes import binary_modes, choose_modes, equal_modes, factorise, split_modes
 
 
 @dataclass(frozen=True)
@@ -337,6 +337,16 @@ def test_modes_multiply_to_the_features_or_a_little_more(features: int, count: i
     assert modes == exact or exact[0] > 16
     assert prod(binary_modes(features)) < 2 * features or features == 1
     assert prod(equal_modes(features, count)) >= features
+
+
+def test_exponents_name_the_members_of_the_einsum_family():
+    """Of 64 rows and columns: (g, b, a) = (1, 1, 64) is low rank, (8, 1, 8) with (8, 1, 8) is BTT."""
+    rows, columns = split_modes(64, (0, 0, 1)), split_modes(64, (0, 0, 1))
+    assert (rows, columns) == ((1, 1, 64), (1, 1, 64))
+    assert split_modes(64, (0.5, 0.5, 0)) == (8, 8, 1)
+    assert prod(split_modes(1000, (0.3, 0.3, 0.4))) == 1000
+    with pytest.raises(tg.SizeError, match="exponents from 0 on add up to 1"):
+        split_modes(64, (0.5, 0.6))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

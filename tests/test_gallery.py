@@ -51,6 +51,7 @@ def test_the_list_and_its_errors():
     code, text = run()
     assert code == 0
     assert all(f"\n{entry.family.name} " in text for entry in entries())
+    assert all(entry.drawing in run("--full")[1] for entry in entries()[:2])
     assert run("mpp") == (1, "there is no family 'mpp' here\n  did you mean 'mpo'?\n")
     assert json.loads(run("tt", "--json")[1])["families"][0]["family"] == "mpo"
     assert len(json.loads(run("--json")[1])["families"]) == len(entries())

@@ -129,10 +129,13 @@ def check(
 
 @app.command(
     "families",
-    epilog=_examples("tngraph families", "tngraph families mpo", "tngraph families adtn --json"),
+    epilog=_examples("tngraph families", "tngraph families mpo", "tngraph families --full"),
 )
 def list_families(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one in full.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show each in full: drawing, options, formulas, a spec.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the families of weights, with what they cost."""
@@ -140,8 +143,10 @@ def list_families(
         found = [_named_entry(name)] if name is not None else list(entries())
     if as_json:
         _show_json({"families": [record(entry) for entry in found]})
+    elif full or name is not None:
+        show_text("\n\n\n".join(map(format_entry, found)))
     else:
-        show_text(format_entry(found[0]) if name is not None else format_list())
+        show_text(format_list())
 
 
 def _named_entry(name: str) -> Entry:

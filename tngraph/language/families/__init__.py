@@ -11,7 +11,37 @@ from typing import Any, Protocol
 
 from tngraph.language.families import chains, circuits, structured, sums, sweeps
 from tngraph.language.families.family import Family, Modes
+from tngraph.language.families.modes import split_modes
 from tngraph.language.network import Network
+
+__all__ = [
+    "ALIASES",
+    "FAMILIES",
+    "Family",
+    "adtn",
+    "block_term",
+    "btt",
+    "butterfly",
+    "cp",
+    "einsum",
+    "find_family",
+    "graph",
+    "kronecker",
+    "low_rank",
+    "mera",
+    "monarch",
+    "mpo",
+    "ntt",
+    "plain_tt",
+    "quanta",
+    "rcp",
+    "ring",
+    "split_modes",
+    "tied_ring",
+    "tree",
+    "tree_generator",
+    "tucker",
+]
 
 mpo = Family(chains.mpo)
 plain_tt = Family(chains.plain_tt, is_paired=False)

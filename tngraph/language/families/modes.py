@@ -7,7 +7,7 @@ unless a large prime leaves no choice; families of binary legs pad to the next p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import ceil, isqrt, log2, prod
 
@@ -96,3 +96,37 @@ def equal_modes(features: int, count: int) -> tuple[int, ...]:
         ((28, 28), (3, 3, 3))
     """
     return (next(mode for mode in range(1, features + 1) if mode**count >= features),) * count
+
+
+def split_modes(features: int, exponents: Sequence[float]) -> tuple[int, ...]:
+    """The exact product nearest to features**θ per mode: the sizes of the einsum family for its exponents.
+
+    Args:
+        features: what the modes multiply to.
+        exponents: one per mode, of sum 1.
+
+    Raises:
+        SizeError: numbers that are not positive, or exponents that do not add up to 1.
+
+    Source: Potapczynski et al., arXiv 2410.02117.
+
+    Example:
+        >>> split_modes(4096, (0.5, 0.25, 0.25)), split_modes(768, (0.0, 0.5, 0.5))
+        ((64, 8, 8), (1, 24, 32))
+    """
+    if features < 1 or min(exponents, default=-1) < 0 or abs(sum(exponents) - 1) > 1e-6:
+        raise SizeError(f"{features} features are not split by {tuple(exponents)}\n  exponents from 0 on add up to 1")
+    wanted = [theta * log2(features) for theta in exponents]
+    return min(
+        _products(features, len(wanted)), key=lambda m: sum((log2(a) - b) ** 2 for a, b in zip(m, wanted, strict=True))
+    )
+
+
+def _products(features: int, count: int) -> Iterator[tuple[int, ...]]:
+    """Every ordered product of so many factors."""
+    if count == 1:
+        yield (features,)
+        return
+    for divisor in _divisors(features):
+        for rest in _products(features // divisor, count - 1):
+            yield (divisor, *rest)
