@@ -25,7 +25,7 @@ from data import DataError, Images, load_digits, load_images
 from tngraph.modules import replace
 
 BATCH = 128
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 5e-3
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "adtn": {"layers": 2},
     "btt": {"rank": 2},

@@ -91,7 +91,7 @@ ONE_ERROR = {
     ),
     "a family applied to a product": (
         ("input x[i:2]", "y[o:2] = mpo(2 * x)", END),
-        "f.tn:3:10: 'mpo' is applied to one tensor\n    y[o:2] = mpo(2 * x)\n             ^\n"
+        "f.tn:3:10: mpo is applied to one tensor\n    y[o:2] = mpo(2 * x)\n             ^\n"
         "  give the rest a name of its own first",
     ),
     "an activation of a family that there is not": (

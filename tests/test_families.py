@@ -383,3 +383,56 @@ def test_the_five_tensor_operations_are_an_equation_each(name: str):
 def test_how_many_gates_quanta_has():
     network = families.quanta((2,) * 5, (2,) * 5)
     assert sum(core.role == "param" for core in network.cores) == comb(5, 2)
+
+
+def test_a_cut_rank_follows_the_sizes_it_depends_on():
+    """Where a symbol is involved the cut stays a minimum, and not what it is at the defaults."""
+    sized = """network n {
+      size batch
+      size n = 2, R = 9
+      input x[batch, i{1..2}: n]
+      W[(i{1..2}), (o{1..2}: n)] = mpo(bond=R)
+      y[batch, o{1..2}] = x * W
+      output y[batch, o{1..2}]
+    }"""
+    with pytest.warns(RankWarning, match=r"^<text>:5:7: the bond 'W.b1' is made 4: 9 is no use there$"):
+        network = tg.parse(sized)
+    plan = tg.plan(network)
+    assert [plan.at(**at).params for at in ({}, {"R": 2}, {"n": 8})] == [2 * 4 * 4, 2 * 4 * 2, 2 * 64 * 9]
+    assert tg.parse(tg.format(network)) == network
+    assert tg.compile(network, {"n": 3}).verify().is_equal
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "index p:3; y[batch, o{1..2}:2, p] = ntt(x[batch, i{1..2}, 2*p, 1], bond=2); output y[batch, o{1..2}, p]",
+        "index p:3; index k:2; y[batch, o:2, q:2, p, m] = ntt(x[batch, i{1..2}, 2*p, m+k-1]); output y[batch, o, q, p, m]",
+        "index k:2; y[batch, o{1..2}:2, l, m] = ntt(x[batch, i{1..2}, m, l + k - 1]); output y[batch, o{1..2}, l, m]",
+    ],
+    ids=["a stride", "a stride and a window", "a window along a leg of another name"],
+)  # fmt: skip
+def test_a_sweep_reads_its_input_anywhere(read: str):
+    network = tg.parse(f"network n {{ size batch; input x[batch, i{{1..2}}:2, l:6, m:6]; {read} }}")
+    assert tg.compile(network).verify().is_equal
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: families.quanta((4, 4), (2, 2), base=True), "the base of quanta starts as minus an identity"),
+        (lambda: families.adtn((2, 2), (2, 2), gate=1), "a gate acts on two legs or more, and gate is 1"),
+        (lambda: families.adtn((2, 2), (2, 2), layers=1500), "layers is 1500"),
+        (lambda: families.tree((2, 2), (2, 2), grouping=3), "grouping is no list"),
+        (lambda: families.mpo((2, 2), (2, 2), bond=2**60), "bond is 1152921504606846976"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(call, message: str):
+    with pytest.raises(tg.NetworkError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["adtn", "mera", "quanta"])
+def test_circuits_start_in_half_precision_too(name: str):
+    layer = tg.compile(FAMILIES[name]((2, 2), (2, 2)), dtype=torch.bfloat16)
+    assert all(param.isfinite().all() and param.dtype == torch.bfloat16 for param in layer.parameters())

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import networkx
 import pytest
 from typer.testing import CliRunner
 
@@ -39,9 +40,7 @@ def test_an_entry_says_everything(entry: Entry):
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.family.name)
 def test_the_two_examples_of_an_entry_are_one_network(entry: Entry):
-    name = entry.python.partition("(")[0].removeprefix("tg.families.")
-    family = tg.families.FAMILIES[name]
-    built = eval(entry.python.replace(f"tg.families.{name}", "family"), {"family": family})
+    built = eval(entry.python, {"tg": tg, "networkx": networkx})
     written = tg.parse(entry.spec)
     assert [(core.name, core.legs) for core in built.cores] == [(core.name, core.legs) for core in written.cores]
     assert tg.compile(written).verify().is_equal
@@ -52,6 +51,7 @@ def test_the_list_and_its_errors():
     assert code == 0
     assert all(f"\n{entry.family.name} " in text for entry in entries())
     assert all(entry.drawing in run("--full")[1] for entry in entries()[:2])
-    assert run("mpp") == (1, "there is no family 'mpp' here\n  did you mean 'mpo'?\n")
+    assert run("mpp") == (1, "there is no family 'mpp'\n  did you mean 'mpo'?\n")
+    assert run("xyz")[1].startswith("there is no family 'xyz'\n  there are: mpo, ")
     assert json.loads(run("tt", "--json")[1])["families"][0]["family"] == "mpo"
     assert len(json.loads(run("--json")[1])["families"]) == len(entries())

@@ -12,8 +12,10 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +23,6 @@ import typer
 
 import tngraph
 from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
-from tngraph.language.builder import unknown
 from tngraph.language.families import ALIASES, FAMILIES, find_family
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
@@ -79,12 +80,17 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has enough, as head, ends this quietly
+    warnings.showwarning = _show_warning
     try:
         app(prog_name="tngraph")
     except OSError as error:
         print(f"tngraph: {_reason(error)}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes as it ends would fail once more
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -152,7 +158,9 @@ def list_families(
 def _named_entry(name: str) -> Entry:
     family = find_family(name)
     if family is None:
-        raise unknown("family", name, [*FAMILIES, *ALIASES])
+        near = get_close_matches(name, [*FAMILIES, *ALIASES], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"
+        raise NetworkError(f"there is no family {name!r}", hint)
     return describe(family)
 
 

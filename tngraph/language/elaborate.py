@@ -7,6 +7,7 @@ from one that is reported already, and stays silent.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -14,12 +15,12 @@ from typing import cast
 
 from lark import Token, Tree
 
-from tngraph.errors import LimitError, NetworkError, Problem
+from tngraph.errors import LimitError, NetworkError, Problem, RankWarning
 from tngraph.language.arithmetic import Syntax, first_token
 from tngraph.language.builder import Axis, Builder, Call, unknown
 from tngraph.language.families import FAMILIES, find_family
 from tngraph.language.families.family import Family
-from tngraph.language.families.weight import Legs
+from tngraph.language.families.weight import Legs, outside
 from tngraph.language.handles import Expression, Factor, Position, Summand
 from tngraph.language.limits import FACTORS, FAILURES, PROBLEMS, Budget
 from tngraph.language.names import Name, Scope, literal, names_in
@@ -258,6 +259,16 @@ class Elaborator:
         if family is None:
             raise unknown("family", Name(str(word), word), FAMILIES)
         before = len(scope.builder.tensors)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RankWarning)
+            self._build_family(name, items, right, family, scope)
+        place = self._source.line(name.line, name.column)
+        for warning in caught:
+            text = f"{place.file}:{place.line}:{place.column}: {warning.message}"
+            warnings.warn(text, warning.category, stacklevel=outside())
+        scope.budget.names(len(scope.builder.tensors) - before, word)
+
+    def _build_family(self, name: Name, items: Statement, right: Statement, family: Family, scope: Scope) -> None:
         if right.data == "family":
             axes = scope.own_legs(items)
             _check_known(axes, scope.builder)
@@ -265,10 +276,9 @@ class Elaborator:
             family.define(scope.builder, name, groups, _settings(right.children[0], family, scope))
         else:
             left = _ungrouped(name, scope.left_legs(items))
-            source = _operand(right, word, scope.under(frozenset(leg.terms[0][1] for leg in left)))
+            source = _operand(right, family, scope.under(frozenset(leg.terms[0][1] for leg in left)))
             total = family.apply(scope.builder, name, left, source, _settings(right, family, scope))
             scope.builder.equation(name, left, total)
-        scope.budget.names(len(scope.builder.tensors) - before, word)
 
 
 _RULES: Mapping[str, Callable[[Elaborator, Statement, Scope], None]] = {
@@ -298,12 +308,14 @@ def _family_of(right: Statement) -> Token | None:
     return cast(Token, word) if is_applied or right.data == "mapping" else None
 
 
-def _operand(right: Statement, word: Token, scope: Scope) -> Factor:
+def _operand(right: Statement, family: Family, scope: Scope) -> Factor:
     """The tensor that a family is applied to."""
     tree = cast(Statement, right.children[1])
     total = _total(tree, scope) if tree.data == "total" else Expression((Summand(1, tuple(_factors(tree, scope))),))
     if len(total.summands) != 1 or len(total.summands[0].factors) != 1 or total.summands[0].scale != 1:
-        raise NetworkError(f"{str(word)!r} is applied to one tensor", "give the rest a name of its own first", at=word)
+        raise NetworkError(
+            f"{family.name} is applied to one tensor", "give the rest a name of its own first", at=first_token(right)
+        )
     return total.summands[0].factors[0]
 
 

@@ -164,8 +164,10 @@ def _near_eye(target: str, rows: str, columns: str, args: Sequence[object]) -> s
 
 
 def _orthogonal(target: str, rows: str, columns: str, args: Sequence[object]) -> str:
+    wide = f"dtype=torch.promote_types({target}.real.dtype, torch.float32)"
     gain = f", gain={args[0]!r}" if args else ""
-    return f"{target}.copy_(nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}){gain}).view_as({target}))"
+    drawn = f"nn.init.orthogonal_({target}.real.new_empty({rows}, {columns}, {wide}){gain})"
+    return f"{target}.copy_({drawn}.view_as({target}))"
 
 
 _MATRICES: Mapping[str, Callable[[str, str, str, Sequence[object]], str]] = {

@@ -167,7 +167,7 @@ def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn",
         model: whose layers are changed in place.
         names: of layers with a parameter ``weight``; the first one holds the generator.
         family: a word or a `Family`.
-        options: what `Generated` takes by keyword.
+        options: what `Generated` takes by keyword, but for ``residual``.
 
     Returns:
         The generator.
@@ -178,6 +178,8 @@ def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn",
 
     Source: Qing et al., arXiv 2305.06058, which generates the weights of several layers by one network.
     """
+    if options.get("residual"):
+        raise NetworkError("a generator of several layers is no residual", "leave out residual, or adapt each layer")
     weights = [_weight_of(model, name) for name in _distinct(names)]
     if len({(weight.device, weight.dtype) for weight in weights}) > 1:
         found = ", ".join(f"{name} on {w.device} as {w.dtype}" for name, w in zip(names, weights, strict=True))

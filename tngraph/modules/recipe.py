@@ -115,18 +115,28 @@ def make_recipe(
         NetworkError: no such family, or an option that it does not have.
         SizeError: modes that do not reach the features, or another number of sites than the family has.
     """
+    if not isinstance(shape, Sequence):
+        raise SizeError(f"the shape is {shape!r}\n  it is a tuple: (out, in, *kernel) or (out,)")
     named, size = named_family(family), tuple(shape)
     _check_options(named, options or {})
     if not 1 <= len(size) <= 5:
         raise SizeError(f"a weight of shape {size} has {len(size)} axes\n  it has 1 to 5: (out, in, *kernel) or (out,)")
     check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
+    if sites is not None:
+        check_positive(sites=sites)
     if modes is None:
         rows, columns = _choose(named, size, groups, sites)
     else:
-        rows, columns = tuple(modes[0]), tuple(modes[1])
+        rows, columns = _pair(modes)
     made = Recipe(named, size, rows, columns, groups, dict(options or {}))
     _check_modes(made, sites)
     return made
+
+
+def _pair(modes: Modes) -> tuple[Shape, Shape]:
+    if len(modes) != 2 or not all(isinstance(side, Sequence) for side in modes):
+        raise SizeError(f"modes is {modes!r}\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))")
+    return tuple(modes[0]), tuple(modes[1])
 
 
 def check_positive(**numbers: object) -> None:
@@ -146,7 +156,7 @@ def named_family(family: str | Family) -> Family:
     Raises:
         NetworkError: no such family.
     """
-    found = find_family(family) if isinstance(family, str) else family
+    found = family if isinstance(family, Family) else find_family(str(family))
     if found is None:
         near = get_close_matches(str(family), [*FAMILIES, *ALIASES], 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from tngraph.errors import NetworkError
+from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
 from tngraph.modules.compressed import Compressed
 from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d
@@ -46,6 +46,7 @@ def replace(model: nn.Module, family: str | Family, *, skip: Sequence[str] = (),
         What was replaced, in the order of the model.
 
     Raises:
+        SizeError: modes that do not fit a layer (it says which).
         NetworkError: a name to skip that is none, a family or options that do not fit a layer (it says which), or a
             model that is such a layer itself.
     """
@@ -73,6 +74,8 @@ def _replacement(name: str, module: nn.Module, family: str | Family, options: di
     except NetworkError as error:
         hint = error.hint or "choose another family or other options for it"
         raise NetworkError(f"{name}: {error.message}", f"{hint}; or leave it alone: skip=({name!r},)") from None
+    except SizeError as error:
+        raise SizeError(f"{name}: {error}; or leave it alone: skip=({name!r},)") from None
 
 
 def _check_skipped(model: nn.Module, skip: Sequence[str]) -> None:

@@ -6,19 +6,20 @@ import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
-from math import floor, prod
+from math import floor, isfinite, prod
 from typing import Any
 
 from tngraph.errors import PlanError, RankWarning
+from tngraph.language.builder import unknown
+from tngraph.language.families import FAMILIES, find_family
 from tngraph.language.families.family import Family, Modes
 from tngraph.language.network import Network
-from tngraph.planning.cost import param_count
+from tngraph.language.sizes import LARGEST
 from tngraph.planning.pipeline import plan
+from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
-
-LARGEST_RANK = 2**16
-"""No rank beyond this is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class RankChoice:
 
 
 def choose_rank(
-    family: Family,
+    family: str | Family,
     rows: Modes,
     columns: Modes,
     kernel: Modes = (),
@@ -74,7 +75,7 @@ def choose_rank(
     own, whose ranks that are of no use are cut, and is counted exactly.
 
     Args:
-        family: as ``tg.families.mpo``.
+        family: as ``tg.families.mpo``, or its word.
         rows: the modes of the input features.
         columns: the modes of the output features.
         kernel: the sizes of the window; none for a linear layer.
@@ -91,6 +92,7 @@ def choose_rank(
     """
     if [params, flops, compression].count(None) != 2:
         raise PlanError("a rank is chosen for one budget\n  give one of params, flops and compression")
+    family = _named(family)
     option = _free_rank(family, options)
 
     @cache
@@ -100,7 +102,7 @@ def choose_rank(
             return family(rows, columns, kernel, **{**options, option: rank})
 
     def count_params(rank: int) -> int:
-        return int(param_count(make(rank)))
+        return int(sum(legs_size(c.legs) for c in make(rank).cores if c.role == "param" and c.name != "bias"))
 
     @cache
     def count_flops(rank: int) -> int:
@@ -110,7 +112,7 @@ def choose_rank(
     dense = _volume(rows) * _volume(columns) * _volume(kernel) * int(options.get("groups", 1))
     count, most = (count_flops, flops) if flops is not None else (count_params, params)
     if most is None:
-        most = floor((compression or 0) * dense)
+        most = _entries(compression or 0, dense)
     rank = _largest(count, most, "FLOPs" if flops is not None else "params", family.name)
     spent = count_flops(rank) if flops is not None else None
     return RankChoice(family.name, option, rank, count_params(rank), dense, spent, compression)
@@ -125,8 +127,29 @@ def _free_rank(family: Family, options: Mapping[str, Any]) -> str:
     return "rank" if "rank" in free else free[0]
 
 
+def _named(family: str | Family) -> Family:
+    found = family if isinstance(family, Family) else find_family(str(family))
+    if found is None:
+        raise unknown("family", str(family), FAMILIES)
+    return found
+
+
 def _volume(modes: Modes) -> int:
-    return prod(map(int, modes)) if isinstance(modes, Sequence) else int(modes)
+    every = modes if isinstance(modes, Sequence) and not isinstance(modes, str) else (modes,)
+    if not all(hasattr(mode, "__index__") for mode in every):
+        raise PlanError(f"the modes {modes} are no numbers\n  a budget is met at numbers")
+    return prod(int(mode) for mode in every)
+
+
+def _entries(compression: float, dense: int) -> int:
+    """The whole entries within a rate, which is taken as it is written: 0.29 of 100 are 29, and not 28.
+
+    Raises:
+        PlanError: a rate that is not finite.
+    """
+    if not isfinite(compression):
+        raise PlanError(f"the compression is {compression}\n  give params per dense entry, as 0.05 for a twentieth")
+    return floor(Fraction(str(compression)) * dense)
 
 
 def _largest(count: Callable[[int], int], most: int, unit: str, family: str) -> int:
@@ -137,7 +160,7 @@ def _largest(count: Callable[[int], int], most: int, unit: str, family: str) -> 
             f"  allow {count(1):,}, or choose other modes"
         )
     high = 1
-    while high < LARGEST_RANK and count(high) <= most and count(2 * high) != count(high):
+    while high < LARGEST and count(high) <= most and count(2 * high) != count(high):
         high *= 2
     ranks = range(1, high + 1)
     if count(high) > most:

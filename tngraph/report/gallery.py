@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from textwrap import dedent, indent
 from typing import Any
 
 import sympy
@@ -117,7 +118,7 @@ def _example(family: Family) -> tuple[str, str]:
     if "blocks" in given:
         given["blocks"] = "2"
     if "edges" in family.options:
-        given["edges"] = "[[1, 2], [2, 3], [3, 1]]"
+        given["edges"] = "[[1, 2], [1, 3], [2, 3]]"
     if "layers" in family.options:
         given["layers"] = "1"
     return _spec(family, rows, columns, given), _python(family, rows, columns, given)
@@ -139,10 +140,11 @@ def _spec(family: Family, rows: Names, columns: Names, given: Mapping[str, str])
 
 def _python(family: Family, rows: Names, columns: Names, given: Mapping[str, str]) -> str:
     modes = [f"({', '.join(map(_literal, each))}{',' * (len(each) == 1)})" for each in (rows, columns)]
-    options = [f"{name}={_literal(value)}" for name, value in given.items()]
+    graph = ["networkx.cycle_graph(3)"] if "edges" in given else []
+    options = [f"{name}={_literal(value)}" for name, value in given.items() if name != "edges"]
     symbols = {name: SIZES[name] for name in SIZES if name in (*rows, *columns, *given.values())}
     sizes = ["sizes={" + ", ".join(f'"{name}": {value}' for name, value in symbols.items()) + "}"] if symbols else []
-    return f"tg.families.{family.name}({', '.join([*modes, *options, *sizes])})"
+    return f"tg.families.{family.name}({', '.join([*graph, *modes, *options, *sizes])})"
 
 
 def _literal(text: str) -> str:
@@ -160,7 +162,10 @@ def show_default(option: Option) -> str:
 
 def format_entry(entry: Entry) -> str:
     """One family as text for a terminal."""
-    lines = [f"{entry.family.name}: {entry.title}", *([f"also: {_also(entry)}"] if _also(entry) else [])]
+    lines = [
+        f"{entry.family.name}: {entry.title}",
+        *([f"also: {_also(entry).replace('`', '')}"] if _also(entry) else []),
+    ]
     sections = ["\n".join(lines), entry.drawing, *entry.notes]
     if entry.options:
         width = max(map(len, entry.options))
@@ -223,7 +228,7 @@ def _contents() -> Iterator[str]:
 def _section(entry: Entry) -> Iterator[str]:
     yield f"\n## {entry.family.name}\n\n{entry.title}." + (f" Also {_also(entry)}." if _also(entry) else "")
     if entry.drawing:
-        yield f"\n```\n{entry.drawing}\n```"
+        yield f"\n{indent(dedent(entry.drawing), '    ')}"
     for note in entry.notes:
         yield f"\n{note}"
     if entry.options:
@@ -253,7 +258,7 @@ table, and `tngraph families mpo` one entry.
 - **Ranks.** One number for all bonds, or a list. A rank beyond what can matter is cut, and a `tg.RankWarning` names its
   bond. A rank may be the name of a size, and is a symbol in the counts then.
 - **Starting.** A weight starts with the variance 1/(3·fan-in) that `torch.nn.Linear` gives; circuits start orthogonal,
-  deep ones so that no activation silences them.
+  deep ones so that no activation silences them. Circuits are scaled for the default values of named sizes.
 
 ## Ranks for a budget
 
@@ -272,15 +277,17 @@ mpo(bond=4): 1,024 params for 200,704: kept 0.51%, 1,605,632 FLOPs
 ```
 
 The rule that was published for `rcp` solves for the rank with 2k + Σs + Σt params per rank, and a rank has k² + Σ s·t.
-On the 463,616 compressible weights of ResNet-32 (channels 16 = 4·4, 32 = 4·8, 64 = 8·8) it keeps three times what it
-says:
+On the 463,616 compressible weights of ResNet-32 (30 windows of 3 × 3 and three shortcuts of 1 × 1, ranks rounded up;
+channels 16 = 4·4, 32 = 4·8, 64 = 8·8) it keeps more than three times what it says. The last column is the sum of
+`tg.choose_rank` over these layers. Where rank 1 is too much (three shortcuts at 2 %, two at 5 %, one at 10 %), it is
+rank 1.
 
-| asked | kept by the published rule |
-| --- | --- |
-| 2 % | 7.2 % |
-| 5 % | 17.2 % |
-| 10 % | 34.1 % |
-| 20 % | 67.7 % |
+| asked | kept by the published rule | kept by `choose_rank` |
+| --- | --- | --- |
+| 2 % | 7.2 % | 1.9 % |
+| 5 % | 17.2 % | 4.8 % |
+| 10 % | 34.1 % | 9.6 % |
+| 20 % | 67.7 % | 19.6 % |
 
 ## All of them
 """

@@ -162,16 +162,15 @@ def low_rank(w: Weight, rank: Rank = sympy.Integer(8)) -> Expression:
 
 
 def graph(w: Weight, edges: Pairs, bond: Ranks = sympy.Integer(2)) -> Expression:
-    r"""Any graph: one core a node, a bond along every edge; node k has row k and column k.
+    """Any graph: one core a node, a bond along every edge; node k has row k and column k.
 
-         i1      i2
-         |       |
-        (g1)-b1-(g2)          edges=[[1, 2], [2, 3], [3, 4], [4, 1]]
-      o1 |       | o2
-         b4      b2
-         |       |
-        (g4)-b3-(g3)
-        /|       |\
+            i1      i2
+            |       |
+        o1-(g1)-b1-(g2)-o2          edges=[[1, 2], [2, 3], [3, 4], [4, 1]]
+            b4      b2
+        o4-(g4)-b3-(g3)-o3
+            |       |
+            i4      i3
 
     Nodes beyond the last site have no legs of their own. A convolution's window is one more site at the end.
 

@@ -57,6 +57,8 @@ def adtn(
 
     Source: Qing et al., arXiv 2305.06058.
     """
+    if gate < 2:
+        raise NetworkError("a gate acts on two legs or more, and gate is 1", "leave it out for two", at=w.name)
     wall = _wall(len(w.legs), gate, layout)
     gain = _scale(w, layers - 1 if activation else 0) ** (1 / len(wall))
     wires: Wires = [None] * len(w.legs)
@@ -244,6 +246,12 @@ def quanta(w: Weight, gates: Pairs = (), base: Flag = False) -> Expression:
     """
     w.check_groups(kernel=False)
     axes = len(w.sites())
+    if base and any(not is_same(w.size(row), w.size(column)) for row, column in w.pairs()):
+        raise NetworkError(
+            f"the base of quanta starts as minus an identity, and the rows and columns of {w.name!r} differ in size",
+            "leave out base, or make them equal",
+            at=w.name,
+        )
     order = gates or tuple(combinations(range(axes, 0, -1), 2)) or ((1,),)
     _check_gates(w, order, axes)
     last = {axis: k for k, pair in enumerate(order) for axis in pair}

@@ -19,13 +19,15 @@ from tngraph.language.families.modes import binary_modes, choose_modes, equal_mo
 from tngraph.language.families.weight import Legs, Weight
 from tngraph.language.functions import pointwise
 from tngraph.language.handles import Expression, Factor, Position, Tensor, access, integer
-from tngraph.language.limits import RANGE
 from tngraph.language.network import Network
 
 Mode = SizeLike | str
 """A size, or the name of one."""
 Modes = Mode | Sequence[Mode]
 PerAxis = int | Sequence[int]
+MOST = 1000
+"""The most layers, or legs of a gate, that a family may be asked for."""
+LARGEST_RANK = 2**32
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -330,8 +332,8 @@ def _per_axis(value: PerAxis, count: int) -> tuple[int, ...]:
 
 def _read_rank(w: Weight, name: str, value: Any) -> sympy.Expr:
     size = _size(w.builder, value)
-    if w.known(size) < 1:
-        raise NetworkError(f"{name} is {size}", "a size is at least 1", at=name)
+    if not 1 <= w.known(size) <= LARGEST_RANK:
+        raise NetworkError(f"{name} is {size}", f"a rank is 1 to {LARGEST_RANK:,}", at=name)
     return size
 
 
@@ -343,8 +345,8 @@ def _read_ranks(w: Weight, name: str, value: Any) -> sympy.Expr | tuple[sympy.Ex
 
 def _read_count(w: Weight, name: str, value: Any) -> int:
     number = _read_number(w, name, value)
-    if not 1 <= number <= RANGE:
-        raise NetworkError(f"{name} is {number}", f"it is 1 to {RANGE:,}", at=name)
+    if not 1 <= number <= MOST:
+        raise NetworkError(f"{name} is {number}", f"it is 1 to {MOST:,}", at=name)
     return number
 
 
@@ -381,14 +383,16 @@ def _read_layout(w: Weight, name: str, value: Any) -> str:
 
 
 def _read_nested(w: Weight, name: str, value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return tuple(_read_nested(w, name, each) for each in value)
-    return _read_number(w, name, value)
+    if not isinstance(value, tuple | list):
+        raise NetworkError(f"{name} is no list", f"write {name}=[[1, 2], [3, 4]]", at=name)
+    return tuple(
+        _read_nested(w, name, each) if isinstance(each, tuple | list) else _read_number(w, name, each) for each in value
+    )
 
 
 def _read_pairs(w: Weight, name: str, value: Any) -> Any:
     nested = _read_nested(w, name, value)
-    if not isinstance(nested, tuple) or not all(isinstance(pair, tuple) for pair in nested):
+    if not all(isinstance(pair, tuple) for pair in nested):
         raise NetworkError(f"{name} is no list of lists", f"write {name}=[[1, 2], [2, 3]]", at=name)
     if not all(isinstance(number, int) for pair in nested for number in pair):
         raise NetworkError(f"{name} has lists in its pairs", f"write {name}=[[1, 2], [2, 3]]", at=name)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from math import ceil, isqrt, log2, prod
+from math import ceil, log2, prod
+
+from sympy import divisors
 
 from tngraph.errors import SizeError
 
@@ -51,8 +53,7 @@ def _balanced(features: int, count: int, most: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _divisors(number: int) -> tuple[int, ...]:
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    return tuple(sorted({*small, *(number // d for d in small)}))
+    return tuple(divisors(number))
 
 
 def choose_modes(features: int, count: int) -> tuple[int, ...]:

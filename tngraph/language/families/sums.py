@@ -35,11 +35,10 @@ def cp(w: Weight, rank: Rank = sympy.Integer(8), separable: Flag = False) -> Exp
 def rcp(w: Weight, rank: Rank = sympy.Integer(8)) -> Expression:
     r"""Reshaped CP: one factor per site, with the site's row and column, all joined by one index.
 
-         i1    i2    i3
-         |     |     |
-        (g1)  (g2)  (g3)
-        /| \__ | __r/ |
-       o1      o2     o3
+        i1 o1  i2 o2  i3 o3
+         \ /    \ /    \ /
+         (g1)   (g2)   (g3)
+           \_____|__r__/
 
     A sum of ``rank`` Kronecker products. A convolution's window is one more site.
 
@@ -60,14 +59,13 @@ def _shared(w: Weight, rank: sympy.Expr, groups: list[Legs]) -> Position:
 
 
 def tucker(w: Weight, rank: Ranks = sympy.Integer(4)) -> Expression:
-    r"""Tucker: a core with one factor on every row and column; a window stays on the core (Tucker-2).
+    """Tucker: a core with one factor on every row and column; a window stays on the core (Tucker-2).
 
-        i1   i2       o1   o2
-        |    |        |    |
-       (u1) (u2)     (v1) (v2)
-          \   \     /   /
-           p1  p2  q1  q2
-             \  (core) /
+        i1   i2   o1   o2
+        |    |    |    |
+       (u1) (u2) (v1) (v2)
+        |p1  |p2  |q1  |q2
+       (_______core_______)
 
     Args:
         rank: one for all factors or one each, rows first.
@@ -88,10 +86,8 @@ def tucker(w: Weight, rank: Ranks = sympy.Integer(4)) -> Expression:
 def block_term(w: Weight, blocks: Rank = sympy.Integer(2), rank: Rank = sympy.Integer(2)) -> Expression:
     r"""Block term: a sum of Tucker weights, with one index over the blocks on every core.
 
-        i1        o1
-        |         |
-       (u1)-p1-(core)-q1-(v1)     and n on each
-          \______n__|______/
+        i1-(u1)-p1-(core)-q1-(v1)-o1
+             \_______|__n_____/
 
     Args:
         rank: of every factor of a block.
@@ -111,10 +107,12 @@ def block_term(w: Weight, blocks: Rank = sympy.Integer(2), rank: Rank = sympy.In
 def tree(w: Weight, bond: Rank = sympy.Integer(4), grouping: Nested = ()) -> Expression:
     r"""Tree, or hierarchical Tucker: a core per site, joined group by group.
 
-       i1 o1  i2 o2    i3 o3  i4 o4
-         (g1)  (g2)      (g3)  (g4)
-          b1\  /b2       b4\  /b5         grouping=[[1, 2], [3, 4]]
-            (t2)----b3----(t3)              (with two groups, the top core is (t1)[b3, b6])
+        i1 o1  i2 o2  i3 o3  i4 o4
+         \ /    \ /    \ /    \ /
+         (g1)   (g2)   (g3)   (g4)
+          b1\   /b2     b4\   /b5         grouping=[[1, 2], [3, 4]]
+             (t1)          (t2)
+              b3\__(t3)__/b6
 
     Args:
         bond: the bond dimension.

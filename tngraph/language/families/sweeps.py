@@ -6,7 +6,7 @@ import sympy
 
 from tngraph.errors import NetworkError
 from tngraph.language.families.weight import Activation, Legs, Ranks, Weight
-from tngraph.language.handles import Expression, Position, access
+from tngraph.language.handles import Expression, Factor, Position, access
 
 
 def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "relu") -> Expression:
@@ -31,15 +31,11 @@ def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "rel
     sites = w.sites()
     ranks = w.ranks(bond, len(sites) - 1)
     bonds: list[Legs] = [(), *((w.index(f"b{k}", rank),) for k, rank in enumerate(ranks, 1)), ()]
-    own = w.builder.tensors[w.source.source].legs
-    reads = {
-        Position.of(leg.name): position
-        for leg, position in zip(own, w.source.positions, strict=True)
-        if any(position.coefficient(index.terms[0][1]) for index in w.kernel)
-    }
-    plain = {position: leg for leg, position in reads.items()}
-    legs = tuple(plain.get(position, position) for position in w.source.positions)
-    state, kept = access(w.source.source, legs), tuple(leg for leg in legs if leg.plain)
+    reads = _windows(w, w.source)
+    waiting = {position: leg for leg, position in reads.items()}
+    legs = tuple(waiting.get(position, position) for position in w.source.positions)
+    state = access(w.source.source, legs)
+    kept = tuple(dict.fromkeys(Position.of(name) for leg in legs for _, name in leg.terms))
     for k, (left, site, right) in enumerate(zip(bonds[:-1], sites, bonds[1:], strict=True), 1):
         summed = left + tuple(leg for leg in site if leg not in w.columns)
         core = w.param(f"g{k}", *left, *site, *right, init=("fan_in", w.volume(summed)))
@@ -49,3 +45,14 @@ def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "rel
     if reads:
         state = access(f"{w.name}.h{len(sites) - 1}", tuple(reads.get(leg, leg) for leg in kept))
     return state * core
+
+
+def _windows(w: Weight, source: Factor) -> dict[Position, Position]:
+    """An index of its own for every leg that the window slides along, with where it is read at the end of the sweep."""
+    own = w.builder.tensors[source.source].legs
+    slid = [
+        (leg.size, position)
+        for leg, position in zip(own, source.positions, strict=True)
+        if any(position.coefficient(str(index.plain)) for index in w.kernel)
+    ]
+    return {w.index(f"x{k}", size): position for k, (size, position) in enumerate(slid, 1)}

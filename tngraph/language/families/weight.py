@@ -97,8 +97,8 @@ class Weight:
         if most is not None and self.known(rank) > self.known(most):
             if self.is_ranked:
                 ranks = f"{self.known(most)}: {self.known(rank)} is no use there"
-                warnings.warn(f"the bond '{self.name}.{name}' is made {ranks}", RankWarning, stacklevel=_outside())
-            rank = most
+                warnings.warn(f"the bond '{self.name}.{name}' is made {ranks}", RankWarning, stacklevel=outside())
+            rank = most if rank.is_Integer and most.is_Integer else sympy.Min(rank, most)
         return self.index(name, rank)
 
     def ranks(self, rank: Ranks, count: int, what: str = "bonds") -> tuple[sympy.Expr, ...]:
@@ -206,7 +206,7 @@ def multiply(factors: Sequence[Expression]) -> Expression:
     return result
 
 
-def _outside() -> int:
+def outside() -> int:
     """How far up the stack the code of somebody else begins, for a warning to point at."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("tngraph."):
