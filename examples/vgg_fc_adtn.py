@@ -30,9 +30,10 @@ ROUNDS = 7
 
 def main() -> None:
     """Count the published network, then compare contracting, decoding and the dense layer."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
     for batch in (1, 128):
-        console.print(tg.plan(tg.load(SPEC), {"batch": batch}).table().split("\n\n")[0], markup=False, end="\n\n")
+        totals = tg.plan(tg.load(SPEC), {"batch": batch}).table().split("\n\n")[0]
+        console.print(totals, markup=False, end="\n\n", soft_wrap=True)
     for layers in (1, 2):
         console.print(compare(layers))
 

@@ -407,7 +407,7 @@ def test_a_cut_rank_follows_the_sizes_it_depends_on():
     "read",
     [
         "index p:3; y[batch, o{1..2}:2, p] = ntt(x[batch, i{1..2}, 2*p, 1], bond=2); output y[batch, o{1..2}, p]",
-        "index p:3; index k:2; y[batch, o:2, q:2, p, m] = ntt(x[batch, i{1..2}, 2*p, m + k]); output y[batch, o, q, p, m]",
+        "index p:3; index k:2; y[batch, o:2, q:2, p, m] = ntt(x[batch, i{1..2}, 2*p, m+k]); output y[batch,o,q,p,m]",
         "index k:2; y[batch, o{1..2}:2, l, m] = ntt(x[batch, i{1..2}, m, l + k - 1]); output y[batch, o{1..2}, l, m]",
     ],
     ids=["a stride", "a stride and a window", "a window along a leg of another name"],
