@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -175,18 +176,46 @@ def test_a_spec_of_the_examples_verifies(spec: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_the_demo_in_few_steps_on_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def example(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """An example as it is when it runs with these arguments, on the digits that need no download."""
     monkeypatch.syspath_prepend(ROOT / "examples")
-    monkeypatch.setattr(sys, "argv", ["fc2_mnist.py"])
-    place = importlib.util.spec_from_file_location("fc2_mnist", ROOT / "examples" / "fc2_mnist.py")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    place = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert place is not None
     assert place.loader is not None
-    demo = importlib.util.module_from_spec(place)
-    place.loader.exec_module(demo)
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    if hasattr(module, "load_images"):
+        monkeypatch.setattr(module, "load_images", lambda *_: None)
+    return module
+
+
+def test_the_demo_in_few_steps_on_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = example("fc2_mnist", [], monkeypatch)
     monkeypatch.setattr(demo, "STEPS", 20)
-    monkeypatch.setattr(demo, "load_images", lambda *_: None)
     demo.main()
     assert re.search(r"MPO \d+\.\d\d% with 2,026 parameters, dense \d+\.\d\d% with 203,530\.", capsys.readouterr().out)
+
+
+def test_every_family_in_two_nets_on_few_digits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example("families_mnist", ["--images", "128"], monkeypatch).main()
+    out = capsys.readouterr().out
+    assert all(out.count(f"\n{family} · linear") == 2 for family in tg.families.FAMILIES)
+    assert "mpo · linear, conv · 2,757 · 22.4× · " in out
+    with pytest.raises(SystemExit):
+        example("families_mnist", ["mpp"], monkeypatch).main()
+
+
+def test_two_adtns_are_compared_at_few_batches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("vgg_fc_adtn", [], monkeypatch)
+    monkeypatch.setattr(module, "BATCHES", (1,))
+    monkeypatch.setattr(module, "ROUNDS", 2)
+    module.main()
+    assert "10,340" in capsys.readouterr().out
 
 
 @pytest.mark.slow
