@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -23,14 +22,14 @@ import typer
 
 import tngraph
 from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
-from tngraph.language.families import ALIASES, FAMILIES, find_family
+from tngraph.language.families import named_family
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.language.text import read
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
-from tngraph.report.gallery import Entry, describe, entries, format_entry, format_list, record
+from tngraph.report.gallery import describe, entries, format_entry, format_list, record
 from tngraph.report.records import Record, network_record, plan_record, verification_record
 from tngraph.report.terminal import show_plan, show_progress, show_source, show_text, show_verification
 
@@ -146,22 +145,13 @@ def list_families(
 ) -> None:
     """List the families of weights, with what they cost."""
     with _errors_reported():
-        found = [_named_entry(name)] if name is not None else list(entries())
+        found = [describe(named_family(name))] if name is not None else list(entries())
     if as_json:
         _show_json({"families": [record(entry) for entry in found]})
     elif full or name is not None:
         show_text("\n\n\n".join(map(format_entry, found)))
     else:
         show_text(format_list())
-
-
-def _named_entry(name: str) -> Entry:
-    family = find_family(name)
-    if family is None:
-        near = get_close_matches(name, [*FAMILIES, *ALIASES], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"
-        raise NetworkError(f"there is no family {name!r}", hint)
-    return describe(family)
 
 
 @app.command(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from tngraph.errors import NetworkError, RankWarning, SizeError
-from tngraph.language.families import ALIASES, FAMILIES, find_family
+from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
 from tngraph.language.network import Network
 
@@ -118,7 +117,7 @@ def make_recipe(
     if not isinstance(shape, Sequence):
         raise SizeError(f"the shape is {shape!r}\n  it is a tuple: (out, in, *kernel) or (out,)")
     named, size = named_family(family), tuple(shape)
-    _check_options(named, options or {})
+    named.check_options(options or {})  # a word of Family.__call__, as stride, is none
     if not 1 <= len(size) <= 5:
         raise SizeError(f"a weight of shape {size} has {len(size)} axes\n  it has 1 to 5: (out, in, *kernel) or (out,)")
     check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
@@ -148,29 +147,6 @@ def check_positive(**numbers: object) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise SizeError(f"{name} is {number!r}\n  it is an integer from 1")
-
-
-def named_family(family: str | Family) -> Family:
-    """The family of a word; a family is itself.
-
-    Raises:
-        NetworkError: no such family.
-    """
-    found = family if isinstance(family, Family) else find_family(str(family))
-    if found is None:
-        near = get_close_matches(str(family), [*FAMILIES, *ALIASES], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"
-        raise NetworkError(f"there is no family {family!r}", hint)
-    return found
-
-
-def _check_options(family: Family, options: Mapping[str, Any]) -> None:
-    """Refuse what a family would take for something else than an option, as a function on the result."""
-    for name in options:
-        if name not in family.options:
-            near = get_close_matches(name, family.options, 1)
-            takes = f"it takes {', '.join(family.options) or 'none'}"
-            raise NetworkError(f"{family.name} has no option {name!r}", f"did you mean {near[0]!r}?" if near else takes)
 
 
 def _choose(family: Family, shape: Shape, groups: int, sites: int | None) -> tuple[Shape, Shape]:

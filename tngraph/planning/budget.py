@@ -12,13 +12,12 @@ from math import floor, isfinite, prod
 from typing import Any
 
 from tngraph.errors import PlanError, RankWarning
-from tngraph.language.builder import unknown
-from tngraph.language.families import FAMILIES, find_family
+from tngraph.language.families import named_family
 from tngraph.language.families.family import Family, Modes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
+from tngraph.planning.cost import param_count
 from tngraph.planning.pipeline import plan
-from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
 
 
@@ -92,17 +91,17 @@ def choose_rank(
     """
     if [params, flops, compression].count(None) != 2:
         raise PlanError("a rank is chosen for one budget\n  give one of params, flops and compression")
-    family = _named(family)
+    family = named_family(family)
     option = _free_rank(family, options)
 
     @cache
     def make(rank: int) -> Network:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RankWarning)
-            return family(rows, columns, kernel, **{**options, option: rank})
+            return family(rows, columns, kernel, **{**options, option: rank, "bias": False})
 
     def count_params(rank: int) -> int:
-        return int(sum(legs_size(c.legs) for c in make(rank).cores if c.role == "param" and c.name != "bias"))
+        return int(param_count(make(rank)))
 
     @cache
     def count_flops(rank: int) -> int:
@@ -125,13 +124,6 @@ def _free_rank(family: Family, options: Mapping[str, Any]) -> str:
         reason = f"{' and '.join(ranks)} are given" if ranks else "it has none"
         raise PlanError(f"{family.name} has no rank to choose: {reason}\n  a budget is met by a rank")
     return "rank" if "rank" in free else free[0]
-
-
-def _named(family: str | Family) -> Family:
-    found = family if isinstance(family, Family) else find_family(str(family))
-    if found is None:
-        raise unknown("family", str(family), FAMILIES)
-    return found
 
 
 def _volume(modes: Modes) -> int:

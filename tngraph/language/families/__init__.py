@@ -7,8 +7,10 @@ gives the `Network` of a layer, and ``tg.families.mpo.weight(…)`` that of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Protocol
 
+from tngraph.errors import NetworkError
 from tngraph.language.families import chains, circuits, structured, sums, sweeps
 from tngraph.language.families.family import Family, Modes
 from tngraph.language.families.modes import split_modes
@@ -31,6 +33,7 @@ __all__ = [
     "mera",
     "monarch",
     "mpo",
+    "named_family",
     "ntt",
     "plain_tt",
     "quanta",
@@ -81,6 +84,20 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 def find_family(name: str) -> Family | None:
     """The family that a word names, or None."""
     return FAMILIES.get(ALIASES.get(name, name))
+
+
+def named_family(family: str | Family) -> Family:
+    """The family of a word; a family is itself.
+
+    Raises:
+        NetworkError: no such family.
+    """
+    found = family if isinstance(family, Family) else find_family(str(family))
+    if found is None:
+        near = get_close_matches(str(family), [*FAMILIES, *ALIASES], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"
+        raise NetworkError(f"there is no family {family!r}", hint)
+    return found
 
 
 class Graph(Protocol):

@@ -54,13 +54,9 @@ def _chain(w: Weight, sites: Sequence[Legs], bond: Ranks) -> Expression:
     volumes = [w.volume(site) for site in sites]
     bonds: list[Legs] = [()]
     for k, rank in enumerate(ranks, 1):
-        bonds.append((w.bond(f"b{k}", rank, _least(w, sympy.Mul(*volumes[:k]), sympy.Mul(*volumes[k:]))),))
+        bonds.append((w.bond(f"b{k}", rank, w.least(sympy.Mul(*volumes[:k]), sympy.Mul(*volumes[k:]))),))
     bonds.append(())
     return multiply([w.param(f"g{k}", *bonds[k - 1], *site, *bonds[k]) for k, site in enumerate(sites, 1)])
-
-
-def _least(w: Weight, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
-    return left if w.known(left) <= w.known(right) else right
 
 
 def ring(w: Weight, bond: Ranks = sympy.Integer(4)) -> Expression:
@@ -157,7 +153,7 @@ def low_rank(w: Weight, rank: Rank = sympy.Integer(8)) -> Expression:
     w.check_groups()
     half = (len(w.kernel) + 1) // 2
     left, right = w.rows + w.kernel[:half], w.kernel[half:] + w.columns
-    r = w.bond("r", rank, _least(w, w.volume(left), w.volume(right)))
+    r = w.bond("r", rank, w.least(w.volume(left), w.volume(right)))
     return w.param("a", *left, r) * w.param("b", r, *right)
 
 

@@ -244,7 +244,7 @@ def quanta(w: Weight, gates: Pairs = (), base: Flag = False) -> Expression:
 
     Source: Chen et al., arXiv 2406.00132.
     """
-    w.check_groups(kernel=False)
+    w.check_groups()
     axes = len(w.sites())
     if base and any(not is_same(w.size(row), w.size(column)) for row, column in w.pairs()):
         raise NetworkError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -114,6 +114,10 @@ class Family:
         """
         if not weight.legs:
             raise NetworkError(f"the weight {weight.name!r} has no legs", "give it rows or columns", at=weight.name)
+        if weight.kernel and not self.has_window:
+            raise NetworkError(
+                f"{self.name} has no place for the window of a convolution", "leave out the third group", weight.name
+            )
         weight.is_ranked = any(self.options[name].is_size for name in options if name in self.options)
         return self.make(weight, **self._read(weight, options))
 
@@ -150,11 +154,22 @@ class Family:
         choose = equal_modes if self.is_tied else choose_modes
         return choose(in_features, count), choose(out_features, count)
 
+    def check_options(self, names: Iterable[str]) -> None:
+        """Refuse what is no option.
+
+        Raises:
+            NetworkError: a name that is none, with the nearest one that is.
+        """
+        for name in names:
+            if name not in self.options:
+                near = get_close_matches(name, self.options, 1)
+                takes = f"it takes {', '.join(self.options) or 'none'}"
+                hint = f"did you mean {near[0]!r}?" if near else takes
+                raise NetworkError(f"{self.name} has no option {str(name)!r}", hint, at=name)
+
     def _read(self, weight: Weight, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options as the family takes them."""
-        for name in options:
-            if name not in self.options:
-                raise _no_option(self, name)
+        self.check_options(options)
         for option in self.options.values():
             if option.default is inspect.Parameter.empty and option.name not in options:
                 raise NetworkError(
@@ -290,14 +305,6 @@ class _Assembly:
         y = builder.equation("y", left, total, function)
         builder.output(y, batch, self.group + self.columns, *outs)
         return builder.build()
-
-
-def _no_option(family: Family, name: str) -> NetworkError:
-    near = get_close_matches(name, family.options, 1)
-    takes = f"it takes {', '.join(family.options)}" if family.options else "it takes none"
-    return NetworkError(
-        f"{family.name} has no option {str(name)!r}", f"did you mean {near[0]!r}?" if near else takes, at=name
-    )
 
 
 def _applied(builder: Builder, name: str, family: str, left: Legs, source: Factor) -> Weight:

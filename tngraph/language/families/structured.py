@@ -73,7 +73,7 @@ def einsum(w: Weight, rank: Rank = sympy.Integer(1)) -> Expression:
 
 
 def _split(w: Weight, count: int, shape: str) -> tuple[Legs, Legs]:
-    w.check_groups(kernel=False)
+    w.check_groups()
     if len(w.rows) != count or len(w.columns) != count:
         raise NetworkError(
             f"{w.family} has {shape}, and {w.name!r} has {len(w.rows)} rows and {len(w.columns)} columns",
@@ -91,7 +91,7 @@ def _scaled(w: Weight, ins: Legs, outs: Legs) -> Call:
 
 def _blocks(w: Weight, bonds: Sequence[Legs], init: Callable[[Weight, Legs, Legs], Call]) -> Expression:
     """One core per pair of a row and a column, the last row first; between them these bonds."""
-    w.check_groups(kernel=False)
+    w.check_groups()
     w.sites()
     count = len(w.rows)
     ends: list[Legs] = [(), *bonds, ()]

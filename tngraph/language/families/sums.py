@@ -176,6 +176,4 @@ class _Tree:
         self.bonds += 1
         inside = {leg for site in _sites_of(nested) for leg in self.sites[site - 1]}
         outside = self.w.volume(leg for site in self.sites for leg in site if leg not in inside)
-        full = self.w.volume(below)
-        most = full if self.w.known(full) <= self.w.known(outside) else outside
-        return self.w.bond(f"b{self.bonds}", self.rank, most)
+        return self.w.bond(f"b{self.bonds}", self.rank, self.w.least(self.w.volume(below), outside))

@@ -88,6 +88,10 @@ class Weight:
             )
         return number
 
+    def least(self, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
+        """The smaller of two sizes under the defaults."""
+        return left if self.known(left) <= self.known(right) else right
+
     def index(self, name: str, size: sympy.Expr | int) -> Position:
         """An index of the weight's own."""
         return self.builder.index(f"{self.name}.{name}", size)
@@ -179,11 +183,11 @@ class Weight:
         group = self.columns[: self.is_grouped]
         return [*self.pairs(), *(site for site in (group, self.kernel) if site)]
 
-    def check_groups(self, *, kernel: bool = True) -> None:
-        """Refuse a weight without rows or columns, and a window where a family has no place for one.
+    def check_groups(self) -> None:
+        """Refuse a weight without rows or columns.
 
         Raises:
-            NetworkError: it does.
+            NetworkError: it is one.
         """
         if not self.rows or not self.columns:
             raise NetworkError(
@@ -191,10 +195,6 @@ class Weight:
                 "columns",
                 "write its legs in two groups: W[(rows), (columns)]",
                 at=self.name,
-            )
-        if self.kernel and not kernel:
-            raise NetworkError(
-                f"{self.family} has no place for the window of a convolution", "leave out the third group", self.name
             )
 
 
