@@ -146,11 +146,12 @@ def test_costs_beyond_64_bits_are_exact_and_not_called_proven():
 
 def test_the_search_is_deterministic():
     network = tg.load("examples/specs/quanta_adapter.tn")
-    assert tg.plan(network).stages == tg.plan(network).stages
+    assert tg.plan(network).regimes[0].stages == tg.plan(network).regimes[0].stages
     sizes = {f"e{k}": 2 + k % 3 for k in range(60)}
     inputs = [[f"e{k}", f"e{(k * 7 + 3) % 60}", f"e{(k + 1) % 60}"] for k in range(60)]
     region = Region(*_plain(inputs, sizes))
-    assert search_tree(region, {}, Search(seed=3)) == search_tree(region, {}, Search(seed=3))
+    topology = Topology(region, {})
+    assert search_tree(topology, Search(seed=3)) == search_tree(topology, Search(seed=3))
 
 
 def _plain(inputs: list[list[str]], sizes: dict[str, int]):

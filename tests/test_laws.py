@@ -19,7 +19,7 @@ from tests.networks import TABLE, networks, random_arrays
 from tests.test_exact import random_order, regions
 from tngraph.language.network import Network
 from tngraph.modules.layer import Layer
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan
 from tngraph.planning.region import Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains
 from tngraph.planning.schedule import Stage
@@ -61,14 +61,15 @@ def test_rewrites_keep_the_meaning(network: Network):
 
 def with_random_trees(plan: Plan, seed: int) -> Plan:
     """The plan with every region contracted in some other order."""
+    (regime,) = plan.regimes
     stages = []
-    for stage in plan.stages:
+    for stage in regime.stages:
         trees = []
         for tree in stage.trees:
             topology = Topology(tree.region, plan.sizes)
             trees.append(build_tree(topology, random_order(len(topology.leaves), seed), False))
         stages.append(Stage(stage.equation, tuple(trees), stage.patterns))
-    return replace(plan, stages=tuple(stages))
+    return Plan((replace(regime, stages=tuple(stages)),))
 
 
 @given(networks(), st.integers(0, 2**20))

@@ -131,7 +131,7 @@ def test_only_full_gates_of_a_decoder_have_multiply_adds(m: int, split: tuple[in
     row = papers.adtn_row(m, *split)
     network = row.call.network()
     plan = tg.plan(network, dict(row.sizes), order=papers.decode(network))
-    steps = [op for op in plan.operations if op.kind == "contract"]
+    steps = [op for op in plan.regimes[0].operations if op.kind == "contract"]
     assert len(steps) == m * (legs - 1) - legs // 2 + 1  # and the one that applies the weight
     assert all(prod(leg.size for leg in op.legs) == 2**legs for op in steps[:-1])
 

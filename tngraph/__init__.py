@@ -29,7 +29,8 @@ from tngraph.language.reference import evaluate, gradients
 from tngraph.language.text import load, parse
 from tngraph.lowering.printing import emit
 from tngraph.planning.budget import RankChoice, choose_rank
-from tngraph.planning.pipeline import Plan, plan
+from tngraph.planning.pipeline import plan
+from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from tngraph.language.families import named_family
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.language.text import read
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
 from tngraph.report.gallery import describe, entries, format_entry, format_list, record
@@ -294,7 +294,7 @@ def _plan_file(
     """The plan of a network of a file, and the run-time sizes among the given ones."""
     network, runtime = _load(file, name, given)
     search = Search(seed=seed, progress=show_progress if sys.stderr.isatty() else None)
-    return tngraph.plan(network, runtime, search, order), runtime
+    return tngraph.plan(network, runtime, search=search, order=order), runtime
 
 
 def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, dict[str, int]]:

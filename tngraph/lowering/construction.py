@@ -11,7 +11,7 @@ import sympy
 from tngraph.language.network import Access, Core, Index, Size
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan
 from tngraph.planning.region import is_unit
 
 
@@ -52,7 +52,7 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
-    accesses = [op.access for op in plan.operations if op.access is not None and op.access.source in cores]
+    accesses = [op.access for op in plan.regimes[0].operations if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
     return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
 

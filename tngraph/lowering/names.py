@@ -20,7 +20,7 @@ import sympy
 from tngraph.language.format import format_size
 from tngraph.language.network import Core
 from tngraph.language.sizes import symbol
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan
 
 MODULE_ATTRIBUTES = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches
@@ -92,7 +92,7 @@ class Names:
             self.arguments[port.name] = _variable(port.name, in_forward)
         for size in network.sizes:
             self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
-        for op in self.plan.operations:
+        for op in self.plan.regimes[0].operations:
             if op.name not in self.values:
                 self.values[op.name] = _variable(op.name, in_forward)
         for index in network.indices():

@@ -23,8 +23,8 @@ from tngraph.lowering.kernels import lower
 from tngraph.lowering.layout import Axes, Context, Show, Tensor, arrange
 from tngraph.lowering.names import Names
 from tngraph.planning.cost import aliases, last_uses, volume, work_unit
-from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
+from tngraph.planning.plans import Plan
 from tngraph.planning.region import is_unit
 from tngraph.planning.schedule import Operation, leg_size
 from tngraph.planning.table import format_formula, format_step, format_value
@@ -63,6 +63,7 @@ def emit(plan: Plan | Network) -> str:
 
 def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
+    plan = plan.only()
     names = Names(plan)
     body = _class(plan, names)
     text = f"{_header(plan, names, body)}\n\n{body}"
@@ -216,10 +217,10 @@ def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
 
 def _compute(plan: Plan, names: Names) -> Iterator[str]:
     """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
-    operations = plan.operations
+    operations = plan.regimes[0].operations
     anchor = _anchor(plan, names)
     context = Context(names.show, plan.sizes, f"{anchor}.device", names.runtime())
-    drops = last_uses(operations, plan.outputs)
+    drops = last_uses(operations, plan.regimes[0].outputs)
     alias = aliases(operations)
     tensors: list[Tensor] = []
     for number, op in enumerate(operations):
@@ -236,7 +237,7 @@ def _compute(plan: Plan, names: Names) -> Iterator[str]:
             yield f"del {', '.join(dropped)}"
     results = [
         arrange(tensors[k], _port_axes(port), names.show)
-        for k, port in zip(plan.outputs, plan.network.outputs, strict=True)
+        for k, port in zip(plan.regimes[0].outputs, plan.network.outputs, strict=True)
     ]
     yield f"return {', '.join(results)}"
 
@@ -280,7 +281,7 @@ def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: Names, an
     bare = iter(op.legs)
     legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
     if op.operands:
-        stage = next(stage for stage in plan.stages if stage.equation.name == op.access.source)
+        stage = next(stage for stage in plan.regimes[0].stages if stage.equation.name == op.access.source)
         return _reload(tensors[op.operands[0]], stage.equation.legs, legs, names)
     core = next(core for core in plan.network.cores if core.name == op.access.source)
     if is_diagonal(core, op.access):
@@ -309,8 +310,8 @@ def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None], na
 
 def _wanted(plan: Plan, number: int) -> tuple[Index, ...]:
     """The leg order an operation's value is put out in, where it is a result or the way to one."""
-    for stage in plan.stages:
-        if plan.schedule.results[stage.equation.name] >= number:
+    for stage in plan.regimes[0].stages:
+        if plan.regimes[0].schedule.results[stage.equation.name] >= number:
             port = next((p for p in plan.network.outputs if p.name == stage.equation.name), None)
             return port.legs if port is not None else stage.equation.legs
     return ()

@@ -19,8 +19,9 @@ from tngraph.modules.layer import Layer, compile
 from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
 from tngraph.planning.cost import Counts
-from tngraph.planning.pipeline import DEFAULT_RUNTIME_SIZE, Plan
+from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
+from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
 
 
 class Compressed(nn.Module):

@@ -21,9 +21,8 @@ from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Verification, verify_layer
-from tngraph.planning.cost import evaluate_count
-from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
+from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 
 _loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()
@@ -60,7 +59,8 @@ class Layer(nn.Module):
             )
         shapes = {port.name: tuple(shape) for port, shape in zip(network.inputs, input_shapes, strict=True)}
         numbers = bind_sizes(network, shapes, self.sizes())
-        return evaluate_count(self.plan.training_flops if backward else self.plan.flops, numbers)
+        counts = self.plan.regime_of(numbers).counts(numbers)
+        return counts.training_flops if backward else counts.flops
 
     def sizes(self) -> dict[str, int]:
         """The compile-time sizes this layer was built with."""
@@ -109,7 +109,7 @@ def compile(
         SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
     """
     if not isinstance(network, Plan):
-        return layer_class(plan_network(network, sizes, search))(device=device, dtype=dtype)
+        return layer_class(plan_network(network, sizes, search=search))(device=device, dtype=dtype)
     made = layer_class(network)
     numbers = compile_time_sizes(network.network, sizes)
     check_sizes(network.network, network.values(**{name: numbers[name] for name in sizes or {}}))

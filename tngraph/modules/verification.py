@@ -24,7 +24,7 @@ from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.cost import evaluate_count
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan
 
 TOLERANCE = 1e-8
 """The largest error of a value or gradient in float64, relative to the largest entry compared.
@@ -251,7 +251,7 @@ def _compare(what: str, expected: Any, found: torch.Tensor, least: float = SMALL
 
 def _convolves(plan: Plan) -> bool:
     """Whether a plan has convolutions; PyTorch runs a complex one as three real ones, and counts these."""
-    return any(op.kind == "conv" for op in plan.operations)
+    return any(op.kind == "conv" for regime in plan.regimes for op in regime.operations)
 
 
 def _count(what: str, unit: str, expected: int, found: int) -> Check:
@@ -265,13 +265,13 @@ def _check_flops(
 
     It is ``forward`` that is called: the counter's module hooks fail on modules that return a param.
     """
+    counts = plan.regime_of(numbers).counts(numbers)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         layer.forward(*inputs)
-    checks = [_count("forward", "FLOPs", evaluate_count(plan.flops, numbers), counter.get_total_flops())]
+    checks = [_count("forward", "FLOPs", counts.flops, counter.get_total_flops())]
     leaves = [x.clone().requires_grad_() for x in inputs]
     with FlopCounterMode(display=False) as counter:
         outputs = [output for output in _tuple(layer.forward(*leaves)) if output.grad_fn is not None]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    trained = evaluate_count(plan.training_flops, numbers)
-    return [*checks, _count("forward and backward", "FLOPs", trained, counter.get_total_flops())]
+    return [*checks, _count("forward and backward", "FLOPs", counts.training_flops, counter.get_total_flops())]

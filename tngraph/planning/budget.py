@@ -106,7 +106,7 @@ def choose_rank(
     @cache
     def count_flops(rank: int) -> int:
         network = make(rank)
-        return plan(network, dict.fromkeys(network.runtime_sizes(), 1) | dict(sizes or {}), search).at().flops
+        return plan(network, dict.fromkeys(network.runtime_sizes(), 1) | dict(sizes or {}), search=search).at().flops
 
     dense = _volume(rows) * _volume(columns) * _volume(kernel) * int(options.get("groups", 1))
     count, most = (count_flops, flops) if flops is not None else (count_params, params)

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product
+from tngraph.planning.objectives import Goal, Price, Work
 from tngraph.planning.region import leg_indices
 from tngraph.planning.schedule import Operation, legs_size
 
 _MATRIX = ("contract", "conv")
-_SILENT = ("load", "read", "embed")
+_SILENT = ("load", "read", "embed", "view")
+_DIFFERENTIATED = (*_MATRIX, "mul", "scale", "pointwise")
+"""Kinds whose gradient with respect to an operand is work of the same volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Counts:
         elementwise: products, sums, additions, factors and functions [operations].
         largest: the largest value a step writes [elements].
         peak: the most elements of steps' values alive at once, inputs and params not counted [elements].
-        cost: the objective the search minimised: MAC plus elementwise [operations].
+        cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
     """
 
     params: int
@@ -44,7 +48,7 @@ class Counts:
     elementwise: int
     largest: int
     peak: int
-    cost: int
+    cost: Price
 
 
 def volume(operations: Sequence[Operation], number: int) -> sympy.Expr:
@@ -81,15 +85,48 @@ def training_macs(operations: Sequence[Operation], trained: Iterable[str]) -> sy
         operations: a schedule.
         trained: the names of the tensors that take a gradient.
     """
+    needs = needs_gradient(operations, trained)
+    return sympy.Add(
+        *(
+            volume(operations, k) * (1 + sum(needs[o] for o in op.operands))
+            for k, op in enumerate(operations)
+            if op.kind in _MATRIX
+        )
+    )
+
+
+def needs_gradient(operations: Sequence[Operation], trained: Iterable[str]) -> list[bool]:
+    """For every value whether a gradient flows to it, from the names of the tensors that take one."""
     names = set(trained)
     needs: list[bool] = []
+    for op in operations:
+        is_leaf = op.access is not None and not op.operands and op.access.source in names
+        needs.append(is_leaf or any(needs[o] for o in op.operands))
+    return needs
+
+
+def price_operations(operations: Sequence[Operation], goal: Goal, numbers: Mapping[str, int] | None) -> Any:
+    """What a schedule costs under an objective: at these numbers of all sizes, or as a formula.
+
+    Args:
+        operations: a schedule.
+        goal: the objective and, in training, the tensors that take a gradient.
+        numbers: an integer for every size; None for a formula, which every objective but `Weighted` lacks.
+    """
+
+    def show(expr: sympy.Expr) -> Any:
+        return expr if numbers is None else evaluate_count(expr, numbers)
+
+    needs = needs_gradient(operations, goal.trained if goal.mode == "train" else ())
     total = []
     for k, op in enumerate(operations):
-        operands = [needs[o] for o in op.operands]
-        needs.append(any(operands) or (op.access is not None and not op.operands and op.access.source in names))
-        if op.kind in _MATRIX:
-            total.append(volume(operations, k) * (1 + sum(operands)))
-    return sympy.Add(*total)
+        if op.kind not in _SILENT:
+            grads = [int(needs[o] and op.kind in _DIFFERENTIATED) for o in op.operands]
+            sizes = [show(legs_size(operations[o].legs)) for o in op.operands]
+            second = (sizes[1], grads[1]) if len(sizes) > 1 else (0, 0)
+            work = Work(show(volume(operations, k)), sizes[0], second[0], show(legs_size(op.legs)), grads[0], second[1])
+            total.append(goal.rate(work))
+    return sympy.Add(*total) if numbers is None else sum(total)
 
 
 def param_count(network: Network) -> sympy.Expr:

@@ -1,22 +1,25 @@
 """The exact search: the cheapest tree over all subsets of a region's leaves, outer products included.
 
 A dynamic program in the manner of Held and Karp: cost[S] = min over splits S = A + B of cost[A] + cost[B] +
-volume(A, B), for every choice of which folded reads are laid out. It runs in layers of equal subset size, each
-a handful of NumPy operations over all subsets and splits at once, in 64-bit integers. Costs beyond the
-incumbent's are clipped, so nothing can overflow unnoticed.
+price(A, B), for every choice of which folded reads are laid out. It runs in layers of equal subset size, each
+a handful of NumPy operations over all subsets and splits at once, in 64-bit integers where prices are integers.
+Costs beyond the incumbent's are clipped, so nothing can overflow unnoticed.
 
 Source: the subset program is Pfeifer, Haegeman, Verstraete (2014), arXiv 1304.6112; volumes with convolved
-indices and the masks for folded reads are ours.
+indices, the masks for folded reads, gradients and values folded beforehand are ours.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import combinations
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tngraph.planning.objectives import PerStep, Price, Pricing, Weighted, Work
 from tngraph.planning.region import MOST_FOLDED, Topology
 from tngraph.planning.trees import Order, order_cost
 
@@ -26,17 +29,23 @@ MOST_LEAVES = 14
 MOST_SPLITS = 2**25
 """A search over more splits than this, counted once per choice of laid-out reads, is not begun."""
 
+MOST_CALLS = 2**18
+"""The same where a user's function is called for each split."""
+
+_LARGEST = 2**59
 _INFINITE = np.int64(2**60)
 _CHUNK = 12
 
 Masks = npt.NDArray[np.int64]
+Prices = npt.NDArray[Any]
+"""64-bit integers, or floats where the objective is one of floats."""
 
 
 def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
     """The cheapest order there is, and whether that is proven.
 
     Args:
-        topology: the region by number, at numeric sizes.
+        topology: the region by number, at numeric sizes, with its pricing.
         incumbent: a valid order; its cost bounds the search.
 
     Returns:
@@ -44,11 +53,10 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
         (more than `MOST_LEAVES` leaves, `MOST_SPLITS` splits, as many folded reads as a region may have, 62 distinct
         groups of indices, or costs of 2^59 and more).
     """
-    if len(topology.leaves) < 2:
-        return incumbent, True
     cap = order_cost(topology, incumbent)
-    leaves, reads = len(topology.leaves), len(topology.reads)
-    if leaves > MOST_LEAVES or 3**leaves * 2**reads > MOST_SPLITS or reads >= MOST_FOLDED or cap >= 2**59:
+    if len(topology.leaves) < 2 or cap == 0:
+        return incumbent, True
+    if not _is_within_reach(topology, cap):
         return incumbent, False
     program = _Program(topology, cap)
     if program.width > 62:
@@ -58,11 +66,22 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
     return (incumbent, True) if program.cost[:, full].min() >= cap else (program.order(full), True)
 
 
+def _is_within_reach(topology: Topology, cap: Price) -> bool:
+    """Whether the tables and the numbers in them are of a size that can be dealt with."""
+    leaves, reads, rate = len(topology.leaves), len(topology.reads), topology.pricing.rate
+    splits = 3**leaves * 2**reads
+    most = MOST_CALLS if isinstance(rate, PerStep) else MOST_SPLITS
+    heaviest = max(rate.operations, rate.writes) if isinstance(rate, Weighted) else 1
+    return leaves <= MOST_LEAVES and reads < MOST_FOLDED and splits <= most and cap * heaviest < _LARGEST
+
+
 class _Program:
     """The tables of the program: rows are choices of laid-out reads, columns are sets of leaves."""
 
-    def __init__(self, topology: Topology, cap: int) -> None:
+    def __init__(self, topology: Topology, cap: Price) -> None:
         self.topology, self.cap = topology, cap
+        self.is_integral = topology.pricing.rate.is_integral
+        self.infinite = _INFINITE if self.is_integral else np.inf
         self.leaves = len(topology.leaves)
         self.reads = len(topology.reads)
         self.subsets = np.arange(1 << self.leaves, dtype=np.int64)
@@ -106,12 +125,22 @@ class _Program:
             for read, rest in leaf.folded:
                 self.rest[read] = np.where(subsets & leaf.leaves, self._mask(rest) & self.alive, 0)
                 self.is_foldable[read] = np.bitwise_count(self.rest[read]) >= 2
-        self._fill_choices(held & self.alive)
-        self.cost = np.full((1 << self.reads, len(subsets)), _INFINITE)
-        self.cost[:, 1 << np.arange(self.leaves)] = 0
-        self.split = np.zeros_like(self.cost)
-        self.origin = np.zeros_like(self.cost)
         self.chunks = [self._chunk(start) for start in range(0, max(self.width, 1), _CHUNK)]
+        self._fill_choices(held & self.alive)
+        self._fill_prices()
+        self.cost = np.full((1 << self.reads, len(subsets)), self.infinite)
+        self.cost[:, 1 << np.arange(self.leaves)] = 0
+        self.split = np.zeros(self.cost.shape, dtype=np.int64)
+        self.origin = np.zeros_like(self.split)
+
+    def _fill_prices(self) -> None:
+        """What prices depend on beside the volume: sizes, gradients, and which values are folded."""
+        pricing = self.topology.pricing
+        self.size = self._product(self.plain, self.positions)
+        self.grad = ((self.subsets & pricing.trained) != 0).astype(np.int64)
+        self.is_fixed = (self.subsets & ~np.int64(pricing.fixed)) == 0
+        fits = self.size <= (np.inf if pricing.most_folded is None else pricing.most_folded)
+        self.is_folded = self.is_fixed & fits
 
     def _fill_choices(self, held: Masks) -> None:
         """For every choice of laid-out reads: the plain indices, those in folds, and the folds' positions."""
@@ -130,24 +159,30 @@ class _Program:
         names = {self._mask((i,)): i for i in self.topology.coefficients[read]}
         rests, inverse = np.unique(self.rest[read], return_inverse=True)
         kept = [[i for mask, i in names.items() if rest & mask] for rest in rests.tolist()]
-        spans = [min(self.topology.span(read, rest), self.cap + 1) if rest else 1 for rest in kept]
+        spans = [min(self.topology.span(read, rest), self._beyond) if rest else 1 for rest in kept]
         return np.array(spans, dtype=np.int64)[inverse]
 
     def _chunk(self, start: int) -> tuple[int, Masks, npt.NDArray[np.float64]]:
         sizes = self.sizes[start : start + _CHUNK]
         products = [prod(s for k, s in enumerate(sizes) if m >> k & 1) for m in range(1 << len(sizes))]
-        exact = np.array([min(p, self.cap + 1) for p in products], dtype=np.int64)
+        exact = np.array([min(p, self._beyond) for p in products], dtype=np.int64)
         return start, exact, np.array(products, dtype=np.float64)
 
-    def _volume(self, masks: Masks, positions: Masks) -> Masks:
-        """The product of the sizes under each mask times positions; infinite beyond the cap."""
+    @property
+    def _beyond(self) -> int:
+        """A size that is more than any that matters [elements]."""
+        pricing = self.topology.pricing
+        return _LARGEST if not self.is_integral else max(int(self.cap), pricing.most_folded or 0) + 1
+
+    def _product(self, masks: Masks, positions: Masks) -> Prices:
+        """The product of the sizes under each mask times positions; integers are clipped where they are beyond."""
         rough = positions.astype(np.float64)
         exact = positions.copy()
         for start, table, floats in self.chunks:
             part = masks >> start & (len(table) - 1)
             rough *= floats[part]
             exact *= table[part]
-        return np.where(rough > self.cap * 1.001, _INFINITE, exact)
+        return np.where(rough > self._beyond * 1.001, self._beyond, exact) if self.is_integral else rough
 
     def run(self) -> None:
         """Fill the tables layer by layer."""
@@ -163,19 +198,28 @@ class _Program:
 
     def _relax(self, choice: int, subsets: Masks, left: Masks) -> None:
         right = subsets - left
-        cost = self.cost[choice]
-        plain = self.plain[choice]
-        volume = self._volume(plain[left] | plain[right] | plain[subsets], self.positions[choice, subsets] + 0 * left)
-        total = np.minimum(cost[left] + cost[right] + volume, _INFINITE)
+        before = self.cost[choice][left] + self.cost[choice][right]
+        total = np.minimum(before + self._prices(choice, subsets, left, right), self.infinite)
+        total = np.where(self.is_folded[choice, subsets] & (before < self.infinite), 0, total)
         for read in range(self.reads):
             if not choice >> read & 1:
                 for side, other in ((left, right), (right, left)):
-                    total = np.where(self._is_blocked(choice, read, side, other, subsets), _INFINITE, total)
+                    total = np.where(self._is_blocked(choice, read, side, other, subsets), self.infinite, total)
         best = total.argmin(axis=0)
         columns = np.arange(len(subsets))
-        self.cost[choice, subsets] = np.where(total[best, columns] > self.cap, _INFINITE, total[best, columns])
+        least = total[best, columns]
+        # What is fixed may be made at any cost where something above it is folded, so it is never out of the question.
+        clipped = np.where(self.is_fixed[subsets] & (least < self.infinite), self.cap + 1, self.infinite)
+        self.cost[choice, subsets] = np.where(least > self.cap, clipped, least)
         self.split[choice, subsets] = left[best, columns]
         self.origin[choice, subsets] = choice
+
+    def _prices(self, choice: int, subsets: Masks, left: Masks, right: Masks) -> Prices:
+        plain, size = self.plain[choice], self.size[choice]
+        volume = self._product(plain[left] | plain[right] | plain[subsets], self.positions[choice, subsets] + 0 * left)
+        work = Work(volume, size[left], size[right], size[subsets] + 0 * left, self.grad[left], self.grad[right])
+        prices: Prices = self.topology.pricing.rate(work)
+        return prices
 
     def _is_blocked(self, choice: int, read: int, side: Masks, other: Masks, subsets: Masks) -> npt.NDArray[np.bool_]:
         """Where a folded read of one side cannot take part in the step (see `Topology.join`)."""
@@ -209,6 +253,15 @@ class _Program:
     def _descend(self, choice: int, subset: int, pairs: list[tuple[int, int]]) -> int:
         if subset & (subset - 1) == 0:
             return subset.bit_length() - 1
+        if self.is_folded[choice, subset] and self._unfolded.cost[choice, subset] < self.infinite:
+            return self._unfolded._descend(choice, subset, pairs)
         origin, left = int(self.origin[choice, subset]), int(self.split[choice, subset])
         pairs.append((self._descend(origin, left, pairs), self._descend(origin, subset - left, pairs)))
         return self.leaves + len(pairs) - 1
+
+    @cached_property
+    def _unfolded(self) -> _Program:
+        """The program in which nothing is free: it orders what is folded, which costs this one nothing."""
+        made = _Program(Topology(self.topology.region, self.topology.named, Pricing()), _LARGEST - 1)
+        made.run()
+        return made

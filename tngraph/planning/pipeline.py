@@ -1,184 +1,46 @@
-"""The plan: how a network is contracted, with its counts as formulas. `plan` is the pipeline, top to bottom.
+"""The pipeline of a plan, top to bottom: rewrites, regions, the best tree of each at every size, regimes.
 
-A plan is data: stages (merged equations with a tree per term) and the sizes it was searched at. Everything else
-is derived: the schedule, every count, the table. Counts are sympy expressions in all sizes of the network;
-`Plan.at` turns them into integers.
+A run-time size that is given a number is planned for at this number; the others are *free*: the plan is the best at
+every value of them. With one free size every region is solved for all its values and the plan's regimes are the common
+refinement. With several, the regions are solved on a grid, and the regime of least cost runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
+from math import inf
+from typing import NamedTuple
 
-import sympy
-
-from tngraph.language.binding import check_size, check_sizes, compile_time_sizes, unknown_size
-from tngraph.language.network import Core, Equation, Index, Network
-from tngraph.language.sizes import LARGEST, evaluate_size, product
-from tngraph.planning.cost import (
-    Counts,
-    elementwise,
-    evaluate_count,
-    live_sizes,
-    macs,
-    maximum,
-    param_count,
-    training_macs,
-)
+from tngraph.language.binding import check_sizes
+from tngraph.language.network import Equation, Index, Network
+from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
-from tngraph.planning.region import ContractionTree, Region
-from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains
-from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
+from tngraph.planning.plans import Plan, Regime
+from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, refine_pieces
+from tngraph.planning.region import ContractionTree, Region, Topology
+from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains, reached
+from tngraph.planning.schedule import Stage
 from tngraph.planning.search import Search, pinned_tree, search_tree
-from tngraph.planning.table import format_plan
+from tngraph.planning.sizing import number_sizes
 
-DEFAULT_RUNTIME_SIZE = 64
-"""A run-time size nobody gave a number for is taken as this while searching."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """The one dense weight a linear map stands for: entries [elements], and MAC of applying it [MAC]."""
-
-    params: sympy.Expr
-    macs: sympy.Expr
-
-
-@dataclass(frozen=True, repr=False)
-class Plan:
-    """A network with an order for everything in it.
-
-    Attributes:
-        network: the network as it was given.
-        merged: the network whose equations the stages are, linear ones merged.
-        stages: its equations with their trees.
-        sizes: the number of every named size the search ran at.
-    """
-
-    network: Network
-    merged: Network
-    stages: tuple[Stage, ...]
-    sizes: Mapping[str, int]
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """Every operation in the order it runs."""
-        return write_schedule(self.network, self.stages, self.sizes)
-
-    @property
-    def operations(self) -> tuple[Operation, ...]:
-        """The lines of the schedule."""
-        return self.schedule.operations
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """The numbers of the values put out, in order."""
-        return tuple(self.schedule.results[port.name] for port in self.network.outputs)
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether every region's tree is proven optimal at the sizes searched."""
-        return all(tree.is_proven for stage in self.stages for tree in stage.trees)
-
-    @cached_property
-    def params(self) -> sympy.Expr:
-        """Learnable entries [elements]."""
-        return param_count(self.network)
-
-    @cached_property
-    def macs(self) -> sympy.Expr:
-        """Multiply-adds of one call [MAC]."""
-        return macs(self.operations)
-
-    @property
-    def flops(self) -> sympy.Expr:
-        """Floating point operations of one call, 2 per MAC [FLOPs]."""
-        return 2 * self.macs
-
-    @cached_property
-    def elementwise(self) -> sympy.Expr:
-        """Operations of one call that are no contraction [operations]."""
-        return elementwise(self.operations)
-
-    @property
-    def cost(self) -> sympy.Expr:
-        """What the search minimised: MAC plus elementwise [operations]."""
-        return self.macs + self.elementwise
-
-    @cached_property
-    def largest(self) -> sympy.Expr:
-        """The largest value a step writes [elements]."""
-        return maximum(legs_size(op.legs) for op in self.operations if op.kind != "load")
-
-    @cached_property
-    def peak(self) -> sympy.Expr:
-        """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
-        return maximum(live_sizes(self.operations, self.outputs))
-
-    @cached_property
-    def training_flops(self) -> sympy.Expr:
-        """FLOPs of a forward and a backward pass with gradients for params and inputs [FLOPs]."""
-        trained = (core.name for core in self.network.cores if core.role in ("param", "input"))
-        return 2 * training_macs(self.operations, trained)
-
-    @cached_property
-    def dense(self) -> Dense | None:
-        """The dense weight this network replaces, where it is one linear map (see `dense_equivalent`)."""
-        return dense_equivalent(self.merged)
-
-    def values(self, **sizes: int) -> dict[str, int]:
-        """The number of every named size: the given ones, the others as searched.
-
-        Raises:
-            SizeError: a name that is no size of the network, or a number that is not a positive integer.
-        """
-        kept = {
-            size.name: self.sizes[size.name]
-            for size in self.network.sizes
-            if size.value is None or evaluate_size(size.value, self.sizes) != self.sizes[size.name]
-        }
-        return _number_sizes(self.network, {**kept, **sizes})
-
-    def at(self, **sizes: int) -> Counts:
-        """The counts at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
-
-        Raises:
-            SizeError: see `values`.
-        """
-        numbers = self.values(**sizes)
-        names = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "peak", "cost")
-        return Counts(**{name: evaluate_count(getattr(self, name), numbers) for name in names})
-
-    def table(self, **sizes: int) -> str:
-        """The plan as text: totals on top, one row per step, with numbers at these sizes.
-
-        Raises:
-            SizeError: see `values`.
-        """
-        return format_plan(self, self.values(**sizes))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def __hash__(self) -> int:
-        return hash((self.network, self.stages, tuple(self.sizes.items())))
-
-    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
-        return Plan, (self.network, self.merged, self.stages, self.sizes)
-
-    def __deepcopy__(self, memo: object) -> Plan:
-        return self
-
-    def __repr__(self) -> str:
-        at = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
-        cost = evaluate_count(self.cost, self.sizes)
-        return f"<plan of {self.network.name} at {at or 'fixed sizes'}: {cost:,} operations>"
+GRID = (1, 32, 1024)
+"""The values of each of several free sizes at which trees are searched."""
+MOST_GRID = 3
+"""Where more sizes are free than this, the plan is made for the default sizes alone."""
 
 
 def plan(
     network: Network,
     sizes: Mapping[str, int] | None = None,
+    *,
+    mode: Mode = "infer",
+    minimize: Objective = "flops",
+    requires_grad: Mapping[str, bool] | None = None,
+    memory_limit: int | None = None,
+    itemsize: int = 4,
     search: Search | None = None,
     order: Nested | Mapping[str, Nested] | None = None,
 ) -> Plan:
@@ -186,8 +48,15 @@ def plan(
 
     Args:
         network: what to plan.
-        sizes: numbers for run-time sizes (64 each when absent) and other values for compile-time ones; the
-            order is the best found at these, its counts hold at all sizes.
+        sizes: numbers for run-time sizes and other values for compile-time ones. The order is the best found at
+            these; at every value of the run-time sizes that are not given. Counts hold at all sizes.
+        mode: ``infer``, one call; ``train``, forward and backward; ``serve``, many calls with the same weights.
+        minimize: ``flops`` (all operations, elementwise ones too), ``memory``, ``writes``, ``time``, weights as
+            ``{"flops": 1, "writes": 8}``, or a function of a step, which is given a `Work`.
+        requires_grad: which tensors take a gradient; params and inputs do when it does not say.
+        memory_limit: the most that a call may hold; in ``train`` what it may keep for the backward pass, in ``serve``
+            what may be folded into buffers [bytes].
+        itemsize: of an element, 4 for float32 [bytes].
         search: seed and effort.
         order: the order of the only equation, pinned by hand: ``"((x w1) (w2 w3))"`` or nested sequences of
             names; or the orders of some equations by name. What they leave open is searched.
@@ -197,31 +66,50 @@ def plan(
 
     Raises:
         SizeError: an unknown size, or a number that is not a positive integer.
-        PlanError: an order that does not fit the network.
+        PlanError: an order, a mode, an objective or a limit that does not fit the network.
         TypeError: something else than a network.
     """
     if not isinstance(network, Network):
         raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
-    numbers = _number_sizes(network, sizes or {})
+    goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit)
+    given = dict(sizes or {})
+    numbers = number_sizes(network, given)
     check_sizes(network, numbers)
     used = drop_unused(network)
     chained = merge_chains(used)
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
-    task = _Task(network, numbers, search or Search(), pins, {}, {})
-    return _plan_stages(task, _merge_where_cheaper(task, chained))
+    task = _Task(network, given, goal, search or Search(), pins)
+    return _find_regimes(task, _merge_where_cheaper(task, chained))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class _Task:
-    """What to plan, at which sizes and how; the trees and the equations' costs [operations] found so far."""
+    """What to plan, at which sizes and how; the trees and the equations' costs found so far."""
 
     network: Network
-    numbers: Mapping[str, int]
+    given: Mapping[str, int]
+    goal: Goal
     search: Search
     pins: Mapping[str, tuple[Pin, ...]]
-    trees: dict[tuple[Region, Pin | None], ContractionTree]
-    costs: dict[Equation, int]
+    trees: dict[object, ContractionTree] = field(default_factory=dict)
+    costs: dict[Equation, Price] = field(default_factory=dict)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The numbers of all sizes, free ones at their default."""
+        return number_sizes(self.network, self.given)
+
+    @cached_property
+    def free(self) -> tuple[str, ...]:
+        """The run-time sizes the plan is to be the best at every value of."""
+        if self.goal.minimize == "memory":
+            return ()
+        return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
+
+    def numbers_at(self, **sizes: int) -> dict[str, int]:
+        """The numbers of all sizes where some have other values."""
+        return number_sizes(self.network, {**self.given, **sizes})
 
 
 def _merge_where_cheaper(task: _Task, network: Network) -> Network:
@@ -239,88 +127,123 @@ def _keeps_pinned(task: _Task, network: Network, candidate: Network) -> bool:
     return all(e in candidate.equations for e in network.equations if e.name in task.pins)
 
 
-def _cost(task: _Task, merged: Network) -> int:
-    """What a network costs [operations]: the sum over its equations, each planned once."""
-    sources = merged.sources()
-    for equation in merged.equations:
-        if equation not in task.costs:
-            stage = _plan_stage(task, equation, sources)
-            operations = write_schedule(merged, (stage,), task.numbers).operations
-            task.costs[equation] = evaluate_count(macs(operations) + elementwise(operations), task.numbers)
+def _cost(task: _Task, merged: Network) -> Price:
+    """What a network costs: the sum over its equations, each planned once."""
+    missing = [equation for equation in merged.equations if equation not in task.costs]
+    for cleaned in _clean(task, merged, missing):
+        stage = cleaned.stage([_find_tree(task, slot) for slot in cleaned.slots])
+        regime = Regime(merged, merged, (stage,), task.numbers, task.goal)
+        task.costs[cleaned.equation] = regime.price(task.numbers)
     return sum(task.costs[equation] for equation in merged.equations)
 
 
-def _plan_stages(task: _Task, merged: Network) -> Plan:
+class _Slot(NamedTuple):
+    """One region to find a tree for, how its steps are priced, and the order pinned for it."""
+
+    region: Region
+    pricing: Pricing
+    pin: Pin | None = None
+    positions: tuple[int, ...] = ()
+
+
+class _Cleaned(NamedTuple):
+    """One equation, a slot per term, and which index of the region stands for which of the equation."""
+
+    equation: Equation
+    slots: tuple[_Slot, ...]
+    patterns: tuple[tuple[tuple[Index, Index], ...], ...]
+
+    def stage(self, trees: Sequence[ContractionTree], branches: Sequence[bool] = ()) -> Stage:
+        """The equation with a tree in every slot."""
+        return Stage(self.equation, tuple(trees), self.patterns, tuple(branches) if any(branches) else ())
+
+
+def _clean(task: _Task, merged: Network, equations: Iterable[Equation]) -> Iterator[_Cleaned]:
     sources = merged.sources()
-    stages = tuple(_plan_stage(task, equation, sources) for equation in merged.equations)
-    return Plan(task.network, merged, stages, task.numbers)
-
-
-def _plan_stage(task: _Task, equation: Equation, sources: Mapping[str, Core | Equation]) -> Stage:
-    cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
-    trees = _find_trees(task, equation, [region for region, _ in cleaned])
-    return Stage(equation, trees, tuple(pattern for _, pattern in cleaned))
-
-
-def _find_trees(task: _Task, equation: Equation, regions: Sequence[Region]) -> tuple[ContractionTree, ...]:
-    """A tree per term of an equation, pinned or searched."""
-    pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
-    return tuple(_find_tree(task, region, *pinned.get(k, (None, ()))) for k, region in enumerate(regions))
-
-
-def _find_tree(task: _Task, region: Region, pin: Pin | None, positions: Sequence[int]) -> ContractionTree:
-    if (region, pin) not in task.trees:
-        task.trees[region, pin] = (
-            search_tree(region, task.numbers, task.search)
-            if pin is None
-            else pinned_tree(region, task.numbers, task.search, pin, positions)
+    inputs = {port.name for port in merged.inputs}
+    trained, data = reached(merged, task.goal.trained), reached(merged, inputs)
+    for equation in equations:
+        cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
+        regions = [region for region, _ in cleaned]
+        pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
+        slots = tuple(
+            _Slot(region, _pricing(task.goal, region, trained, data), *pinned.get(k, ()))
+            for k, region in enumerate(regions)
         )
-    return task.trees[region, pin]
+        yield _Cleaned(equation, slots, tuple(pattern for _, pattern in cleaned))
 
 
-def _number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
-    """An integer for every size: as given, by default, derived; run-time ones default to 64."""
-    runtime = network.runtime_sizes()
-    known = [size.name for size in network.sizes]
-    for name, value in given.items():
-        if name not in known:
-            raise unknown_size(network, name, known)
-        if name in runtime:
-            check_size(name, value)
-    numbers = compile_time_sizes(network, {n: v for n, v in given.items() if n not in runtime})
-    numbers.update({name: int(given.get(name, DEFAULT_RUNTIME_SIZE)) for name in runtime})
-    for size in network.sizes:
-        if size.name not in numbers and size.value is not None:
-            numbers[size.name] = evaluate_size(size.value, numbers, LARGEST)
-    return {name: numbers[name] for name in known}
+def _pricing(goal: Goal, region: Region, trained: Container[str], data: Container[str]) -> Pricing:
+    bits = [(1 << k, access.source) for k, access in enumerate(region.accesses)]
+    grads = sum(bit for bit, source in bits if goal.mode == "train" and source in trained)
+    fixed = sum(bit for bit, source in bits if goal.mode == "serve" and source not in data)
+    return Pricing(goal.rate, grads, fixed, goal.most_folded)
 
 
-def dense_equivalent(network: Network) -> Dense | None:
-    """The dense weight of a network that is one linear map of one input.
+def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
+    """The tree of a slot at the numbers of the task, pinned or searched."""
+    if slot not in task.trees:
+        topology = Topology(slot.region, task.numbers, slot.pricing)
+        if slot.pin is None:
+            task.trees[slot] = search_tree(topology, task.search)
+        else:
+            task.trees[slot] = pinned_tree(topology, task.search, slot.pin, slot.positions)
+    return task.trees[slot]
 
-    That is: one equation (a function may stand outermost), at least one term with an input and a weight, and none
-    with two inputs. The weight has the indices of params and buffers that also stand on the input or on the left;
-    terms with the same indices are one weight, and a term without any (a skip connection) adds none.
-    """
-    if len(network.equations) != 1:
-        return None
-    cores = {core.name: core for core in network.cores}
-    equation = network.equations[0]
-    weights: dict[frozenset[Index], None] = {}
-    maps: dict[frozenset[Index], None] = {}
-    for term in equation.terms:
-        data = [a for a in term.accesses if cores[a.source].role == "input"]
-        if len(data) > 1:
-            return None
-        read = {i for a in data for i in a.indices}
-        held = {i for a in term.accesses if a not in data for i in a.indices}
-        if len(data) == len(term.accesses):
-            continue
-        weight = frozenset(i for i in held if i in read or i in equation.legs)
-        weights[weight] = None
-        if data:
-            maps[weight | read] = None
-    if not maps:
-        return None
-    count = sympy.Add(*(product(i.size for i in sorted(w, key=lambda i: i.name)) for w in weights))
-    return Dense(count, sympy.Add(*(product(i.size for i in sorted(m, key=lambda i: i.name)) for m in maps)))
+
+def _find_regimes(task: _Task, merged: Network) -> Plan:
+    """A plan of as few regimes as there are best orders."""
+    cleaned = tuple(_clean(task, merged, merged.equations))
+    slots = [slot for each in cleaned for slot in each.slots]
+    is_additive = isinstance(task.goal.rate, Weighted)
+    found: list[Range]
+    if len(task.free) == 1:
+        found = refine_pieces(_find_pieces(task, slot) for slot in slots)
+    elif 1 < len(task.free) <= MOST_GRID and is_additive:
+        found = [(1, None, trees) for trees in _find_combinations(task, slots)]
+    else:
+        found = [(1, None, tuple(_find_tree(task, slot) for slot in slots))]
+    branches = [len({trees[k].steps for _, _, trees in found}) > 1 for k in range(len(slots))]
+    regimes = []
+    for low, high, trees in found:
+        rest, flags = iter(trees), iter(branches)
+        stages = tuple(
+            each.stage([next(rest) for _ in each.slots], [next(flags) for _ in each.slots]) for each in cleaned
+        )
+        regimes.append(Regime(task.network, merged, stages, task.numbers, task.goal, low, high))
+    return Plan(tuple(regimes), task.free if len(task.free) == 1 or len(regimes) > 1 else ())
+
+
+def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
+    """The trees of a slot at all values of the one free size."""
+    if slot.pin is not None:
+        return (Piece(1, None, _find_tree(task, slot)),)
+    (name,) = task.free
+    return find_pieces(slot.region, slot.pricing, task.search, name, lambda value: task.numbers_at(**{name: value}))
+
+
+def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
+    """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
+    points = [*product(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
+    numbers = [task.numbers_at(**dict(zip(task.free, point, strict=True))) for point in points]
+    solvers = [_solver(task, slot, numbers) for slot in slots]
+    chosen: list[tuple[ContractionTree, ...]] = []
+
+    def price(trees: Sequence[ContractionTree], k: int) -> Price:
+        return sum(solver.price(tree, k) for solver, tree in zip(solvers, trees, strict=True))
+
+    for k in range(len(points)):
+        best = tuple(solver.solve(k) for solver in solvers)
+        if price(best, k) < min((price(trees, k) for trees in chosen), default=inf):
+            chosen.append(best)
+    return chosen
+
+
+def _solver(task: _Task, slot: _Slot, numbers: Sequence[Mapping[str, int]]) -> Solver:
+    """What solves a slot at the k-th of some numbers; a pinned one is solved everywhere."""
+    solver = Solver(slot.region, slot.pricing, task.search, numbers.__getitem__)
+    if slot.pin is not None:
+        tree = _find_tree(task, slot)
+        solver.trees.append(tree)
+        solver.solved.update(dict.fromkeys(range(len(numbers)), tree))
+    return solver

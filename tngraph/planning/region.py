@@ -23,6 +23,7 @@ import sympy
 
 from tngraph.language.network import Access, Index, Leg, Read
 from tngraph.language.sizes import evaluate_size, is_same
+from tngraph.planning.objectives import Price, Pricing, Work
 
 StepKind = Literal["read", "sum", "contract", "mul", "conv"]
 
@@ -129,10 +130,11 @@ def prepare(access: Access, lone: frozenset[Index], most: int) -> list[tuple[Ste
 
 
 class Topology:
-    """A region by number: who holds which index, at numeric sizes. Made once per search."""
+    """A region by number: who holds which index, at numeric sizes, and what a step costs. Made once per search."""
 
-    def __init__(self, region: Region, sizes: Mapping[str, int]) -> None:
-        self.region = region
+    def __init__(self, region: Region, sizes: Mapping[str, int], pricing: Pricing | None = None) -> None:
+        self.region, self.named = region, sizes
+        self.pricing = pricing or Pricing()
         holders = Counter(i for a in region.accesses for i in leg_indices(bare_legs(a)))
         lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
         self.preparation = []
@@ -215,6 +217,19 @@ class Topology:
         """The multiplications of a step: result positions times what is summed [MAC]."""
         involved = {*left.plain, *right.plain, *result.plain}
         return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in result.folded)
+
+    def is_folded(self, value: Value) -> bool:
+        """Whether a value is made before the first call."""
+        return not value.leaves & ~self.pricing.fixed and self.pricing.is_folded(value.leaves, self.size(value))
+
+    def price(self, left: Value, right: Value, result: Value) -> Price:
+        """What the objective says of a step; nothing where its result is folded."""
+        if self.is_folded(result):
+            return 0
+        grads = (int(bool(value.leaves & self.pricing.trained)) for value in (left, right))
+        sizes = (self.size(value) for value in (left, right, result))
+        price: Price = self.pricing.rate(Work(self.volume(left, right, result), *sizes, *grads))
+        return price
 
     def legs(self, value: Value) -> tuple[Leg, ...]:
         """The symbolic legs of a value."""

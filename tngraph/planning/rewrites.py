@@ -29,6 +29,15 @@ def drop_unused(network: Network) -> Network:
     return replace(network, equations=tuple(e for e in network.equations if e.name in needed))
 
 
+def reached(network: Network, names: Iterable[str]) -> frozenset[str]:
+    """These tensors, and every equation that depends on one of them."""
+    found = set(names)
+    for equation in network.equations:
+        if any(access.source in found for term in equation.terms for access in term.accesses):
+            found.add(equation.name)
+    return frozenset(found)
+
+
 def merge_chains(network: Network) -> Network:
     """Inline every linear equation of one term that is used once: no order is lost by it."""
     uses = Counter(a.source for e in network.equations for t in e.terms for a in t.accesses)

@@ -16,19 +16,25 @@ from tngraph.language.network import Access, Equation, Function, Index, Leg, Net
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.region import ContractionTree, StepKind, bare_legs
 
-Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise"]
+Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One merged equation with a tree per term.
 
-    ``patterns[k]`` pairs each left-hand index term k has with the index of its tree that stands for it.
+    Attributes:
+        equation: what it computes.
+        trees: of its terms.
+        patterns: of each term, its left-hand indices with the index of its tree that stands for each.
+        branches: of each term, whether its tree is another one in another regime, so that it runs in a method of its
+            own; empty where none does.
     """
 
     equation: Equation
     trees: tuple[ContractionTree, ...]
     patterns: tuple[tuple[tuple[Index, Index], ...], ...]
+    branches: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ class Operation:
     """One line of the schedule.
 
     Attributes:
-        kind: what it does; ``load``, ``read`` and ``embed`` do no arithmetic.
+        kind: what it does; ``load``, ``read``, ``embed`` and ``view`` do no arithmetic. A ``view`` ends a region that
+            runs in a method of its own: its first operand with an axis per leg, the others being results it was given.
         operands: the numbers of the values it takes.
         legs: the legs of its result.
         name: the name of its result: a tensor's, an equation's, or ``t1``, ``t2``, ….
@@ -73,6 +80,7 @@ class _Writer:
         self.sizes = sizes
         self.operations: list[Operation] = []
         self.results: dict[str, int] = {}
+        self.branches: dict[tuple[str, int], tuple[int, int]] = {}
         self._taken = {*network.sources()}
         self._made = 0
 
@@ -82,9 +90,14 @@ class _Writer:
         return len(self.operations) - 1
 
     def name_values(self) -> tuple[Operation, ...]:
-        """Name loads by their tensor, equations' last values by the equation, the others in order."""
+        """Name loads by their tensor, equations' last values by the equation, views as what they show, others t1, …."""
         finals = {number: name for name, number in self.results.items()}
-        return tuple(self._named(number, op, finals) for number, op in enumerate(self.operations))
+        named: list[Operation] = []
+        for number, op in enumerate(self.operations):
+            named.append(
+                replace(op, name=named[op.operands[0]].name) if op.kind == "view" else self._named(number, op, finals)
+            )
+        return tuple(named)
 
     def _named(self, number: int, op: Operation, finals: Mapping[int, str]) -> Operation:
         if op.kind == "load":
@@ -100,10 +113,17 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The operations in order, and the number of the value each equation (or core put out as it is) ends in."""
+    """The operations in order.
+
+    Attributes:
+        operations: the lines.
+        results: the number of the value each equation (or core put out as it is) ends in.
+        branches: by equation and term, the first operation and the ``view`` of a region in a method of its own.
+    """
 
     operations: tuple[Operation, ...]
     results: Mapping[str, int]
+    branches: Mapping[tuple[str, int], tuple[int, int]]
 
 
 def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str, int]) -> Schedule:
@@ -121,16 +141,20 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
         if port.name not in writer.results:
             access = Access(port.name, network.sources()[port.name].legs)
             writer.results[port.name] = writer.put("load", (), bare_legs(access), access=access)
-    return Schedule(writer.name_values(), writer.results)
+    return Schedule(writer.name_values(), writer.results, writer.branches)
 
 
 def _write_stage(writer: _Writer, stage: Stage) -> int:
     equation = stage.equation
-    terms = sorted(zip(equation.terms, stage.trees, stage.patterns, strict=True), key=lambda part: part[0].scale < 0)
+    numbers = sorted(range(len(equation.terms)), key=lambda k: equation.terms[k].scale < 0)
     total = -1
-    for term, tree, pattern in terms:
+    for k in numbers:
+        term, pattern, start = equation.terms[k], stage.patterns[k], len(writer.operations)
         sign = -1 if term.scale < 0 and total >= 0 else 1
-        value = _write_term(writer, tree, sign * term.scale)
+        value = _write_term(writer, stage.trees[k], sign * term.scale)
+        if stage.branches and stage.branches[k]:
+            value = _write_view(writer, stage.trees[k].region.legs, start, value)
+            writer.branches[equation.name, k] = start, value
         value = _write_embedding(writer, value, pattern)
         total = value if total < 0 else _write_sum(writer, equation, total, value, sign)
     if equation.function is not None:
@@ -155,6 +179,12 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float) -> i
         if k == smallest:
             where[-1] = writer.put("scale", (where[-1],), each, number=scale)
     return where[-1]
+
+
+def _write_view(writer: _Writer, legs: tuple[Index, ...], start: int, value: int) -> int:
+    """The end of a region in a method of its own. Its caller holds the results it was given until then."""
+    given = [op.operands[0] for op in writer.operations[start:value] if op.kind == "load" and op.operands]
+    return writer.put("view", (value, *dict.fromkeys(given)), legs)
 
 
 def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:

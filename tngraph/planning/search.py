@@ -7,7 +7,7 @@ clock is read, so the same region gives the same tree everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cotengra
@@ -15,7 +15,7 @@ import cotengra
 from tngraph.errors import PlanError
 from tngraph.planning.exact import MOST_LEAVES, prove_order
 from tngraph.planning.pinning import Pin
-from tngraph.planning.region import ContractionTree, Region, Topology, Value
+from tngraph.planning.region import ContractionTree, Topology, Value
 from tngraph.planning.trees import Order, build_tree, order_cost
 
 
@@ -40,35 +40,41 @@ class Search:
             raise PlanError(f"a search needs at least one sample and one trial, not {self.samples} and {self.trials}")
 
 
-def search_tree(region: Region, sizes: Mapping[str, int], search: Search) -> ContractionTree:
-    """The best tree found for a region at these sizes, and whether it is proven optimal.
+def find_order(topology: Topology, search: Search, known: Sequence[Order] = ()) -> tuple[Order, bool]:
+    """The best order found for a region, and whether it is proven to be the cheapest there is.
 
     Args:
-        region: what to contract.
-        sizes: an integer for every named size [elements].
+        topology: the region at numeric sizes, with its pricing.
+        search: seed and effort.
+        known: orders found at other sizes; where a proof follows, one of them is a start that needs no proposals.
+    """
+    orders = list(known)
+    is_large = len(topology.leaves) > MOST_LEAVES
+    if is_large or not orders:
+        legs = [_legs_above(topology, [leaf]) for leaf in topology.leaves]
+        orders.extend(_proposals(topology, legs, search, is_large=is_large))
+    return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
+
+
+def search_tree(topology: Topology, search: Search) -> ContractionTree:
+    """The best tree found for a region, which says whether it is proven optimal.
+
+    Args:
+        topology: the region at numeric sizes, with its pricing.
         search: seed and repeats.
     """
-    topology = Topology(region, sizes)
-    legs = [_legs_above(topology, [leaf]) for leaf in topology.leaves]
-    proposals = _proposals(topology, legs, search, is_large=len(legs) > MOST_LEAVES)
-    incumbent = min(proposals, key=lambda order: order_cost(topology, order))
-    order, is_proven = prove_order(topology, incumbent)
-    return build_tree(topology, order, is_proven)
+    return build_tree(topology, *find_order(topology, search))
 
 
-def pinned_tree(
-    region: Region, sizes: Mapping[str, int], search: Search, pin: Pin, positions: Sequence[int]
-) -> ContractionTree:
+def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> ContractionTree:
     """The tree of an order pinned by hand; where it names a part, the best one found around that.
 
     Args:
-        region: what to contract.
-        sizes: an integer for every named size [elements].
+        topology: the region at numeric sizes, with its pricing.
         search: seed and repeats, for what is not pinned.
         pin: the order.
         positions: which access each of its names is.
     """
-    topology = Topology(region, sizes)
     orders = _orders_around(topology, search, pin, positions)
     order = min(orders, key=lambda order: order_cost(topology, order))
     return replace(build_tree(topology, order, False), is_pinned=True)

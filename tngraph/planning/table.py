@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import sympy
@@ -11,10 +12,15 @@ from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import symbol
 from tngraph.planning.cost import evaluate_count, volume, work_unit
+from tngraph.planning.region import ContractionTree
 from tngraph.planning.schedule import Operation, legs_size
 
 if TYPE_CHECKING:
-    from tngraph.planning.pipeline import Plan
+    from tngraph.planning.plans import Plan, Regime
+
+
+LONGEST_DRAWING = 400
+"""A line of trees longer than this is cut [characters]."""
 
 
 def format_leg(leg: Leg) -> str:
@@ -62,16 +68,43 @@ def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     return text if len(text) <= width else f"a sum of {len(expr.args)} terms"
 
 
+def draw_tree(tree: ContractionTree) -> str:
+    """A tree as nested names, the way an order is pinned: ``((x w1) (w2 w3))``."""
+    drawn = [access.source for access in tree.region.accesses]
+    for step in tree.steps:
+        parts = [drawn[k] for k in step.operands]
+        drawn.append(f"({' '.join(parts)})" if len(parts) > 1 else parts[0])
+    return drawn[-1]
+
+
+def draw_stages(regime: Regime) -> str:
+    """The trees of a regime in one line, those that leave nothing to choose left out."""
+    drawn = []
+    for stage in regime.stages:
+        trees = [draw_tree(tree) for tree in stage.trees if len(tree.region.accesses) > 1]
+        if trees:
+            drawn.append(f"{stage.equation.name} = {' + '.join(trees)}")
+    return "; ".join(drawn) or "nothing to contract"
+
+
+def format_range(low: int, high: int | None) -> str:
+    """The values of a regime: ``1–7``, ``8``, ``≥ 64``."""
+    if high is None:
+        return f"≥ {low:,}"
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
 def format_plan(plan: Plan, numbers: Mapping[str, int]) -> str:
-    """Totals, then one row per step, at the given numbers of all sizes."""
-    return "\n".join([*_totals(plan, numbers), "", *_rows(plan, numbers)])
+    """Totals, the regimes if there are several, then one row per step of the regime that runs at these numbers."""
+    regime = plan.regime_of(numbers)
+    return "\n".join([*_totals(plan, regime, numbers), "", *_rows(regime, numbers)])
 
 
-def _totals(plan: Plan, numbers: Mapping[str, int]) -> Iterable[str]:
+def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[str]:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    for label, expr, unit in _counts(plan):
+    for label, expr, unit in _counts(plan, regime):
         value = f"{evaluate_count(expr, numbers):,} [{unit}]"
         yield f"  {label:<12} {value}" + ("" if expr.is_Integer else f" = {format_formula(expr.xreplace(windows))}")
     for size, name in windows.items():
@@ -79,33 +112,49 @@ def _totals(plan: Plan, numbers: Mapping[str, int]) -> Iterable[str]:
     if plan.dense is not None:
         ratio = evaluate_count(plan.dense.params, numbers) / max(1, evaluate_count(plan.params, numbers))
         yield f"  compression  {ratio:.1f} dense entries per param"
-    trees = [tree for stage in plan.stages for tree in stage.trees]
-    proven = sum(tree.is_proven for tree in trees)
-    searched = ", ".join(f"{name} = {value}" for name, value in plan.sizes.items()) or "fixed sizes"
-    pinned = sum(tree.is_pinned for tree in trees)
+    yield f"  order        {_describe_proof(plan, regime)}"
+    if len(plan.regimes) > 1:
+        yield from format_regimes(plan, regime)
+
+
+def _describe_proof(plan: Plan, regime: Regime) -> str:
+    proven = sum(tree.is_proven for tree in regime.trees)
+    pinned = sum(tree.is_pinned for tree in regime.trees)
     by_hand = f", {pinned} pinned by hand" if pinned else ""
-    yield f"  order        {proven} of {len(trees)} regions proven optimal{by_hand}, at {searched}"
+    fixed = [f"{name} = {value}" for name, value in plan.sizes.items() if name not in plan.free]
+    searched = ", ".join([*(f"every {name}" for name in plan.free), *fixed]) or "fixed sizes"
+    return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
 
 
-def _counts(plan: Plan) -> Iterable[tuple[str, sympy.Expr, str]]:
+def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
+    """One line per regime: where it runs, what it costs, its trees; a mark at the one that runs."""
+    windows = window_names(plan.network)
+    for k, regime in enumerate(plan.regimes):
+        mark = "*" if regime is running else " "
+        where = f"{plan.free[0]} {format_range(regime.low, regime.high)}" if len(plan.free) == 1 else f"order {k + 1}"
+        cost = "" if regime.cost is None else f"{format_formula(regime.cost.xreplace(windows))}: "
+        yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
+
+
+def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:
     yield "params", plan.params, "elements"
     if plan.dense is not None:
         yield "dense", plan.dense.params, "elements"
         yield "dense MAC", plan.dense.macs, "MAC"
-    yield "MAC", plan.macs, "MAC"
-    yield "FLOPs", plan.flops, "FLOPs"
-    yield "training", plan.training_flops, "FLOPs"
-    yield "elementwise", plan.elementwise, "operations"
-    yield "largest", plan.largest, "elements"
-    yield "peak", plan.peak, "elements"
+    yield "MAC", regime.macs, "MAC"
+    yield "FLOPs", regime.flops, "FLOPs"
+    yield "training", regime.training_flops, "FLOPs"
+    yield "elementwise", regime.elementwise, "operations"
+    yield "largest", regime.largest, "elements"
+    yield "peak", regime.peak, "elements"
 
 
-def _rows(plan: Plan, numbers: Mapping[str, int]) -> list[str]:
-    operations = plan.operations
+def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:
+    operations = regime.operations
     header = ("step", "kind", "computes", "legs", "operations", "size [elements]")
     rows: list[Sequence[str]] = [header]
     for number, op in enumerate(operations):
-        if op.kind != "load":
+        if op.kind not in ("load", "view"):
             work = f"{evaluate_count(volume(operations, number), numbers):,} {work_unit(op)}"
             size = f"{evaluate_count(legs_size(op.legs), numbers):,}"
             legs = format_value(op.name, op.legs)

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from tngraph.planning.objectives import Price
 from tngraph.planning.region import ContractionTree, Step, StepKind, Topology, Value
 
 Order = Sequence[tuple[int, int]]
 
 
 class State(NamedTuple):
-    """How a value came about: its cost so far [operations] and the two operands as they were when joined."""
+    """How a value came about: its price so far and the two operands as they were when joined."""
 
-    cost: int
+    cost: Price
     operands: tuple[Value, Value] | None
 
 
@@ -47,7 +48,7 @@ def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
         for a, b, cost in _operand_pairs(topology, nodes[left], nodes[right]):
             result = topology.join(a, b)
             if result is not None:
-                total = cost + topology.volume(a, b, result)
+                total = (0 if topology.is_folded(result) else cost) + topology.price(a, b, result)
                 if result not in found or total < found[result].cost:
                     found[result] = State(total, (a, b))
         nodes.append(found)
@@ -56,7 +57,7 @@ def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
 
 def _operand_pairs(
     topology: Topology, left: dict[Value, State], right: dict[Value, State]
-) -> Iterable[tuple[Value, Value, int]]:
+) -> Iterable[tuple[Value, Value, Price]]:
     for a, state_a in left.items():
         for b, state_b in right.items():
             for open_a in opened(topology, a):
@@ -64,8 +65,8 @@ def _operand_pairs(
                     yield open_a, open_b, state_a.cost + state_b.cost
 
 
-def order_cost(topology: Topology, order: Order) -> int:
-    """The cost of an order with its best choice of unfolding [operations]."""
+def order_cost(topology: Topology, order: Order) -> Price:
+    """The price of an order with its best choice of unfolding, in the unit of the objective."""
     return min(state.cost for state in best_states(topology, order)[-1].values())
 
 

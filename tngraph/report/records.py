@@ -14,9 +14,9 @@ import sympy
 
 from tngraph.language.network import Network
 from tngraph.planning.cost import evaluate_count, volume
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.schedule import legs_size
-from tngraph.planning.table import format_step, format_value
+from tngraph.planning.table import draw_stages, format_step, format_value
 
 if TYPE_CHECKING:
     from tngraph.modules.verification import Verification
@@ -38,49 +38,59 @@ def network_record(network: Network | None) -> Record:
 
 
 def plan_record(plan: Plan) -> Record:
-    """Totals and one row per step, with numbers at the sizes the plan was made for."""
-    trees = [tree for stage in plan.stages for tree in stage.trees]
+    """Totals and one row per step, with numbers at the sizes the plan was made for; every regime in a line."""
+    regime = plan.regime_of(plan.sizes)
     return {
         "network": plan.network.name,
         "sizes": dict(plan.sizes),
-        **_count(plan_totals(plan), plan.sizes),
-        "region_count": len(trees),
-        "proven_region_count": sum(tree.is_proven for tree in trees),
-        "steps": step_records(plan),
+        "mode": plan.goal.mode,
+        **_count(plan_totals(plan, regime), plan.sizes),
+        "region_count": len(regime.trees),
+        "proven_region_count": sum(tree.is_proven for tree in regime.trees),
+        "free_sizes": list(plan.free),
+        "regimes": [_regime_record(plan, each, each is regime) for each in plan.regimes],
+        "steps": step_records(regime, plan.sizes),
     }
 
 
-def plan_totals(plan: Plan) -> dict[str, sympy.Expr | None]:
-    """The totals of a plan as formulas; those of the dense weight are None where there is none."""
+def _regime_record(plan: Plan, regime: Regime, is_running: bool) -> Record:
+    """Where a regime runs and its trees; its cost is a formula under ``formulas``, None where it is none."""
+    ends = {"first": regime.low, "last": regime.high} if len(plan.free) == 1 else {"first": None, "last": None}
+    cost = None if regime.cost is None else str(regime.cost)
+    return {**ends, "is_running": is_running, "orders": draw_stages(regime), "formulas": {"cost_operations": cost}}
+
+
+def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
+    """The totals of a regime as formulas; those of the dense weight are None where there is none."""
     return {
         "params_elements": plan.params,
         "dense_params_elements": plan.dense.params if plan.dense is not None else None,
         "dense_macs": plan.dense.macs if plan.dense is not None else None,
-        "macs": plan.macs,
-        "flops": plan.flops,
-        "training_flops": plan.training_flops,
-        "elementwise_operations": plan.elementwise,
-        "largest_elements": plan.largest,
-        "peak_elements": plan.peak,
-        "cost_operations": plan.cost,
+        "macs": regime.macs,
+        "flops": regime.flops,
+        "training_flops": regime.training_flops,
+        "elementwise_operations": regime.elementwise,
+        "largest_elements": regime.largest,
+        "peak_elements": regime.peak,
+        "cost_operations": regime.cost,
     }
 
 
-def step_records(plan: Plan) -> list[Record]:
-    """One record per step, in the order they run."""
+def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
+    """One record per step, in the order they run, with numbers at these sizes."""
     zero = sympy.Integer(0)
     records: list[Record] = []
-    for number, op in enumerate(plan.operations):
-        if op.kind == "load":
+    for number, op in enumerate(regime.operations):
+        if op.kind in ("load", "view"):
             continue
-        work, is_matrix = volume(plan.operations, number), op.kind in ("contract", "conv")
+        work, is_matrix = volume(regime.operations, number), op.kind in ("contract", "conv")
         counts = {
             "macs": work if is_matrix else zero,
             "elementwise_operations": zero if is_matrix else work,
             "size_elements": legs_size(op.legs),
         }
-        named = {"step": len(records) + 1, "kind": op.kind, "computes": format_step(plan.operations, number)}
-        records.append({**named, "result": format_value(op.name, op.legs), **_count(counts, plan.sizes)})
+        named = {"step": len(records) + 1, "kind": op.kind, "computes": format_step(regime.operations, number)}
+        records.append({**named, "result": format_value(op.name, op.legs), **_count(counts, sizes)})
     return records
 
 

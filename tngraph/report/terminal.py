@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from tngraph.planning.pipeline import Plan
+from tngraph.planning.plans import Plan
 from tngraph.report.records import step_records
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def show_plan(plan: Plan) -> None:
     totals, _, _ = text.partition("\n\n")
     header = ("step", "kind", "computes", "legs", "operations", "size [elements]")
     table = _table(header, numbers=(0, 4, 5))
-    for step in step_records(plan):
+    for step in step_records(plan.regime_of(plan.sizes), plan.sizes):
         work = f"{step['macs']:,} MAC" if step["macs"] else f"{step['elementwise_operations']:,} elementwise"
         cells = (str(step["step"]), step["kind"], step["computes"], step["result"], work, f"{step['size_elements']:,}")
         table.add_row(*map(Text, cells))

@@ -1,0 +1,258 @@
+"""What a plan is to be best at: the mode it is made for, and what a step of it costs.
+
+A `Goal` is the request, in the names of the network; `Pricing` is the same for one region, by leaf. The price of a tree
+is the sum of the prices of its steps, so that the exact search holds for every objective there is. `Work` is what a
+price may depend on: numbers, or arrays of them when many steps are priced at once.
+
+Source: a step's gradient with respect to one operand is a product of the same volume, so that training costs
+F · (1 + gL + gR), gL and gR telling whether a gradient flows to that operand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import inf, lcm
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from tngraph.errors import PlanError
+from tngraph.language.network import Network
+
+Mode = Literal["infer", "train", "serve"]
+MODES = get_args(Mode)
+
+
+class Work(NamedTuple):
+    """One step, as numbers or as arrays of numbers.
+
+    Attributes:
+        operations: multiplications of the forward pass [operations].
+        left: elements of the one operand [elements].
+        right: elements of the other [elements].
+        result: elements written [elements].
+        left_grad: 1 where a gradient flows to the one operand in training, else 0.
+        right_grad: the same of the other.
+    """
+
+    operations: Any
+    left: Any
+    right: Any
+    result: Any
+    left_grad: Any
+    right_grad: Any
+
+
+Price = int | float
+Objective = str | Callable[[Work], Price] | Mapping[str, float]
+"""What `plan` takes as `minimize`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """So much per operation and so much per element written; gradients are work of the same kind."""
+
+    operations: int = 1
+    writes: int = 0
+    is_integral = True
+
+    def __call__(self, work: Work) -> Any:
+        """The price of a step [weighted operations]."""
+        forward = self.operations * work.operations * (1 + work.left_grad + work.right_grad)
+        written = work.result + work.left_grad * work.left + work.right_grad * work.right
+        return forward + self.writes * written if self.writes else forward
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Seconds of a step on a machine: the slower of arithmetic and memory traffic, and what starting a kernel takes.
+
+    Attributes:
+        operations_per_second: multiply-adds [MAC/s].
+        elements_per_second: read or written [elements/s].
+        seconds_per_kernel: of every kernel [s].
+    """
+
+    operations_per_second: float = 5e10
+    elements_per_second: float = 2.5e9
+    seconds_per_kernel: float = 4e-6
+    is_integral = False
+
+    def __call__(self, work: Work) -> Any:
+        """The time of a step and of its gradients [s]."""
+        arithmetic = work.operations / self.operations_per_second
+        traffic = (work.left + work.right + work.result) / self.elements_per_second
+        kernels = 1 + work.left_grad + work.right_grad
+        return kernels * (np.maximum(arithmetic, traffic) + self.seconds_per_kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class PerStep:
+    """A user's function of a step, called step by step."""
+
+    function: Callable[[Work], Price]
+    is_integral = False
+
+    def __call__(self, work: Work) -> Any:
+        """What the function says of a step, or of each of an array of steps.
+
+        Raises:
+            PlanError: it says no finite number.
+        """
+        if not any(isinstance(each, np.ndarray) for each in work):
+            return self._price(work)
+        columns = np.broadcast_arrays(*work)
+        prices = [self._price(Work(*each)) for each in zip(*(c.ravel().tolist() for c in columns), strict=True)]
+        return np.array(prices, dtype=np.float64).reshape(columns[0].shape)
+
+    def _price(self, work: Work) -> float:
+        price: object = self.function(work)
+        is_number = isinstance(price, int | float | np.number) and not isinstance(price, bool)
+        if not is_number or not 0 <= float(price) < inf:  # type: ignore[arg-type]
+            raise PlanError(
+                f"minimize gave {price!r} for a step of {work.operations:,} operations\n"
+                "  a function of a step says a finite number, 0 or more"
+            )
+        return float(price)  # type: ignore[arg-type]
+
+
+Rate = Weighted | Machine | PerStep
+_NAMED: Mapping[str, Rate] = {
+    "flops": Weighted(),
+    "memory": Weighted(),
+    "writes": Weighted(0, 1),
+    "time": Machine(),
+}
+"""Objectives by name. What minimises memory is no sum over steps: it is chosen among plans (see `planning.memory`)."""
+_FINEST = 1000
+"""Weights are taken as fractions with denominators up to this."""
+
+
+def read_objective(minimize: Objective) -> Rate:
+    """What a step costs under an objective: a name, weights of names, or a function of a step.
+
+    Raises:
+        PlanError: it is none of these.
+    """
+    if isinstance(minimize, str) and minimize in _NAMED:
+        return _NAMED[minimize]
+    if isinstance(minimize, Weighted | Machine | PerStep):
+        return minimize
+    if isinstance(minimize, Mapping) and minimize:
+        return _read_weights(minimize)
+    if callable(minimize) and not inspect.isclass(minimize):
+        return PerStep(minimize)
+    raise PlanError(
+        f"minimize is {minimize!r}\n"
+        f"  it is one of {', '.join(_NAMED)}, weights as {{'flops': 1, 'writes': 8}}, or a function of a step"
+    )
+
+
+def _read_weights(weights: Mapping[str, float]) -> Weighted:
+    for name, weight in weights.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if name not in ("flops", "writes") or not is_number or not 0 <= weight < 2**20:
+            raise PlanError(
+                f"minimize weighs {name!r} by {weight!r}\n"
+                "  weights are numbers from 0 to 2**20 for 'flops' and 'writes'"
+            )
+    fractions = {name: Fraction(weight).limit_denominator(_FINEST) for name, weight in weights.items()}
+    scale = lcm(*(fraction.denominator for fraction in fractions.values()))
+    made = Weighted(*(int(fractions.get(name, 0) * scale) for name in ("flops", "writes")))
+    if made == Weighted(0, 0):
+        raise PlanError("minimize weighs everything by 0\n  give a weight above 0")
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a plan is asked for.
+
+    Attributes:
+        mode: a call, a call with its backward pass, or many calls with the same weights.
+        minimize: the objective as it was asked for.
+        rate: what a step costs under it.
+        trained: the tensors that take a gradient.
+        itemsize: of an element [bytes].
+        memory_limit: the most that a call may hold, in training keep for its backward pass, in serving fold [bytes].
+        most_folded: the largest value that is folded into a buffer [elements]; None for no limit.
+    """
+
+    mode: Mode = "infer"
+    minimize: Objective = field(default="flops", hash=False)
+    rate: Rate = Weighted()
+    trained: frozenset[str] = frozenset()
+    itemsize: int = 4
+    memory_limit: int | None = None
+    most_folded: int | None = None
+
+
+def make_goal(
+    network: Network,
+    mode: Mode = "infer",
+    minimize: Objective = "flops",
+    requires_grad: Mapping[str, bool] | None = None,
+    itemsize: int = 4,
+    memory_limit: int | None = None,
+) -> Goal:
+    """The request of a plan, checked.
+
+    Args:
+        network: what is planned.
+        mode: ``infer``, ``train`` or ``serve``.
+        minimize: a name, weights of names, or a function of a step.
+        requires_grad: which tensors take a gradient; params and inputs do when it does not say, in ``serve`` inputs.
+        itemsize: of an element [bytes].
+        memory_limit: [bytes].
+
+    Raises:
+        PlanError: no such mode, objective or tensor, or a limit that is no positive integer.
+    """
+    if mode not in MODES:
+        raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
+    if memory_limit is not None and (isinstance(memory_limit, bool) or not _is_positive(memory_limit)):
+        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is a positive number of bytes")
+    if not _is_positive(itemsize):
+        raise PlanError(f"the itemsize is {itemsize!r}\n  it is the bytes of an element: 4 for float32")
+    trained = _read_trained(network, mode, requires_grad or {})
+    return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit)
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, int) and number >= 1
+
+
+def _read_trained(network: Network, mode: Mode, requires_grad: Mapping[str, bool]) -> frozenset[str]:
+    roles = ("input",) if mode == "serve" else ("param", "input")
+    can = {core.name: core.role in roles for core in network.cores if core.role in ("param", "input", "buffer")}
+    for name, is_wanted in requires_grad.items():
+        if name not in can:
+            raise PlanError(f"requires_grad names {name!r}\n  tensors: {', '.join(can) or 'none'}")
+        if is_wanted and not can[name]:
+            reason = "weights never change in serve" if mode == "serve" else "a buffer takes no gradient"
+            raise PlanError(f"requires_grad asks for a gradient of {name!r}, and {reason}\n  leave it out")
+    return frozenset(name for name, default in can.items() if requires_grad.get(name, default))
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """How the steps of one region are priced; sets of leaves are bits, as in `Value`.
+
+    Attributes:
+        rate: what a step costs.
+        trained: the leaves a gradient flows to.
+        fixed: the leaves that are the same at every call; what they make is folded into buffers.
+        most_folded: the largest value that is folded [elements]; None for no limit.
+    """
+
+    rate: Rate = Weighted()
+    trained: int = 0
+    fixed: int = 0
+    most_folded: int | None = None
+
+    def is_folded(self, leaves: int, size: int) -> bool:
+        """Whether what these leaves make, of so many elements, is made before the first call."""
+        return not leaves & ~self.fixed and (self.most_folded is None or size <= self.most_folded)

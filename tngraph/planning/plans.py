@@ -1,0 +1,350 @@
+"""What was decided: a `Plan` is regimes, each of which says how everything in a network is contracted.
+
+A plan is data: per regime the stages (merged equations with a tree per term), and the sizes and the goal they were
+searched for. Everything else is derived: the schedule, every count, the table. Counts are sympy expressions in all
+sizes of the network; `Plan.at` turns them into integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import sympy
+
+from tngraph.language.network import Index, Network
+from tngraph.language.sizes import evaluate_size, product, symbol
+from tngraph.planning.cost import (
+    Counts,
+    elementwise,
+    evaluate_count,
+    live_sizes,
+    macs,
+    maximum,
+    param_count,
+    price_operations,
+    training_macs,
+)
+from tngraph.planning.objectives import Goal, Price, Weighted
+from tngraph.planning.region import ContractionTree
+from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
+from tngraph.planning.sizing import number_sizes
+from tngraph.planning.table import format_plan
+
+COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "peak")
+"""The counts of a regime that are formulas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """The one dense weight a linear map stands for: entries [elements], and MAC of applying it [MAC]."""
+
+    params: sympy.Expr
+    macs: sympy.Expr
+
+
+@dataclass(frozen=True, repr=False)
+class Regime:
+    """One order for everything in a network, and where it is the best of a plan's.
+
+    Attributes:
+        network: the network as it was given.
+        merged: the network whose equations the stages are, linear ones merged.
+        stages: its equations with their trees.
+        sizes: the number of every named size that formulas are compared at.
+        goal: what the trees were searched for.
+        low: the first value of the plan's run-time size that this regime is for.
+        high: the last one; None where it has no end.
+    """
+
+    network: Network
+    merged: Network
+    stages: tuple[Stage, ...]
+    sizes: Mapping[str, int]
+    goal: Goal
+    low: int = 1
+    high: int | None = None
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Every operation in the order it runs."""
+        return write_schedule(self.network, self.stages, self.sizes)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The lines of the schedule."""
+        return self.schedule.operations
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The numbers of the values put out, in order."""
+        return tuple(self.schedule.results[port.name] for port in self.network.outputs)
+
+    @property
+    def trees(self) -> tuple[ContractionTree, ...]:
+        """The trees of all stages, term by term."""
+        return tuple(tree for stage in self.stages for tree in stage.trees)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether every region's tree is proven optimal, at all sizes this regime is for."""
+        return all(tree.is_proven for tree in self.trees)
+
+    @cached_property
+    def params(self) -> sympy.Expr:
+        """Learnable entries [elements]."""
+        return param_count(self.network)
+
+    @cached_property
+    def macs(self) -> sympy.Expr:
+        """Multiply-adds of one call [MAC]."""
+        return macs(self.operations)
+
+    @property
+    def flops(self) -> sympy.Expr:
+        """Floating point operations of one call, 2 per MAC [FLOPs]."""
+        return 2 * self.macs
+
+    @cached_property
+    def elementwise(self) -> sympy.Expr:
+        """Operations of one call that are no contraction [operations]."""
+        return elementwise(self.operations)
+
+    @cached_property
+    def training_flops(self) -> sympy.Expr:
+        """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
+        return 2 * training_macs(self.operations, self.goal.trained)
+
+    @cached_property
+    def largest(self) -> sympy.Expr:
+        """The largest value a step writes [elements]."""
+        return maximum(legs_size(op.legs) for op in self.operations if op.kind != "load")
+
+    @cached_property
+    def peak(self) -> sympy.Expr:
+        """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
+        return maximum(live_sizes(self.operations, self.outputs))
+
+    @cached_property
+    def cost(self) -> sympy.Expr | None:
+        """What the search minimised, as a formula; None where the objective is a function of numbers."""
+        if not isinstance(self.goal.rate, Weighted):
+            return None
+        return sympy.sympify(price_operations(self.operations, self.goal, None))
+
+    def price(self, numbers: Mapping[str, int]) -> Price:
+        """What the search minimised, at these numbers of all sizes."""
+        price: Price = price_operations(self.operations, self.goal, numbers)
+        return price
+
+    def counts(self, numbers: Mapping[str, int]) -> Counts:
+        """The counts at these numbers of all sizes."""
+        known = {name: evaluate_count(getattr(self, name), numbers) for name in COUNTS}
+        return Counts(**known, cost=self.price(numbers))
+
+    def __hash__(self) -> int:
+        return hash((self.network, self.stages, tuple(self.sizes.items()), self.low, self.high))
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """A network with the best order for everything in it, at every size.
+
+    Attributes:
+        regimes: in ascending order of the size they depend on.
+        free: the run-time sizes that regimes were searched over. With one, a regime is a range of it; with several,
+            the regime of least cost runs.
+    """
+
+    regimes: tuple[Regime, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> Network:
+        """The network as it was given."""
+        return self.regimes[0].network
+
+    @property
+    def merged(self) -> Network:
+        """The network whose equations the stages are, linear ones merged."""
+        return self.regimes[0].merged
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The number of every named size; that of a free one is what counts are shown at."""
+        return self.regimes[0].sizes
+
+    @property
+    def goal(self) -> Goal:
+        """What the plan was made for."""
+        return self.regimes[0].goal
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether every tree of every regime is proven optimal."""
+        return all(regime.is_proven for regime in self.regimes)
+
+    @property
+    def params(self) -> sympy.Expr:
+        """Learnable entries [elements]."""
+        return self.regimes[0].params
+
+    @cached_property
+    def macs(self) -> sympy.Expr:
+        """Multiply-adds of one call [MAC]."""
+        return self._formula("macs")
+
+    @cached_property
+    def flops(self) -> sympy.Expr:
+        """Floating point operations of one call, 2 per MAC [FLOPs]."""
+        return self._formula("flops")
+
+    @cached_property
+    def training_flops(self) -> sympy.Expr:
+        """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
+        return self._formula("training_flops")
+
+    @cached_property
+    def elementwise(self) -> sympy.Expr:
+        """Operations of one call that are no contraction [operations]."""
+        return self._formula("elementwise")
+
+    @cached_property
+    def largest(self) -> sympy.Expr:
+        """The largest value a step writes [elements]."""
+        return self._formula("largest")
+
+    @cached_property
+    def peak(self) -> sympy.Expr:
+        """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
+        return self._formula("peak")
+
+    @cached_property
+    def cost(self) -> sympy.Expr | None:
+        """What the search minimised, as a formula; None where the objective is a function of numbers."""
+        return self._formula("cost") if self.regimes[0].cost is not None else None
+
+    def _formula(self, name: str) -> sympy.Expr:
+        """A count: a formula where there is one regime, else one per regime with its condition."""
+        if len(self.regimes) == 1:
+            return getattr(self.regimes[0], name)
+        return sympy.Piecewise(*((getattr(r, name), condition) for r, condition in self._conditions()))
+
+    def _conditions(self) -> Iterator[tuple[Regime, sympy.Basic]]:
+        """Every regime with the condition that it runs under, where none before it does."""
+        for k, regime in enumerate(self.regimes[:-1]):
+            if len(self.free) == 1:
+                assert regime.high is not None
+                yield regime, symbol(self.free[0]) <= regime.high
+            else:
+                later = (sympy.Le(regime.cost, other.cost) for other in self.regimes[k + 1 :])
+                yield regime, sympy.And(*later)
+        yield self.regimes[-1], sympy.true
+
+    @cached_property
+    def dense(self) -> Dense | None:
+        """The dense weight this network replaces, where it is one linear map (see `dense_equivalent`)."""
+        return dense_equivalent(self.merged)
+
+    def values(self, **sizes: int) -> dict[str, int]:
+        """The number of every named size: the given ones, the others as searched.
+
+        Raises:
+            SizeError: a name that is no size of the network, or a number that is not a positive integer.
+        """
+        kept = {
+            size.name: self.sizes[size.name]
+            for size in self.network.sizes
+            if size.value is None or evaluate_size(size.value, self.sizes) != self.sizes[size.name]
+        }
+        return number_sizes(self.network, {**kept, **sizes})
+
+    def regime(self, **sizes: int) -> Regime:
+        """The regime that runs at given sizes, the others as searched.
+
+        Raises:
+            SizeError: see `values`.
+        """
+        return self.regime_of(self.values(**sizes))
+
+    def regime_of(self, numbers: Mapping[str, int]) -> Regime:
+        """The regime that runs at these numbers of all sizes."""
+        if len(self.free) == 1:
+            value = numbers[self.free[0]]
+            return next(r for r in self.regimes if r.high is None or value <= r.high)
+        return min(self.regimes, key=lambda regime: regime.price(numbers)) if len(self.regimes) > 1 else self.regimes[0]
+
+    def only(self, **sizes: int) -> Plan:
+        """The plan that always does what this one does at given sizes: of one regime, for all sizes.
+
+        Raises:
+            SizeError: see `values`.
+        """
+        numbers = self.values(**sizes)
+        chosen = self.regime_of(numbers)
+        stages = tuple(replace(stage, branches=()) for stage in chosen.stages)
+        return Plan((replace(chosen, stages=stages, sizes=numbers, low=1, high=None),))
+
+    def at(self, **sizes: int) -> Counts:
+        """The counts of the regime that runs at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
+
+        Raises:
+            SizeError: see `values`.
+        """
+        numbers = self.values(**sizes)
+        return self.regime_of(numbers).counts(numbers)
+
+    def table(self, **sizes: int) -> str:
+        """The plan as text: totals on top, one row per step of the regime that runs, with numbers at these sizes.
+
+        Raises:
+            SizeError: see `values`.
+        """
+        return format_plan(self, self.values(**sizes))
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
+        return Plan, (self.regimes, self.free)
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self
+
+    def __repr__(self) -> str:
+        at = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
+        price = self.regime_of(self.sizes).price(self.sizes)
+        regimes = f", {len(self.regimes)} regimes" if len(self.regimes) > 1 else ""
+        return f"<plan of {self.network.name} at {at or 'fixed sizes'}: cost {price:,}{regimes}>"
+
+
+def dense_equivalent(network: Network) -> Dense | None:
+    """The dense weight of a network that is one linear map of one input.
+
+    That is: one equation (a function may stand outermost), at least one term with an input and a weight, and none
+    with two inputs. The weight has the indices of params and buffers that also stand on the input or on the left;
+    terms with the same indices are one weight, and a term without any (a skip connection) adds none.
+    """
+    if len(network.equations) != 1:
+        return None
+    cores = {core.name: core for core in network.cores}
+    equation = network.equations[0]
+    weights: dict[frozenset[Index], None] = {}
+    maps: dict[frozenset[Index], None] = {}
+    for term in equation.terms:
+        data = [a for a in term.accesses if cores[a.source].role == "input"]
+        if len(data) > 1:
+            return None
+        read = {i for a in data for i in a.indices}
+        held = {i for a in term.accesses if a not in data for i in a.indices}
+        if len(data) == len(term.accesses):
+            continue
+        weight = frozenset(i for i in held if i in read or i in equation.legs)
+        weights[weight] = None
+        if data:
+            maps[weight | read] = None
+    if not maps:
+        return None
+    count = sympy.Add(*(product(i.size for i in sorted(w, key=lambda i: i.name)) for w in weights))
+    return Dense(count, sympy.Add(*(product(i.size for i in sorted(m, key=lambda i: i.name)) for m in maps)))
