@@ -20,6 +20,7 @@ import sympy
 from tngraph.language.format import format_size
 from tngraph.language.network import Core
 from tngraph.language.sizes import symbol
+from tngraph.planning.layout import call_sizes
 from tngraph.planning.pipeline import Plan
 
 MODULE_ATTRIBUTES = frozenset(
@@ -117,13 +118,9 @@ class Names:
         """A size inside the constructor."""
         return format_size(expr.xreplace(_renamed(self.size_arguments)))
 
-    def runtime(self) -> frozenset[str]:
-        """The sizes known at each call only, those derived from run-time sizes included."""
-        return frozenset(size.name for size in self.plan.network.sizes) - self.size_attributes.keys()
-
     def is_runtime(self, core: Core) -> bool:
         """Whether the shape of a core is known at each call only."""
-        runtime = self.runtime()
+        runtime = call_sizes(self.plan.network)
         return any(symbol.name in runtime for leg in core.legs for symbol in leg.size.free_symbols)
 
     def size_lines(self, code: Sequence[str]) -> Iterator[str]:

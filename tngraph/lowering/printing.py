@@ -16,17 +16,17 @@ import sympy
 
 from tngraph.errors import SizeError
 from tngraph.language.binding import in_basic_sizes
-from tngraph.language.network import Core, Index, Leg, Network, Port, Size
+from tngraph.language.network import Index, Network, Port, Size
 from tngraph.language.sizes import product
-from tngraph.lowering.construction import is_diagonal, print_constructor, print_extra_repr, print_reset, show_tuple
-from tngraph.lowering.kernels import lower
-from tngraph.lowering.layout import Axes, Context, Show, Tensor, arrange
+from tngraph.lowering.calls import Words, print_expression
+from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
 from tngraph.lowering.names import Names
-from tngraph.planning.cost import aliases, last_uses, volume, work_unit
+from tngraph.planning.cost import volume, work_unit
+from tngraph.planning.kernels import Kernel
+from tngraph.planning.layout import call_sizes
 from tngraph.planning.pipeline import Plan
 from tngraph.planning.pipeline import plan as plan_network
-from tngraph.planning.region import is_unit
-from tngraph.planning.schedule import Operation, leg_size
+from tngraph.planning.schedule import Operation
 from tngraph.planning.table import format_formula, format_step, format_value
 
 
@@ -148,7 +148,7 @@ def _bind(plan: Plan, names: Names) -> Iterator[str]:
 
 def _check_indices(plan: Plan, names: Names) -> Iterator[str]:
     """The lines that refuse inputs too small for an index to have an element."""
-    runtime = names.runtime()
+    runtime = call_sizes(plan.network)
     for index in plan.network.indices():
         if any(symbol.name in runtime for symbol in index.size.free_symbols) and not index.size.is_positive:
             size = names.show(index.size)
@@ -216,46 +216,14 @@ def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
 
 def _compute(plan: Plan, names: Names) -> Iterator[str]:
     """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
-    operations = plan.operations
-    anchor = _anchor(plan, names)
-    context = Context(names.show, plan.sizes, f"{anchor}.device", names.runtime())
-    drops = last_uses(operations, plan.outputs)
-    alias = aliases(operations)
-    tensors: list[Tensor] = []
-    for number, op in enumerate(operations):
-        if op.kind == "load":
-            tensors.append(_load(plan, op, tensors, names, anchor))
-            continue
-        result = lower(op, [tensors[k] for k in op.operands], _wanted(plan, number), context)
-        name = names.values[op.name]
-        yield f"# {_comment(operations, number, result, names)}"
-        yield f"{name} = {result.code}"
-        tensors.append(Tensor(name, result.axes))
-        dropped = [names.values[operations[k].name] for k in drops.get(number, ()) if k == alias[k]]
-        if dropped:
-            yield f"del {', '.join(dropped)}"
-    results = [
-        arrange(tensors[k], _port_axes(port), names.show)
-        for k, port in zip(plan.outputs, plan.network.outputs, strict=True)
-    ]
-    yield f"return {', '.join(results)}"
-
-
-def _constant(core: Core, show: Show, device: str, dtype: str) -> str:
-    """The code of a constant tensor whose size is known at each call only."""
-    assert core.init is not None
-    sizes = [show(leg.size) for leg in core.legs]
-    options = f"{device}, dtype={dtype}"
-    if core.init.kind == "ones":
-        return f"torch.ones({show_tuple(sizes)}, {options})"
-    if core.init.kind == "eye":
-        return f"torch.eye({', '.join(sizes)}, {options})"
-    if core.init.kind == "basis":
-        return f"(torch.arange({sizes[0]}, {device}) == {int(core.init.args[0])}).to({dtype})"
-    code = f"torch.ones({sizes[0]}, {options})" if sizes else f"torch.ones((), {options})"
-    for _ in sizes[1:]:
-        code = f"torch.diag_embed({code})"
-    return code
+    kernels, words = plan.kernels, Words(names, _anchor(plan, names))
+    for line in kernels.lines:
+        op = kernels.operations[line.number]
+        yield f"# {_comment(kernels.operations, line, names)}"
+        yield f"{names.values[op.name]} = {print_expression(line.code, words)}"
+        if line.dropped:
+            yield f"del {', '.join(names.values[kernels.operations[k].name] for k in line.dropped)}"
+    yield f"return {', '.join(print_expression(result, words) for result in kernels.results)}"
 
 
 def _anchor(plan: Plan, names: Names) -> str:
@@ -266,55 +234,9 @@ def _anchor(plan: Plan, names: Names) -> str:
     return f"self.{names.attributes[stored[0].name]}" if stored else "torch.empty(())"
 
 
-def _comment(operations: Sequence[Operation], number: int, result: Tensor, names: Names) -> str:
+def _comment(operations: Sequence[Operation], line: Kernel, names: Names) -> str:
     """The value with its legs in memory order, what it is, and what it costs."""
-    op = operations[number]
-    cost = volume(operations, number).xreplace(names.windows)
+    op = operations[line.number]
+    cost = volume(operations, line.number).xreplace(names.windows)
     price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
-    return f"{format_value(op.name, result.legs)} = {format_step(operations, number)}{price}"
-
-
-def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: Names, anchor: str) -> Tensor:
-    """The tensor an access names, its axes under the access's legs."""
-    assert op.access is not None
-    bare = iter(op.legs)
-    legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
-    if op.operands:
-        stage = next(stage for stage in plan.stages if stage.equation.name == op.access.source)
-        return _reload(tensors[op.operands[0]], stage.equation.legs, legs, names)
-    core = next(core for core in plan.network.cores if core.name == op.access.source)
-    if is_diagonal(core, op.access):
-        (leg,) = set(op.legs)
-        return Tensor(
-            f"torch.ones({names.show(leg_size(leg))}, device={anchor}.device, dtype={anchor}.dtype)", ((leg,),)
-        )
-    code = names.arguments.get(core.name) or f"self.{names.attributes[core.name]}"
-    if core.role == "const" and names.is_runtime(core):
-        code = _constant(core, names.show, f"device={anchor}.device", f"{anchor}.dtype")
-    port = next((port for port in plan.network.inputs if port.name == core.name), None)
-    axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
-    renamed = dict(zip(core.legs, legs, strict=True))
-    return Tensor(code, tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes))
-
-
-def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None], names: Names) -> Tensor:
-    """An earlier result under the legs of an access; a unit leg read at positions gets its axis back."""
-    read = [leg for leg, kept in zip(legs, own, strict=True) if leg is not None and is_unit(kept)]
-    axes = (*stored.axes, *(() for _ in read))
-    code = arrange(stored, axes, names.show)
-    renamed = dict(zip(own, legs, strict=True))
-    kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]
-    return Tensor(code, (*kept, *((leg,) for leg in read)))
-
-
-def _wanted(plan: Plan, number: int) -> tuple[Index, ...]:
-    """The leg order an operation's value is put out in, where it is a result or the way to one."""
-    for stage in plan.stages:
-        if plan.schedule.results[stage.equation.name] >= number:
-            port = next((p for p in plan.network.outputs if p.name == stage.equation.name), None)
-            return port.legs if port is not None else stage.equation.legs
-    return ()
-
-
-def _port_axes(port: Port) -> Axes:
-    return tuple(tuple(index for index in axis if not is_unit(index)) for axis in port.axes)
+    return f"{format_value(op.name, line.legs)} = {format_step(operations, line.number)}{price}"

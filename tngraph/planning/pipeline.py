@@ -26,6 +26,7 @@ from tngraph.planning.cost import (
     param_count,
     training_macs,
 )
+from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.region import ContractionTree, Region
 from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains
@@ -65,6 +66,11 @@ class Plan:
     def schedule(self) -> Schedule:
         """Every operation in the order it runs."""
         return write_schedule(self.network, self.stages, self.sizes)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """Every line of the module."""
+        return write_kernels(self.network, self.stages, self.schedule, self.sizes)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
