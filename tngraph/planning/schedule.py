@@ -80,7 +80,7 @@ class _Writer:
         self.sizes = sizes
         self.operations: list[Operation] = []
         self.results: dict[str, int] = {}
-        self.branches: dict[tuple[str, int], tuple[int, int]] = {}
+        self.blocks: list[Block] = []
         self._taken = {*network.sources()}
         self._made = 0
 
@@ -94,9 +94,8 @@ class _Writer:
         finals = {number: name for name, number in self.results.items()}
         named: list[Operation] = []
         for number, op in enumerate(self.operations):
-            named.append(
-                replace(op, name=named[op.operands[0]].name) if op.kind == "view" else self._named(number, op, finals)
-            )
+            is_shown = op.kind == "view" and number not in finals
+            named.append(replace(op, name=named[op.operands[0]].name) if is_shown else self._named(number, op, finals))
         return tuple(named)
 
     def _named(self, number: int, op: Operation, finals: Mapping[int, str]) -> Operation:
@@ -112,18 +111,28 @@ class _Writer:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A region that runs in a method of its own: the operations from the first to the ``view`` that ends it."""
+
+    equation: str
+    term: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """The operations in order.
 
     Attributes:
         operations: the lines.
         results: the number of the value each equation (or core put out as it is) ends in.
-        branches: by equation and term, the first operation and the ``view`` of a region in a method of its own.
+        blocks: the operations that run in methods of their own, in order.
     """
 
     operations: tuple[Operation, ...]
     results: Mapping[str, int]
-    branches: Mapping[tuple[str, int], tuple[int, int]]
+    blocks: tuple[Block, ...] = ()
 
 
 def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str, int]) -> Schedule:
@@ -141,7 +150,7 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
         if port.name not in writer.results:
             access = Access(port.name, network.sources()[port.name].legs)
             writer.results[port.name] = writer.put("load", (), bare_legs(access), access=access)
-    return Schedule(writer.name_values(), writer.results, writer.branches)
+    return Schedule(writer.name_values(), writer.results, tuple(writer.blocks))
 
 
 def _write_stage(writer: _Writer, stage: Stage) -> int:
@@ -154,7 +163,7 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
         value = _write_term(writer, stage.trees[k], sign * term.scale)
         if stage.branches and stage.branches[k]:
             value = _write_view(writer, stage.trees[k].region.legs, start, value)
-            writer.branches[equation.name, k] = start, value
+            writer.blocks.append(Block(equation.name, k, start, value))
         value = _write_embedding(writer, value, pattern)
         total = value if total < 0 else _write_sum(writer, equation, total, value, sign)
     if equation.function is not None:

@@ -49,6 +49,8 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
         return f"{op.number} * {names[0]}"
     if op.kind == "pointwise" and op.function is not None:
         return f"{op.function.name}({names[0]})"
+    if op.kind == "view":
+        return names[0]
     return " * ".join(names) if len(names) > 1 else f"{op.kind}({names[0]})"
 
 
@@ -126,12 +128,20 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
     return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
 
 
+def describe_regimes(plan: Plan) -> list[str]:
+    """Where each regime runs: a range of the size that decides, a number where several do, nothing if it always runs."""
+    if len(plan.regimes) == 1:
+        return [""]
+    if len(plan.free) == 1:
+        return [f"{plan.free[0]} {format_range(regime.low, regime.high)}" for regime in plan.regimes]
+    return [f"order {k + 1}" for k in range(len(plan.regimes))]
+
+
 def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
     """One line per regime: where it runs, what it costs, its trees; a mark at the one that runs."""
     windows = window_names(plan.network)
-    for k, regime in enumerate(plan.regimes):
+    for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
         mark = "*" if regime is running else " "
-        where = f"{plan.free[0]} {format_range(regime.low, regime.high)}" if len(plan.free) == 1 else f"order {k + 1}"
         cost = "" if regime.cost is None else f"{format_formula(regime.cost.xreplace(windows))}: "
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 
