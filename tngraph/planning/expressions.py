@@ -20,6 +20,7 @@ Calls stand for what PyTorch calls so, with these arguments:
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |
+| accumulate | the indices of the slices | | |
 """
 
 from __future__ import annotations

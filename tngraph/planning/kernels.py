@@ -15,7 +15,7 @@ from tngraph.language.network import Access, Core, Function, Index, Leg, Network
 from tngraph.planning.cost import aliases, last_uses
 from tngraph.planning.expressions import Call, Expression, Variable
 from tngraph.planning.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
-from tngraph.planning.region import is_unit
+from tngraph.planning.region import bare_legs, is_unit
 from tngraph.planning.schedule import Block, Operation, Schedule, Stage, leg_size
 from tngraph.planning.windows import MOST_SPATIAL, convolve, lay_taps, resolved_reads, unfold
 
@@ -71,7 +71,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     operations = schedule.operations
     context = Context(numbers, call_sizes(network))
     outputs = [schedule.results[port.name] for port in network.outputs]
-    drops, alias = last_uses(operations, outputs), aliases(operations)
+    drops, alias = last_uses(operations, outputs, schedule.blocks), aliases(operations)
     loader = _Loader(network, stages, context)
     tensors: list[Tensor] = []
     lines: list[Kernel] = []
@@ -111,26 +111,36 @@ class _Loader:
     def load(self, op: Operation, tensors: Sequence[Tensor]) -> Tensor:
         """The tensor an access names, its axes under the access's legs."""
         assert op.access is not None
-        bare = iter(op.legs)
+        bare = iter(bare_legs(op.access))
         legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
         if op.operands:
             stage = next(stage for stage in self.stages if stage.equation.name == op.access.source)
-            return _reload(tensors[op.operands[0]], stage.equation.legs, legs)
+            return _select(_reload(tensors[op.operands[0]], stage.equation.legs, legs), op.loops)
         core = next(core for core in self.network.cores if core.name == op.access.source)
         if is_diagonal(core, op.access):
-            (leg,) = set(op.legs)
-            return Tensor(Call("ones", (), (), (leg_size(leg),)), ((leg,),))
+            (leg,) = set(bare_legs(op.access))
+            return _select(Tensor(Call("ones", (), (), (leg_size(leg),)), ((leg,),)), op.loops[:1])
         port = next((port for port in self.network.inputs if port.name == core.name), None)
         axes: Axes = port.axes if port is not None else separate(core.legs)
         renamed = dict(zip(core.legs, legs, strict=True))
         kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes)
-        return Tensor(self._source(core, axes), kept)
+        return _select(Tensor(self._source(core, axes), kept), op.loops)
 
     def _source(self, core: Core, axes: Axes) -> Expression:
         """A core where it is kept, or made anew where its shape is known at each call only."""
         if core.role == "const" and not all(self.context.is_fixed(leg.size) for leg in core.legs):
             return _constant(core)
         return Variable("input" if core.role == "input" else "stored", core.name, axes_shape(axes))
+
+
+def _select(tensor: Tensor, sliced: Sequence[Index]) -> Tensor:
+    """A tensor at the value that a slice has of some of its legs."""
+    if sliced:
+        tensor = Tensor(arrange(tensor, separate(tensor.legs)), separate(tensor.legs))
+    for index in sliced:
+        axis = tensor.legs.index(index)
+        tensor = _compute("select", (tensor.code,), (*tensor.axes[:axis], *tensor.axes[axis + 1 :]), axis, index)
+    return tensor
 
 
 def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None]) -> Tensor:
@@ -310,6 +320,13 @@ def _view(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
     return Tensor(arrange(operands[0], axes), axes)
 
 
+def _accumulate(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    """The whole, to which a slice is added where it belongs."""
+    own = [leg for leg in op.legs if leg not in op.loops]
+    code = arrange(operands[0], separate(own))
+    return Tensor(Call("accumulate", (code,), op.loops, axes_shape(separate(op.legs))), separate(op.legs))
+
+
 def _add(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
     first, second = operands
     order = next((t.legs for t in operands if set(t.legs) == set(op.legs)), op.legs)
@@ -337,4 +354,5 @@ RULES: Mapping[str, Rule] = {
     "add": _add,
     "pointwise": _pointwise,
     "view": _view,
+    "accumulate": _accumulate,
 }

@@ -51,6 +51,8 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
         return f"{op.function.name}({names[0]})"
     if op.kind == "view":
         return names[0]
+    if op.kind == "accumulate":
+        return f"sum of {names[0]} over {', '.join(index.name for index in op.loops)}"
     return " * ".join(names) if len(names) > 1 else f"{op.kind}({names[0]})"
 
 
@@ -129,7 +131,7 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
 
 
 def describe_regimes(plan: Plan) -> list[str]:
-    """Where each regime runs: a range of the size that decides, a number where several do, nothing if it always runs."""
+    """Where each regime runs: a range of the size that decides, a number where several do, "" if it always runs."""
     if len(plan.regimes) == 1:
         return [""]
     if len(plan.free) == 1:
