@@ -117,6 +117,8 @@ def _std(plan: Plan, spread: Spread, names: Names) -> str:
     settable = plan.network.settable_sizes()
     runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
     over, under = sympy.fraction(sympy.together(spread.factor.subs(runtime)))
+    whole = over.as_content_primitive()[0].q  # a fraction of a sum keeps those of its terms
+    over, under = whole * over, whole * under
     if under == 1:
         return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
     log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"

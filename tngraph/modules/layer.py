@@ -67,7 +67,7 @@ class Layer(nn.Module):
         return {name: getattr(self, attribute) for name, attribute in self.printed.size_attributes.items()}
 
     def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
-        """Compare this layer with the reference: values, gradients, FLOPs, params.
+        """Compare this layer with the reference: values, gradients, FLOPs, params, and the bytes it holds.
 
         Args:
             inputs: what to call it with; random inputs of small sizes when absent.

@@ -39,6 +39,8 @@ from tngraph.planning.strides import (
 
 ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
+DOUBLE = 8
+"""Of a number in double precision, in which layers are verified [bytes]."""
 UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1}
 """Of what a call makes that are no numbers but positions or truth values [bytes]."""
 
@@ -173,7 +175,10 @@ class _Trace:
         if strides is not None:
             array = replace(operands[0], layout=Layout(sizes, strides))
         else:
-            strides, unit = ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments), self._unit(code, operands)
+            strides, unit = (
+                ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
+                self._unit(code, operands),
+            )
             array = _Array(Layout(sizes, strides), Storage(code.shape, prod(sizes), unit), unit, any(needs))
         self._hold(array)
         if any(needs) and code.function in SAVES:

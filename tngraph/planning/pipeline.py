@@ -20,13 +20,13 @@ from tngraph.planning.cost import (
     Counts,
     elementwise,
     evaluate_count,
-    live_sizes,
     macs,
     maximum,
     param_count,
     training_macs,
 )
 from tngraph.planning.kernels import Kernels, write_kernels
+from tngraph.planning.memory import ITEMSIZE, Memory, generic_sizes, trace_memory
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.region import ContractionTree, Region
 from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains
@@ -119,14 +119,36 @@ class Plan:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
-        return maximum(live_sizes(self.operations, self.outputs))
+        """The most bytes a call without gradients holds at once in single precision (see `trace_memory`) [bytes]."""
+        return self._memory.peak_formula
+
+    @cached_property
+    def saved(self) -> sympy.Expr:
+        """What autograd keeps of a call with gradients for params and inputs, in single precision [bytes]."""
+        return self._memory.saved_formula
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return self.memory(generic_sizes(self.network, self.sizes))
+
+    def memory(self, numbers: Mapping[str, int], itemsize: int = ITEMSIZE) -> Memory:
+        """What a call holds, exact at any sizes, those that are 1 or equal by chance included.
+
+        Args:
+            numbers: an integer for every named size, as `values` gives them.
+            itemsize: of a number, 4 in single precision [bytes].
+        """
+        return trace_memory(self.kernels, numbers, self.trained, itemsize)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The tensors that take a gradient in a training step: params and inputs."""
+        return tuple(core.name for core in self.network.cores if core.role in ("param", "input"))
 
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass with gradients for params and inputs [FLOPs]."""
-        trained = (core.name for core in self.network.cores if core.role in ("param", "input"))
-        return 2 * training_macs(self.operations, trained)
+        return 2 * training_macs(self.operations, self.trained)
 
     @cached_property
     def dense(self) -> Dense | None:
@@ -153,8 +175,10 @@ class Plan:
             SizeError: see `values`.
         """
         numbers = self.values(**sizes)
-        names = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "peak", "cost")
-        return Counts(**{name: evaluate_count(getattr(self, name), numbers) for name in names})
+        memory = self.memory(numbers)
+        names = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "cost")
+        counts = {name: evaluate_count(getattr(self, name), numbers) for name in names}
+        return Counts(**counts, peak=memory.peak, saved=memory.saved)
 
     def table(self, **sizes: int) -> str:
         """The plan as text: totals on top, one row per step, with numbers at these sizes.

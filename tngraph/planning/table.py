@@ -59,7 +59,10 @@ def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
 def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     """A formula in one line; one too long for that says how long it is instead."""
     text = str(expr)
-    return text if len(text) <= width else f"a sum of {len(expr.args)} terms"
+    if len(text) <= width:
+        return text
+    kind, part = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
+    return f"{kind} of {len(expr.args)} {part}"
 
 
 def format_plan(plan: Plan, numbers: Mapping[str, int]) -> str:
@@ -71,9 +74,14 @@ def _totals(plan: Plan, numbers: Mapping[str, int]) -> Iterable[str]:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
+    memory = plan.memory(numbers)
+    exact = {"peak": memory.peak, "saved": memory.saved}
     for label, expr, unit in _counts(plan):
-        value = f"{evaluate_count(expr, numbers):,} [{unit}]"
-        yield f"  {label:<12} {value}" + ("" if expr.is_Integer else f" = {format_formula(expr.xreplace(windows))}")
+        number = evaluate_count(expr, numbers)
+        value = exact.get(label, number)
+        shown = format_formula(expr.xreplace(windows))
+        formula = f" = {shown}" if value == number else f", and {shown} where no size is 1"
+        yield f"  {label:<12} {value:,} [{unit}]" + ("" if expr.is_Integer and value == number else formula)
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
@@ -97,7 +105,8 @@ def _counts(plan: Plan) -> Iterable[tuple[str, sympy.Expr, str]]:
     yield "training", plan.training_flops, "FLOPs"
     yield "elementwise", plan.elementwise, "operations"
     yield "largest", plan.largest, "elements"
-    yield "peak", plan.peak, "elements"
+    yield "peak", plan.peak, "bytes"
+    yield "saved", plan.saved, "bytes"
 
 
 def _rows(plan: Plan, numbers: Mapping[str, int]) -> list[str]:

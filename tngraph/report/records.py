@@ -40,10 +40,13 @@ def network_record(network: Network | None) -> Record:
 def plan_record(plan: Plan) -> Record:
     """Totals and one row per step, with numbers at the sizes the plan was made for."""
     trees = [tree for stage in plan.stages for tree in stage.trees]
+    memory = plan.memory(plan.sizes)
     return {
         "network": plan.network.name,
         "sizes": dict(plan.sizes),
         **_count(plan_totals(plan), plan.sizes),
+        "peak_bytes": memory.peak,
+        "saved_bytes": memory.saved,
         "region_count": len(trees),
         "proven_region_count": sum(tree.is_proven for tree in trees),
         "steps": step_records(plan),
@@ -61,7 +64,8 @@ def plan_totals(plan: Plan) -> dict[str, sympy.Expr | None]:
         "training_flops": plan.training_flops,
         "elementwise_operations": plan.elementwise,
         "largest_elements": plan.largest,
-        "peak_elements": plan.peak,
+        "peak_bytes": plan.peak,
+        "saved_bytes": plan.saved,
         "cost_operations": plan.cost,
     }
 
