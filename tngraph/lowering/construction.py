@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import groupby
 from textwrap import indent
 
@@ -34,7 +34,7 @@ def print_constructor(plan: Plan, names: Names) -> str:
     stored = [core for core in plan.network.cores if core.role in ("param", "buffer") or core in constants]
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
     lines.extend(f"self.{path} = nn.Module()" for path in paths)
-    lines.extend(_register(core, names) for core in stored)
+    lines.extend(_register(core, names, plan.goal.trained) for core in stored)
     lines.append("self.reset_parameters()")
     signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
@@ -58,14 +58,15 @@ def _constants(plan: Plan, names: Names) -> list[Core]:
     return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
 
 
-def _register(core: Core, names: Names) -> str:
-    """The line that makes a core part of the module."""
+def _register(core: Core, names: Names, trained: Container[str]) -> str:
+    """The line that makes a core part of the module; a param that takes no gradient says so."""
     shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
     name = names.attributes[core.name]
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
     empty = f"torch.empty({shape}, device=device, dtype=dtype)"
     if core.role == "param":
-        return f"self.{name} = nn.Parameter({empty}){comment}"
+        frozen = "" if core.name in trained else ", requires_grad=False"
+        return f"self.{name} = nn.Parameter({empty}{frozen}){comment}"
     *path, own = name.split(".")
     register = ".".join(["self", *path, "register_buffer"])
     if core.role == "buffer":
@@ -118,6 +119,8 @@ def _std(plan: Plan, spread: Spread, names: Names) -> str:
     settable = plan.network.settable_sizes()
     runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
     over, under = sympy.fraction(sympy.together(spread.factor.subs(runtime)))
+    whole = over.as_content_primitive()[0].q  # a fraction of a sum keeps those of its terms
+    over, under = whole * over, whole * under
     if under == 1:
         return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
     log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"

@@ -121,7 +121,7 @@ class _Loader:
             (leg,) = set(bare_legs(op.access))
             return _select(Tensor(Call("ones", (), (), (leg_size(leg),)), ((leg,),)), op.loops[:1])
         port = next((port for port in self.network.inputs if port.name == core.name), None)
-        axes: Axes = port.axes if port is not None else separate(core.legs)
+        axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
         renamed = dict(zip(core.legs, legs, strict=True))
         kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes)
         return _select(Tensor(self._source(core, axes), kept), op.loops)
@@ -331,8 +331,8 @@ def _add(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], conte
     first, second = operands
     order = next((t.legs for t in operands if set(t.legs) == set(op.legs)), op.legs)
     axes = _runs(order, lambda leg: (leg in first.legs, leg in second.legs))
-    operands = (_broadcast(first, axes), _broadcast(second, axes))
-    return _compute("sub" if op.number < 0 else "add", operands, axes)
+    both = (_broadcast(first, axes), _broadcast(second, axes))
+    return _compute("sub" if op.number < 0 else "add", both, axes)
 
 
 def _pointwise(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:

@@ -39,6 +39,8 @@ from tngraph.planning.strides import (
 
 ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
+DOUBLE = 8
+"""Of a number in double precision, in which layers are verified [bytes]."""
 UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1}
 """Of what a call makes that are no numbers but positions or truth values [bytes]."""
 
