@@ -13,6 +13,7 @@ from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
 from tngraph.planning.kernels import is_diagonal
 from tngraph.planning.plans import Plan
+from tngraph.planning.schedule import Operation
 
 
 def print_constructor(plan: Plan, names: Names) -> str:
@@ -35,6 +36,8 @@ def print_constructor(plan: Plan, names: Names) -> str:
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
     lines.extend(f"self.{path} = nn.Module()" for path in paths)
     lines.extend(_register(core, names, plan.goal.trained) for core in stored)
+    if any(op.loops for op in operations(plan)):
+        lines.append("self.first_slice, self.slice_step = 0, 1  # the slices that this process adds up")
     lines.append("self.reset_parameters()")
     signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
@@ -49,11 +52,15 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
     return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
 
 
+def operations(plan: Plan) -> list[Operation]:
+    """Those of all regimes."""
+    return [op for regime in plan.regimes for op in regime.operations]
+
+
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
-    operations = [op for regime in plan.regimes for op in regime.operations]
-    accesses = [op.access for op in operations if op.access is not None and op.access.source in cores]
+    accesses = [op.access for op in operations(plan) if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
     return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
 

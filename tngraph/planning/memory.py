@@ -25,6 +25,7 @@ from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.cost import maximum
 from tngraph.planning.expressions import Call, Expression, Shape, Variable
 from tngraph.planning.kernels import Kernels
+from tngraph.planning.schedule import Block, leg_size
 from tngraph.planning.strides import (
     Ints,
     Layout,
@@ -109,14 +110,19 @@ def trace_memory(
         itemsize: of a number [bytes].
     """
     trace = _Trace(numbers, frozenset(trained), itemsize)
+    starts = {block.first: block for block in kernels.blocks}
     for line in kernels.lines:
-        trace.values[kernels.operations[line.number].name] = trace.evaluate(line.code)
+        if line.number in starts:
+            trace.enter(kernels, starts[line.number])
+        trace.bind(kernels.operations[line.number].name, trace.evaluate(line.code))
         for number in line.dropped:
             trace.release(trace.values.pop(kernels.operations[number].name))
+        if trace.block is not None and line.number == trace.block.last:
+            trace.leave()
     for result in kernels.results:
         trace.evaluate(result)
     trace.note()
-    return Memory(tuple(trace.moments), tuple(trace.kept))
+    return Memory(tuple(trace.moments), tuple(trace.kept.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +145,45 @@ class _Trace:
         self.numbers, self.trained, self.itemsize = numbers, trained, itemsize
         self.values: dict[str, _Array] = {}
         self.holders: dict[Storage, int] = {}
-        self.kept: dict[Storage, None] = {}
+        self.kept: dict[Storage, Storage] = {}
+        self.block: Block | None = None
+        self.loops: tuple[sympy.Expr, ...] = ()
+        self.given: tuple[_Array, ...] = ()
+        self.made: set[Storage] = set()
         self.moments: list[tuple[Storage, ...]] = []
         self._has_grown = False
         self._known: dict[sympy.Expr, int] = {}
 
+    def bind(self, name: str, array: _Array) -> None:
+        """Give a value its name; what had it is let go."""
+        before = self.values.get(name)
+        self.values[name] = array
+        if before is not None:
+            self.release(before)
+
+    def enter(self, kernels: Kernels, block: Block) -> None:
+        """Call the method of a block; what slices add up to is there before the first."""
+        self.block, self.made = block, set()
+        self.given = tuple(self.values[name] for name in sorted(kernels.given(block)))
+        whole = kernels.operations[block.last]
+        self.loops = tuple(index.size for index in whole.loops)
+        if block.kind == "slices":
+            shape = tuple(leg_size(leg) for leg in whole.legs)
+            sizes = self._sizes(shape)
+            storage = Storage(shape, prod(sizes), self.itemsize)
+            self.whole = _Array(Layout(sizes, contiguous_strides(sizes)), storage, self.itemsize, False)
+            self._hold(self.whole)
+
+    def leave(self) -> None:
+        """Return from the method of a block."""
+        self.block, self.loops = None, ()
+
     def evaluate(self, code: Expression) -> _Array:
         """The tensor an expression makes."""
+        if isinstance(code, Call) and code.function == "accumulate":
+            part = self.evaluate(code.operands[0])
+            self.release(part)
+            return replace(self.whole, is_trained=part.is_trained)
         if isinstance(code, Call):
             operands = [self.evaluate(operand) for operand in code.operands]
             array = self._call(code, operands)
@@ -195,12 +233,30 @@ class _Trace:
     def _keep(self, arrays: Sequence[_Array], saved: Iterable[int]) -> None:
         for number in saved:
             storage = arrays[number].storage
-            if storage is not None:
-                self.kept[storage] = None
+            if self.block is not None and self.block.kind == "recompute":
+                self._keep_given()
+            elif storage is not None:
+                self.kept[storage] = self._times(storage)
+
+    def _keep_given(self) -> None:
+        """What runs once more in the backward pass keeps what it is given, and nothing that it makes."""
+        for array in self.given:
+            if array.storage is not None:
+                self.kept[array.storage] = array.storage
+
+    def _times(self, storage: Storage) -> Storage:
+        """As much as all slices make of a storage that each makes anew."""
+        if storage not in self.made or not self.loops:
+            return storage
+        return replace(
+            storage, shape=(*storage.shape, *self.loops), count=storage.count * prod(self._sizes(self.loops))
+        )
 
     def _hold(self, array: _Array) -> None:
         if array.storage is not None:
-            self._has_grown |= array.storage not in self.holders
+            if array.storage not in self.holders:
+                self._has_grown = True
+                self.made.add(array.storage)
             self.holders[array.storage] = self.holders.get(array.storage, 0) + 1
 
     def release(self, array: _Array) -> None:

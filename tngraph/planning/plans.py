@@ -287,7 +287,7 @@ class Plan:
         """By equation and term of the regions that have several trees: for each, the regimes that it runs in."""
         found: dict[tuple[str, int], dict[object, list[int]]] = {}
         for number, regime in enumerate(self.regimes):
-            for block in regime.schedule.blocks:
+            for block in (block for block in regime.schedule.blocks if block.kind == "branch"):
                 stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
                 trees = found.setdefault((block.equation, block.term), {})
                 trees.setdefault(stage.trees[block.term].steps, []).append(number)
