@@ -71,6 +71,23 @@ def test_each_example_holds_what_is_predicted(path: Path, batch: int):
     held_as_predicted(tg.plan(network), runtime, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [{}, {"S": 1}, {"T": 1}, {"S": 1, "T": 1, "K": 1}])
+@pytest.mark.parametrize("stored", ["t, s, KK", "t, KK, s", "KK, s, t"])
+@pytest.mark.parametrize("axes", ["H", "H, W", "H, W, Z"])
+def test_a_convolution_lies_as_its_weight_does(axes: str, stored: str, sizes: dict[str, int], dtype: torch.dtype):
+    """PyTorch returns channels last where the weight or the signal looks so; the order asked for makes copies."""
+    names = axes.split(", ")
+    kernel = ", ".join(f"k{name}" for name in names)
+    places = ", ".join(f"p{name}" for name in names)
+    indices = "; ".join(f"index {name}: 5; index k{name}: K; index p{name}: 7 - K" for name in names)
+    text = f"""network n {{ size S = 2; size T = 3; size K = 2; {indices}
+      index s: S; index t: T; input x[b:2, s, {axes}]; param w[{stored.replace("KK", kernel)}]
+      y[b, t, {places}] = relu(x[b, s, {", ".join(f"p{name} + k{name} - 1" for name in names)}] * w)
+      output y[b, {places}, t] }}"""
+    held_as_predicted(tg.plan(tg.parse(text)), sizes, dtype)
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_formulas_hold_wherever_no_size_is_one(path: Path):
     network = tg.load(path)

@@ -410,6 +410,14 @@ Source: tools/autograd/derivatives.yaml of PyTorch.
 """
 
 
+FIRST_PRIME = 5
+"""The number of the smallest prime taken: 11, beyond steps and windows that stand as numbers."""
+APART = 40
+"""So many primes lie between two sizes, so that one slides over the next however it is padded."""
+MOST_ORDERED = 4
+"""So many sizes are tried in every order, to find one where windows fit what they slide over."""
+
+
 def generic_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
     """Numbers for all sizes at which no index has size 1 and none equals another by chance.
 
@@ -417,27 +425,25 @@ def generic_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int
         network: whose sizes they are.
         numbers: what is taken where there are none, as for a window that never slides.
     """
-    free = [size for size in network.sizes if size.value is None or size in network.settable_sizes()]
-    late = sorted(free, key=lambda size: size.value is None)
-    for order in (late, *permutations(free[:MOST_ORDERED])):
-        primes = (sympy.prime(FIRST_PRIME + 40 * k) for k in range(len(free)))
-        found = dict(zip((size.name for size in dict.fromkeys([*order, *free])), map(int, primes), strict=True))
-        for size in network.sizes:
-            if size.name not in found and size.value is not None:
-                found[size.name] = evaluate_size(size.value, found)
-        if _is_generic(network, found):
-            return {size.name: found[size.name] for size in network.sizes}
+    settable = network.settable_sizes()
+    free = [size.name for size in (*settable, *network.sizes) if size.value is None or size in settable]
+    free = list(dict.fromkeys(free))  # run-time sizes last, and so largest: windows slide over them
+    for order in (free, *permutations(free[:MOST_ORDERED])):
+        found = _number(network, list(dict.fromkeys([*order, *free])))
+        if found is not None:
+            return found
     return dict(numbers)
 
 
-FIRST_PRIME = 5
-"""The number of the smallest prime taken: 11, beyond steps and windows that stand as numbers."""
-MOST_ORDERED = 4
-"""So many sizes are tried in every order, to find one where windows fit what they slide over."""
-
-
-def _is_generic(network: Network, numbers: Mapping[str, int]) -> bool:
+def _number(network: Network, order: Sequence[str]) -> dict[str, int] | None:
+    """Primes for sizes in this order, and what the others derive; None where an index has no more than one entry."""
+    found = {name: int(sympy.prime(FIRST_PRIME + APART * k)) for k, name in enumerate(order)}
     try:
-        return all(index.size == 1 or evaluate_size(index.size, numbers) > 1 for index in network.indices())
+        for size in network.sizes:
+            if size.name not in found and size.value is not None:
+                found[size.name] = evaluate_size(size.value, found)
+        sizes = [(index.size, evaluate_size(index.size, found)) for index in network.indices()]
     except SizeError:
-        return False
+        return None
+    is_generic = all(size == 1 or number > 1 for size, number in sizes)
+    return {size.name: found[size.name] for size in network.sizes} if is_generic else None
