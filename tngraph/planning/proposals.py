@@ -19,6 +19,7 @@ from typing import Any, Literal
 import cotengra
 
 from tngraph.errors import PlanError
+from tngraph.planning.greedy import join_greedily
 from tngraph.planning.trees import Order
 
 Partitioner = Literal["labels", "kahypar"]
@@ -29,6 +30,8 @@ MOST_RECONFIGURED = 2000
 """Trees of at most this many tensors are improved subtree by subtree; larger ones are annealed only."""
 MANY = 1000
 """With more tensors than this, fewer orders are drawn in proportion."""
+MOST_SAMPLED = 5000
+"""Cotengra's greedy orders are drawn for at most this many tensors: with 2^14 pairs to choose from it turns quadratic."""
 _MOVES = 150_000
 _STEPS = 20
 
@@ -50,6 +53,23 @@ class Trial:
     seed: int
     samples: int
     partitioner: Partitioner = "labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A network with an order, to be sliced until no value has more than so many elements."""
+
+    graph: Hypergraph
+    order: Order
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutTrial:
+    """One trial of slicing: its number, and the seed of the search."""
+
+    number: int
+    seed: int
 
 
 def check_partitioner(name: str) -> None:
@@ -83,21 +103,17 @@ def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
         return tuple(_pairs(each.get_ssa_path(), count) for each in (tree, plain, refined))
 
 
-def propose_slicings(
-    graph: Hypergraph, order: Order, limit: int, seed: int, is_annealed: bool
-) -> tuple[Order, frozenset[int]]:
-    """An order with the indices to slice until no intermediate is larger than a limit [elements].
+def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
+    """An order with the indices to slice until no value is larger than the limit, the tree rearranged in between.
 
-    Slicing is interleaved with rearranging the tree: by annealing, or subtree by subtree.
+    The tree is annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
     """
+    seed = trial.seed + trial.number
     with _seeded(seed):
-        tree = _tree(graph, order)
-        if is_annealed:
-            tree = _annealed(tree, seed, limit)
-        while tree.max_size() > limit and len(tree.sliced_inds) < len(graph.sizes):
-            tree.slice_(target_slices=2, seed=seed)
-            tree = _reconfigured(tree)
-        return _pairs(tree.get_ssa_path(), len(graph.legs)), frozenset(tree.sliced_inds)
+        tree = _reconfigured(_annealed(_tree(cut.graph, cut.order), seed, cut.limit))
+        if tree.max_size() > cut.limit:
+            tree = tree.slice(target_size=cut.limit, seed=seed)
+        return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
 
 
 def _is_greedy(trial: Trial, count: int) -> bool:
@@ -105,6 +121,8 @@ def _is_greedy(trial: Trial, count: int) -> bool:
 
 
 def _greedy_path(graph: Hypergraph, samples: int, seed: int) -> Any:
+    if len(graph.legs) > MOST_SAMPLED:
+        return join_greedily(graph.legs, graph.output, graph.sizes)
     repeats = max(1, samples * MANY // max(MANY, len(graph.legs)))
     greedy = cotengra.RandomGreedyOptimizer(max_repeats=repeats, seed=seed, parallel=False, accel=False)
     return greedy.ssa_path(graph.legs, graph.output, graph.sizes)
@@ -117,10 +135,15 @@ def _partition_path(graph: Hypergraph, trial: Trial) -> Any:
     same one with a seed, in this process.
     """
     seed = trial.seed + trial.number
-    inner = cotengra.RandomGreedyOptimizer(max_repeats=128, seed=seed, parallel=False, accel=False)
+
+    def join_parts(*parts: Any, **options: Any) -> Any:
+        return cotengra.RandomGreedyOptimizer(max_repeats=128, seed=seed, parallel=False, accel=False)(
+            *parts, **options
+        )
+
     hyper = cotengra.HyperOptimizer(
         methods=[trial.partitioner],
-        constants={trial.partitioner: {"super_optimize": inner, "seed": seed}},
+        constants={trial.partitioner: {"super_optimize": join_parts, "seed": seed}},
         max_repeats=1,
         optlib="random-uniform",
         seed=seed,

@@ -101,6 +101,11 @@ def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = No
     return Hypergraph(tuple(_legs_above(topology, g) for g in groups), output, dict(enumerate(topology.sizes)))
 
 
+def parallel_for(search: Search, graph: Hypergraph) -> Parallel:
+    """Where the trials for a network run: as the search says, else on every core if it is large."""
+    return search.parallel or (count_cores() if len(graph.legs) >= PAYS else 1)
+
+
 def pinned_tree(
     region: Region, sizes: Mapping[str, int], search: Search, pin: Pin, positions: Sequence[int]
 ) -> ContractionTree:
@@ -179,8 +184,7 @@ def _small_orders(graph: Hypergraph, search: Search) -> Found:
 
 
 def _large_orders(graph: Hypergraph, search: Search) -> Found:
-    parallel = search.parallel or (count_cores() if len(graph.legs) >= PAYS else 1)
-    with closing(run_tasks(propose, graph, _trials(search), parallel)) as results:
+    with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
         for trial, orders in results:
             for k, order in enumerate(orders):
                 yield trial.number * len(orders) + k, order
