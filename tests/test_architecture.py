@@ -21,7 +21,7 @@ ROOMS = {
     "typer": {"cli"},
     "rich": {"cli", "report"},
 }
-FILES_OF = {"cotengra": {"planning/search.py"}, "networkx": {"language/graphs.py"}}
+FILES_OF = {"cotengra": {"planning/proposals.py"}, "networkx": {"language/graphs.py"}}
 
 
 def room(path: Path) -> str:

@@ -210,7 +210,7 @@ def _find_regimes(task: _Task, merged: Network) -> Plan:
         stages = tuple(
             each.stage([next(rest) for _ in each.slots], [next(flags) for _ in each.slots]) for each in cleaned
         )
-        regimes.append(Regime(task.network, merged, stages, task.numbers, task.goal, low, high))
+        regimes.append(Regime(task.network, merged, stages, task.numbers, task.goal, low=low, high=high))
     return Plan(tuple(regimes), task.free if len(task.free) == 1 or len(regimes) > 1 else ())
 
 

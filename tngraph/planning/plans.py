@@ -29,7 +29,7 @@ from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.memory import Memory, generic_sizes, trace_memory
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
-from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
+from tngraph.planning.schedule import Block, Operation, Schedule, Stage, legs_size, write_schedule
 from tngraph.planning.sizing import number_sizes
 from tngraph.planning.table import format_plan
 
@@ -55,6 +55,7 @@ class Regime:
         stages: its equations with their trees.
         sizes: the number of every named size that formulas are compared at.
         goal: what the trees were searched for.
+        recomputed: the first and last operation of those that run once more in the backward pass.
         low: the first value of the plan's run-time size that this regime is for.
         high: the last one; None where it has no end.
     """
@@ -64,13 +65,16 @@ class Regime:
     stages: tuple[Stage, ...]
     sizes: Mapping[str, int]
     goal: Goal
+    recomputed: tuple[tuple[int, int], ...] = ()
     low: int = 1
     high: int | None = None
 
     @cached_property
     def schedule(self) -> Schedule:
         """Every operation in the order it runs."""
-        return write_schedule(self.network, self.stages, self.sizes)
+        made = write_schedule(self.network, self.stages, self.sizes)
+        again = (Block("recompute", first, last) for first, last in self.recomputed)
+        return replace(made, blocks=(*made.blocks, *again))
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -120,7 +124,7 @@ class Regime:
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
-        return 2 * training_macs(self.operations, self.goal.trained)
+        return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks)
 
     @cached_property
     def largest(self) -> sympy.Expr:
@@ -155,11 +159,11 @@ class Regime:
         """What the search minimised, as a formula; None where the objective is a function of numbers."""
         if not isinstance(self.goal.rate, Weighted):
             return None
-        return sympy.sympify(price_operations(self.operations, self.goal, None))
+        return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks))
 
     def price(self, numbers: Mapping[str, int]) -> Price:
         """What the search minimised, at these numbers of all sizes."""
-        price: Price = price_operations(self.operations, self.goal, numbers)
+        price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks)
         return price
 
     def counts(self, numbers: Mapping[str, int]) -> Counts:
