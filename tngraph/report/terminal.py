@@ -13,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from tngraph.planning.objectives import Price
 from tngraph.planning.plans import Plan
 from tngraph.report.records import step_records
 
