@@ -230,7 +230,7 @@ def check(product: Product) -> int:
     found = [product.line(regime.trees[0]) for regime in plan.regimes]
     judge(plan, found, all_lines(product))
     for regime, (a, s) in zip(plan.regimes, found, strict=True):
-        for batch in {regime.low, regime.high or 1000}:
+        for batch in {regime.low, regime.high or 2 * regime.low}:
             assert plan.regime(batch=batch) is regime
             if product.mode != "serve":
                 summed = product.sums()
