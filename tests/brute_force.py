@@ -63,13 +63,19 @@ class Step(NamedTuple):
     right_grad: int
 
 
-Pricer = Callable[[Step], object]
+Pricer = Callable[[Step], Line]
 
 
 def flops(step: Step) -> Line:
     """F · (1 + gL + gR)."""
     times = 1 + step.left_grad + step.right_grad
     return step.operations[0] * times, step.operations[1] * times
+
+
+def writes(step: Step) -> Line:
+    """The elements of the result and, in training, of the gradients of the operands."""
+    parts = [step.result, *([step.left] if step.left_grad else []), *([step.right] if step.right_grad else [])]
+    return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
 
 def volume(sizes: Iterable[Line]) -> Line:
@@ -126,7 +132,8 @@ class Product:
             factors.append(f"d_{name}[{', '.join([name, *tied])}]")
         legs = ", ".join(self.kept)
         body = "\n  ".join([*lines, f"y[{legs}] = {' * '.join(factors)}", f"output y[{legs}]"])
-        return f"network drawn {{\n  size batch\n  {body}\n}}"
+        free = "size batch\n  " if "batch" in body else ""
+        return f"network drawn {{\n  {free}{body}\n}}"
 
     def _read(self, leg: str | Window, k: int, ties: Mapping[str, list[str]]) -> str:
         if isinstance(leg, Window) or leg not in self.deltas:
@@ -256,31 +263,33 @@ class Product:
                 for other, other_opened in second:
                     yield value, other, opened, other_opened
 
-    def lines_by_enumeration(self) -> set[Line]:
+    def lines_by_enumeration(self, price: Pricer = flops) -> set[Line]:
         """The prices of all trees, those left out that another is below at every batch."""
         lines: set[Line] = set()
         for tree in trees(tuple(range(len(self.tensors)))):
-            for found in self._tree_lines(tree).values():
+            for found in self._tree_lines(tree, price).values():
                 lines |= found
         return lowest(lines)
 
-    def _tree_lines(self, tree: object) -> dict[Value, set[Line]]:
+    def _tree_lines(self, tree: object, price: Pricer) -> dict[Value, set[Line]]:
         if isinstance(tree, int):
             return {self.leaves[tree]: {ZERO}}
-        left, right = (self._tree_lines(each) for each in tree)  # type: ignore[attr-defined]
-        return self._join_lines(left, right)
+        left, right = (self._tree_lines(each, price) for each in tree)  # type: ignore[attr-defined]
+        return self._join_lines(left, right, price)
 
-    def _join_lines(self, left: Mapping[Value, set[Line]], right: Mapping[Value, set[Line]]) -> dict[Value, set[Line]]:
+    def _join_lines(
+        self, left: Mapping[Value, set[Line]], right: Mapping[Value, set[Line]], price: Pricer
+    ) -> dict[Value, set[Line]]:
         found: dict[Value, set[Line]] = {}
         for one, other, a, b in self.pairs(left, right):
             joined = self.join(a, b)
             if joined is not None:
-                price = ZERO if self.is_free(joined[0]) else flops(joined[1])
+                own = ZERO if self.is_free(joined[0]) else price(joined[1])
                 lines = found.setdefault(joined[0], set())
-                lines |= {add(price, add(first, second)) for first in left[one] for second in right[other]}
+                lines |= {add(own, add(first, second)) for first in left[one] for second in right[other]}
         return {value: lowest(lines) for value, lines in found.items()}
 
-    def lines_by_sets(self) -> set[Line]:
+    def lines_by_sets(self, price: Pricer = flops) -> set[Line]:
         """The same as `lines_by_enumeration`, by sets of tensors."""
         best: dict[int, dict[Value, set[Line]]] = {leaf.below: {leaf: {ZERO}} for leaf in self.leaves}
         for count in range(2, len(self.tensors) + 1):
@@ -290,7 +299,7 @@ class Product:
                 for chosen in _subsets(members[1:]):
                     left = sum(1 << k for k in (members[0], *chosen))
                     if left != whole:
-                        for value, lines in self._join_lines(best[left], best[whole - left]).items():
+                        for value, lines in self._join_lines(best[left], best[whole - left], price).items():
                             merged.setdefault(value, set()).update(lines)
                 best[whole] = {value: lowest(lines) for value, lines in merged.items()}
         return lowest(set(chain.from_iterable(best[(1 << len(self.tensors)) - 1].values())))
@@ -329,14 +338,14 @@ class Product:
             assert joined is not None, "a step that cannot be made"
             values.append(joined[0])
             legs = {leg.name for leg in step.legs if isinstance(leg, Index)}
-            assert legs == {n for n in self.plain(joined[0]) if self.sizes[n] != (1, 0)}
+            assert {n for n in legs ^ self.plain(joined[0]) if self.sizes[n] != (1, 0)} == set()
             if not self.is_free(joined[0]):
                 yield joined[1]
         assert values[-1].below == (1 << len(self.tensors)) - 1
 
-    def line(self, tree: ContractionTree) -> Line:
+    def line(self, tree: ContractionTree, price: Pricer = flops) -> Line:
         """What a tree of the planner's costs."""
-        prices = [flops(step) for step in self.walk(tree)]
+        prices = [price(step) for step in self.walk(tree)]
         return sum(price[0] for price in prices), sum(price[1] for price in prices)
 
     def sums(self) -> Line:
