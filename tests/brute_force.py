@@ -1,9 +1,9 @@
 """Every tree of one product by brute force, priced as docs/counts.md says: what the planner is judged by.
 
 Nothing here is shared with `tngraph.planning`: a `Product` is data of its own, which `Product.text` writes in the
-language; every size, and with it every price, is a line in the batch, ``(at batch 0, per batch)``, in plain integers. So one
-enumeration covers all batches at once. `lines_by_enumeration` tries all (2n-3)!! trees; `lines_by_sets` keeps, of every
-set of tensors, all the lines that no other line is below at every batch, and reaches eight tensors; they judge each other.
+language; every size, and with it every price, is a line in the batch, ``(at batch 0, per batch)``, in plain integers.
+So one enumeration covers all batches at once. `lines_by_enumeration` tries all (2n-3)!! trees; `lines_by_sets` keeps,
+of every set of tensors, all the lines that no other line is below at every batch, and reaches eight tensors.
 """
 
 from __future__ import annotations
