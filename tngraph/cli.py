@@ -14,7 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,7 @@ import typer
 import tngraph
 from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
 from tngraph.language.families import named_family
+from tngraph.language.files import explain, write_whole
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.language.text import read
@@ -83,7 +84,7 @@ def main() -> None:
     try:
         app(prog_name="tngraph")
     except OSError as error:
-        print(f"tngraph: {_reason(error)}", file=sys.stderr)
+        print(f"tngraph: {explain(error)}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes as it ends would fail once more
         sys.exit(1)
 
@@ -313,10 +314,6 @@ def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Networ
     return (tngraph.parse(text, name, others, label) if others else network), runtime
 
 
-def _reason(error: OSError) -> str:
-    return str(getattr(error, "strerror", None) or error).lower()
-
-
 def _check_file(file: str, name: str | None, given: Mapping[str, int]) -> Record:
     """What `check` says of one file."""
     try:
@@ -340,23 +337,17 @@ def _show_json(record: Record) -> None:
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Write a whole file or none: beside its place first, then in one move.
+    """Write a whole file or none.
 
     Raises:
         NetworkError: the file exists and is not to be overwritten, or the folder cannot be written to.
     """
-    place = Path(os.path.realpath(path))
-    beside = place.with_name(f".tngraph-{os.getpid()}.tmp")
     try:
-        if place.exists() and not (force and place.is_file()):
+        if path.exists() and not (force and path.is_file()):
             raise NetworkError(f"{path} exists", "--force overwrites a file")
-        beside.write_text(text, "utf-8")
-        beside.replace(place)
+        write_whole(path, text)
     except OSError as error:
-        raise NetworkError(f"{path} cannot be written: {_reason(error)}") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+        raise NetworkError(f"{path} cannot be written: {explain(error)}") from None
 
 
 def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
