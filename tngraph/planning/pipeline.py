@@ -15,14 +15,14 @@ from math import inf
 from typing import NamedTuple
 
 from tngraph.language.binding import check_sizes
-from tngraph.language.network import Equation, Index, Network
+from tngraph.language.network import Equation, Network
+from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, refine_pieces
 from tngraph.planning.region import ContractionTree, Region, Topology
-from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains, reached
-from tngraph.planning.schedule import Stage
+from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
 from tngraph.planning.search import Search, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
 
@@ -130,10 +130,11 @@ def _keeps_pinned(task: _Task, network: Network, candidate: Network) -> bool:
 def _cost(task: _Task, merged: Network) -> Price:
     """What a network costs: the sum over its equations, each planned once."""
     missing = [equation for equation in merged.equations if equation not in task.costs]
-    for cleaned in _clean(task, merged, missing):
-        stage = cleaned.stage([_find_tree(task, slot) for slot in cleaned.slots])
+    cleaned = clean_equations(merged, missing)
+    for each, slots in zip(cleaned, _slots(task, merged, cleaned), strict=True):
+        stage = each.stage([_find_tree(task, slot) for slot in slots])
         regime = Regime(merged, merged, (stage,), task.numbers, task.goal)
-        task.costs[cleaned.equation] = regime.price(task.numbers)
+        task.costs[each.equation] = regime.price(task.numbers)
     return sum(task.costs[equation] for equation in merged.equations)
 
 
@@ -146,31 +147,16 @@ class _Slot(NamedTuple):
     positions: tuple[int, ...] = ()
 
 
-class _Cleaned(NamedTuple):
-    """One equation, a slot per term, and which index of the region stands for which of the equation."""
-
-    equation: Equation
-    slots: tuple[_Slot, ...]
-    patterns: tuple[tuple[tuple[Index, Index], ...], ...]
-
-    def stage(self, trees: Sequence[ContractionTree], branches: Sequence[bool] = ()) -> Stage:
-        """The equation with a tree in every slot."""
-        return Stage(self.equation, tuple(trees), self.patterns, tuple(branches) if any(branches) else ())
-
-
-def _clean(task: _Task, merged: Network, equations: Iterable[Equation]) -> Iterator[_Cleaned]:
-    sources = merged.sources()
+def _slots(task: _Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[_Slot]]:
+    """The slots of each equation, one per term."""
     inputs = {port.name for port in merged.inputs}
     trained, data = reached(merged, task.goal.trained), reached(merged, inputs)
-    for equation in equations:
-        cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
-        regions = [region for region, _ in cleaned]
+    for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
-        slots = tuple(
+        yield [
             _Slot(region, _pricing(task.goal, region, trained, data), *pinned.get(k, ()))
             for k, region in enumerate(regions)
-        )
-        yield _Cleaned(equation, slots, tuple(pattern for _, pattern in cleaned))
+        ]
 
 
 def _pricing(goal: Goal, region: Region, trained: Container[str], data: Container[str]) -> Pricing:
@@ -193,8 +179,8 @@ def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
 
 def _find_regimes(task: _Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
-    cleaned = tuple(_clean(task, merged, merged.equations))
-    slots = [slot for each in cleaned for slot in each.slots]
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in _slots(task, merged, cleaned) for slot in each]
     is_additive = isinstance(task.goal.rate, Weighted)
     found: list[Range]
     if len(task.free) == 1:
@@ -203,15 +189,7 @@ def _find_regimes(task: _Task, merged: Network) -> Plan:
         found = [(1, None, trees) for trees in _find_combinations(task, slots)]
     else:
         found = [(1, None, tuple(_find_tree(task, slot) for slot in slots))]
-    branches = [len({trees[k].steps for _, _, trees in found}) > 1 for k in range(len(slots))]
-    regimes = []
-    for low, high, trees in found:
-        rest, flags = iter(trees), iter(branches)
-        stages = tuple(
-            each.stage([next(rest) for _ in each.slots], [next(flags) for _ in each.slots]) for each in cleaned
-        )
-        regimes.append(Regime(task.network, merged, stages, task.numbers, task.goal, low, high))
-    return Plan(tuple(regimes), task.free if len(task.free) == 1 or len(regimes) > 1 else ())
+    return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.goal, task.free)
 
 
 def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:

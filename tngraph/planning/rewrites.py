@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from tngraph.errors import PlanError
+from tngraph.language.limits import FACTORS
 from tngraph.language.network import LONGEST_NAME, Access, Core, Equation, Index, Leg, Network, Read, Term
 from tngraph.language.sizes import is_same
 from tngraph.planning.region import Region, is_unit, plain_leg, with_terms
@@ -117,6 +119,50 @@ def _keeps_indices(equation: Equation, access: Access) -> bool:
         if 0 in totals.values():
             return False
     return True
+
+
+def merge(network: Network, inlined: Iterable[str]) -> Network:
+    """A network without what is unused, linear chains merged, and these equations inlined one by one.
+
+    Raises:
+        PlanError: one of them cannot be inlined, or makes an equation too long.
+    """
+    merged = merge_chains(drop_unused(network))
+    for name in inlined:
+        known = {equation.name: equation for equation in merged.equations}
+        if name not in known or not can_inline(merged, known[name]):
+            raise PlanError(f"the equation {name!r} cannot be written into its readers")
+        if _inlined_length(merged, known[name]) > FACTORS:
+            raise PlanError(f"the equation {name!r} makes its readers longer than {FACTORS:,} factors")
+        merged = merge_chains(drop_unused(inline(merged, known[name])))
+    return merged
+
+
+def _inlined_length(network: Network, equation: Equation) -> int:
+    """The most factors of a term once an equation is inlined, at most."""
+    longest = max((len(term.accesses) for term in equation.terms), default=0)
+    lengths = [
+        sum(longest if access.source == equation.name else 1 for access in term.accesses)
+        for reader in network.equations
+        for term in reader.terms
+    ]
+    return max(lengths)
+
+
+def find_inlined(network: Network, merged: Network) -> tuple[str, ...]:
+    """The equations that were inlined, in order, where `merge` made the one network of the other.
+
+    An equation is inlined where nothing reads it afterwards: what is inlined later reads what stands before it, so that
+    it neither brings a reading back nor takes the last one away.
+    """
+    reads = {access.source for e in merged.equations for term in e.terms for access in term.accesses}
+    network = merge_chains(drop_unused(network))
+    names = []
+    for equation in reversed(network.equations):
+        if equation.name not in reads and can_inline(network, equation):
+            network = merge_chains(drop_unused(inline(network, equation)))
+            names.append(equation.name)
+    return tuple(names)
 
 
 def inline(network: Network, equation: Equation) -> Network:
