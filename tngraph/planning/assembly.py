@@ -44,7 +44,6 @@ def assemble_plan(
     numbers: Mapping[str, int],
     goal: Goal,
     free: tuple[str, ...],
-    unpinned: Plan | None = None,
 ) -> Plan:
     """The plan that has a regime for each range.
 
@@ -56,7 +55,6 @@ def assemble_plan(
         numbers: an integer for every named size.
         goal: what the trees were searched for.
         free: the run-time sizes that they were searched over.
-        unpinned: the best plan without orders pinned by hand, where there are some.
     """
     count = sum(len(each.regions) for each in cleaned)
     branches = [len({trees[k].steps for _, _, trees in found}) > 1 for k in range(count)]
@@ -67,4 +65,4 @@ def assemble_plan(
             each.stage([next(rest) for _ in each.regions], [next(flags) for _ in each.regions]) for each in cleaned
         )
         regimes.append(Regime(network, merged, stages, numbers, goal, low, high))
-    return Plan(tuple(regimes), free if len(free) == 1 or len(regimes) > 1 else (), unpinned)
+    return Plan(tuple(regimes), free if len(free) == 1 or len(regimes) > 1 else ())

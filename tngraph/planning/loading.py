@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NoReturn
@@ -182,10 +182,11 @@ def _read_plan(data: Any) -> Plan:
     goal = _read_goal(network, fields["goal"])
     numbers = _read_sizes(network, fields["sizes"])
     decided = {name: fields[name] for name in _DECISIONS}
+    made = _read_decisions(network, goal, numbers, decided)
     if fields["unpinned"] is None:
-        return _read_decisions(network, goal, numbers, decided)
+        return made
     other = _check_fields(fields["unpinned"], "the unpinned plan", _DECISIONS)
-    return _read_decisions(network, goal, numbers, decided, _read_decisions(network, goal, numbers, other))
+    return replace(made, unpinned=_read_decisions(network, goal, numbers, other))
 
 
 def _read_network(fields: Fields) -> Network:
@@ -228,9 +229,7 @@ def _read_sizes(network: Network, data: Mapping[str, Any]) -> dict[str, int]:
     return numbers
 
 
-def _read_decisions(
-    network: Network, goal: Goal, numbers: Mapping[str, int], fields: Fields, unpinned: Plan | None = None
-) -> Plan:
+def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fields: Fields) -> Plan:
     """The plan of some decisions for a network."""
     merged = merge(network, fields["inlined"])
     cleaned = clean_equations(merged, merged.equations)
@@ -243,7 +242,7 @@ def _read_decisions(
         for number, data in enumerate(fields["regimes"][: MOST_REGIMES + 1], 1)
     ]
     _check_ranges(found, free, goal)
-    return assemble_plan(network, merged, cleaned, found, numbers, goal, free, unpinned)
+    return assemble_plan(network, merged, cleaned, found, numbers, goal, free)
 
 
 def _check_ranges(found: Sequence[Range], free: Sequence[str], goal: Goal) -> None:

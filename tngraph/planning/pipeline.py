@@ -8,15 +8,19 @@ refinement. With several, the regions are solved on a grid, and the regime of le
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import inf
 from typing import NamedTuple
 
+import sympy
+
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Network
+from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.planning.cache import cache_key, find_cached
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
@@ -80,6 +84,12 @@ def plan(
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = _Task(network, given, goal, search or Search(), pins)
+    unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
+    return replace(_plan(task, chained), unpinned=unpinned)
+
+
+def _plan(task: _Task, chained: Network) -> Plan:
+    """The plan of a network whose linear chains are merged."""
     return _find_regimes(task, _merge_where_cheaper(task, chained))
 
 
@@ -106,6 +116,22 @@ class _Task:
         if self.goal.minimize == "memory":
             return ()
         return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
+
+    @cached_property
+    def formulas(self) -> dict[sympy.Symbol, sympy.Expr]:
+        """Every size by its symbol: a number, or a formula in the free ones."""
+        formulas: dict[sympy.Symbol, sympy.Expr] = {}
+        for size in self.network.sizes:
+            if size.value is not None and size.name not in self.given:
+                formulas[size.symbol] = size.value.xreplace(formulas)
+            elif size.name not in self.free:
+                formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
+        return formulas
+
+    def show_formula(self, size: sympy.Expr) -> str:
+        """A size as a formula in the one free size, whatever that is called."""
+        (name,) = self.free
+        return str(size.xreplace(self.formulas).xreplace({symbol(name): symbol("n")}))
 
     def numbers_at(self, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
@@ -171,7 +197,9 @@ def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
     if slot not in task.trees:
         topology = Topology(slot.region, task.numbers, slot.pricing)
         if slot.pin is None:
-            task.trees[slot] = search_tree(topology, task.search)
+            key = cache_key(slot.region, slot.pricing, task.search, lambda size: evaluate_size(size, task.numbers))
+            (piece,) = find_cached(topology, key, lambda: [Piece(1, None, search_tree(topology, task.search))])
+            task.trees[slot] = piece.tree
         else:
             task.trees[slot] = pinned_tree(topology, task.search, slot.pin, slot.positions)
     return task.trees[slot]
@@ -197,7 +225,19 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
     if slot.pin is not None:
         return (Piece(1, None, _find_tree(task, slot)),)
     (name,) = task.free
-    return find_pieces(slot.region, slot.pricing, task.search, name, lambda value: task.numbers_at(**{name: value}))
+    key = cache_key(slot.region, slot.pricing, task.search, task.show_formula)
+    return find_cached(
+        Topology(slot.region, task.numbers, slot.pricing),
+        key,
+        lambda: find_pieces(
+            slot.region,
+            slot.pricing,
+            task.search,
+            name,
+            lambda value: task.numbers_at(**{name: value}),
+            task.formulas,
+        ),
+    )
 
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
@@ -218,10 +258,19 @@ def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[Contra
 
 
 def _solver(task: _Task, slot: _Slot, numbers: Sequence[Mapping[str, int]]) -> Solver:
-    """What solves a slot at the k-th of some numbers; a pinned one is solved everywhere."""
+    """A solver that has solved a slot at the k-th of some numbers; a pinned one has the same tree everywhere."""
     solver = Solver(slot.region, slot.pricing, task.search, numbers.__getitem__)
     if slot.pin is not None:
-        tree = _find_tree(task, slot)
-        solver.trees.append(tree)
-        solver.solved.update(dict.fromkeys(range(len(numbers)), tree))
-    return solver
+        trees = [_find_tree(task, slot)] * len(numbers)
+    else:
+        key = cache_key(
+            slot.region, slot.pricing, task.search, lambda size: [evaluate_size(size, each) for each in numbers]
+        )
+        topology = Topology(slot.region, task.numbers, slot.pricing)
+        trees = [piece.tree for piece in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
+    return replace(solver, trees=[*dict.fromkeys(trees)], solved=dict(enumerate(trees)))
+
+
+def _solve_points(solver: Solver, count: int) -> list[Piece]:
+    """The trees at some points, the k-th as the range that is k."""
+    return [Piece(k + 1, k + 1 if k < count - 1 else None, solver.solve(k)) for k in range(count)]

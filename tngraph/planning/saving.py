@@ -32,7 +32,7 @@ FORMAT = "tngraph plan"
 VERSION = 1
 """Of the file; another one when what it says changes."""
 
-_LIST = re.compile(r"(\[)\n *([^\[\]{}]*?)\n *(?=\])")
+_LIST = re.compile(r'(\[)\n *((?:[^\[\]{}"]|"[^"\n]*")*?)\n *(?=\])')
 _OBJECT = re.compile(r"(\{)\n *([^{}]*?)\n *(?=\})")
 _BREAK = re.compile(r"\n *")
 
