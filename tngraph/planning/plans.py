@@ -27,6 +27,7 @@ from tngraph.planning.cost import (
     price_operations,
     training_macs,
 )
+from tngraph.planning.differences import PlanDifference, compare_plans
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.saving import save_plan
@@ -304,6 +305,14 @@ class Plan:
 
     def __str__(self) -> str:
         return self.table()
+
+    def diff(self, other: Plan, **sizes: int) -> PlanDifference:
+        """What another plan has different, at given sizes, the others as searched: it prints as text.
+
+        Raises:
+            SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
+        """
+        return compare_plans(self, other, **sizes)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file that `tngraph.load_plan` reads.

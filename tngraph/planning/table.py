@@ -12,6 +12,7 @@ from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import symbol
 from tngraph.planning.cost import evaluate_count, volume, work_unit
+from tngraph.planning.objectives import Goal, Machine, Rate, Weighted
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.schedule import Operation, legs_size
 
@@ -104,7 +105,7 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    for label, expr, unit in _counts(plan, regime):
+    for label, expr, unit in count_rows(plan, regime):
         value = f"{evaluate_count(expr, numbers):,} [{unit}]"
         yield f"  {label:<12} {value}" + ("" if expr.is_Integer else f" = {format_formula(expr.xreplace(windows))}")
     for size, name in windows.items():
@@ -113,6 +114,8 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         ratio = evaluate_count(plan.dense.params, numbers) / max(1, evaluate_count(plan.params, numbers))
         yield f"  compression  {ratio:.1f} dense entries per param"
     yield f"  order        {_describe_proof(plan, regime)}"
+    if plan.unpinned is not None:
+        yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
     if len(plan.regimes) > 1:
         yield from format_regimes(plan, regime)
 
@@ -126,6 +129,25 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
     return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
 
 
+def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
+    """What a pinned order costs beside the best one, in what was minimised."""
+    regimes = [each.regime_of(numbers) for each in (plan, best)]
+    is_peak = plan.goal.minimize == "memory"
+    costs = [evaluate_count(each.peak, numbers) if is_peak else each.price(numbers) for each in regimes]
+    own, least = (f"{cost:{'.3g' if isinstance(cost, float) else ','}}" for cost in costs)
+    unit = _price_unit(plan.goal)
+    ratio = f"{costs[0] / costs[1]:.2f} times the best" if costs[1] else "and the best"
+    return f"{own} [{unit}], {ratio}, {least} [{unit}]"
+
+
+def _price_unit(goal: Goal) -> str:
+    """What the price of a goal counts."""
+    if goal.minimize == "memory":
+        return "elements"
+    units: dict[Rate, str] = {Weighted(): "operations", Weighted(0, 1): "elements"}
+    return "s" if isinstance(goal.rate, Machine) else units.get(goal.rate, "weighted operations")
+
+
 def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
     """One line per regime: where it runs, what it costs, its trees; a mark at the one that runs."""
     windows = window_names(plan.network)
@@ -136,7 +158,8 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 
 
-def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:
+def count_rows(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:
+    """The totals of a regime: label, formula, unit."""
     yield "params", plan.params, "elements"
     if plan.dense is not None:
         yield "dense", plan.dense.params, "elements"
