@@ -16,7 +16,7 @@ import tngraph as tg
 from tngraph.language.functions import ARITY
 from tngraph.language.sizes import symbol
 from tngraph.lowering import initialise
-from tngraph.lowering.kernels import FUNCTIONS
+from tngraph.lowering.calls import FUNCTIONS
 from tngraph.lowering.names import MODULE_ATTRIBUTES
 
 SPECS = Path("examples/specs")

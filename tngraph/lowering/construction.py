@@ -8,11 +8,11 @@ from textwrap import indent
 
 import sympy
 
-from tngraph.language.network import Access, Core, Index, Size
+from tngraph.language.network import Core, Size
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
+from tngraph.planning.kernels import is_diagonal
 from tngraph.planning.plans import Plan
-from tngraph.planning.region import is_unit
 
 
 def print_constructor(plan: Plan, names: Names) -> str:
@@ -52,19 +52,10 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
-    accesses = [op.access for op in plan.regimes[0].operations if op.access is not None and op.access.source in cores]
+    operations = [op for regime in plan.regimes for op in regime.operations]
+    accesses = [op.access for op in operations if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
     return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
-
-
-def is_diagonal(core: Core, access: Access) -> bool:
-    """Whether an access reads a delta along its diagonal alone: ones, however many legs it has."""
-    return (
-        core.role == "const"
-        and len(set(access.legs)) == 1
-        and isinstance(access.legs[0], Index)
-        and (core.init is not None and core.init.kind in ("delta", "eye") and not is_unit(access.legs[0]))
-    )
 
 
 def _register(core: Core, names: Names) -> str:

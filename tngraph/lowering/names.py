@@ -20,6 +20,7 @@ import sympy
 from tngraph.language.format import format_size
 from tngraph.language.network import Core
 from tngraph.language.sizes import symbol
+from tngraph.planning.layout import call_sizes
 from tngraph.planning.plans import Plan
 
 MODULE_ATTRIBUTES = frozenset(
@@ -71,6 +72,9 @@ class Names:
     values: dict[str, str] = field(default_factory=dict)
     windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
     readers: set[tuple[str, int]] = field(default_factory=set)
+    methods: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    costs: list[str] = field(default_factory=list)
+    order: str = "order"
 
     def __post_init__(self) -> None:
         network = self.plan.network
@@ -92,12 +96,20 @@ class Names:
             self.arguments[port.name] = _variable(port.name, in_forward)
         for size in network.sizes:
             self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
-        for op in self.plan.regimes[0].operations:
-            if op.name not in self.values:
-                self.values[op.name] = _variable(op.name, in_forward)
+        for regime in self.plan.regimes:
+            for op in regime.operations:
+                if op.name not in self.values:
+                    self.values[op.name] = _variable(op.name, in_forward)
         for index in network.indices():
             if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
                 self.windows[index.size] = symbol(_variable(index.name, in_forward))
+        if len(self.plan.regimes) > 1:
+            self.order = _variable("order", in_forward)
+            self.costs = [_variable(f"cost_{k + 1}", in_forward) for k in range(len(self.plan.regimes))]
+        for (equation, term), variants in self.plan.variants.items():
+            for k in range(len(variants)):
+                stem = f"_{equation.replace('.', '_')}" + (f"_term_{term + 1}" if term else "")
+                self.methods[equation, term, k] = escape(f"{stem}_{k + 1}", MODULE_ATTRIBUTES | KEYWORDS, taken[""])
 
     def _attribute(self, name: str, taken: Mapping[str, set[str]]) -> str:
         """The path from the module to what has this name, given the names in use in each folder."""
@@ -117,13 +129,9 @@ class Names:
         """A size inside the constructor."""
         return format_size(expr.xreplace(_renamed(self.size_arguments)))
 
-    def runtime(self) -> frozenset[str]:
-        """The sizes known at each call only, those derived from run-time sizes included."""
-        return frozenset(size.name for size in self.plan.network.sizes) - self.size_attributes.keys()
-
     def is_runtime(self, core: Core) -> bool:
         """Whether the shape of a core is known at each call only."""
-        runtime = self.runtime()
+        runtime = call_sizes(self.plan.network)
         return any(symbol.name in runtime for leg in core.legs for symbol in leg.size.free_symbols)
 
     def size_lines(self, code: Sequence[str]) -> Iterator[str]:

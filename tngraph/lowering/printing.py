@@ -16,18 +16,15 @@ import sympy
 
 from tngraph.errors import SizeError
 from tngraph.language.binding import in_basic_sizes
-from tngraph.language.network import Core, Index, Leg, Network, Port, Size
+from tngraph.language.network import Index, Network, Port, Size
 from tngraph.language.sizes import product
-from tngraph.lowering.construction import is_diagonal, print_constructor, print_extra_repr, print_reset, show_tuple
-from tngraph.lowering.kernels import lower
-from tngraph.lowering.layout import Axes, Context, Show, Tensor, arrange
+from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
+from tngraph.lowering.methods import Body
 from tngraph.lowering.names import Names
-from tngraph.planning.cost import aliases, last_uses, volume, work_unit
+from tngraph.planning.layout import call_sizes
 from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.plans import Plan
-from tngraph.planning.region import is_unit
-from tngraph.planning.schedule import Operation, leg_size
-from tngraph.planning.table import format_formula, format_step, format_value
+from tngraph.planning.table import describe_regimes, format_formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,6 @@ def emit(plan: Plan | Network) -> str:
 
 def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
-    plan = plan.only()
     names = Names(plan)
     body = _class(plan, names)
     text = f"{_header(plan, names, body)}\n\n{body}"
@@ -72,12 +68,10 @@ def print_source(plan: Plan) -> Source:
 
 def _header(plan: Plan, names: Names, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
-    for label, expr, unit in (
-        ("params", plan.params, "elements"),
-        ("FLOPs", plan.flops, "FLOPs"),
-        ("elementwise", plan.elementwise, "operations"),
-    ):
-        lines.append(f"{label}: {format_formula(expr.xreplace(names.windows))} [{unit}]")
+    lines.append(f"params: {format_formula(plan.params)} [elements]")
+    for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
+        for label, expr, unit in (("FLOPs", regime.flops, "FLOPs"), ("elementwise", regime.elementwise, "operations")):
+            lines.append(f"{label}{where and f' ({where})'}: {format_formula(expr.xreplace(names.windows))} [{unit}]")
     lines.append('"""\n')
     if "math." in body:
         lines.append("import math\n")
@@ -91,14 +85,16 @@ def _class(plan: Plan, names: Names) -> str:
     inputs = ", ".join(map(_signature, plan.network.inputs)) or "no input"
     outputs = ", ".join(map(_signature, plan.network.outputs))
     doc = f'"""{plan.network.name}: {inputs} -> {outputs}."""'
+    body = Body(plan, names)
     methods = [
         print_constructor(plan, names),
         print_reset(plan, names),
-        _forward(plan, names),
+        _forward(plan, names, body),
+        *(method.text for method in body.methods.values()),
         print_extra_repr(plan, names),
     ]
-    body = "\n\n".join([doc, *methods])
-    return f"class {names.class_name}(nn.Module):\n{indent(body, '    ')}\n"
+    text = "\n\n".join([doc, *methods])
+    return f"class {names.class_name}(nn.Module):\n{indent(text, '    ')}\n"
 
 
 def _signature(port: Port) -> str:
@@ -106,10 +102,10 @@ def _signature(port: Port) -> str:
     return f"{port.name}[{', '.join(axes)}]"
 
 
-def _forward(plan: Plan, names: Names) -> str:
+def _forward(plan: Plan, names: Names, body: Body) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
-    body = [*_bind(plan, names), *_compute(plan, names)]
-    lines = [*_forward_doc(plan, names), *names.size_lines(body), *body]
+    code = [*_bind(plan, names), *body.lines()]
+    lines = [*_forward_doc(plan, names), *names.size_lines(code), *code]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
 
@@ -149,7 +145,7 @@ def _bind(plan: Plan, names: Names) -> Iterator[str]:
 
 def _check_indices(plan: Plan, names: Names) -> Iterator[str]:
     """The lines that refuse inputs too small for an index to have an element."""
-    runtime = names.runtime()
+    runtime = call_sizes(plan.network)
     for index in plan.network.indices():
         if any(symbol.name in runtime for symbol in index.size.free_symbols) and not index.size.is_positive:
             size = names.show(index.size)
@@ -213,109 +209,3 @@ def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
     message = f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its indices {own} have {shown}{fused}"
     yield f"if {code} != {wanted}:"
     yield f'    raise ValueError(f"{message}")'
-
-
-def _compute(plan: Plan, names: Names) -> Iterator[str]:
-    """One line per operation, its legs and cost above it, and the values that are not needed any more below."""
-    operations = plan.regimes[0].operations
-    anchor = _anchor(plan, names)
-    context = Context(names.show, plan.sizes, f"{anchor}.device", names.runtime())
-    drops = last_uses(operations, plan.regimes[0].outputs)
-    alias = aliases(operations)
-    tensors: list[Tensor] = []
-    for number, op in enumerate(operations):
-        if op.kind == "load":
-            tensors.append(_load(plan, op, tensors, names, anchor))
-            continue
-        result = lower(op, [tensors[k] for k in op.operands], _wanted(plan, number), context)
-        name = names.values[op.name]
-        yield f"# {_comment(operations, number, result, names)}"
-        yield f"{name} = {result.code}"
-        tensors.append(Tensor(name, result.axes))
-        dropped = [names.values[operations[k].name] for k in drops.get(number, ()) if k == alias[k]]
-        if dropped:
-            yield f"del {', '.join(dropped)}"
-    results = [
-        arrange(tensors[k], _port_axes(port), names.show)
-        for k, port in zip(plan.regimes[0].outputs, plan.network.outputs, strict=True)
-    ]
-    yield f"return {', '.join(results)}"
-
-
-def _constant(core: Core, show: Show, device: str, dtype: str) -> str:
-    """The code of a constant tensor whose size is known at each call only."""
-    assert core.init is not None
-    sizes = [show(leg.size) for leg in core.legs]
-    options = f"{device}, dtype={dtype}"
-    if core.init.kind == "ones":
-        return f"torch.ones({show_tuple(sizes)}, {options})"
-    if core.init.kind == "eye":
-        return f"torch.eye({', '.join(sizes)}, {options})"
-    if core.init.kind == "basis":
-        return f"(torch.arange({sizes[0]}, {device}) == {int(core.init.args[0])}).to({dtype})"
-    code = f"torch.ones({sizes[0]}, {options})" if sizes else f"torch.ones((), {options})"
-    for _ in sizes[1:]:
-        code = f"torch.diag_embed({code})"
-    return code
-
-
-def _anchor(plan: Plan, names: Names) -> str:
-    """A tensor whose device and dtype those made inside ``forward`` take."""
-    if names.arguments:
-        return next(iter(names.arguments.values()))
-    stored = [core for core in plan.network.cores if core.role in ("param", "buffer")]
-    return f"self.{names.attributes[stored[0].name]}" if stored else "torch.empty(())"
-
-
-def _comment(operations: Sequence[Operation], number: int, result: Tensor, names: Names) -> str:
-    """The value with its legs in memory order, what it is, and what it costs."""
-    op = operations[number]
-    cost = volume(operations, number).xreplace(names.windows)
-    price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
-    return f"{format_value(op.name, result.legs)} = {format_step(operations, number)}{price}"
-
-
-def _load(plan: Plan, op: Operation, tensors: Sequence[Tensor], names: Names, anchor: str) -> Tensor:
-    """The tensor an access names, its axes under the access's legs."""
-    assert op.access is not None
-    bare = iter(op.legs)
-    legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
-    if op.operands:
-        stage = next(stage for stage in plan.regimes[0].stages if stage.equation.name == op.access.source)
-        return _reload(tensors[op.operands[0]], stage.equation.legs, legs, names)
-    core = next(core for core in plan.network.cores if core.name == op.access.source)
-    if is_diagonal(core, op.access):
-        (leg,) = set(op.legs)
-        return Tensor(
-            f"torch.ones({names.show(leg_size(leg))}, device={anchor}.device, dtype={anchor}.dtype)", ((leg,),)
-        )
-    code = names.arguments.get(core.name) or f"self.{names.attributes[core.name]}"
-    if core.role == "const" and names.is_runtime(core):
-        code = _constant(core, names.show, f"device={anchor}.device", f"{anchor}.dtype")
-    port = next((port for port in plan.network.inputs if port.name == core.name), None)
-    axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
-    renamed = dict(zip(core.legs, legs, strict=True))
-    return Tensor(code, tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes))
-
-
-def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None], names: Names) -> Tensor:
-    """An earlier result under the legs of an access; a unit leg read at positions gets its axis back."""
-    read = [leg for leg, kept in zip(legs, own, strict=True) if leg is not None and is_unit(kept)]
-    axes = (*stored.axes, *(() for _ in read))
-    code = arrange(stored, axes, names.show)
-    renamed = dict(zip(own, legs, strict=True))
-    kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]
-    return Tensor(code, (*kept, *((leg,) for leg in read)))
-
-
-def _wanted(plan: Plan, number: int) -> tuple[Index, ...]:
-    """The leg order an operation's value is put out in, where it is a result or the way to one."""
-    for stage in plan.regimes[0].stages:
-        if plan.regimes[0].schedule.results[stage.equation.name] >= number:
-            port = next((p for p in plan.network.outputs if p.name == stage.equation.name), None)
-            return port.legs if port is not None else stage.equation.legs
-    return ()
-
-
-def _port_axes(port: Port) -> Axes:
-    return tuple(tuple(index for index in axis if not is_unit(index)) for axis in port.axes)

@@ -20,10 +20,11 @@ from tngraph.errors import SizeError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
-from tngraph.modules.verification import Verification, verify_layer
+from tngraph.modules.verification import Verification, join_verifications, verify_layer
 from tngraph.planning.pipeline import plan as plan_network
 from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
+from tngraph.planning.table import describe_regimes
 
 _loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()
 """The class of each source in use: layers of one plan are of one class, as ``torch.func.stack_module_state`` asks."""
@@ -66,8 +67,18 @@ class Layer(nn.Module):
         """The compile-time sizes this layer was built with."""
         return {name: getattr(self, attribute) for name, attribute in self.printed.size_attributes.items()}
 
+    def at(self, **sizes: int) -> Layer:
+        """A layer with the params of this one that always runs the regime of given sizes, whatever its input is.
+
+        It has no branches, so that it exports with a dynamic batch: ``layer.at(batch=64)``.
+
+        Raises:
+            SizeError: a name that is no size of the network, or a number that is not a positive integer.
+        """
+        return self._under(self.plan.only(**{**self.sizes(), **sizes}))
+
     def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
-        """Compare this layer with the reference: values, gradients, FLOPs, params.
+        """Compare this layer with the reference: values, gradients, FLOPs, params; without inputs, in every regime.
 
         Args:
             inputs: what to call it with; random inputs of small sizes when absent.
@@ -81,7 +92,17 @@ class Layer(nn.Module):
             SizeError: inputs or sizes that do not fit.
             VerificationError: something does not agree; it says what, with both numbers.
         """
-        return verify_layer(self, self.plan, self.printed.attributes, self.sizes(), inputs, seed, sizes)
+        if inputs or len(self.plan.regimes) == 1:
+            return verify_layer(self, self.plan, self.printed.attributes, self.sizes(), inputs, seed, sizes)
+        regimes = zip(describe_regimes(self.plan), self.plan.each(), strict=True)
+        return join_verifications({where: self._under(plan).verify(sizes=sizes, seed=seed) for where, plan in regimes})
+
+    def _under(self, plan: Plan) -> Layer:
+        """A layer with the params of this one that runs as another plan says."""
+        made = layer_class(plan)
+        layer = made.__new__(made)
+        layer.__dict__.update(self.__dict__)
+        return layer
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self.plan,), self.__dict__

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -91,6 +91,13 @@ class Verification:
             for row in rows
         ]
         return "\n".join([f"{self.name}" + (f" at {at}" if at else ""), *(line.rstrip() for line in lines)])
+
+
+def join_verifications(found: Mapping[str, Verification]) -> Verification:
+    """The checks of several regimes, each with where it runs."""
+    first = next(iter(found.values()))
+    checks = (replace(check, what=f"{check.what}, {where}") for where, each in found.items() for check in each.checks)
+    return Verification(first.name, first.sizes, tuple(checks))
 
 
 def verify_layer(

@@ -18,7 +18,7 @@ from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.objectives import Goal, Price, Work
 from tngraph.planning.region import leg_indices
-from tngraph.planning.schedule import Operation, legs_size
+from tngraph.planning.schedule import Block, Operation, legs_size
 
 _MATRIX = ("contract", "conv")
 _SILENT = ("load", "read", "embed", "view")
@@ -52,12 +52,18 @@ class Counts:
 
 
 def volume(operations: Sequence[Operation], number: int) -> sympy.Expr:
-    """The scalar operations of one line: products for a contraction, entries otherwise [operations]."""
+    """The scalar operations of one line: products for a contraction, entries otherwise; of all slices [operations]."""
     op = operations[number]
     if op.kind in _SILENT:
         return sympy.Integer(0)
+    return _volume_of_slice(operations, op) * product(index.size for index in op.loops)
+
+
+def _volume_of_slice(operations: Sequence[Operation], op: Operation) -> sympy.Expr:
     if op.kind in ("scale", "add", "pointwise"):
         return legs_size(op.legs)
+    if op.kind == "accumulate":
+        return legs_size(operations[op.operands[0]].legs)
     kept = set(leg_indices(op.legs))
     summed = dict.fromkeys(i for k in op.operands for i in leg_indices(operations[k].legs) if i not in kept)
     return legs_size(op.legs) * product(i.size for i in summed)
@@ -134,24 +140,29 @@ def param_count(network: Network) -> sympy.Expr:
     return sympy.Add(*(legs_size(core.legs) for core in network.cores if core.role == "param"))
 
 
-def last_uses(operations: Sequence[Operation], kept: Iterable[int]) -> dict[int, list[int]]:
+def last_uses(
+    operations: Sequence[Operation], kept: Iterable[int], blocks: Iterable[Block] = ()
+) -> dict[int, list[int]]:
     """The values that are used last by each operation, aliases (loads of results) followed to what they alias.
 
     Args:
         operations: a schedule.
         kept: values that outlive it (the outputs).
+        blocks: operations in methods of their own: what these are given is held by their caller until they return.
 
     Returns:
         Operation number to the values that may be dropped after it.
     """
     alias = aliases(operations)
     held = {alias[k] for k in kept}
+    inside = {number: block for block in blocks for number in range(block.first, block.last + 1)}
     last: dict[int, int] = {}
     for number, op in enumerate(operations):
         if op.kind != "load":
             last[number] = number
-        for operand in op.operands:
-            last[alias[operand]] = number
+            block = inside.get(number)
+            for operand in (alias[operand] for operand in op.operands):
+                last[operand] = block.last if block is not None and operand < block.first else number
     drops: dict[int, list[int]] = {}
     for value, user in last.items():
         if operations[value].kind != "load" and value not in held:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import combinations
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tngraph.planning.objectives import PerStep, Price, Pricing, Weighted, Work
+from tngraph.planning.objectives import PerStep, Price, Pricing, Rate, Weighted, Work
 from tngraph.planning.region import MOST_FOLDED, Topology
 from tngraph.planning.trees import Order, order_cost
 
@@ -53,7 +53,8 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
         (more than `MOST_LEAVES` leaves, `MOST_SPLITS` splits, as many folded reads as a region may have, 62 distinct
         groups of indices, or costs of 2^59 and more).
     """
-    cap = order_cost(topology, incumbent)
+    price, highest = order_cost(topology, incumbent), _highest(topology.pricing.rate)
+    cap = price if price < inf else highest - 1
     if len(topology.leaves) < 2 or cap == 0:
         return incumbent, True
     if not _is_within_reach(topology, cap):
@@ -63,7 +64,13 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
         return incumbent, False
     program.run()
     full = (1 << len(topology.leaves)) - 1
-    return (incumbent, True) if program.cost[:, full].min() >= cap else (program.order(full), True)
+    least = program.cost[:, full].min()
+    return (incumbent, True) if least >= min(price, program.infinite) else (program.order(full), True)
+
+
+def _highest(rate: Rate) -> Price:
+    """A price beyond which is not searched."""
+    return (_LARGEST - 1) // max(rate.operations, rate.writes) if isinstance(rate, Weighted) else 1e300
 
 
 def _is_within_reach(topology: Topology, cap: Price) -> bool:
@@ -71,8 +78,7 @@ def _is_within_reach(topology: Topology, cap: Price) -> bool:
     leaves, reads, rate = len(topology.leaves), len(topology.reads), topology.pricing.rate
     splits = 3**leaves * 2**reads
     most = MOST_CALLS if isinstance(rate, PerStep) else MOST_SPLITS
-    heaviest = max(rate.operations, rate.writes) if isinstance(rate, Weighted) else 1
-    return leaves <= MOST_LEAVES and reads < MOST_FOLDED and splits <= most and cap * heaviest < _LARGEST
+    return leaves <= MOST_LEAVES and reads < MOST_FOLDED and splits <= most and cap < _highest(rate)
 
 
 class _Program:
@@ -141,6 +147,8 @@ class _Program:
         self.is_fixed = (self.subsets & ~np.int64(pricing.fixed)) == 0
         fits = self.size <= (np.inf if pricing.most_folded is None else pricing.most_folded)
         self.is_folded = self.is_fixed & fits
+        most = np.inf if pricing.most_elements is None else pricing.most_elements
+        self.is_too_large = (self.size > most) & ~self.is_folded & (self.subsets != self.subsets[-1])
 
     def _fill_choices(self, held: Masks) -> None:
         """For every choice of laid-out reads: the plain indices, those in folds, and the folds' positions."""
@@ -172,7 +180,11 @@ class _Program:
     def _beyond(self) -> int:
         """A size that is more than any that matters [elements]."""
         pricing = self.topology.pricing
-        return _LARGEST if not self.is_integral else max(int(self.cap), pricing.most_folded or 0) + 1
+        return (
+            _LARGEST
+            if not self.is_integral
+            else max(int(self.cap), pricing.most_folded or 0, pricing.most_elements or 0) + 1
+        )
 
     def _product(self, masks: Masks, positions: Masks) -> Prices:
         """The product of the sizes under each mask times positions; integers are clipped where they are beyond."""
@@ -201,6 +213,7 @@ class _Program:
         before = self.cost[choice][left] + self.cost[choice][right]
         total = np.minimum(before + self._prices(choice, subsets, left, right), self.infinite)
         total = np.where(self.is_folded[choice, subsets] & (before < self.infinite), 0, total)
+        total = np.where(self.is_too_large[choice, subsets], self.infinite, total)
         for read in range(self.reads):
             if not choice >> read & 1:
                 for side, other in ((left, right), (right, left)):

@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 from tngraph.errors import PlanError, TngraphError
 from tngraph.language.binding import check_sizes
 from tngraph.language.files import explain, read_bytes
-from tngraph.language.network import Leg, Network
+from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.objectives import Goal, Machine, Objective, Weighted, make_goal
 from tngraph.planning.plans import Plan
 from tngraph.planning.regimes import Range
-from tngraph.planning.region import ContractionTree, Region, Topology
+from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
 from tngraph.planning.replay import Replay, ReplayError, find_move
 from tngraph.planning.rewrites import merge
 from tngraph.planning.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
@@ -139,7 +139,13 @@ _GOAL = {
     "most_folded": "a positive integer or null",
 }
 _REGIME = {"first": "a positive integer", "last": "a positive integer or null", "trees": "an object"}
-_TREE = {"contracts": "a list", "is_proven": "true or false", "is_pinned": "true or false", "steps": "a list"}
+_TREE = {
+    "contracts": "a list",
+    "is_proven": "true or false",
+    "is_pinned": "true or false",
+    "sliced": "a list of texts",
+    "steps": "a list",
+}
 
 
 def _check_fields(data: object, where: str, kinds: Mapping[str, str]) -> Fields:
@@ -278,7 +284,7 @@ def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
     """The tree of a region that the moves in a file make."""
     fields = _check_fields(data, where, _TREE)
     _check_accesses(fields["contracts"], where, topology.region)
-    replay = Replay(topology)
+    replay = Replay(_slice(topology, fields["sliced"], where))
     prepared = len(replay.steps)
     for number, step in enumerate(fields["steps"], 1):
         at = f"{where}, step {number}"
@@ -296,6 +302,19 @@ def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
         return replay.finish(is_proven=fields["is_proven"], is_pinned=fields["is_pinned"])
     except ReplayError as error:
         raise PlanError(f"{where} {error}") from None
+
+
+def _slice(topology: Topology, names: Sequence[str], where: str) -> Topology:
+    """The region at one value of the indices of these names."""
+    if not names:
+        return topology
+    legs = [leg for access in topology.region.accesses for leg in bare_legs(access)]
+    read = {index for leg in legs if isinstance(leg, Read) for index in leg.indices}
+    plain = {leg.name: leg for leg in legs if isinstance(leg, Index) and leg not in read}
+    for name in names:
+        if name not in plain or names.count(name) > 1:
+            raise PlanError(f"{where} runs for each value of {_shown(name)}, which cannot be cut there")
+    return Topology(topology.region, topology.named, sliced=tuple(plain[name] for name in names))
 
 
 def _is_operands(value: object) -> bool:

@@ -246,12 +246,14 @@ class Pricing:
         trained: the leaves a gradient flows to.
         fixed: the leaves that are the same at every call; what they make is folded into buffers.
         most_folded: the largest value that is folded [elements]; None for no limit.
+        most_elements: the largest value that a step may write, but for the last one [elements]; None for no limit.
     """
 
     rate: Rate = Weighted()
     trained: int = 0
     fixed: int = 0
     most_folded: int | None = None
+    most_elements: int | None = None
 
     def is_folded(self, leaves: int, size: int) -> bool:
         """Whether what these leaves make, of so many elements, is made before the first call."""

@@ -28,6 +28,7 @@ from tngraph.planning.cost import (
     training_macs,
 )
 from tngraph.planning.differences import PlanDifference, compare_plans
+from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.saving import save_plan
@@ -73,6 +74,11 @@ class Regime:
     def schedule(self) -> Schedule:
         """Every operation in the order it runs."""
         return write_schedule(self.network, self.stages, self.sizes)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """Every line of the module."""
+        return write_kernels(self.network, self.stages, self.schedule, self.sizes)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -145,6 +151,11 @@ class Regime:
         """The counts at these numbers of all sizes."""
         known = {name: evaluate_count(getattr(self, name), numbers) for name in COUNTS}
         return Counts(**known, cost=self.price(numbers))
+
+    def alone(self, numbers: Mapping[str, int]) -> Plan:
+        """This regime as a plan of its own, for all sizes; these numbers are what its counts are shown at."""
+        stages = tuple(replace(stage, branches=()) for stage in self.stages)
+        return Plan((replace(self, stages=stages, sizes=numbers, low=1, high=None),))
 
     def __hash__(self) -> int:
         return hash((self.network, self.stages, tuple(self.sizes.items()), self.low, self.high))
@@ -252,6 +263,17 @@ class Plan:
         """The dense weight this network replaces, where it is one linear map (see `dense_equivalent`)."""
         return dense_equivalent(self.merged)
 
+    @cached_property
+    def variants(self) -> Mapping[tuple[str, int], tuple[tuple[int, ...], ...]]:
+        """By equation and term of the regions that have several trees: for each, the regimes that it runs in."""
+        found: dict[tuple[str, int], dict[object, list[int]]] = {}
+        for number, regime in enumerate(self.regimes):
+            for block in regime.schedule.blocks:
+                stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
+                trees = found.setdefault((block.equation, block.term), {})
+                trees.setdefault(stage.trees[block.term].steps, []).append(number)
+        return {key: tuple(map(tuple, trees.values())) for key, trees in found.items()}
+
     def values(self, **sizes: int) -> dict[str, int]:
         """The number of every named size: the given ones, the others as searched.
 
@@ -282,9 +304,11 @@ class Plan:
             SizeError: see `values`.
         """
         numbers = self.values(**sizes)
-        chosen = self.regime_of(numbers)
-        stages = tuple(replace(stage, branches=()) for stage in chosen.stages)
-        return Plan((replace(chosen, stages=stages, sizes=numbers, low=1, high=None),))
+        return self.regime_of(numbers).alone(numbers)
+
+    def each(self) -> tuple[Plan, ...]:
+        """Every regime as a plan of its own, for all sizes."""
+        return tuple(regime.alone(regime.sizes) for regime in self.regimes)
 
     def at(self, **sizes: int) -> Counts:
         """The counts of the regime that runs at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.

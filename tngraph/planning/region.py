@@ -47,12 +47,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class ContractionTree:
-    """Single assignment: values 0…n-1 are the region's accesses, step k makes value n+k; the last is the result."""
+    """Single assignment: values 0…n-1 are the region's accesses, step k makes value n+k; the last is the result.
+
+    Attributes:
+        region: what is contracted.
+        steps: how.
+        is_proven: whether no other tree is cheaper.
+        is_pinned: whether its order was given by hand.
+        sliced: indices that the steps run for one value at a time, and that stand on none of them.
+    """
 
     region: Region
     steps: tuple[Step, ...]
     is_proven: bool
     is_pinned: bool = False
+    sliced: tuple[Index, ...] = ()
 
 
 MOST_FOLDED = 6
@@ -83,6 +92,11 @@ def bare_legs(access: Access) -> tuple[Leg, ...]:
     return tuple(legs)
 
 
+def sliced_legs(access: Access, sliced: Sequence[Index]) -> tuple[Leg, ...]:
+    """The bare legs of an access at one value of some indices."""
+    return tuple(leg for leg in bare_legs(access) if leg not in sliced)
+
+
 def with_terms(read: Read, terms: tuple[tuple[int, Index], ...]) -> Read:
     """A read at other terms; a cyclic one that has none left is at a constant position."""
     if terms or not read.wrap:
@@ -104,13 +118,12 @@ def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:
     return tuple(dict.fromkeys(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
 
 
-def prepare(access: Access, lone: frozenset[Index], most: int) -> list[tuple[StepKind, tuple[Leg, ...]]]:
-    """The unary steps that make an access regular, with the legs each leaves behind.
+def prepare(legs: tuple[Leg, ...], lone: frozenset[Index], most: int) -> list[tuple[StepKind, tuple[Leg, ...]]]:
+    """The unary steps that make an access with these legs regular, with the legs each leaves behind.
 
     A read stays folded only if it has two indices or more, none of which stands elsewhere on the access or on
     this access alone; and at most so many do.
     """
-    legs = bare_legs(access)
     counts = Counter(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,)))
     regular_reads = [
         leg
@@ -132,17 +145,24 @@ def prepare(access: Access, lone: frozenset[Index], most: int) -> list[tuple[Ste
 class Topology:
     """A region by number: who holds which index, at numeric sizes, and what a step costs. Made once per search."""
 
-    def __init__(self, region: Region, sizes: Mapping[str, int], pricing: Pricing | None = None) -> None:
-        self.region, self.named = region, sizes
+    def __init__(
+        self,
+        region: Region,
+        sizes: Mapping[str, int],
+        pricing: Pricing | None = None,
+        sliced: tuple[Index, ...] = (),
+    ) -> None:
+        self.region, self.named, self.sliced = region, sizes, sliced
         self.pricing = pricing or Pricing()
-        holders = Counter(i for a in region.accesses for i in leg_indices(bare_legs(a)))
+        given = [sliced_legs(access, sliced) for access in region.accesses]
+        holders = Counter(i for legs in given for i in leg_indices(legs))
         lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
         self.preparation = []
         self.leaf_legs = []
         folded = 0
-        for access in region.accesses:
-            steps = prepare(access, lone, MOST_FOLDED - folded)
-            legs = steps[-1][1] if steps else bare_legs(access)
+        for bare in given:
+            steps = prepare(bare, lone, MOST_FOLDED - folded)
+            legs = steps[-1][1] if steps else bare
             folded += sum(isinstance(leg, Read) for leg in legs)
             self.preparation.append(steps)
             self.leaf_legs.append(legs)
@@ -217,6 +237,13 @@ class Topology:
         """The multiplications of a step: result positions times what is summed [MAC]."""
         involved = {*left.plain, *right.plain, *result.plain}
         return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in result.folded)
+
+    def is_too_large(self, value: Value) -> bool:
+        """Whether a value has more elements than one may have; the result of all has what it has."""
+        most = self.pricing.most_elements
+        if most is None or value.leaves == self.everything:
+            return False
+        return self.size(value) > most and not self.is_folded(value)
 
     def is_folded(self, value: Value) -> bool:
         """Whether a value is made before the first call."""

@@ -88,7 +88,7 @@ class Replay:
         (value,) = self.values.values()
         if value.folded:
             raise ReplayError("leaves a folded read")
-        return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned)
+        return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned, self.topology.sliced)
 
 
 def find_move(replay: Replay, operands: tuple[int, ...], is_right: Callable[[tuple[Leg, ...]], bool]) -> Move:

@@ -138,6 +138,7 @@ def _tree_fields(tree: ContractionTree) -> Fields:
         "contracts": show_accesses(tree.region),
         "is_proven": tree.is_proven,
         "is_pinned": tree.is_pinned,
+        "sliced": [index.name for index in tree.sliced],
         "steps": [show_step(step) for step in tree.steps],
     }
 

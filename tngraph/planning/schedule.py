@@ -14,9 +14,9 @@ import sympy
 
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network, Read
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.region import ContractionTree, StepKind, bare_legs
+from tngraph.planning.region import ContractionTree, StepKind, bare_legs, sliced_legs
 
-Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view"]
+Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Operation:
 
     Attributes:
         kind: what it does; ``load``, ``read``, ``embed`` and ``view`` do no arithmetic. A ``view`` ends a region that
-            runs in a method of its own: its first operand with an axis per leg, the others being results it was given.
+            has other trees in other regimes: its operand with an axis per leg. An ``accumulate`` ends one that runs
+            slice by slice: it adds each slice to the whole.
         operands: the numbers of the values it takes.
         legs: the legs of its result.
         name: the name of its result: a tensor's, an equation's, or ``t1``, ``t2``, ….
@@ -51,6 +52,7 @@ class Operation:
         number: of a ``scale`` the factor, of an ``add`` the sign of the second operand.
         function: of a ``pointwise``.
         pattern: of an ``embed``, the operand's index on each leg of the result.
+        loops: the indices it runs for every value of; of a load, those of its legs that it has one value of.
     """
 
     kind: Kind
@@ -61,6 +63,7 @@ class Operation:
     number: int | float = 1
     function: Function | None = None
     pattern: tuple[Index, ...] = ()
+    loops: tuple[Index, ...] = ()
 
 
 def leg_size(leg: Leg) -> sympy.Expr:
@@ -80,7 +83,7 @@ class _Writer:
         self.sizes = sizes
         self.operations: list[Operation] = []
         self.results: dict[str, int] = {}
-        self.branches: dict[tuple[str, int], tuple[int, int]] = {}
+        self.blocks: list[Block] = []
         self._taken = {*network.sources()}
         self._made = 0
 
@@ -94,9 +97,8 @@ class _Writer:
         finals = {number: name for name, number in self.results.items()}
         named: list[Operation] = []
         for number, op in enumerate(self.operations):
-            named.append(
-                replace(op, name=named[op.operands[0]].name) if op.kind == "view" else self._named(number, op, finals)
-            )
+            is_shown = op.kind == "view" and number not in finals
+            named.append(replace(op, name=named[op.operands[0]].name) if is_shown else self._named(number, op, finals))
         return tuple(named)
 
     def _named(self, number: int, op: Operation, finals: Mapping[int, str]) -> Operation:
@@ -112,18 +114,38 @@ class _Writer:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Operations that run in a method of their own, from the first to the last, whose value is all that leaves it.
+
+    Attributes:
+        kind: ``branch``, a region with another tree in another regime; ``slices``, a region that runs slice by slice;
+            ``recompute``, operations that run once more in the backward pass.
+        first: operation.
+        last: operation.
+        equation: whose region it is.
+        term: of the equation.
+    """
+
+    kind: Literal["branch", "slices", "recompute"]
+    first: int
+    last: int
+    equation: str = ""
+    term: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """The operations in order.
 
     Attributes:
         operations: the lines.
         results: the number of the value each equation (or core put out as it is) ends in.
-        branches: by equation and term, the first operation and the ``view`` of a region in a method of its own.
+        blocks: the operations that run in methods of their own, in order.
     """
 
     operations: tuple[Operation, ...]
     results: Mapping[str, int]
-    branches: Mapping[tuple[str, int], tuple[int, int]]
+    blocks: tuple[Block, ...] = ()
 
 
 def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str, int]) -> Schedule:
@@ -141,7 +163,7 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
         if port.name not in writer.results:
             access = Access(port.name, network.sources()[port.name].legs)
             writer.results[port.name] = writer.put("load", (), bare_legs(access), access=access)
-    return Schedule(writer.name_values(), writer.results, writer.branches)
+    return Schedule(writer.name_values(), writer.results, tuple(writer.blocks))
 
 
 def _write_stage(writer: _Writer, stage: Stage) -> int:
@@ -153,8 +175,11 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
         sign = -1 if term.scale < 0 and total >= 0 else 1
         value = _write_term(writer, stage.trees[k], sign * term.scale)
         if stage.branches and stage.branches[k]:
-            value = _write_view(writer, stage.trees[k].region.legs, start, value)
-            writer.branches[equation.name, k] = start, value
+            value = writer.put("view", (value,), stage.trees[k].region.legs)
+            writer.blocks.append(Block("branch", start, value, equation.name, k))
+        if stage.trees[k].sliced:
+            value = _write_accumulation(writer, stage.trees[k], start, value)
+            writer.blocks.append(_slices(writer, start, value, equation.name, k))
         value = _write_embedding(writer, value, pattern)
         total = value if total < 0 else _write_sum(writer, equation, total, value, sign)
     if equation.function is not None:
@@ -163,28 +188,44 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
 
 
 def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float) -> int:
-    """The tree's steps, and the factor after the smallest of its values."""
-    where: list[int] = []
-    legs = [bare_legs(access) for access in tree.region.accesses] + [step.legs for step in tree.steps]
-    numbers = [evaluate_size(legs_size(each), writer.sizes) for each in legs]
-    smallest = numbers.index(min(numbers)) if scale != 1 else -1
-    for k, each in enumerate(legs):
-        if k < len(tree.region.accesses):
+    """The tree's steps, and the factor after the smallest of its values; what no slice changes comes first."""
+    count = len(tree.region.accesses)
+    legs = [sliced_legs(access, tree.sliced) for access in tree.region.accesses] + [step.legs for step in tree.steps]
+    loops = _loops(tree)
+    scalable = [k for k in range(len(legs)) if scale != 1 and (k >= count or not loops[k])]
+    smallest = min(scalable, key=lambda k: evaluate_size(legs_size(legs[k]), writer.sizes), default=-1)
+    where: dict[int, int] = {}
+    for k in sorted(range(len(legs)), key=lambda k: (k >= count and bool(loops[k]), k)):
+        if k < count:
             access = tree.region.accesses[k]
             source = (writer.results[access.source],) if access.source in writer.results else ()
-            where.append(writer.put("load", source, each, access=access))
+            where[k] = writer.put("load", source, legs[k], access=access, loops=loops[k])
         else:
-            step = tree.steps[k - len(tree.region.accesses)]
-            where.append(writer.put(step.kind, tuple(where[o] for o in step.operands), each))
+            step = tree.steps[k - count]
+            where[k] = writer.put(step.kind, tuple(where[o] for o in step.operands), legs[k], loops=loops[k])
         if k == smallest:
-            where[-1] = writer.put("scale", (where[-1],), each, number=scale)
-    return where[-1]
+            where[k] = writer.put("scale", (where[k],), legs[k], number=scale, loops=loops[k])
+    return where[len(legs) - 1]
 
 
-def _write_view(writer: _Writer, legs: tuple[Index, ...], start: int, value: int) -> int:
-    """The end of a region in a method of its own. Its caller holds the results it was given until then."""
-    given = [op.operands[0] for op in writer.operations[start:value] if op.kind == "load" and op.operands]
-    return writer.put("view", (value, *dict.fromkeys(given)), legs)
+def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:
+    """For every value of a tree the indices it is computed anew for: those sliced on a leaf; all, above one of these."""
+    loops = [tuple(leg for leg in access.legs if leg in tree.sliced) for access in tree.region.accesses]
+    for step in tree.steps:
+        loops.append(tree.sliced if any(loops[o] for o in step.operands) else ())
+    return loops  # type: ignore[return-value]
+
+
+def _write_accumulation(writer: _Writer, tree: ContractionTree, start: int, value: int) -> int:
+    """The end of a region that runs slice by slice: its legs, sliced ones of the result included."""
+    return writer.put("accumulate", (value,), tree.region.legs, loops=tree.sliced)
+
+
+def _slices(writer: _Writer, start: int, last: int, equation: str, term: int) -> Block:
+    """The operations of a region that run once per slice."""
+    made = range(start, last + 1)
+    first = next(k for k in made if writer.operations[k].loops and writer.operations[k].kind != "load")
+    return Block("slices", first, last, equation, term)
 
 
 def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:

@@ -50,6 +50,10 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
         return f"{op.number} * {names[0]}"
     if op.kind == "pointwise" and op.function is not None:
         return f"{op.function.name}({names[0]})"
+    if op.kind == "view":
+        return names[0]
+    if op.kind == "accumulate":
+        return f"sum of {names[0]} over {', '.join(index.name for index in op.loops)}"
     return " * ".join(names) if len(names) > 1 else f"{op.kind}({names[0]})"
 
 
@@ -148,12 +152,20 @@ def _price_unit(goal: Goal) -> str:
     return "s" if isinstance(goal.rate, Machine) else units.get(goal.rate, "weighted operations")
 
 
+def describe_regimes(plan: Plan) -> list[str]:
+    """Where each regime runs: a range of the size that decides, a number where several do, "" if it always runs."""
+    if len(plan.regimes) == 1:
+        return [""]
+    if len(plan.free) == 1:
+        return [f"{plan.free[0]} {format_range(regime.low, regime.high)}" for regime in plan.regimes]
+    return [f"order {k + 1}" for k in range(len(plan.regimes))]
+
+
 def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
     """One line per regime: where it runs, what it costs, its trees; a mark at the one that runs."""
     windows = window_names(plan.network)
-    for k, regime in enumerate(plan.regimes):
+    for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
         mark = "*" if regime is running else " "
-        where = f"{plan.free[0]} {format_range(regime.low, regime.high)}" if len(plan.free) == 1 else f"order {k + 1}"
         cost = "" if regime.cost is None else f"{format_formula(regime.cost.xreplace(windows))}: "
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from math import inf
 from typing import NamedTuple
 
 from tngraph.planning.objectives import Price
@@ -47,7 +48,7 @@ def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
         found: dict[Value, State] = {}
         for a, b, cost in _operand_pairs(topology, nodes[left], nodes[right]):
             result = topology.join(a, b)
-            if result is not None:
+            if result is not None and not topology.is_too_large(result):
                 total = (0 if topology.is_folded(result) else cost) + topology.price(a, b, result)
                 if result not in found or total < found[result].cost:
                     found[result] = State(total, (a, b))
@@ -66,8 +67,8 @@ def _operand_pairs(
 
 
 def order_cost(topology: Topology, order: Order) -> Price:
-    """The price of an order with its best choice of unfolding, in the unit of the objective."""
-    return min(state.cost for state in best_states(topology, order)[-1].values())
+    """The price of an order with its best choice of unfolding; infinite where a value gets larger than it may."""
+    return min((state.cost for state in best_states(topology, order)[-1].values()), default=inf)
 
 
 def build_tree(topology: Topology, order: Order, is_proven: bool) -> ContractionTree:
@@ -83,7 +84,7 @@ def build_tree(topology: Topology, order: Order, is_proven: bool) -> Contraction
         steps.append(Step((first, second), topology.legs(value), join_kind(a, b, value)))
         where.append(leaves + len(steps) - 1)
     _open(topology, where[-1], chosen[-1], _flat(topology, chosen[-1]), steps)
-    return ContractionTree(topology.region, tuple(steps), is_proven)
+    return ContractionTree(topology.region, tuple(steps), is_proven, sliced=topology.sliced)
 
 
 def _choose(topology: Topology, nodes: list[dict[Value, State]], order: Order) -> list[Value]:

@@ -10,74 +10,88 @@ import sympy
 
 from tngraph.language.network import Index, Leg, Read
 from tngraph.language.sizes import is_same
-from tngraph.lowering.layout import Context, Tensor, arrange, call, separate
+from tngraph.planning.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis
+from tngraph.planning.layout import Context, Tensor, arrange, axes_shape, separate
 from tngraph.planning.region import position_range
 from tngraph.planning.schedule import leg_size
 
+MOST_SPATIAL = 3
+"""PyTorch convolves over at most three dimensions at once."""
 Window = tuple[int, Read, sympy.Expr, sympy.Expr]
 """An axis, the read on it, and the first and last position that are needed."""
+Sides = tuple[sympy.Expr, sympy.Expr]
+"""The zeros before and after an axis."""
+ZERO = sympy.Integer(0)
 
 
-def _extend(code: str, rank: int, windows: Sequence[Window], context: Context) -> str:
+def _extend(code: Expression, windows: Sequence[Window], context: Context) -> Expression:
     """Make every axis hold exactly the positions needed: zeros outside, or the leg again where it is cyclic.
 
     Padding comes before cropping, so that positions all outside (possible at some run-time sizes) read zero too.
     """
-    zero = sympy.Integer(0)
-    pads: dict[int, tuple[sympy.Expr, sympy.Expr]] = {}
+    pads: dict[int, Sides] = {}
     crops = []
     for axis, read, start, last in windows:
         sides = (-start, last - read.leg.size + 1)
-        if not read.wrap and not all(is_same(side, zero) for side in sides):
-            pads[axis] = (sympy.Max(sides[0], zero), sympy.Max(sides[1], zero))
+        if not read.wrap and not all(is_same(side, ZERO) for side in sides):
+            pads[axis] = (sympy.Max(sides[0], ZERO), sympy.Max(sides[1], ZERO))
             if not all(side.is_nonnegative for side in sides):
-                crops.append((axis, sympy.Max(start, zero), last - start + 1))
+                crops.append((axis, sympy.Max(start, ZERO), last - start + 1))
     if any(side != 0 for pair in pads.values() for side in pair):
-        every = [pads.get(axis, (zero, zero)) for axis in range(rank - 1, min(pads) - 1, -1)]
-        code = f"F.pad({code}, ({', '.join(context.show(side) for pair in every for side in pair)}))"
+        code = _pad(code, [pads.get(axis, (ZERO, ZERO)) for axis in range(len(code.shape))])
     for axis, first, length in crops:
-        code += f".narrow({axis}, {context.show(first)}, {context.show(length)})"
+        code = Call("narrow", (code,), (axis, first, length), replace_axis(code.shape, axis, length))
     for axis, read, start, last in windows:
         if read.wrap:
-            positions = f"torch.arange({context.show(start)}, {context.show(last + 1)}, device={context.device})"
-            code = f"{code}.index_select({axis}, {positions} % {_modulus(read.leg.size, context)})"
+            code = _select(code, axis, (start, last + 1), read.leg.size, context)
     return code
 
 
-def _modulus(size: sympy.Expr, context: Context) -> str:
-    """A size to take remainders by; one of run time as a tensor, since the ONNX exporter takes no other."""
-    code = context.show(size)
-    if not context.is_fixed(size):
-        return f"torch.full((), {code}, device={context.device})"
-    return code if code.isidentifier() or code.isdigit() else f"({code})"
+def _pad(code: Expression, sides: Sequence[Sides]) -> Call:
+    """Zeros around a tensor."""
+    shape = tuple(size + before + after for size, (before, after) in zip(code.shape, sides, strict=True))
+    return Call("pad", (code,), tuple(sides), shape)
 
 
-def _slide(code: str, rank: int, axis: int, windows: tuple[sympy.Expr, sympy.Expr, int], context: Context) -> str:
+def _select(code: Expression, axis: int, ends: Sides, size: sympy.Expr, context: Context) -> Call:
+    """A run of positions of a cyclic axis, taken modulo its size."""
+    length = ends[1] - ends[0]
+    run = Call("arange", (), ends, (length,))
+    if context.is_fixed(size):
+        positions = Call("remainder", (run,), (size,), (length,))
+    else:  # a modulus of run time is a tensor, since the ONNX exporter takes no other
+        positions = Call("remainder", (run, Call("full", (), (size,), ())), (), (length,))
+    return Call("index_select", (code, positions), (axis,), replace_axis(code.shape, axis, length))
+
+
+def _slide(code: Expression, axis: int, windows: tuple[sympy.Expr, sympy.Expr, int], context: Context) -> Call:
     """The windows of an axis, which then counts them, along one more axis, the last.
 
     Args:
-        code: a tensor of so many axes.
-        rank: how many.
+        code: a tensor.
         axis: the one that windows move along.
         windows: how many there are, the size of one, and the step between two.
-        context: how sizes print.
+        context: which sizes are known once the module is built.
     """
     count, size, step = windows
+    rank, shape = len(code.shape), (*replace_axis(code.shape, axis, count), size)
     if context.is_fixed(size):
-        return f"{code}.unfold({axis}, {context.show(size)}, {step})"
+        return Call("unfold", (code,), (axis, size, step), shape)
     # `unfold` takes no symbolic size: a traced graph would serve this one only.
-    given = context.show(count) if step == 1 else f"0, {context.show(step * count)}, {step}"
-    starts, inside = (f"torch.arange({sizes}, device={context.device})" for sizes in (given, context.show(size)))
-    code = f"{code}[{':, ' * axis}{starts}.unsqueeze(1) + {inside}]"
-    return code if axis == rank - 1 else f"{code}.movedim({axis + 1}, {rank})"
+    given = (count,) if step == 1 else (ZERO, step * count, sympy.Integer(step))
+    starts = Call("unsqueeze", (Call("arange", (), given, (count,)),), (1,), (count, sympy.Integer(1)))
+    inside = Call("arange", (), (size,), (size,))
+    positions = Call("add", (starts, inside), (), (count, size))
+    gathered = Call("gather", (code, positions), (axis,), (*code.shape[:axis], count, size, *code.shape[axis + 1 :]))
+    return gathered if axis == rank - 1 else Call("movedim", (gathered,), (axis + 1, rank), shape)
 
 
-def _windows(code: str, axis: int, read: Read, legs: list[Leg], context: Context) -> str:
+def _windows(code: Expression, axis: int, read: Read, legs: list[Leg], context: Context) -> Expression:
     """The positions of one axis along the read's indices: the first index stays in place, the others go last."""
     terms = list(read.terms)
     if not terms:
         legs.pop(axis)
-        return f"{code}.select({axis}, 0)"
+        return Call("select", (code,), (axis, 0), (*code.shape[:axis], *code.shape[axis + 1 :]))
     place, flips = axis, []
     while terms:
         coefficient, index = terms.pop(0)
@@ -90,24 +104,23 @@ def _windows(code: str, axis: int, read: Read, legs: list[Leg], context: Context
             legs.append(index)
         if terms:
             least, greatest = position_range(terms)
-            windows = (index.size, greatest - least + 1, step)
-            code = _slide(code, len(legs), place, windows, context)
+            code = _slide(code, place, (index.size, greatest - least + 1, step), context)
             place = len(legs)
-        elif step > 1:
-            code = f"{code}[{':, ' * place}::{step}]"
-    return f"{code}.flip({', '.join(map(str, flips))})" if flips else code
+        else:
+            code = every(code, place, step, index.size)
+    return flip(code, flips)
 
 
 def unfold(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
     """Lay reads out along their indices: pad (or gather, if cyclic), then one window view per index."""
     legs = list(tensor.legs)
-    code = arrange(tensor, separate(legs), context.show)
+    code = arrange(tensor, separate(legs))
     windows = []
     for read in reads:
         assert isinstance(read, Read)
         least, greatest = position_range(read.terms)
         windows.append((legs.index(read), read, read.offset + least, read.offset + greatest))
-    code = _extend(code, len(legs), windows, context)
+    code = _extend(code, windows, context)
     for axis, read, _, _ in sorted(windows, key=lambda window: -window[0]):
         code = _windows(code, axis, read, legs, context)
     return Tensor(code, separate(legs))
@@ -160,7 +173,7 @@ def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> 
     """Lay the kernel's index of each resolved read out beside what remains of the read, as a window view."""
     legs = list(tensor.legs)
     windows = [(legs.index(each.read), each.read, each.start, each.last) for each in resolved]
-    code = _extend(arrange(tensor, separate(legs), context.show), len(legs), windows, context)
+    code = _extend(arrange(tensor, separate(legs)), windows, context)
     for (axis, _, _, _), each in zip(windows, resolved, strict=True):
         place = axis
         if each.rest is not None:
@@ -168,10 +181,10 @@ def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> 
             place = len(legs)
             legs.append(each.kernel)
             span = each.dilation * (each.kernel.size - 1) + 1
-            code = _slide(code, len(legs) - 1, axis, (each.extent, span, each.stride), context)
+            code = _slide(code, axis, (each.extent, span, each.stride), context)
         legs[place] = each.kernel
-        code += f"[{':, ' * place}::{each.dilation}]" if each.dilation > 1 else ""
-        code += _flip([axis] * each.is_reversed + [place] * each.is_flipped)
+        code = every(code, place, each.dilation, each.kernel.size)
+        code = flip(code, [axis] * each.is_reversed + [place] * each.is_flipped)
     return Tensor(code, separate(legs))
 
 
@@ -184,31 +197,33 @@ def convolve(
     rows = tuple(leg for leg in signal.legs if leg not in reads and leg in legs)
     channels = tuple(leg for leg in signal.legs if leg not in reads and leg not in legs)
     columns = tuple(leg for leg in kernel.legs if leg not in taps and leg not in channels)
-    code = arrange(signal, (rows, channels, *separate(reads)), context.show)
+    code = arrange(signal, (rows, channels, *separate(reads)))
     pads = [_padding(each) for each in resolved]
     if any(pad is None for pad in pads):
         windows = [(2 + k, each.read, each.start, each.last) for k, each in enumerate(resolved)]
-        code = _extend(code, 2 + len(resolved), windows, context)
-    elif code.rpartition(".")[2].startswith("permute("):
-        code += ".contiguous()"  # inductor cannot keep a permuted view of unknown strides for the backward pass
-    weight = arrange(kernel, (columns, channels, *separate(taps)), context.show)
-    weight += _flip([2 + k for k, each in enumerate(resolved) if each.is_flipped])
-    options = [
-        f"{name}={tuple(numbers)}"
-        for name, numbers, default in (
-            ("stride", [each.stride for each in resolved], 1),
-            ("padding", [0 if pad is None or None in pads else pad for pad in pads], 0),
-            ("dilation", [each.dilation for each in resolved], 1),
-        )
-        if any(number != default for number in numbers)
-    ]
-    code = call(f"F.conv{len(resolved)}d", code, weight, *options)
-    code += _flip([2 + k for k, each in enumerate(resolved) if each.is_reversed])
-    return Tensor(code, (rows, columns, *(() if each.rest is None else (each.rest,) for each in resolved)))
+        code = _extend(code, windows, context)
+    elif isinstance(code, Call) and code.function == "permute":
+        code = contiguous(code)  # inductor cannot keep a permuted view of unknown strides for the backward pass
+    weight = arrange(kernel, (columns, channels, *separate(taps)))
+    weight = flip(weight, [2 + k for k, each in enumerate(resolved) if each.is_flipped])
+    if len(resolved) == MOST_SPATIAL:
+        code, weight = _in_order(code), _in_order(weight)
+    options = (
+        tuple(each.stride for each in resolved),
+        tuple(0 if pad is None or None in pads else pad for pad in pads),
+        tuple(each.dilation for each in resolved),
+    )
+    rests = tuple(() if each.rest is None else (each.rest,) for each in resolved)
+    axes = (rows, columns, *rests)
+    code = Call("conv", (code, weight), options, axes_shape(axes))
+    return Tensor(flip(code, [2 + k for k, each in enumerate(resolved) if each.is_reversed]), axes)
 
 
-def _flip(axes: Sequence[int]) -> str:
-    return f".flip({', '.join(map(str, axes))})" if axes else ""
+def _in_order(code: Expression) -> Expression:
+    """Contiguous: how a convolution over three dimensions returns anything else depends on the type of the numbers."""
+    is_given = isinstance(code, Variable) and code.kind != "value"
+    is_done = isinstance(code, Call) and code.function == "contiguous"
+    return code if is_given or is_done else contiguous(code)
 
 
 def _padding(each: Resolved) -> int | None:

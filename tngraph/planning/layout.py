@@ -1,33 +1,30 @@
 """The axes of values in memory, and the views and permutes that bring them into the order a kernel wants.
 
-A `Tensor` is a variable of the generated code with its legs in memory order and how they are fused into axes.
-`arrange` prints the cheapest chain of ``reshape`` and ``permute`` to another order and fusing: nothing where it
+A `Tensor` is an expression of the generated code with its legs in memory order and how they are fused into axes.
+`arrange` makes the cheapest chain of ``reshape`` and ``permute`` to another order and fusing: nothing where it
 already fits, a view where only the fusing differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
 
-from tngraph.language.network import Leg
+from tngraph.language.network import Leg, Network
 from tngraph.language.sizes import evaluate_size
+from tngraph.planning.expressions import Expression, Shape, permute, reshape
 from tngraph.planning.schedule import legs_size
 
 Axes = tuple[tuple[Leg, ...], ...]
-Show = Callable[[sympy.Expr], str]
-"""Prints a size as Python."""
-WIDTH = 100
-"""A call longer than this takes a line per argument [characters]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """An expression of the generated code and its axes: each a tuple of legs fused first-slowest, () being size 1."""
 
-    code: str
+    code: Expression
     axes: Axes
 
     @property
@@ -41,23 +38,27 @@ def separate(legs: Sequence[Leg]) -> Axes:
     return tuple((leg,) for leg in legs)
 
 
-def arrange(tensor: Tensor, axes: Axes, show: Show) -> str:
-    """The code that gives a tensor these axes.
+def axes_shape(axes: Axes) -> Shape:
+    """The sizes of axes."""
+    return tuple(legs_size(axis) for axis in axes)
+
+
+def arrange(tensor: Tensor, axes: Axes) -> Expression:
+    """The expression that gives a tensor these axes.
 
     Args:
         tensor: what there is.
         axes: its legs in the order and fusing wanted.
-        show: prints a size as Python.
     """
     wanted = [leg for axis in axes for leg in axis]
     if list(tensor.legs) == wanted:
-        return tensor.code if tensor.axes == axes else _reshape(tensor.code, axes, show)
+        return tensor.code if tensor.axes == axes else reshape(tensor.code, axes_shape(axes))
     blocks = _blocks(tensor.legs, axes)
-    code = tensor.code if tensor.axes == blocks else _reshape(tensor.code, blocks, show)
+    code = tensor.code if tensor.axes == blocks else reshape(tensor.code, axes_shape(blocks))
     order = sorted(range(len(blocks)), key=lambda k: wanted.index(blocks[k][0]))
-    code += ".t()" if order == [1, 0] else f".permute({', '.join(map(str, order))})"
     permuted = tuple(blocks[k] for k in order)
-    return code if permuted == axes else _reshape(code, axes, show)
+    code = permute(code, order)
+    return code if permuted == axes else reshape(code, axes_shape(axes))
 
 
 def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
@@ -73,21 +74,14 @@ def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
     return tuple(blocks)
 
 
-def _reshape(code: str, axes: Axes, show: Show) -> str:
-    sizes = ", ".join(show(legs_size(axis)) for axis in axes)
-    return f"{code}.reshape({sizes})" if axes else f"{code}.reshape(())"
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every rule needs: how sizes print, their numbers where a choice depends on them, the device's code.
+    """What every rule needs: the numbers of sizes where a choice depends on them.
 
     `runtime` names the sizes that are read off shapes: what PyTorch would fix in a traced graph may not depend on them.
     """
 
-    show: Show
     numbers: Mapping[str, int]
-    device: str
     runtime: frozenset[str] = frozenset()
 
     def is_fixed(self, expr: sympy.Expr) -> bool:
@@ -99,9 +93,6 @@ class Context:
         return evaluate_size(legs_size(legs), self.numbers)
 
 
-def call(function: str, *arguments: str) -> str:
-    """A call in one line, or one argument a line where that gets long."""
-    line = f"{function}({', '.join(arguments)})"
-    if len(line) <= WIDTH:
-        return line
-    return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
+def call_sizes(network: Network) -> frozenset[str]:
+    """The sizes known at each call only, those derived from run-time sizes included."""
+    return frozenset(size.name for size in network.sizes) - {size.name for size in network.settable_sizes()}

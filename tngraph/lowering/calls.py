@@ -1,0 +1,177 @@
+"""Printing expressions: one rule per function that a line of ``forward`` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from tngraph.lowering.names import Names
+from tngraph.planning.expressions import Call, Expression
+
+WIDTH = 100
+"""A call longer than this takes a line per argument [characters]."""
+FUNCTIONS: Mapping[str, str] = {
+    "relu": "torch.relu",
+    "tanh": "torch.tanh",
+    "sigmoid": "torch.sigmoid",
+    "exp": "torch.exp",
+    "log": "torch.log",
+    "sqrt": "torch.sqrt",
+    "abs": "torch.abs",
+    "square": "torch.square",
+    "sin": "torch.sin",
+    "cos": "torch.cos",
+    "gelu": "F.gelu",
+    "silu": "F.silu",
+    "softplus": "F.softplus",
+    "leaky_relu": "F.leaky_relu",
+    "elu": "F.elu",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What expressions are printed with: Python's names, and a tensor whose device and type new ones take."""
+
+    names: Names
+    anchor: str
+
+    @property
+    def device(self) -> str:
+        """Where a new tensor is made."""
+        return f"device={self.anchor}.device"
+
+    @property
+    def options(self) -> str:
+        """Where a new tensor is made, and of which type."""
+        return f"{self.device}, dtype={self.anchor}.dtype"
+
+    def sizes(self, sizes: Sequence[sympy.Expr]) -> str:
+        """Sizes as arguments."""
+        return ", ".join(map(self.names.show, sizes))
+
+
+def print_expression(code: Expression, words: Words) -> str:
+    """An expression as Python."""
+    if isinstance(code, Call):
+        return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
+    if code.kind == "stored":
+        return f"self.{words.names.attributes[code.name]}"
+    return (words.names.arguments if code.kind == "input" else words.names.values)[code.name]
+
+
+Rule = Callable[[Call, Sequence[str], Words], str]
+
+
+def _method(name: str) -> Rule:
+    """A method whose arguments are numbers."""
+    return lambda call, operands, words: f"{operands[0]}.{name}({', '.join(map(str, call.arguments))})"
+
+
+def _operator(sign: str) -> Rule:
+    return lambda call, operands, words: f"{operands[0]} {sign} {operands[1]}"
+
+
+def _function(name: str) -> Rule:
+    return lambda call, operands, words: _wrap(name, operands)
+
+
+def _wrap(function: str, arguments: Sequence[str]) -> str:
+    """A call in one line, or one argument a line where that gets long."""
+    line = f"{function}({', '.join(arguments)})"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
+
+
+def _reshape(call: Call, operands: Sequence[str], words: Words) -> str:
+    return f"{operands[0]}.reshape({words.sizes(call.shape) or '()'})"
+
+
+def _permute(call: Call, operands: Sequence[str], words: Words) -> str:
+    return f"{operands[0]}.t()" if call.arguments == (1, 0) else _method("permute")(call, operands, words)
+
+
+def _pad(call: Call, operands: Sequence[str], words: Words) -> str:
+    """PyTorch counts the axes from the last one; those before the first one padded stay away."""
+    first = next(axis for axis, sides in enumerate(call.arguments) if any(side != 0 for side in sides))
+    sides = [side for axis in range(len(call.arguments) - 1, first - 1, -1) for side in call.arguments[axis]]
+    return f"F.pad({operands[0]}, ({words.sizes(sides)}))"
+
+
+def _narrow(call: Call, operands: Sequence[str], words: Words) -> str:
+    axis, *sizes = call.arguments
+    return f"{operands[0]}.narrow({axis}, {words.sizes(sizes)})"
+
+
+def _unfold(call: Call, operands: Sequence[str], words: Words) -> str:
+    axis, size, step = call.arguments
+    return f"{operands[0]}.unfold({axis}, {words.names.show(size)}, {step})"
+
+
+def _subscript(operand: str, axis: int, last: str) -> str:
+    return f"{operand}[{':, ' * axis}{last}]"
+
+
+def _remainder(call: Call, operands: Sequence[str], words: Words) -> str:
+    if not call.arguments:
+        return f"{operands[0]} % {operands[1]}"
+    modulus = words.names.show(call.arguments[0])
+    return f"{operands[0]} % {modulus if modulus.isidentifier() or modulus.isdigit() else f'({modulus})'}"
+
+
+def _sum(call: Call, operands: Sequence[str], words: Words) -> str:
+    return f"{operands[0]}.sum({call.arguments})"
+
+
+def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
+    named = zip(("stride", "padding", "dilation"), call.arguments, (1, 0, 1), strict=True)
+    options = [f"{name}={numbers}" for name, numbers, default in named if set(numbers) != {default}]
+    return _wrap(f"F.conv{len(call.shape) - 2}d", [*operands, *options])
+
+
+def _pointwise(call: Call, operands: Sequence[str], words: Words) -> str:
+    name, *numbers = call.arguments
+    return f"{FUNCTIONS[name]}({', '.join([*operands, *map(repr, numbers)])})"
+
+
+def _ones(call: Call, operands: Sequence[str], words: Words) -> str:
+    shape = words.sizes(call.shape)
+    return f"torch.ones({shape if len(call.shape) == 1 else f'({shape})'}, {words.options})"
+
+
+RULES: Mapping[str, Rule] = {
+    "reshape": _reshape,
+    "permute": _permute,
+    "contiguous": _method("contiguous"),
+    "movedim": _method("movedim"),
+    "pad": _pad,
+    "narrow": _narrow,
+    "select": _method("select"),
+    "every": lambda call, operands, words: _subscript(operands[0], call.arguments[0], f"::{call.arguments[1]}"),
+    "unfold": _unfold,
+    "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], operands[1]),
+    "index_select": lambda call, operands, words: f"{operands[0]}.index_select({call.arguments[0]}, {operands[1]})",
+    "diagonal": lambda call, operands, words: f"{operands[0]}.diagonal(0, {call.arguments[0]}, {call.arguments[1]})",
+    "unsqueeze": _method("unsqueeze"),
+    "flip": _method("flip"),
+    "mm": _function("torch.mm"),
+    "bmm": _function("torch.bmm"),
+    "mul": _operator("*"),
+    "add": _operator("+"),
+    "sub": _operator("-"),
+    "scale": lambda call, operands, words: f"{call.arguments[0]!r} * {operands[0]}",
+    "sum": _sum,
+    "pointwise": _pointwise,
+    "conv": _conv,
+    "diag_embed": _function("torch.diag_embed"),
+    "ones": _ones,
+    "eye": lambda call, operands, words: f"torch.eye({words.sizes(call.shape)}, {words.options})",
+    "full": lambda call, operands, words: f"torch.full((), {words.sizes(call.arguments)}, {words.device})",
+    "arange": lambda call, operands, words: f"torch.arange({words.sizes(call.arguments)}, {words.device})",
+    "remainder": _remainder,
+    "equals": lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})",
+    "convert": lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)",
+}

@@ -1,0 +1,170 @@
+"""Printing what runs: the lines of ``forward``, and as a method each tree of a region that has several.
+
+Which of them runs is chosen by comparing integers: a run-time size with the ends of its regimes or, where several sizes
+decide, the costs of the regimes with one another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from textwrap import indent, shorten
+from typing import NamedTuple
+
+from tngraph.lowering.calls import Words, print_expression
+from tngraph.lowering.names import Names
+from tngraph.planning.cost import volume, work_unit
+from tngraph.planning.kernels import Kernel, Kernels
+from tngraph.planning.layout import call_sizes
+from tngraph.planning.plans import Plan, Regime
+from tngraph.planning.schedule import Block, Operation
+from tngraph.planning.table import draw_tree, format_formula, format_range, format_step, format_value
+
+LONGEST_DOC = 90
+"""The most of a tree that a method's docstring shows [characters]."""
+
+
+class Method(NamedTuple):
+    """A printed method and the names it is called with."""
+
+    name: str
+    arguments: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Body:
+    """The part of ``forward`` that computes, in pieces that are printed in different places."""
+
+    plan: Plan
+    names: Names
+
+    @cached_property
+    def words(self) -> Words:
+        """What expressions are printed with."""
+        return Words(self.names, self._anchor())
+
+    def _anchor(self) -> str:
+        """A tensor whose device and dtype those made inside ``forward`` take."""
+        if self.names.arguments:
+            return next(iter(self.names.arguments.values()))
+        stored = [core for core in self.plan.network.cores if core.role in ("param", "buffer")]
+        return f"self.{self.names.attributes[stored[0].name]}" if stored else "torch.empty(())"
+
+    @cached_property
+    def methods(self) -> Mapping[tuple[str, int, int], Method]:
+        """The method of every tree of the regions that have several, by equation, term and number."""
+        found = {}
+        for (equation, term), variants in self.plan.variants.items():
+            for k, numbers in enumerate(variants):
+                found[equation, term, k] = self._method((equation, term, k), numbers)
+        return found
+
+    def _method(self, key: tuple[str, int, int], numbers: Sequence[int]) -> Method:
+        regime, name = self.plan.regimes[numbers[0]], self.names.methods[key]
+        block = next(b for b in regime.schedule.blocks if (b.equation, b.term) == key[:2])
+        lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
+        code = [text for line in lines[:-1] for text in self._line(regime.kernels, line, line.dropped)]
+        code.append(f"return {print_expression(lines[-1].code, self.words)}")
+        arguments = tuple(self._given(code, regime, block))
+        stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
+        drawing = shorten(draw_tree(stage.trees[block.term]), LONGEST_DOC, placeholder=" …")
+        doc = f'"""{block.equation}{self._describe(numbers)}: {drawing}."""'
+        body = "\n".join([doc, *self.names.size_lines(code), *code])
+        return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
+
+    def _describe(self, numbers: Sequence[int]) -> str:
+        """For which sizes some regimes run, where one size decides."""
+        if len(self.plan.free) != 1:
+            return ""
+        ranges = ", ".join(format_range(low, high) for low, high in self._ranges(numbers))
+        return f" for {self.plan.free[0]} {ranges}"
+
+    def _given(self, code: Iterable[str], regime: Regime, block: Block) -> Iterator[str]:
+        """What a method's code names that ``forward`` knows: inputs, earlier results, sizes of the call."""
+        used = {word for text in code if not text.startswith("#") for word in re.findall(r"(?<![.\w])\w+", text)}
+        earlier = (self.names.values[op.name] for op in regime.operations[: block.first] if op.kind != "load")
+        sizes = (self.names.sizes[name] for name in self.names.sizes if name in call_sizes(self.plan.network))
+        windows = (local.name for local in self.names.windows.values())
+        known = dict.fromkeys((*self.names.arguments.values(), *earlier, *sizes, *windows))
+        return (name for name in known if name in used)
+
+    def lines(self) -> Iterator[str]:
+        """The lines of ``forward``, and what it returns."""
+        kernels = self.plan.regimes[0].kernels
+        inside = {number: block for block in kernels.blocks for number in range(block.first, block.last + 1)}
+        if kernels.blocks and len(self.plan.free) != 1:
+            yield from self._choose_order()
+        for line in kernels.lines:
+            block = inside.get(line.number)
+            if block is None:
+                yield from self._line(kernels, line, line.dropped)
+            elif line.number == block.last:
+                yield from self._dispatch(kernels, line, block)
+        yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
+
+    def _line(self, kernels: Kernels, line: Kernel, dropped: Sequence[int]) -> Iterator[str]:
+        """One operation, its legs and cost above it, and the values that are not needed any more below."""
+        op = kernels.operations[line.number]
+        yield f"# {self._comment(kernels.operations, line)}"
+        yield f"{self.names.values[op.name]} = {print_expression(line.code, self.words)}"
+        yield from self._drop(kernels, dropped)
+
+    def _drop(self, kernels: Kernels, numbers: Sequence[int]) -> Iterator[str]:
+        if numbers:
+            yield f"del {', '.join(self.names.values[kernels.operations[k].name] for k in numbers)}"
+
+    def _comment(self, operations: Sequence[Operation], line: Kernel) -> str:
+        """The value with its legs in memory order, what it is, and what it costs."""
+        op = operations[line.number]
+        cost = volume(operations, line.number).xreplace(self.names.windows)
+        price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
+        return f"{format_value(op.name, line.legs)} = {format_step(operations, line.number)}{price}"
+
+    def _dispatch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+        """The call of one of several methods."""
+        variants = self.plan.variants[block.equation, block.term]
+        op = kernels.operations[line.number]
+        yield f"# {format_value(op.name, op.legs)}, in the order that is best here"
+        for k, numbers in enumerate(variants):
+            method = self.methods[block.equation, block.term, k]
+            is_last = k == len(variants) - 1
+            yield "else:" if is_last else f"{'elif' if k else 'if'} {self._condition(numbers)}:"
+            call = f"self.{method.name}({', '.join(method.arguments)})"
+            yield f"    {self.names.values[op.name]} = {call}"
+        yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
+
+    def _condition(self, numbers: Sequence[int]) -> str:
+        """When one of some regimes runs."""
+        if len(self.plan.free) != 1:
+            tests = [f"{self.names.order} == {number + 1}" for number in numbers]
+            return " or ".join(tests)
+        size = self.names.sizes[self.plan.free[0]]
+        return " or ".join(
+            f"{size} >= {low}" if high is None else f"{size} <= {high}" if low == 1 else f"{low} <= {size} <= {high}"
+            for low, high in self._ranges(numbers)
+        )
+
+    def _ranges(self, numbers: Sequence[int]) -> list[tuple[int, int | None]]:
+        """The values of the one free size that some regimes are for, neighbours joined."""
+        ranges: list[tuple[int, int | None]] = []
+        for number in numbers:
+            regime = self.plan.regimes[number]
+            if ranges and ranges[-1][1] == regime.low - 1:
+                ranges[-1] = ranges[-1][0], regime.high
+            else:
+                ranges.append((regime.low, regime.high))
+        return ranges
+
+    def _choose_order(self) -> Iterator[str]:
+        """The number of the regime of least cost, the first of several."""
+        costs, order = self.names.costs, self.names.order
+        for name, regime in zip(costs, self.plan.regimes, strict=True):
+            assert regime.cost is not None
+            yield f"{name} = {self.names.show(regime.cost)}"
+        for k, name in enumerate(costs):
+            test = " and ".join(f"{name} <= {other}" for other in costs[k + 1 :])
+            yield f"{'elif' if k else 'if'} {test}:" if test else "else:"
+            yield f"    {order} = {k + 1}"

@@ -1,0 +1,88 @@
+"""What a printed line says, as data: an expression is a variable or one call of PyTorch on expressions.
+
+Every expression knows its shape in the sizes of the network. Printing it (`lowering`) and following what it holds
+(`memory`) are two loops over the same values, with a rule per function.
+
+Calls stand for what PyTorch calls so, with these arguments:
+
+| function | arguments | function | arguments |
+| --- | --- | --- | --- |
+| reshape | | permute | the order of the axes |
+| contiguous | | movedim | from, to |
+| pad | (before, after) per axis | narrow | axis, first, length |
+| select | axis, position | every | axis, step |
+| unfold | axis, size, step | gather | axis (at positions, the second operand) |
+| index_select | axis (at positions) | diagonal | first axis, second axis |
+| unsqueeze | axis | flip | axes |
+| mm, bmm, mul, add, sub | | scale | factor |
+| sum | axes | pointwise | the function and its numbers |
+| conv | stride, padding, dilation | diag_embed | |
+| ones, eye | | full | value |
+| arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
+| equals | number | convert | |
+| accumulate | the indices of the slices | | |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sympy
+
+Shape = tuple[sympy.Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A name of the generated code: an input, a stored tensor, or the value of an earlier operation."""
+
+    kind: Literal["input", "stored", "value"]
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of PyTorch, with the shape of what it returns."""
+
+    function: str
+    operands: tuple[Expression, ...]
+    arguments: tuple[Any, ...]
+    shape: Shape
+
+
+Expression = Variable | Call
+
+
+def reshape(operand: Expression, shape: Sequence[sympy.Expr]) -> Call:
+    """A tensor with its entries under other axes: a view where the strides allow one."""
+    return Call("reshape", (operand,), (), tuple(shape))
+
+
+def permute(operand: Expression, order: Sequence[int]) -> Call:
+    """A view whose axis k is axis ``order[k]`` of the operand."""
+    return Call("permute", (operand,), tuple(order), tuple(operand.shape[k] for k in order))
+
+
+def contiguous(operand: Expression) -> Call:
+    """A copy in the order of the axes, unless the operand lies so."""
+    return Call("contiguous", (operand,), (), operand.shape)
+
+
+def flip(operand: Expression, axes: Sequence[int]) -> Expression:
+    """A copy with some axes turned around; the operand itself for none."""
+    return Call("flip", (operand,), tuple(axes), operand.shape) if axes else operand
+
+
+def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
+    """A shape with another size on one axis."""
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def every(operand: Expression, axis: int, step: int, size: sympy.Expr) -> Expression:
+    """A view of every so many entries along an axis, which leaves so many."""
+    if step == 1:
+        return operand
+    return Call("every", (operand,), (axis, step), replace_axis(operand.shape, axis, size))

@@ -1,0 +1,358 @@
+"""What every printed line does: from the operations of a schedule to PyTorch expressions.
+
+Contractions become one (batched) matrix product, convolutions one ``F.conv*``, so that what PyTorch's
+FLOP counter sees is the MAC of the plan, forward and backward. A grouped convolution is a product of unfolded
+windows instead: the counter charges a grouped convolution's weight gradient once per pair of groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
+from tngraph.planning.cost import aliases, last_uses
+from tngraph.planning.expressions import Call, Expression, Variable
+from tngraph.planning.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
+from tngraph.planning.region import bare_legs, is_unit
+from tngraph.planning.schedule import Block, Operation, Schedule, Stage, leg_size
+from tngraph.planning.windows import MOST_SPATIAL, convolve, lay_taps, resolved_reads, unfold
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One printed line.
+
+    Attributes:
+        number: of the operation it computes.
+        code: what computes it.
+        axes: of the value, legs fused first-slowest.
+        dropped: the operations whose values are not needed any more after it.
+    """
+
+    number: int
+    code: Expression
+    axes: Axes
+    dropped: tuple[int, ...]
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The legs in memory order."""
+        return tuple(leg for axis in self.axes for leg in axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The lines of ``forward`` in order, and the expressions it returns.
+
+    Attributes:
+        operations: the schedule they compute; a value of theirs is called by its operation's name.
+        blocks: the operations whose lines stand in methods of their own.
+        lines: one per operation but for loads, which stand inside of lines.
+        results: what is returned, in order.
+    """
+
+    operations: tuple[Operation, ...]
+    blocks: tuple[Block, ...]
+    lines: tuple[Kernel, ...]
+    results: tuple[Expression, ...]
+
+
+def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule, numbers: Mapping[str, int]) -> Kernels:
+    """The lines that run a schedule.
+
+    Args:
+        network: what is computed, as it was given.
+        stages: its merged equations with their trees.
+        schedule: every operation in the order it runs.
+        numbers: sizes at which values are compared to choose which is arranged for which [elements].
+    """
+    operations = schedule.operations
+    context = Context(numbers, call_sizes(network))
+    outputs = [schedule.results[port.name] for port in network.outputs]
+    drops, alias = last_uses(operations, outputs, schedule.blocks), aliases(operations)
+    loader = _Loader(network, stages, context)
+    tensors: list[Tensor] = []
+    lines: list[Kernel] = []
+    for number, op in enumerate(operations):
+        if op.kind == "load":
+            tensors.append(loader.load(op, tensors))
+            continue
+        result = _write(op, [tensors[k] for k in op.operands], _wanted(network, stages, schedule, number), context)
+        dropped = tuple(k for k in drops.get(number, ()) if k == alias[k])
+        lines.append(Kernel(number, result.code, result.axes, dropped))
+        tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
+    results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
+    return Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+
+
+def _wanted(network: Network, stages: Sequence[Stage], schedule: Schedule, number: int) -> tuple[Index, ...]:
+    """The leg order an operation's value is put out in, where it is a result or the way to one."""
+    for stage in stages:
+        if schedule.results[stage.equation.name] >= number:
+            port = next((p for p in network.outputs if p.name == stage.equation.name), None)
+            return port.legs if port is not None else stage.equation.legs
+    return ()
+
+
+def _port_axes(port: Port) -> Axes:
+    return tuple(tuple(index for index in axis if not is_unit(index)) for axis in port.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Finds what an access names."""
+
+    network: Network
+    stages: Sequence[Stage]
+    context: Context
+
+    def load(self, op: Operation, tensors: Sequence[Tensor]) -> Tensor:
+        """The tensor an access names, its axes under the access's legs."""
+        assert op.access is not None
+        bare = iter(bare_legs(op.access))
+        legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
+        if op.operands:
+            stage = next(stage for stage in self.stages if stage.equation.name == op.access.source)
+            return _select(_reload(tensors[op.operands[0]], stage.equation.legs, legs), op.loops)
+        core = next(core for core in self.network.cores if core.name == op.access.source)
+        if is_diagonal(core, op.access):
+            (leg,) = set(bare_legs(op.access))
+            return _select(Tensor(Call("ones", (), (), (leg_size(leg),)), ((leg,),)), op.loops[:1])
+        port = next((port for port in self.network.inputs if port.name == core.name), None)
+        axes: Axes = port.axes if port is not None else separate(core.legs)
+        renamed = dict(zip(core.legs, legs, strict=True))
+        kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes)
+        return _select(Tensor(self._source(core, axes), kept), op.loops)
+
+    def _source(self, core: Core, axes: Axes) -> Expression:
+        """A core where it is kept, or made anew where its shape is known at each call only."""
+        if core.role == "const" and not all(self.context.is_fixed(leg.size) for leg in core.legs):
+            return _constant(core)
+        return Variable("input" if core.role == "input" else "stored", core.name, axes_shape(axes))
+
+
+def _select(tensor: Tensor, sliced: Sequence[Index]) -> Tensor:
+    """A tensor at the value that a slice has of some of its legs."""
+    if sliced:
+        tensor = Tensor(arrange(tensor, separate(tensor.legs)), separate(tensor.legs))
+    for index in sliced:
+        axis = tensor.legs.index(index)
+        tensor = _compute("select", (tensor.code,), (*tensor.axes[:axis], *tensor.axes[axis + 1 :]), axis, index)
+    return tensor
+
+
+def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None]) -> Tensor:
+    """An earlier result under the legs of an access; a unit leg read at positions gets its axis back."""
+    read = [leg for leg, kept in zip(legs, own, strict=True) if leg is not None and is_unit(kept)]
+    code = arrange(stored, (*stored.axes, *(() for _ in read)))
+    renamed = dict(zip(own, legs, strict=True))
+    kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]
+    return Tensor(code, (*kept, *((leg,) for leg in read)))
+
+
+def is_diagonal(core: Core, access: Access) -> bool:
+    """Whether an access reads a delta along its diagonal alone: ones, however many legs it has."""
+    return (
+        core.role == "const"
+        and len(set(access.legs)) == 1
+        and isinstance(access.legs[0], Index)
+        and (core.init is not None and core.init.kind in ("delta", "eye") and not is_unit(access.legs[0]))
+    )
+
+
+def _constant(core: Core) -> Expression:
+    """A constant tensor as it is made at each call."""
+    assert core.init is not None
+    shape = tuple(leg.size for leg in core.legs)
+    if core.init.kind in ("ones", "eye"):
+        return Call(core.init.kind, (), (), shape)
+    if core.init.kind == "basis":
+        is_it = Call("equals", (Call("arange", (), shape, shape),), (int(core.init.args[0]),), shape)
+        return Call("convert", (is_it,), (), shape)
+    code = Call("ones", (), (), shape[:1])
+    for count in range(2, len(shape) + 1):
+        code = Call("diag_embed", (code,), (), shape[:count])
+    return code
+
+
+def _write(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    """The expression that computes an operation, with the axes its result has.
+
+    Args:
+        op: any operation but a load.
+        operands: the values it takes.
+        wanted: the leg order its user would like best.
+        context: the sizes planned for.
+    """
+    return RULES[op.kind](op, operands, wanted, context)
+
+
+def _compute(function: str, operands: tuple[Expression, ...], axes: Axes, *arguments: object) -> Tensor:
+    """A call whose result has these axes."""
+    return Tensor(Call(function, operands, arguments, axes_shape(axes)), axes)
+
+
+def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    left, right, shared, rows, columns = _split(operands, wanted, context)
+    batch = tuple(leg for leg in shared if leg in op.legs)
+    summed = tuple(leg for leg in shared if leg not in op.legs)
+    outer: Axes = (batch,) if batch else ()
+    a = arrange(left, (*outer, rows, summed))
+    b = arrange(right, (*outer, summed, columns))
+    return _compute("bmm" if batch else "mm", (a, b), (*outer, rows, columns))
+
+
+class _Split(NamedTuple):
+    """Two operands in the order they multiply, and their legs: those of both as the larger has them, and of each."""
+
+    left: Tensor
+    right: Tensor
+    shared: tuple[Leg, ...]
+    rows: tuple[Leg, ...]
+    columns: tuple[Leg, ...]
+
+
+def _split(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> _Split:
+    left, right = _orient(operands, wanted, context)
+    big, small = sorted(operands, key=lambda t: -context.size(t.legs))
+    shared = tuple(leg for leg in big.legs if leg in small.legs)
+    rows, columns = (tuple(leg for leg in t.legs if leg not in shared) for t in (left, right))
+    return _Split(left, right, shared, rows, columns)
+
+
+def _orient(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> tuple[Tensor, Tensor]:
+    """The operand whose own legs should come first: the one that holds the first wanted leg, else the larger."""
+    first, second = operands
+    own = [{leg for leg in a.legs if leg not in b.legs} for a, b in ((first, second), (second, first))]
+    for leg in wanted:
+        if leg in own[0] or leg in own[1]:
+            return (first, second) if leg in own[0] else (second, first)
+    return (first, second) if context.size(first.legs) >= context.size(second.legs) else (second, first)
+
+
+def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    left, right, shared, rows, columns = _split(operands, wanted, context)
+    axes = tuple(axis for axis in (shared, rows, columns) if axis)
+    return _compute("mul", (_broadcast(left, axes), _broadcast(right, axes)), axes)
+
+
+def _broadcast(tensor: Tensor, axes: Axes) -> Expression:
+    """A tensor brought to these axes, size 1 where it lacks one; leading ones are left to broadcasting."""
+    own: list[tuple[Leg, ...]] = []
+    for axis in axes:
+        if own or all(leg in tensor.legs for leg in axis):
+            own.append(axis if all(leg in tensor.legs for leg in axis) else ())
+    return arrange(tensor, tuple(own))
+
+
+def _sum(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    axes = _runs(tensor.legs, lambda leg: leg in op.legs)
+    gone = [k for k, axis in enumerate(axes) if axis[0] not in op.legs]
+    kept = tuple(axis for axis in axes if axis[0] in op.legs)
+    return _compute("sum", (arrange(tensor, axes),), kept, *gone)
+
+
+def _runs(legs: Sequence[Leg], key: Callable[[Leg], object]) -> Axes:
+    """Legs fused where neighbours agree on a key."""
+    runs: list[tuple[Leg, ...]] = []
+    for leg in legs:
+        if runs and key(leg) == key(runs[-1][0]):
+            runs[-1] += (leg,)
+        else:
+            runs.append((leg,))
+    return tuple(runs)
+
+
+def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    tensor = unfold(
+        operands[0], [leg for leg in operands[0].legs if leg not in op.legs and isinstance(leg, Read)], context
+    )
+    return _diagonals(tensor)
+
+
+def _diagonals(tensor: Tensor) -> Tensor:
+    """Indices that stand twice taken once."""
+    legs = list(tensor.legs)
+    for leg in dict.fromkeys(legs):
+        while legs.count(leg) > 1:
+            first = legs.index(leg)
+            second = legs.index(leg, first + 1)
+            legs = [other for k, other in enumerate(legs) if k not in (first, second)] + [leg]
+            tensor = _compute("diagonal", (tensor.code,), separate(legs), first, second)
+    return tensor
+
+
+def _conv(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    first, second = operands
+    ours, theirs = resolved_reads(first, second, op.legs), resolved_reads(second, first, op.legs)
+    if ours and theirs:
+        return _conv(op, [first, lay_taps(second, theirs, context)], wanted, context)
+    signal, kernel, resolved = (first, second, ours) if ours else (second, first, theirs)
+    batch = [leg for leg in signal.legs if leg in kernel.legs and leg in op.legs]
+    if batch or len(resolved) > MOST_SPATIAL:
+        return _contract(op, [lay_taps(signal, resolved, context), kernel], wanted, context)
+    return convolve(signal, kernel, resolved, op.legs, context)
+
+
+def _scale(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    return _compute("scale", (tensor.code,), tensor.axes, op.number)
+
+
+def _embed(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    for inner in dict.fromkeys(op.pattern):
+        outer = [leg for leg, own in zip(op.legs, op.pattern, strict=True) if own == inner]
+        others = tuple(leg for leg in tensor.legs if leg != inner)
+        axes = separate((*others, inner))
+        if len(outer) > 1:
+            tensor = Tensor(arrange(tensor, axes), axes)
+            for count in range(2, len(outer) + 1):
+                tensor = _compute("diag_embed", (tensor.code,), separate((*others, *outer[:count])))
+    return tensor
+
+
+def _view(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    axes = separate(op.legs)
+    return Tensor(arrange(operands[0], axes), axes)
+
+
+def _accumulate(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    """The whole, to which a slice is added where it belongs."""
+    own = [leg for leg in op.legs if leg not in op.loops]
+    code = arrange(operands[0], separate(own))
+    return Tensor(Call("accumulate", (code,), op.loops, axes_shape(separate(op.legs))), separate(op.legs))
+
+
+def _add(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    first, second = operands
+    order = next((t.legs for t in operands if set(t.legs) == set(op.legs)), op.legs)
+    axes = _runs(order, lambda leg: (leg in first.legs, leg in second.legs))
+    operands = (_broadcast(first, axes), _broadcast(second, axes))
+    return _compute("sub" if op.number < 0 else "add", operands, axes)
+
+
+def _pointwise(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    (tensor,) = operands
+    assert isinstance(op.function, Function)
+    return _compute("pointwise", (tensor.code,), tensor.axes, op.function.name, *op.function.args)
+
+
+Rule = Callable[[Operation, Sequence[Tensor], Sequence[Leg], Context], Tensor]
+
+RULES: Mapping[str, Rule] = {
+    "contract": _contract,
+    "conv": _conv,
+    "mul": _mul,
+    "sum": _sum,
+    "read": _read,
+    "scale": _scale,
+    "embed": _embed,
+    "add": _add,
+    "pointwise": _pointwise,
+    "view": _view,
+    "accumulate": _accumulate,
+}

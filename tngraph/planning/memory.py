@@ -1,0 +1,385 @@
+"""What the lines of a module hold in memory: the bytes alive at every moment, and those that autograd keeps.
+
+`trace_memory` runs the expressions of `kernels` on layouts instead of tensors, as Python and PyTorch run them: operands
+from the left, each held until the call that takes it returns; a value until the line that drops it, what is returned
+to the end. Each call is a view of its first operand or makes a storage. Params, buffers and inputs are there anyway and
+count nothing; inputs are taken to be contiguous.
+
+Which call is a view depends on which sizes are 1, so it runs at numbers; every storage knows its formula too. At
+`generic_sizes`, where no size is 1 and none equals another by chance, the formulas hold for all such sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from math import prod
+from typing import Any
+
+import sympy
+
+from tngraph.errors import SizeError
+from tngraph.language.network import Network
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.planning.cost import maximum
+from tngraph.planning.expressions import Call, Expression, Shape, Variable
+from tngraph.planning.kernels import Kernels
+from tngraph.planning.strides import (
+    Ints,
+    Layout,
+    contiguous_strides,
+    elementwise_strides,
+    is_contiguous,
+    kept_strides,
+    reshaped_strides,
+    suggested_strides,
+    suggests_channels_last,
+)
+
+ITEMSIZE = 4
+"""Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
+UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1}
+"""Of what a call makes that are no numbers but positions or truth values [bytes]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """Memory that one call makes: how many elements, and the bytes of each."""
+
+    shape: Shape
+    count: int
+    unit: int
+
+    @property
+    def bytes(self) -> int:
+        """At the numbers traced [bytes]."""
+        return self.count * self.unit
+
+    @property
+    def formula(self) -> sympy.Expr:
+        """In the sizes of the network [bytes]."""
+        return product(self.shape) * self.unit
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a run holds.
+
+    Attributes:
+        moments: the storages alive together, wherever more are alive than just before and just after.
+        kept: the storages that autograd keeps.
+    """
+
+    moments: tuple[tuple[Storage, ...], ...]
+    kept: tuple[Storage, ...]
+
+    @property
+    def peak(self) -> int:
+        """The most bytes alive at once [bytes]."""
+        return max((sum(storage.bytes for storage in alive) for alive in self.moments), default=0)
+
+    @property
+    def saved(self) -> int:
+        """What is kept for the backward pass [bytes]."""
+        return sum(storage.bytes for storage in self.kept)
+
+    @property
+    def peak_formula(self) -> sympy.Expr:
+        """The peak in the sizes of the network [bytes]."""
+        return maximum(sympy.Add(*(storage.formula for storage in alive)) for alive in self.moments)
+
+    @property
+    def saved_formula(self) -> sympy.Expr:
+        """What is kept, in the sizes of the network [bytes]."""
+        return sympy.Add(*(storage.formula for storage in self.kept))
+
+
+def trace_memory(
+    kernels: Kernels, numbers: Mapping[str, int], trained: Iterable[str] = (), itemsize: int = ITEMSIZE
+) -> Memory:
+    """What the lines of a module hold at given sizes.
+
+    Args:
+        kernels: the lines.
+        numbers: an integer for every named size.
+        trained: the tensors that take a gradient; the peak is that of a run without gradients all the same.
+        itemsize: of a number [bytes].
+    """
+    trace = _Trace(numbers, frozenset(trained), itemsize)
+    for line in kernels.lines:
+        trace.values[kernels.operations[line.number].name] = trace.evaluate(line.code)
+        for number in line.dropped:
+            trace.release(trace.values.pop(kernels.operations[number].name))
+    for result in kernels.results:
+        trace.evaluate(result)
+    trace.note()
+    return Memory(tuple(trace.moments), tuple(trace.kept))
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """A tensor of the run: its layout, the storage it holds if it is ours, the bytes of an element.
+
+    ``is_trained`` tells whether a gradient flows to it.
+    """
+
+    layout: Layout
+    storage: Storage | None
+    unit: int
+    is_trained: bool
+
+
+class _Trace:
+    """A run in progress. What `evaluate` returns is held by its caller, who releases it."""
+
+    def __init__(self, numbers: Mapping[str, int], trained: Collection[str], itemsize: int) -> None:
+        self.numbers, self.trained, self.itemsize = numbers, trained, itemsize
+        self.values: dict[str, _Array] = {}
+        self.holders: dict[Storage, int] = {}
+        self.kept: dict[Storage, None] = {}
+        self.moments: list[tuple[Storage, ...]] = []
+        self._has_grown = False
+        self._known: dict[sympy.Expr, int] = {}
+
+    def evaluate(self, code: Expression) -> _Array:
+        """The tensor an expression makes."""
+        if isinstance(code, Call):
+            operands = [self.evaluate(operand) for operand in code.operands]
+            array = self._call(code, operands)
+            for operand in operands:
+                self.release(operand)
+            return array
+        array = self.values[code.name] if code.kind == "value" else self._given(code)
+        self._hold(array)
+        return array
+
+    def _given(self, code: Variable) -> _Array:
+        sizes = self._sizes(code.shape)
+        return _Array(Layout(sizes, contiguous_strides(sizes)), None, self.itemsize, code.name in self.trained)
+
+    def _sizes(self, shape: Shape) -> Ints:
+        return tuple(map(self._size, shape))
+
+    def _size(self, size: sympy.Expr) -> int:
+        if size not in self._known:
+            self._known[size] = evaluate_size(size, self.numbers)
+        return self._known[size]
+
+    def _call(self, code: Call, operands: Sequence[_Array]) -> _Array:
+        sizes, layouts = self._sizes(code.shape), [operand.layout for operand in operands]
+        view, needs = VIEWS.get(code.function), [operand.is_trained for operand in operands]
+        strides = view(layouts[0], sizes, code.arguments) if view is not None else None
+        if strides is not None:
+            array = replace(operands[0], layout=Layout(sizes, strides))
+        else:
+            strides, unit = (
+                ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
+                self._unit(code, operands),
+            )
+            array = _Array(Layout(sizes, strides), Storage(code.shape, prod(sizes), unit), unit, any(needs))
+        self._hold(array)
+        if any(needs) and code.function in SAVES:
+            self._keep([*operands, array], SAVES[code.function](code, needs))
+        return array
+
+    def _unit(self, code: Call, operands: Sequence[_Array]) -> int:
+        """The bytes of an element of a new tensor: as its first operand has, but where positions become numbers."""
+        made = UNITS.get(code.function)
+        if made is not None:
+            return made
+        return operands[0].unit if operands and code.function != "convert" else self.itemsize
+
+    def _keep(self, arrays: Sequence[_Array], saved: Iterable[int]) -> None:
+        for number in saved:
+            storage = arrays[number].storage
+            if storage is not None:
+                self.kept[storage] = None
+
+    def _hold(self, array: _Array) -> None:
+        if array.storage is not None:
+            self._has_grown |= array.storage not in self.holders
+            self.holders[array.storage] = self.holders.get(array.storage, 0) + 1
+
+    def release(self, array: _Array) -> None:
+        """Let go of a tensor once; its storage dies with the last one that holds it."""
+        if array.storage is None:
+            return
+        if self.holders[array.storage] == 1:
+            self.note()
+            del self.holders[array.storage]
+        else:
+            self.holders[array.storage] -= 1
+
+    def note(self) -> None:
+        """Write down what is alive, if it has grown since the last time."""
+        if self._has_grown:
+            self.moments.append(tuple(self.holders))
+        self._has_grown = False
+
+
+View = Callable[[Layout, Ints, tuple[Any, ...]], Ints | None]
+
+
+def _permuted(layout: Layout, sizes: Ints, order: tuple[Any, ...]) -> Ints:
+    return tuple(layout.strides[axis] for axis in order)
+
+
+def _moved(layout: Layout, sizes: Ints, axes: tuple[Any, ...]) -> Ints:
+    strides = list(layout.strides)
+    strides.insert(axes[1], strides.pop(axes[0]))
+    return tuple(strides)
+
+
+def _stepped(layout: Layout, sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    axis, step = arguments
+    return tuple(stride * step if k == axis else stride for k, stride in enumerate(layout.strides))
+
+
+def _without(layout: Layout, *axes: int) -> Ints:
+    return tuple(stride for axis, stride in enumerate(layout.strides) if axis not in axes)
+
+
+def _unfolded(layout: Layout, sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    axis, _, step = arguments
+    return (*_stepped(layout, sizes, (axis, step)), layout.strides[axis])
+
+
+def _diagonal(layout: Layout, sizes: Ints, axes: tuple[Any, ...]) -> Ints:
+    return (*_without(layout, *axes), sum(layout.strides[axis] for axis in axes))
+
+
+VIEWS: Mapping[str, View] = {
+    "reshape": lambda layout, sizes, arguments: reshaped_strides(layout, sizes),
+    "contiguous": lambda layout, sizes, arguments: layout.strides if is_contiguous(layout) else None,
+    "permute": _permuted,
+    "movedim": _moved,
+    "narrow": lambda layout, sizes, arguments: layout.strides,
+    "select": lambda layout, sizes, arguments: _without(layout, arguments[0]),
+    "every": _stepped,
+    "unfold": _unfolded,
+    "diagonal": _diagonal,
+    "unsqueeze": lambda layout, sizes, arguments: (*layout.strides, 1),
+}
+"""The strides of what a call returns where it is a view, and None where it is a copy."""
+
+Order = Callable[[Sequence[Layout], Ints, tuple[Any, ...]], Ints]
+
+
+def _in_order(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    return contiguous_strides(sizes)
+
+
+def _elementwise(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    return elementwise_strides(sizes, operands)
+
+
+def _scaled(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    """A number is an operand without axes."""
+    return elementwise_strides(sizes, [*operands, Layout((), ())])
+
+
+def _kept(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    return kept_strides(operands[0])
+
+
+def _padded(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    """Zeros on no side make a clone."""
+    if operands[0].sizes == sizes:
+        return kept_strides(operands[0])
+    return suggested_strides(sizes, suggests_channels_last(operands[0]))
+
+
+def _gathered(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    """Both operands are spread over all axes of the result; the source stands still along those of the positions."""
+    (axis,) = arguments
+    source, positions = operands
+    rank, after = len(positions.sizes), len(source.sizes) - axis - 1
+    still = source.strides[:axis] + (0,) * rank + source.strides[axis + 1 :]
+    spread = Layout((1,) * axis + positions.sizes + (1,) * after, (0,) * axis + positions.strides + (0,) * after)
+    return elementwise_strides(sizes, [Layout(sizes, still), spread])
+
+
+def _convolved(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
+    """Channels last if either operand is; PyTorch runs one dimension as two, over a contiguous signal."""
+    if len(sizes) == 5:
+        return contiguous_strides(sizes)
+    if len(sizes) == 4:
+        return suggested_strides(sizes, any(map(suggests_channels_last, operands)))
+    signal, kernel = operands
+    if not is_contiguous(signal):
+        signal = Layout(signal.sizes, contiguous_strides(signal.sizes))
+    is_channels_last = any(suggests_channels_last(_with_height(operand)) for operand in (signal, kernel))
+    strides = suggested_strides((*sizes[:2], 1, sizes[2]), is_channels_last)
+    return (*strides[:2], strides[3])
+
+
+def _with_height(layout: Layout) -> Layout:
+    sizes, strides = layout
+    return Layout((*sizes[:2], 1, sizes[2]), (*strides[:2], sizes[2] * strides[2], strides[2]))
+
+
+ORDERS: Mapping[str, Order] = {
+    **dict.fromkeys(("mul", "add", "sub", "pointwise", "remainder", "equals", "convert"), _elementwise),
+    "scale": _scaled,
+    "flip": _kept,
+    "pad": _padded,
+    "gather": _gathered,
+    "conv": _convolved,
+}
+"""How what a call makes lies in memory; in the order of its axes where nothing is said."""
+
+RESULT = -1
+SAVES_RESULT = ("relu", "tanh", "sigmoid", "exp", "sqrt")
+"""The functions whose derivative PyTorch finds from their value; that of the others is found from the operand."""
+
+
+def _other(code: Call, needs: Sequence[bool]) -> list[int]:
+    """Of a product each operand that the other's gradient needs."""
+    return [number for number in (0, 1) if needs[1 - number]]
+
+
+SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
+    **dict.fromkeys(("mm", "bmm", "mul"), _other),
+    "conv": lambda code, needs: (0, 1),
+    "pointwise": lambda code, needs: (RESULT if code.arguments[0] in SAVES_RESULT else 0,),
+    "index_select": lambda code, needs: (1,),
+    "gather": lambda code, needs: (1,),
+}
+"""The operands that a call saves for the backward pass if a gradient flows through it, `RESULT` being what it returns.
+
+Source: tools/autograd/derivatives.yaml of PyTorch.
+"""
+
+
+def generic_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Numbers for all sizes at which no index has size 1 and none equals another by chance.
+
+    Args:
+        network: whose sizes they are.
+        numbers: what is taken where there are none, as for a window that never slides.
+    """
+    free = [size for size in network.sizes if size.value is None or size in network.settable_sizes()]
+    late = sorted(free, key=lambda size: size.value is None)
+    for order in (late, *permutations(free[:MOST_ORDERED])):
+        primes = (sympy.prime(FIRST_PRIME + 40 * k) for k in range(len(free)))
+        found = dict(zip((size.name for size in dict.fromkeys([*order, *free])), map(int, primes), strict=True))
+        for size in network.sizes:
+            if size.name not in found and size.value is not None:
+                found[size.name] = evaluate_size(size.value, found)
+        if _is_generic(network, found):
+            return {size.name: found[size.name] for size in network.sizes}
+    return dict(numbers)
+
+
+FIRST_PRIME = 5
+"""The number of the smallest prime taken: 11, beyond steps and windows that stand as numbers."""
+MOST_ORDERED = 4
+"""So many sizes are tried in every order, to find one where windows fit what they slide over."""
+
+
+def _is_generic(network: Network, numbers: Mapping[str, int]) -> bool:
+    try:
+        return all(index.size == 1 or evaluate_size(index.size, numbers) > 1 for index in network.indices())
+    except SizeError:
+        return False
