@@ -304,7 +304,9 @@ def test_every_pinned_order_is_verified(network: Network, seed: int):
     orders = random_orders(network, seed)
     plan = tg.plan(network, sizes, order=orders)
     assert not plan.is_proven
-    assert set(orders) <= {stage.equation.name for stage in plan.regimes[0].stages if any(t.is_pinned for t in stage.trees)}
+    assert set(orders) <= {
+        stage.equation.name for stage in plan.regimes[0].stages if any(t.is_pinned for t in stage.trees)
+    }
     assert tg.compile(plan).verify().is_equal
     assert tg.plan(network, sizes, order={name: as_text(order) for name, order in orders.items()}) == plan
 
@@ -359,7 +361,11 @@ def test_terms_have_orders_of_their_own():
     text = """network n { input x[i:3]; param a[i, j:4]; param b[j, k:5]; param c[i, k]; param d[k, l:2]
       y[l] = x * a * b * d + 2 * x * c * d; output y[l] }"""
     plan = tg.plan(tg.parse(text), order="((x a) (b d)) + (x (c d))")
-    steps = [tuple(plan.regimes[0].operations[k].name for k in op.operands) for op in plan.regimes[0].operations if op.kind == "contract"]
+    steps = [
+        tuple(plan.regimes[0].operations[k].name for k in op.operands)
+        for op in plan.regimes[0].operations
+        if op.kind == "contract"
+    ]
     assert [set(pair) for pair in (steps[0], steps[1], steps[3])] == [{"x", "a"}, {"b", "d"}, {"c", "d"}]
     assert tg.compile(plan).verify().is_equal
     with pytest.raises(tg.PlanError, match="a part of 2 terms"):

@@ -59,7 +59,8 @@ def find_cached(topology: Topology, key: str | None, search_pieces: Callable[[],
     if known is not None:
         return known
     found = search_pieces()
-    _write_entry(place, "".join(_format_entry(topology, found)))
+    if not any(piece.tree.sliced for piece in found):
+        _write_entry(place, _format_entry(topology, found))
     return found
 
 
@@ -139,13 +140,13 @@ def _read_entry(place: Path, topology: Topology) -> tuple[Piece, ...] | None:
     return None
 
 
-def _format_entry(topology: Topology, pieces: Sequence[Piece]) -> Iterator[str]:
+def _format_entry(topology: Topology, pieces: Sequence[Piece]) -> str:
     """A sum of what follows, and the pieces."""
     rows = [
         (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)]) for low, high, tree in pieces
     ]
     body = json.dumps(rows, separators=(",", ":"))
-    yield f"{_sum(body.encode())}\n{body}"
+    return f"{_sum(body.encode())}\n{body}"
 
 
 def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:

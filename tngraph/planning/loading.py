@@ -340,7 +340,9 @@ def _check_step(given: Fields, where: str, made: Fields) -> None:
         raise PlanError(f"{where} has not exactly the fields {', '.join(made)}")
     for name, value in made.items():
         if given[name] != value:
-            raise PlanError(f"{where} has the {name} {_written(given[name])}, and they are {_written(value)}")
+            raise PlanError(
+                f"{where} has the {name} {_written(given[name])}, where its operands make {_written(value)}"
+            )
 
 
 def _written(value: object) -> str:

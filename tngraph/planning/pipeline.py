@@ -235,7 +235,6 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
             task.search,
             name,
             lambda value: task.numbers_at(**{name: value}),
-            task.formulas,
         ),
     )
 

@@ -27,8 +27,6 @@ from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
 from tngraph.planning.search import Search, find_order
 from tngraph.planning.trees import Order, build_tree
 
-Formulas = Mapping[sympy.Symbol, sympy.Expr]
-"""What sizes are, by their symbols."""
 LARGEST_SEARCHED = 2**20
 """The largest run-time size regimes are searched for; the last one serves all sizes beyond."""
 
@@ -42,12 +40,7 @@ class Piece(NamedTuple):
 
 
 def find_pieces(
-    region: Region,
-    pricing: Pricing,
-    search: Search,
-    name: str,
-    numbers_at: Callable[[int], Mapping[str, int]],
-    formulas: Formulas | None = None,
+    region: Region, pricing: Pricing, search: Search, name: str, numbers_at: Callable[[int], Mapping[str, int]]
 ) -> tuple[Piece, ...]:
     """The best trees of a region by a run-time size, from 1 on, in as few pieces as there are.
 
@@ -57,12 +50,11 @@ def find_pieces(
         search: seed and effort of every solve.
         name: the run-time size.
         numbers_at: the numbers of all sizes where that one has a value [elements].
-        formulas: the other sizes, where they are derived from it.
     """
     solver = Solver(region, pricing, search, numbers_at)
-    if not any(symbol(name) in size.xreplace(formulas or {}).free_symbols for size in _sizes(region)):
+    if not any(symbol(name) in size.free_symbols for size in _sizes(region)):
         return (Piece(1, None, solver.solve(1)),)
-    if isinstance(pricing.rate, Weighted) and is_affine(region, name, formulas):
+    if isinstance(pricing.rate, Weighted) and is_affine(region, name):
         solver.refine(1, LARGEST_SEARCHED)
         return _envelope(solver)
     return _by_sampling(solver)
@@ -76,7 +68,7 @@ def _sizes(region: Region) -> list[sympy.Expr]:
     ]
 
 
-def is_affine(region: Region, name: str, formulas: Formulas | None = None) -> bool:
+def is_affine(region: Region, name: str) -> bool:
     """Whether a size enters every step of every tree at most linearly.
 
     That is so where one index has a size that depends on it, linearly, beside at most one leg that this index alone
@@ -84,13 +76,11 @@ def is_affine(region: Region, name: str, formulas: Formulas | None = None) -> bo
     """
     size = symbol(name)
     legs = [leg for access in region.accesses for leg in bare_legs(access)]
-    spans = {index: index.size.xreplace(formulas or {}) for index in leg_indices(legs)}
-    reads = [(leg, leg.leg.size.xreplace(formulas or {})) for leg in legs if isinstance(leg, Read)]
-    moving = [index for index, span in spans.items() if span.has(size)]
-    moved = [(read, span) for read, span in reads if span.has(size)]
-    if len(moving) > 1 or len(moved) > 1 or any(moving[0] not in read.indices for read, _ in moved if moving):
+    indices = [index for index in leg_indices(legs) if index.size.has(size)]
+    reads = [leg for leg in legs if isinstance(leg, Read) and leg.leg.size.has(size)]
+    if len(indices) > 1 or len(reads) > 1 or any(indices[0] not in read.indices for read in reads if indices):
         return False
-    return all(_is_linear(each, size) for each in (*(spans[i] for i in moving), *(span for _, span in moved)))
+    return all(_is_linear(each, size) for each in (*(i.size for i in indices), *(r.leg.size for r in reads)))
 
 
 def _is_linear(expr: sympy.Expr, size: sympy.Symbol) -> bool:
