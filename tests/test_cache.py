@@ -277,7 +277,8 @@ def start(code: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_process_killed_as_it_writes_leaves_no_entry(cache_folder: Path):
-    assert start(KILLED).wait(timeout=60) == -signal.SIGKILL
+    with start(KILLED) as worker:
+        assert worker.wait(timeout=60) == -signal.SIGKILL
     assert [path.suffix for path in cache_folder.iterdir()] == [".tmp"]
     assert tg.plan(tg.parse(CHAIN)) == plan_without(tg.parse(CHAIN))
 
@@ -299,6 +300,6 @@ def test_writers_that_are_killed_do_not_disturb_readers(cache_folder: Path):
     for path in found:
         given, _, body = path.read_bytes().partition(b"\n")
         assert given.decode() == cache._sum(body)
-    for D in range(2, 8):
-        options: dict[str, Any] = {"sizes": {"D": D, "batch": 2}}
+    for bond in range(2, 8):
+        options: dict[str, Any] = {"sizes": {"D": bond, "batch": 2}}
         assert tg.plan(tg.parse(CHAIN), **options) == plan_without(tg.parse(CHAIN), **options)

@@ -24,6 +24,7 @@ from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationEr
 from tngraph.language.families import named_family
 from tngraph.language.files import explain, write_whole
 from tngraph.language.sizes import evaluate_size
+from tngraph.planning.memory import DOUBLE
 from tngraph.planning.plans import Plan
 from tngraph.planning.saving import format_plan_file
 from tngraph.planning.schedule import legs_size
@@ -361,9 +362,11 @@ def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
         SizeError: more than `MOST_ELEMENTS`.
     """
     sizes = dict.fromkeys(made.network.runtime_sizes(), SMALL) | dict(runtime)
-    numbers, counts = made.values(**sizes), made.at(**sizes)
+    numbers = made.values(**sizes)
     inputs = sum(evaluate_size(legs_size(port.legs), numbers) for port in made.network.inputs)
-    count = counts.params + counts.peak + inputs
+    count = (
+        evaluate_size(made.params, numbers) + made.regime_of(numbers).memory(numbers, DOUBLE).peak // DOUBLE + inputs
+    )
     if count > MOST_ELEMENTS:
         raise SizeError(
             f"verifying {made.network.name} here takes {count:,} elements, more than {MOST_ELEMENTS:,}\n"

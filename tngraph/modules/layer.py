@@ -78,7 +78,9 @@ class Layer(nn.Module):
         return self._under(self.plan.only(**{**self.sizes(), **sizes}))
 
     def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
-        """Compare this layer with the reference: values, gradients, FLOPs, params; without inputs, in every regime.
+        """Compare this layer with the reference: values, gradients, FLOPs, params, and the bytes it holds.
+
+        Without inputs that is done in every regime.
 
         Args:
             inputs: what to call it with; random inputs of small sizes when absent.

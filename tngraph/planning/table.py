@@ -70,7 +70,10 @@ def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
 def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     """A formula in one line; one too long for that says how long it is instead."""
     text = str(expr)
-    return text if len(text) <= width else f"a sum of {len(expr.args)} terms"
+    if len(text) <= width:
+        return text
+    kind, part = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
+    return f"{kind} of {len(expr.args)} {part}"
 
 
 def draw_tree(tree: ContractionTree) -> str:
@@ -109,9 +112,11 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    for label, expr, unit in count_rows(plan, regime):
-        value = f"{evaluate_count(expr, numbers):,} [{unit}]"
-        yield f"  {label:<12} {value}" + ("" if expr.is_Integer else f" = {format_formula(expr.xreplace(windows))}")
+    for label, expr, number, unit in count_rows(plan, regime, numbers):
+        shown = format_formula(expr.xreplace(windows))
+        is_exact = number == evaluate_count(expr, numbers)
+        formula = f" = {shown}" if is_exact else f", and {shown} where no size is 1"
+        yield f"  {label:<12} {number:,} [{unit}]" + ("" if expr.is_Integer and is_exact else formula)
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
@@ -137,7 +142,7 @@ def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
     """What a pinned order costs beside the best one, in what was minimised."""
     regimes = [each.regime_of(numbers) for each in (plan, best)]
     is_peak = plan.goal.minimize == "memory"
-    costs = [evaluate_count(each.peak, numbers) if is_peak else each.price(numbers) for each in regimes]
+    costs = [each.memory(numbers).peak if is_peak else each.price(numbers) for each in regimes]
     own, least = (f"{cost:{'.3g' if isinstance(cost, float) else ','}}" for cost in costs)
     unit = _price_unit(plan.goal)
     ratio = f"{costs[0] / costs[1]:.2f} times the best" if costs[1] else "and the best"
@@ -147,7 +152,7 @@ def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
 def _price_unit(goal: Goal) -> str:
     """What the price of a goal counts."""
     if goal.minimize == "memory":
-        return "elements"
+        return "bytes"
     units: dict[Rate, str] = {Weighted(): "operations", Weighted(0, 1): "elements"}
     return "s" if isinstance(goal.rate, Machine) else units.get(goal.rate, "weighted operations")
 
@@ -170,8 +175,15 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 
 
-def count_rows(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:
-    """The totals of a regime: label, formula, unit."""
+def count_rows(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[tuple[str, sympy.Expr, int, str]]:
+    """The totals of a regime: label, formula, what it is at these numbers, unit."""
+    memory = regime.memory(numbers)
+    exact = {"peak": memory.peak, "saved": memory.saved}
+    for label, expr, unit in _counts(plan, regime):
+        yield label, expr, exact.get(label, evaluate_count(expr, numbers)), unit
+
+
+def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:
     yield "params", plan.params, "elements"
     if plan.dense is not None:
         yield "dense", plan.dense.params, "elements"
@@ -181,7 +193,8 @@ def count_rows(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, st
     yield "training", regime.training_flops, "FLOPs"
     yield "elementwise", regime.elementwise, "operations"
     yield "largest", regime.largest, "elements"
-    yield "peak", regime.peak, "elements"
+    yield "peak", regime.peak, "bytes"
+    yield "saved", regime.saved, "bytes"
 
 
 def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:

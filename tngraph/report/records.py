@@ -42,11 +42,14 @@ def plan_record(plan: Plan, **sizes: int) -> Record:
     """Totals and one row per step, with numbers at given sizes, the others as searched; every regime in a line."""
     numbers = plan.values(**sizes)
     regime = plan.regime_of(numbers)
+    memory = regime.memory(numbers)
     return {
         "network": plan.network.name,
         "sizes": numbers,
         "mode": plan.goal.mode,
         **_count(plan_totals(plan, regime), numbers),
+        "peak_bytes": memory.peak,
+        "saved_bytes": memory.saved,
         "region_count": len(regime.trees),
         "proven_region_count": sum(tree.is_proven for tree in regime.trees),
         "free_sizes": list(plan.free),
@@ -73,7 +76,8 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
         "training_flops": regime.training_flops,
         "elementwise_operations": regime.elementwise,
         "largest_elements": regime.largest,
-        "peak_elements": regime.peak,
+        "peak_bytes": regime.peak,
+        "saved_bytes": regime.saved,
         "cost_operations": regime.cost,
     }
 
