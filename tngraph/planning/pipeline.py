@@ -8,7 +8,7 @@ refinement. With several, the regions are solved on a grid, and the regime of le
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import inf
@@ -17,15 +17,16 @@ from typing import NamedTuple
 import sympy
 
 from tngraph.language.binding import check_sizes, in_basic_sizes
-from tngraph.language.network import Equation, Index, Network
-from tngraph.language.sizes import symbol
+from tngraph.language.network import Equation, Network
+from tngraph.language.sizes import evaluate_size, symbol
+from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.planning.cache import cache_key, find_cached
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
 from tngraph.planning.region import ContractionTree, Region, Topology
-from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains, reached
-from tngraph.planning.schedule import Stage
+from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
 from tngraph.planning.search import Search, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
 
@@ -83,6 +84,12 @@ def plan(
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = _Task(network, given, goal, search or Search(), pins)
+    unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
+    return replace(_plan(task, chained), unpinned=unpinned)
+
+
+def _plan(task: _Task, chained: Network) -> Plan:
+    """The plan of a network whose linear chains are merged."""
     return _find_regimes(task, _merge_where_cheaper(task, chained))
 
 
@@ -110,6 +117,22 @@ class _Task:
             return ()
         return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
 
+    @cached_property
+    def formulas(self) -> dict[sympy.Symbol, sympy.Expr]:
+        """Every size by its symbol: a number, or a formula in the free ones."""
+        formulas: dict[sympy.Symbol, sympy.Expr] = {}
+        for size in self.network.sizes:
+            if size.value is not None and size.name not in self.given:
+                formulas[size.symbol] = size.value.xreplace(formulas)
+            elif size.name not in self.free:
+                formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
+        return formulas
+
+    def show_formula(self, size: sympy.Expr) -> str:
+        """A size as a formula in the one free size, whatever that is called."""
+        (name,) = self.free
+        return str(size.xreplace(self.formulas).xreplace({symbol(name): symbol("n")}))
+
     def numbers_at(self, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
         return number_sizes(self.network, {**self.given, **sizes})
@@ -133,10 +156,11 @@ def _keeps_pinned(task: _Task, network: Network, candidate: Network) -> bool:
 def _cost(task: _Task, merged: Network) -> Price:
     """What a network costs: the sum over its equations, each planned once."""
     missing = [equation for equation in merged.equations if equation not in task.costs]
-    for cleaned in _clean(task, merged, missing):
-        stage = cleaned.stage([_find_tree(task, slot) for slot in cleaned.slots])
+    cleaned = clean_equations(merged, missing)
+    for each, slots in zip(cleaned, _slots(task, merged, cleaned), strict=True):
+        stage = each.stage([_find_tree(task, slot) for slot in slots])
         regime = Regime(merged, merged, (stage,), task.numbers, task.goal)
-        task.costs[cleaned.equation] = regime.price(task.numbers)
+        task.costs[each.equation] = regime.price(task.numbers)
     return sum(task.costs[equation] for equation in merged.equations)
 
 
@@ -149,31 +173,16 @@ class _Slot(NamedTuple):
     positions: tuple[int, ...] = ()
 
 
-class _Cleaned(NamedTuple):
-    """One equation, a slot per term, and which index of the region stands for which of the equation."""
-
-    equation: Equation
-    slots: tuple[_Slot, ...]
-    patterns: tuple[tuple[tuple[Index, Index], ...], ...]
-
-    def stage(self, trees: Sequence[ContractionTree], branches: Sequence[bool] = ()) -> Stage:
-        """The equation with a tree in every slot."""
-        return Stage(self.equation, tuple(trees), self.patterns, tuple(branches) if any(branches) else ())
-
-
-def _clean(task: _Task, merged: Network, equations: Iterable[Equation]) -> Iterator[_Cleaned]:
-    sources = merged.sources()
+def _slots(task: _Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[_Slot]]:
+    """The slots of each equation, one per term."""
     inputs = {port.name for port in merged.inputs}
     trained, data = reached(merged, task.goal.trained), reached(merged, inputs)
-    for equation in equations:
-        cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
-        regions = [region for region, _ in cleaned]
+    for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
-        slots = tuple(
+        yield [
             _Slot(region, _pricing(task.goal, region, trained, data), *pinned.get(k, ()))
             for k, region in enumerate(regions)
-        )
-        yield _Cleaned(equation, slots, tuple(pattern for _, pattern in cleaned))
+        ]
 
 
 def _pricing(goal: Goal, region: Region, trained: Container[str], data: Container[str]) -> Pricing:
@@ -188,7 +197,9 @@ def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
     if slot not in task.trees:
         topology = Topology(slot.region, task.numbers, slot.pricing)
         if slot.pin is None:
-            task.trees[slot] = search_tree(topology, task.search)
+            key = cache_key(slot.region, slot.pricing, task.search, lambda size: evaluate_size(size, task.numbers))
+            (piece,) = find_cached(topology, key, lambda: [Piece(1, None, search_tree(topology, task.search))])
+            task.trees[slot] = piece.tree
         else:
             task.trees[slot] = pinned_tree(topology, task.search, slot.pin, slot.positions)
     return task.trees[slot]
@@ -196,8 +207,8 @@ def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
 
 def _find_regimes(task: _Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
-    cleaned = tuple(_clean(task, merged, merged.equations))
-    slots = [slot for each in cleaned for slot in each.slots]
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in _slots(task, merged, cleaned) for slot in each]
     is_additive = isinstance(task.goal.rate, Weighted)
     found: list[Range]
     if len(task.free) == 1:
@@ -206,15 +217,7 @@ def _find_regimes(task: _Task, merged: Network) -> Plan:
         found = [(1, None, trees) for trees in _find_combinations(task, slots)]
     else:
         found = [(1, None, tuple(_find_tree(task, slot) for slot in slots))]
-    branches = [len({trees[k].steps for _, _, trees in found}) > 1 for k in range(len(slots))]
-    regimes = []
-    for low, high, trees in found:
-        rest, flags = iter(trees), iter(branches)
-        stages = tuple(
-            each.stage([next(rest) for _ in each.slots], [next(flags) for _ in each.slots]) for each in cleaned
-        )
-        regimes.append(Regime(task.network, merged, stages, task.numbers, task.goal, low=low, high=high))
-    return Plan(tuple(regimes), task.free if len(task.free) == 1 or len(regimes) > 1 else ())
+    return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.goal, task.free)
 
 
 def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
@@ -229,7 +232,11 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
     def numbers_at(value: int) -> dict[str, int]:
         return task.numbers_at(**{name: value})
 
-    return find_pieces(slot.region, slot.pricing, task.search, symbol(name), write_out, numbers_at)
+    return find_cached(
+        Topology(slot.region, task.numbers, slot.pricing),
+        cache_key(slot.region, slot.pricing, task.search, task.show_formula),
+        lambda: find_pieces(slot.region, slot.pricing, task.search, symbol(name), write_out, numbers_at),
+    )
 
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
@@ -255,10 +262,19 @@ def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[Contra
 
 
 def _solver(task: _Task, slot: _Slot, numbers: Sequence[Mapping[str, int]]) -> Solver:
-    """What solves a slot at the k-th of some numbers; a pinned one is solved everywhere."""
+    """A solver that has solved a slot at the k-th of some numbers; a pinned one has the same tree everywhere."""
     solver = Solver(slot.region, slot.pricing, task.search, numbers.__getitem__)
     if slot.pin is not None:
-        tree = _find_tree(task, slot)
-        solver.trees.append(tree)
-        solver.solved.update(dict.fromkeys(range(len(numbers)), tree))
-    return solver
+        trees = [_find_tree(task, slot)] * len(numbers)
+    else:
+        key = cache_key(
+            slot.region, slot.pricing, task.search, lambda size: [evaluate_size(size, each) for each in numbers]
+        )
+        topology = Topology(slot.region, task.numbers, slot.pricing)
+        trees = [piece.tree for piece in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
+    return replace(solver, trees=[*dict.fromkeys(trees)], solved=dict(enumerate(trees)))
+
+
+def _solve_points(solver: Solver, count: int) -> list[Piece]:
+    """The trees at some points, the k-th as the range that is k."""
+    return [Piece(k + 1, k + 1 if k < count - 1 else None, solver.solve(k)) for k in range(count)]

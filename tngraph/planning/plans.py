@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import sympy
 
 from tngraph.language.network import Index, Network
-from tngraph.language.sizes import evaluate_size, product, symbol
+from tngraph.language.sizes import product, symbol
 from tngraph.planning.cost import (
     Counts,
     elementwise,
@@ -27,12 +28,14 @@ from tngraph.planning.cost import (
     price_operations,
     training_macs,
 )
+from tngraph.planning.differences import PlanDifference, compare_plans
 from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.memory import Memory, generic_sizes, trace_memory
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
+from tngraph.planning.saving import save_plan
 from tngraph.planning.schedule import Block, Operation, Schedule, Stage, legs_size, write_schedule
-from tngraph.planning.sizing import number_sizes
+from tngraph.planning.sizing import given_sizes, number_sizes
 from tngraph.planning.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest")
@@ -191,10 +194,12 @@ class Plan:
         regimes: in ascending order of the size they depend on.
         free: the run-time sizes that regimes were searched over. With one, a regime is a range of it; with several,
             the regime of least cost runs.
+        unpinned: where an order was pinned by hand, the best plan without it at the same sizes.
     """
 
     regimes: tuple[Regime, ...]
     free: tuple[str, ...] = ()
+    unpinned: Plan | None = None
 
     @property
     def network(self) -> Network:
@@ -320,12 +325,7 @@ class Plan:
         Raises:
             SizeError: a name that is no size of the network, or a number that is not a positive integer.
         """
-        kept = {
-            size.name: self.sizes[size.name]
-            for size in self.network.sizes
-            if size.value is None or evaluate_size(size.value, self.sizes) != self.sizes[size.name]
-        }
-        return number_sizes(self.network, {**kept, **sizes})
+        return number_sizes(self.network, {**given_sizes(self.network, self.sizes), **sizes})
 
     def regime(self, **sizes: int) -> Regime:
         """The regime that runs at given sizes, the others as searched.
@@ -375,8 +375,24 @@ class Plan:
     def __str__(self) -> str:
         return self.table()
 
+    def diff(self, other: Plan, **sizes: int) -> PlanDifference:
+        """What another plan has different, at given sizes, the others as searched: it prints as text.
+
+        Raises:
+            SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
+        """
+        return compare_plans(self, other, **sizes)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file that `tngraph.load_plan` reads.
+
+        Raises:
+            PlanError: it minimises a function of a step, or the file cannot be written.
+        """
+        save_plan(self, path)
+
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
-        return Plan, (self.regimes, self.free)
+        return Plan, (self.regimes, self.free, self.unpinned)
 
     def __deepcopy__(self, memo: object) -> Plan:
         return self

@@ -26,15 +26,15 @@ def show_text(text: str) -> None:
     print(text, flush=True)
 
 
-def show_plan(plan: Plan) -> None:
-    """A plan: totals, then one row per step."""
-    text = plan.table()
+def show_plan(plan: Plan, **sizes: int) -> None:
+    """A plan: totals, then one row per step, at given sizes, the others as searched."""
+    text = plan.table(**sizes)
     if not sys.stdout.isatty():
         return show_text(text)
     totals, _, _ = text.partition("\n\n")
     header = ("step", "kind", "computes", "legs", "operations", "size [elements]")
     table = _table(header, numbers=(0, 4, 5))
-    for step in step_records(plan.regime_of(plan.sizes), plan.sizes):
+    for step in step_records(plan.regime(**sizes), plan.values(**sizes)):
         work = f"{step['macs']:,} MAC" if step["macs"] else f"{step['elementwise_operations']:,} elementwise"
         cells = (str(step["step"]), step["kind"], step["computes"], step["result"], work, f"{step['size_elements']:,}")
         table.add_row(*map(Text, cells))
