@@ -31,7 +31,7 @@ MOST_RECONFIGURED = 2000
 MANY = 1000
 """With more tensors than this, fewer orders are drawn in proportion."""
 MOST_SAMPLED = 5000
-"""Cotengra's greedy orders are drawn for at most this many tensors: with 2^14 pairs to choose from it turns quadratic."""
+"""For more tensors the greedy order is ours: with 2^14 pairs to choose from, cotengra's takes quadratic time."""
 _MOVES = 150_000
 _STEPS = 20
 
