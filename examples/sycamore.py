@@ -78,9 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--limit", type=int, default=22, help="log2 of the largest value that may be written [elements]"
-    )
+    parser.add_argument("--limit", type=int, default=22, help="log2 of the largest value written [elements]")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--seconds", type=float, help="no trial begins later")
     given = parser.parse_args()
