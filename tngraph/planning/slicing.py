@@ -98,7 +98,7 @@ def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sea
     graph = hypergraph(topology)
     if len(graph.legs) < 3:
         return
-    cut = Cut(graph, tuple(_order(tree)), limit)
+    cut = Cut(graph, tuple(tree_order(tree)), limit)
     trials = (CutTrial(number, search.seed) for number in range(search.most_trials or 1))
     found: dict[int, list[Slicing]] = {}
     with closing(run_tasks(propose_cut, cut, trials, parallel_for(search, graph))) as results:
@@ -110,7 +110,7 @@ def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sea
         yield from found[number]
 
 
-def _order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
+def tree_order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
     """The pairs of a tree, without its steps on one operand."""
     count = len(tree.region.accesses)
     number, made = list(range(count)), count
