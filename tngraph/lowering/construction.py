@@ -34,8 +34,10 @@ def print_constructor(plan: Plan, names: Names) -> str:
     stored = [core for core in plan.network.cores if core.role in ("param", "buffer") or core in constants]
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
     lines.extend(f"self.{path} = nn.Module()" for path in paths)
-    lines.extend(_register(core, names) for core in stored)
+    lines.extend(_register(core, names, plan.goal.mode == "serve") for core in stored)
     lines.append("self.reset_parameters()")
+    if names.buffers:
+        lines.append("self.register_load_state_dict_post_hook(self.refold)")
     signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
 
@@ -52,20 +54,20 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
-    operations = [op for regime in plan.regimes for op in regime.operations]
+    operations = [op for regime in plan.regimes for op in regime.whole.operations]
     accesses = [op.access for op in operations if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
     return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
 
 
-def _register(core: Core, names: Names) -> str:
-    """The line that makes a core part of the module."""
+def _register(core: Core, names: Names, is_served: bool) -> str:
+    """The line that makes a core part of the module; a param that is served takes no gradient."""
     shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
     name = names.attributes[core.name]
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
     empty = f"torch.empty({shape}, device=device, dtype=dtype)"
     if core.role == "param":
-        return f"self.{name} = nn.Parameter({empty}){comment}"
+        return f"self.{name} = nn.Parameter({empty}{', requires_grad=False' if is_served else ''}){comment}"
     *path, own = name.split(".")
     register = ".".join(["self", *path, "register_buffer"])
     if core.role == "buffer":
@@ -92,6 +94,8 @@ def print_reset(plan: Plan, names: Names) -> str:
         else:
             lines.extend(_draw(list(targets), _std(plan, std, names)))
     lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
+    if names.buffers:
+        lines.append("self.refold()")
     lines = [doc, *names.size_lines(lines), *lines]
     return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
 

@@ -37,7 +37,7 @@ MODULE_ATTRIBUTES = frozenset(
     _load_state_dict_post_hooks _load_state_dict_pre_hooks _maybe_warn_non_full_backward_hook _modules _named_members
     _non_persistent_buffers_set _parameters _register_load_state_dict_pre_hook _register_state_dict_hook
     _replicate_for_data_parallel _save_to_state_dict _slow_forward _state_dict_hooks _state_dict_pre_hooks _version
-    _wrapped_call_impl reset_parameters plan printed source sizes flops verify""".split()  # noqa: SIM905 - a list a person can read
+    _wrapped_call_impl reset_parameters plan printed source sizes flops at fold refold verify""".split()  # noqa: SIM905 - a list a person can read
 )
 """What a param may not be called on a module: the attributes of ``torch.nn.Module``, and tngraph's own."""
 
@@ -70,6 +70,7 @@ class Names:
     arguments: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
     windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
     readers: set[tuple[str, int]] = field(default_factory=set)
     methods: dict[tuple[str, int, int], str] = field(default_factory=dict)
@@ -96,10 +97,13 @@ class Names:
             self.arguments[port.name] = _variable(port.name, in_forward)
         for size in network.sizes:
             self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
-        for regime in self.plan.regimes:
-            for op in regime.operations:
+        folding = self.plan.folding
+        for operations in (*(regime.operations for regime in self.plan.regimes), folding.kernels.operations):
+            for op in operations:
                 if op.name not in self.values:
                     self.values[op.name] = _variable(op.name, in_forward)
+        for k, buffer in enumerate(folding.buffers, 1):
+            self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | KEYWORDS, taken[""])
         for index in network.indices():
             if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
                 self.windows[index.size] = symbol(_variable(index.name, in_forward))

@@ -38,6 +38,7 @@ class Counts:
         elementwise: products, sums, additions, factors and functions [operations].
         largest: the largest value a step writes [elements].
         peak: the most elements of steps' values alive at once, inputs and params not counted [elements].
+        folded: buffers computed before the first call, in ``serve`` [bytes].
         cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
     """
 
@@ -48,6 +49,7 @@ class Counts:
     elementwise: int
     largest: int
     peak: int
+    folded: int
     cost: Price
 
 

@@ -8,14 +8,16 @@ refinement. With several, the regions are solved on a grid, and the regime of le
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import product as combinations
 from math import inf
 from typing import NamedTuple
 
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Index, Network
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.planning.folding import varying_sources
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
@@ -80,7 +82,25 @@ def plan(
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = _Task(network, given, goal, search or Search(), pins)
+    if mode == "serve" and memory_limit is not None:
+        return _fold_within(task, chained, memory_limit)
     return _find_regimes(task, _merge_where_cheaper(task, chained))
+
+
+def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
+    """The plan that folds the largest values whose buffers together stay within a limit [bytes].
+
+    What is bounded in the search is one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing
+    is folded.
+    """
+    most = limit // task.goal.itemsize
+    while True:
+        tried = replace(task, goal=replace(task.goal, most_folded=most), trees={}, costs={})
+        found = _find_regimes(tried, _merge_where_cheaper(tried, network))
+        if evaluate_size(found.folded, found.sizes) <= limit:
+            return found
+        largest = max(evaluate_size(product(buffer.shape), found.sizes) for buffer in found.folding.buffers)
+        most = min(most // 2, largest - 1)
 
 
 @dataclass
@@ -160,8 +180,7 @@ class _Cleaned(NamedTuple):
 
 def _clean(task: _Task, merged: Network, equations: Iterable[Equation]) -> Iterator[_Cleaned]:
     sources = merged.sources()
-    inputs = {port.name for port in merged.inputs}
-    trained, data = reached(merged, task.goal.trained), reached(merged, inputs)
+    trained, data = reached(merged, task.goal.trained), varying_sources(merged)
     for equation in equations:
         cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
         regions = [region for region, _ in cleaned]
@@ -224,7 +243,7 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
     """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
-    points = [*product(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
+    points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
     numbers = [task.numbers_at(**dict(zip(task.free, point, strict=True))) for point in points]
     solvers = [_solver(task, slot, numbers) for slot in slots]
     chosen: list[tuple[ContractionTree, ...]] = []
