@@ -130,8 +130,10 @@ class Body:
         """The lines that store a value as calls read it. A copy, since it may be a view of a param."""
         names = ", ".join(dict.fromkeys(variable.name for variable in variables(made)))
         yield f"# {names}, as calls read it: {format_formula(product(buffer.shape))} elements"
-        value = f"{print_expression(made, words)}.clone(memory_format=torch.contiguous_format)"
-        yield f'self.register_buffer("{self.names.buffers[buffer.name]}", {value}, persistent=False)'
+        name = self.names.buffers[buffer.name]
+        yield f"{name} = {print_expression(made, words)}"
+        copy = f"{name}.clone(memory_format=torch.contiguous_format)"
+        yield f'self.register_buffer("{name}", {copy}, persistent=False)'
 
     def _windows(self, code: Iterable[str]) -> Iterator[tuple[sympy.Expr, sympy.Symbol]]:
         """The counts of windows that some code names."""

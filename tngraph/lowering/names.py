@@ -103,7 +103,7 @@ class Names:
                 if op.name not in self.values:
                     self.values[op.name] = _variable(op.name, in_forward)
         for k, buffer in enumerate(folding.buffers, 1):
-            self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | KEYWORDS, taken[""])
+            self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | in_forward, taken[""])
         for index in network.indices():
             if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
                 self.windows[index.size] = symbol(_variable(index.name, in_forward))

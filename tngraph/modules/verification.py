@@ -23,6 +23,7 @@ from tngraph.language.binding import bind_sizes, check_size
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
+from tngraph.lowering.printing import Source
 from tngraph.planning.cost import evaluate_count
 from tngraph.planning.plans import Plan
 
@@ -103,7 +104,7 @@ def join_verifications(found: Mapping[str, Verification]) -> Verification:
 def verify_layer(
     layer: nn.Module,
     plan: Plan,
-    attributes: Mapping[str, str],
+    printed: Source,
     sizes: Mapping[str, int],
     inputs: Sequence[torch.Tensor],
     seed: int = 0,
@@ -125,14 +126,17 @@ def verify_layer(
         raise SizeError(f"{network.name} has {len(network.inputs)} inputs, and {len(inputs)} were given")
     shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, inputs, strict=True)}
     numbers = bind_sizes(network, shapes, sizes)
-    wide, stored = _widen(layer), _Stored(plan, attributes)
+    wide, stored = _widen(layer), _Stored(plan, printed.attributes)
     is_complex = any(tensor.is_complex() for tensor in (*wide.parameters(), *inputs))
     values = [x.detach().cpu().to(torch.complex128 if is_complex else torch.float64) for x in inputs]
     _fill_zeros(stored.of(wide, "param", "buffer"), generator)
+    if printed.buffers:
+        wide.refold()  # type: ignore[operator]
     checks = [
         *_check_meaning(wide, stored, sizes, values, generator),
         *(() if is_complex and _convolves(plan) else _check_flops(wide, plan, numbers, values)),
         _count("params", "elements", evaluate_count(plan.params, numbers), sum(p.numel() for p in layer.parameters())),
+        *_check_folded(layer, plan, printed, numbers),
     ]
     result = Verification(network.name, numbers, tuple(checks))
     if not result.is_equal:
@@ -204,7 +208,7 @@ def _check_meaning(
     inputs: Sequence[torch.Tensor],
     generator: torch.Generator,
 ) -> list[Check]:
-    """Values, and gradients of every input and param.
+    """Values, and gradients of every input and of every param that takes one.
 
     PyTorch conjugates the derivative of a complex function; the reference does not, so both its ends are conjugated.
     """
@@ -218,7 +222,7 @@ def _check_meaning(
     if not any(output.requires_grad for output in outputs):
         return checks
     directions = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
-    tensors = stored.of(layer, "param") | leaves
+    tensors = {n: t for n, t in (stored.of(layer, "param") | leaves).items() if t.requires_grad}
     trained = [k for k, output in enumerate(outputs) if output.requires_grad]
     found = torch.autograd.grad(
         [outputs[k] for k in trained],
@@ -263,6 +267,14 @@ def _convolves(plan: Plan) -> bool:
 
 def _count(what: str, unit: str, expected: int, found: int) -> Check:
     return Check(what, unit, expected, found, expected == found)
+
+
+def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mapping[str, int]) -> list[Check]:
+    """What the buffers hold, in elements of the size planned for."""
+    if plan.goal.mode != "serve":
+        return []
+    elements = sum(layer.get_buffer(name).numel() for name in printed.buffers)
+    return [_count("folded", "bytes", evaluate_count(plan.folded, numbers), elements * plan.goal.itemsize)]
 
 
 def _check_flops(

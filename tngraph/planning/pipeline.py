@@ -103,6 +103,31 @@ def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
         most = min(most // 2, largest - 1)
 
 
+def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | None, itemsize: int) -> Plan:
+    """Plan the network of another plan for calls with weights that never change.
+
+    Args:
+        known: whose objective, run-time sizes and gradients of inputs are kept.
+        sizes: numbers for compile-time sizes.
+        memory_limit: what may be folded into buffers [bytes].
+        itemsize: of an element [bytes].
+
+    Raises:
+        PlanError: a limit that is no positive integer.
+    """
+    network, goal = known.network, known.goal
+    fixed = {name: known.sizes[name] for name in network.runtime_sizes() if name not in known.free}
+    return plan(
+        network,
+        {**fixed, **sizes},
+        mode="serve",
+        minimize=goal.minimize,
+        requires_grad={port.name: port.name in goal.trained for port in network.inputs},
+        memory_limit=memory_limit,
+        itemsize=itemsize,
+    )
+
+
 @dataclass
 class _Task:
     """What to plan, at which sizes and how; the trees and the equations' costs found so far."""

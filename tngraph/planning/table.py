@@ -159,6 +159,8 @@ def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]
     yield "elementwise", regime.elementwise, "operations"
     yield "largest", regime.largest, "elements"
     yield "peak", regime.peak, "elements"
+    if plan.goal.mode == "serve":
+        yield "folded", plan.folded, "bytes"
 
 
 def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:

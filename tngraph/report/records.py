@@ -72,6 +72,7 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
         "elementwise_operations": regime.elementwise,
         "largest_elements": regime.largest,
         "peak_elements": regime.peak,
+        **({"folded_bytes": plan.folded} if plan.goal.mode == "serve" else {}),
         "cost_operations": regime.cost,
     }
 
