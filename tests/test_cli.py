@@ -139,7 +139,8 @@ def test_plan_as_json_agrees_with_the_plan():
         "flops": "flops",
         "elementwise_operations": "elementwise",
         "largest_elements": "largest",
-        "peak_elements": "peak",
+        "peak_bytes": "peak",
+        "saved_bytes": "saved",
         "cost_operations": "cost",
     }
     for key, name in keys.items():
@@ -297,6 +298,8 @@ def test_verify_prints_what_it_compared():
         "gradient of x [relative error]",
         "forward [FLOPs]",
         "forward and backward [FLOPs]",
+        "peak [bytes]",
+        "saved for backward [bytes]",
         "params [elements]",
     ]
     assert all(row.endswith("ok") for row in rows)

@@ -96,6 +96,12 @@ def test_every_factor_leaves_params_to_draw(term: str):
     assert tg.compile(tg.parse(text)).w.isfinite().all()
 
 
+def test_a_moment_with_a_fraction_in_it_is_printed():
+    core = "param p[j:D, k:1] = near_eye(0.1)"
+    text = f"network n {{ size D = 2; input x[]; param a[]; {core}; y[] = x * a * p; output y[] }}"
+    assert "math.log(100) - math.log(3*D + 300)" in tg.emit(tg.parse(text))
+
+
 @pytest.mark.parametrize("init", ["normal(-1)", "uniform(1, -1)"])
 def test_an_initialisation_that_draws_nothing_is_an_error(init: str):
     with pytest.raises(tg.SpecError, match=r"negative standard deviation|is empty"):

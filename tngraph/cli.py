@@ -26,6 +26,7 @@ from tngraph.language.families import named_family
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.language.text import read
+from tngraph.planning.memory import DOUBLE
 from tngraph.planning.plans import Plan
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.search import Search
@@ -366,9 +367,11 @@ def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
         SizeError: more than `MOST_ELEMENTS`.
     """
     sizes = dict.fromkeys(made.network.runtime_sizes(), SMALL) | dict(runtime)
-    numbers, counts = made.values(**sizes), made.at(**sizes)
+    numbers = made.values(**sizes)
     inputs = sum(evaluate_size(legs_size(port.legs), numbers) for port in made.network.inputs)
-    count = counts.params + counts.peak + inputs
+    count = (
+        evaluate_size(made.params, numbers) + made.regime_of(numbers).memory(numbers, DOUBLE).peak // DOUBLE + inputs
+    )
     if count > MOST_ELEMENTS:
         raise SizeError(
             f"verifying {made.network.name} here takes {count:,} elements, more than {MOST_ELEMENTS:,}\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sympy
 
+from tngraph.language.network import Index
 from tngraph.lowering.names import Names
 from tngraph.planning.expressions import Call, Expression
 
@@ -111,6 +112,14 @@ def _unfold(call: Call, operands: Sequence[str], words: Words) -> str:
     return f"{operands[0]}.unfold({axis}, {words.names.show(size)}, {step})"
 
 
+def _select(call: Call, operands: Sequence[str], words: Words) -> str:
+    """At a position that is a number, or the value that a loop has of an index."""
+    axis, position = call.arguments
+    return (
+        f"{operands[0]}.select({axis}, {words.names.loops[position.name] if isinstance(position, Index) else position})"
+    )
+
+
 def _subscript(operand: str, axis: int, last: str) -> str:
     return f"{operand}[{':, ' * axis}{last}]"
 
@@ -149,7 +158,8 @@ RULES: Mapping[str, Rule] = {
     "movedim": _method("movedim"),
     "pad": _pad,
     "narrow": _narrow,
-    "select": _method("select"),
+    "select": _select,
+    "accumulate": lambda call, operands, words: operands[0],
     "every": lambda call, operands, words: _subscript(operands[0], call.arguments[0], f"::{call.arguments[1]}"),
     "unfold": _unfold,
     "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], operands[1]),

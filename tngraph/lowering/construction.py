@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import groupby
 from textwrap import indent
 
@@ -13,6 +13,7 @@ from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
 from tngraph.planning.kernels import is_diagonal
 from tngraph.planning.plans import Plan
+from tngraph.planning.schedule import Operation
 
 
 def print_constructor(plan: Plan, names: Names) -> str:
@@ -34,7 +35,9 @@ def print_constructor(plan: Plan, names: Names) -> str:
     stored = [core for core in plan.network.cores if core.role in ("param", "buffer") or core in constants]
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
     lines.extend(f"self.{path} = nn.Module()" for path in paths)
-    lines.extend(_register(core, names, plan.goal.mode == "serve") for core in stored)
+    lines.extend(_register(core, names, plan.goal.trained) for core in stored)
+    if any(op.loops for op in operations(plan)):
+        lines.append("self.first_slice, self.slice_step = 0, 1  # the slices that this process adds up")
     lines.append("self.reset_parameters()")
     if names.buffers:
         lines.append("self.register_load_state_dict_post_hook(self.refold)")
@@ -51,23 +54,28 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
     return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
 
 
+def operations(plan: Plan) -> list[Operation]:
+    """Those of all regimes, those before the first call included."""
+    return [op for regime in plan.regimes for op in regime.whole.operations]
+
+
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
-    operations = [op for regime in plan.regimes for op in regime.whole.operations]
-    accesses = [op.access for op in operations if op.access is not None and op.access.source in cores]
+    accesses = [op.access for op in operations(plan) if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
     return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
 
 
-def _register(core: Core, names: Names, is_served: bool) -> str:
-    """The line that makes a core part of the module; a param that is served takes no gradient."""
+def _register(core: Core, names: Names, trained: Container[str]) -> str:
+    """The line that makes a core part of the module; a param that takes no gradient says so."""
     shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
     name = names.attributes[core.name]
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
     empty = f"torch.empty({shape}, device=device, dtype=dtype)"
     if core.role == "param":
-        return f"self.{name} = nn.Parameter({empty}{', requires_grad=False' if is_served else ''}){comment}"
+        frozen = "" if core.name in trained else ", requires_grad=False"
+        return f"self.{name} = nn.Parameter({empty}{frozen}){comment}"
     *path, own = name.split(".")
     register = ".".join(["self", *path, "register_buffer"])
     if core.role == "buffer":
@@ -122,6 +130,8 @@ def _std(plan: Plan, spread: Spread, names: Names) -> str:
     settable = plan.network.settable_sizes()
     runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
     over, under = sympy.fraction(sympy.together(spread.factor.subs(runtime)))
+    whole = over.as_content_primitive()[0].q  # a fraction of a sum keeps those of its terms
+    over, under = whole * over, whole * under
     if under == 1:
         return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
     log = f"math.log({names.show_size(under)}) - math.log({names.show_size(over)})"

@@ -24,7 +24,7 @@ from tngraph.planning.folding import variables
 from tngraph.planning.kernels import Kernel, Kernels
 from tngraph.planning.layout import call_sizes
 from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.schedule import Block, Operation
+from tngraph.planning.schedule import Block, Operation, leg_size
 from tngraph.planning.table import draw_tree, format_formula, format_range, format_step, format_value
 
 LONGEST_DOC = 90
@@ -61,25 +61,45 @@ class Body:
         return f"self.{self.names.attributes[stored[0].name]}" if stored else "torch.empty(())"
 
     @cached_property
-    def methods(self) -> Mapping[tuple[str, int, int], Method]:
-        """The method of every tree of the regions that have several, by equation, term and number."""
-        found = {}
-        for (equation, term), variants in self.plan.variants.items():
+    def methods(self) -> Mapping[tuple[object, ...], Method]:
+        """The methods beside ``forward``: of every tree of a region that has several, and of every other block."""
+        found: dict[tuple[object, ...], Method] = {}
+        for key, variants in self.plan.variants.items():
             for k, numbers in enumerate(variants):
-                found[equation, term, k] = self._method((equation, term, k), numbers)
+                regime = self.plan.regimes[numbers[0]]
+                block = next(b for b in regime.schedule.blocks if (b.equation, b.term) == key)
+                doc = f"{block.equation}{self._describe(numbers)}: {self._drawing(regime, block)}"
+                found[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc)
+        regime = self.plan.regimes[0]
+        for block in regime.schedule.blocks:
+            if block.kind == "slices":
+                doc = f"A slice of {block.equation}: {self._drawing(regime, block)}"
+                found[block.kind, block.first] = self._method(regime, block, self._stem(block, "_slice"), doc)
+            if block.kind == "recompute":
+                value = regime.operations[block.last].name
+                doc = f"{value}, made once more in the backward pass instead of being kept"
+                stem = f"_make_{value.replace('.', '_')}"
+                found[block.kind, block.first] = self._method(regime, block, stem, doc)
         return found
 
-    def _method(self, key: tuple[str, int, int], numbers: Sequence[int]) -> Method:
-        regime, name = self.plan.regimes[numbers[0]], self.names.methods[key]
-        block = next(b for b in regime.schedule.blocks if (b.equation, b.term) == key[:2])
+    def _stem(self, block: Block, end: str) -> str:
+        term = f"_term_{block.term + 1}" if block.term else ""
+        return f"_{block.equation.replace('.', '_')}{term}{end}"
+
+    def _drawing(self, regime: Regime, block: Block) -> str:
+        stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
+        return shorten(draw_tree(stage.trees[block.term]), LONGEST_DOC, placeholder=" …")
+
+    def _method(self, regime: Regime, block: Block, stem: str, doc: str) -> Method:
+        """The lines of a block as a method, which returns the value of the last."""
         lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
         code = [text for line in lines[:-1] for text in self._line(regime.kernels, line, line.dropped)]
-        code.append(f"return {print_expression(lines[-1].code, self.words)}")
-        arguments = tuple(self._given(code, regime, block))
-        stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
-        drawing = shorten(draw_tree(stage.trees[block.term]), LONGEST_DOC, placeholder=" …")
-        doc = f'"""{block.equation}{self._describe(numbers)}: {drawing}."""'
-        body = "\n".join([doc, *self.names.size_lines(code), *code])
+        last = lines[-1]
+        if block.kind == "recompute":
+            code.append(f"# {self._comment(regime.operations, last)}")
+        code.append(f"return {print_expression(last.code, self.words)}")
+        name, arguments = self.names.method(stem), tuple(self._given(code, regime, block))
+        body = "\n".join([f'"""{doc}."""', *self.names.size_lines(code), *code])
         return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
 
     def _describe(self, numbers: Sequence[int]) -> str:
@@ -95,21 +115,23 @@ class Body:
         earlier = (self.names.values[op.name] for op in regime.operations[: block.first] if op.kind != "load")
         sizes = (self.names.sizes[name] for name in self.names.sizes if name in call_sizes(self.plan.network))
         windows = (local.name for local in self.names.windows.values())
-        known = dict.fromkeys((*self.names.arguments.values(), *earlier, *sizes, *windows))
+        loops = (self.names.loops[index.name] for index in regime.operations[block.last].loops)
+        known = dict.fromkeys((*self.names.arguments.values(), *earlier, *loops, *sizes, *windows))
         return (name for name in known if name in used)
 
     def lines(self) -> Iterator[str]:
         """The lines of ``forward``, and what it returns."""
         kernels = self.plan.regimes[0].kernels
         inside = {number: block for block in kernels.blocks for number in range(block.first, block.last + 1)}
-        if kernels.blocks and len(self.plan.free) != 1:
+        if self.plan.variants and len(self.plan.free) != 1:
             yield from self._choose_order()
         for line in kernels.lines:
             block = inside.get(line.number)
             if block is None:
                 yield from self._line(kernels, line, line.dropped)
             elif line.number == block.last:
-                yield from self._dispatch(kernels, line, block)
+                yield from getattr(self, f"_call_{block.kind}")(kernels, line, block)
+                yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
         yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
 
     def refold(self) -> Iterator[str]:
@@ -118,7 +140,9 @@ class Body:
         if not folding.buffers:
             return
         words = replace(self.words, anchor=self._stored_anchor())
-        code = [text for line in folding.kernels.lines for text in self._line(folding.kernels, line, line.dropped, words)]
+        code: list[str] = []
+        for line in folding.kernels.lines:
+            code.extend(self._line(folding.kernels, line, line.dropped, words))
         for buffer, made in zip(folding.buffers, folding.kernels.results, strict=True):
             code.extend(self._keep(buffer, made, words))
         windows = [f"{local} = {self.names.show_size(size)}" for size, local in self._windows(code)]
@@ -160,7 +184,36 @@ class Body:
         price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
         return f"{format_value(op.name, line.legs)} = {format_step(operations, line.number)}{price}"
 
-    def _dispatch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+    def _call_recompute(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+        """The call of a method whose values are not kept for the backward pass."""
+        method, op = self.methods[block.kind, block.first], kernels.operations[line.number]
+        arguments = ", ".join([f"self.{method.name}", *method.arguments, "use_reentrant=False"])
+        yield f"{self.names.values[op.name]} = checkpoint({arguments}, preserve_rng_state=False)"
+
+    def _call_slices(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+        """The loop over the slices that this process is to add up, and the sum over all processes."""
+        method, op = self.methods[block.kind, block.first], kernels.operations[line.number]
+        name, number = self.names.values[op.name], self.names.number
+        yield f"# {self._comment(kernels.operations, line)}"
+        shape = self.words.sizes([leg_size(leg) for leg in op.legs])
+        yield f"{name} = torch.zeros(({shape}{',' * (len(op.legs) == 1)}), {self.words.options})"
+        shown = [self.names.show(index.size) for index in op.loops]
+        counts = [size if size.isidentifier() or size.isdigit() else f"({size})" for size in shown]
+        yield f"for {number} in range(self.first_slice, {' * '.join(counts)}, self.slice_step):"
+        for k, index in enumerate(op.loops):
+            below = "".join(f" // {count}" for count in reversed(counts[k + 1 :]))
+            yield f"    {self.names.loops[index.name]} = {number}{below}" + (f" % {counts[k]}" if k else "")
+        target, axis = name, 0
+        for leg in op.legs:
+            if leg in op.loops:
+                target += f".select({axis}, {self.names.loops[leg.name]})"
+            else:
+                axis += 1
+        yield f"    {target}.add_(self.{method.name}({', '.join(method.arguments)}))"
+        yield "if self.slice_step > 1:"
+        yield f"    torch.distributed.all_reduce({name})"
+
+    def _call_branch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
         """The call of one of several methods."""
         variants = self.plan.variants[block.equation, block.term]
         op = kernels.operations[line.number]
@@ -171,7 +224,6 @@ class Body:
             yield "else:" if is_last else f"{'elif' if k else 'if'} {self._condition(numbers)}:"
             call = f"self.{method.name}({', '.join(method.arguments)})"
             yield f"    {self.names.values[op.name]} = {call}"
-        yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
 
     def _condition(self, numbers: Sequence[int]) -> str:
         """When one of some regimes runs."""

@@ -37,13 +37,14 @@ MODULE_ATTRIBUTES = frozenset(
     _load_state_dict_post_hooks _load_state_dict_pre_hooks _maybe_warn_non_full_backward_hook _modules _named_members
     _non_persistent_buffers_set _parameters _register_load_state_dict_pre_hook _register_state_dict_hook
     _replicate_for_data_parallel _save_to_state_dict _slow_forward _state_dict_hooks _state_dict_pre_hooks _version
-    _wrapped_call_impl reset_parameters plan printed source sizes flops at fold refold verify""".split()  # noqa: SIM905 - a list a person can read
+    _wrapped_call_impl reset_parameters plan printed source sizes flops verify at fold refold first_slice
+    slice_step""".split()  # noqa: SIM905 - a list a person can read
 )
 """What a param may not be called on a module: the attributes of ``torch.nn.Module``, and tngraph's own."""
 
 KEYWORDS = frozenset(keyword.kwlist)
 LOCALS = KEYWORDS | {"self", "torch", "nn", "F", "math", "super", "param", "sum", "tuple", "min", "max", "ValueError"}
-LOCALS |= {"device", "dtype"}
+LOCALS |= {"device", "dtype", "range", "checkpoint"}
 """What a variable of the generated methods may not be called."""
 
 
@@ -73,9 +74,11 @@ class Names:
     buffers: dict[str, str] = field(default_factory=dict)
     windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
     readers: set[tuple[str, int]] = field(default_factory=set)
-    methods: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    loops: dict[str, str] = field(default_factory=dict)
     costs: list[str] = field(default_factory=list)
     order: str = "order"
+    number: str = "number"
+    methods: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         network = self.plan.network
@@ -110,10 +113,16 @@ class Names:
         if len(self.plan.regimes) > 1:
             self.order = _variable("order", in_forward)
             self.costs = [_variable(f"cost_{k + 1}", in_forward) for k in range(len(self.plan.regimes))]
-        for (equation, term), variants in self.plan.variants.items():
-            for k in range(len(variants)):
-                stem = f"_{equation.replace('.', '_')}" + (f"_term_{term + 1}" if term else "")
-                self.methods[equation, term, k] = escape(f"{stem}_{k + 1}", MODULE_ATTRIBUTES | KEYWORDS, taken[""])
+        for regime in self.plan.regimes:
+            for index in (index for op in regime.operations for index in op.loops):
+                if index.name not in self.loops:
+                    self.loops[index.name] = _variable(index.name, in_forward)
+        self.number = _variable("number", in_forward) if self.loops else self.number
+        self.methods = taken[""]
+
+    def method(self, stem: str) -> str:
+        """A name for one more method of the module."""
+        return escape(stem, MODULE_ATTRIBUTES | KEYWORDS, self.methods)
 
     def _attribute(self, name: str, taken: Mapping[str, set[str]]) -> str:
         """The path from the module to what has this name, given the names in use in each folder."""

@@ -81,9 +81,14 @@ def _header(plan: Plan, names: Names, body: str) -> str:
     if "math." in body:
         lines.append("import math\n")
     lines.append("import torch")
+    if "torch.distributed" in body:
+        lines.append("import torch.distributed")
     if "F." in body:
         lines.append("import torch.nn.functional as F")
-    return "\n".join([*lines, "from torch import nn"]) + "\n"
+    lines.append("from torch import nn")
+    if "checkpoint(" in body:
+        lines.append("from torch.utils.checkpoint import checkpoint")
+    return "\n".join(lines) + "\n"
 
 
 def _class(plan: Plan, names: Names) -> str:

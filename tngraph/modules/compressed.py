@@ -102,6 +102,8 @@ class Compressed(nn.Module):
     def counts(self, **sizes: int) -> Counts:
         """The exact counts of a call, the bias included, padding as it runs: ``layer.counts(batch=128)``.
 
+        Peak and saved are those of the network: what pads its input, crops its output and adds the bias is beside it.
+
         Args:
             sizes: of the input; those not given are as planned.
 
@@ -112,21 +114,20 @@ class Compressed(nn.Module):
         counts = self.plan.at(**inner)
         if self.bias is None:
             return counts
-        made, kept = self._output_sizes(self.plan.values(**inner))
+        kept = self._output_size(self.plan.values(**inner))
         return replace(
             counts,
             params=counts.params + self.bias.numel(),
             elementwise=counts.elementwise + kept,
             cost=counts.cost + kept,
             largest=max(counts.largest, kept),
-            peak=max(counts.peak, made + kept),
         )
 
-    def _output_sizes(self, numbers: Mapping[str, int]) -> tuple[int, int]:
-        """What the network puts out, and what of it the layer keeps [elements]."""
-        batch, channels, *axes = self.plan.network.outputs[0].axes
+    def _output_size(self, numbers: Mapping[str, int]) -> int:
+        """What the layer puts out [elements]."""
+        batch, _, *axes = self.plan.network.outputs[0].axes
         places = prod(evaluate_size(index.size, numbers) for axis in (batch, *axes) for index in axis)
-        return places * prod(evaluate_size(index.size, numbers) for index in channels), places * self.recipe.shape[0]
+        return places * self.recipe.shape[0]
 
     def verify(self, *inputs: Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
         """Compare the network with the reference, as `Layer.verify` does.

@@ -81,7 +81,9 @@ class Layer(nn.Module):
         return self._under(self.plan.only(**{**self.sizes(), **sizes}))
 
     def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
-        """Compare this layer with the reference: values, gradients, FLOPs, params; without inputs, in every regime.
+        """Compare this layer with the reference: values, gradients, FLOPs, params, and the bytes it holds.
+
+        Without inputs that is done in every regime.
 
         Args:
             inputs: what to call it with; random inputs of small sizes when absent.
@@ -114,7 +116,8 @@ class Layer(nn.Module):
         """
         if self.plan.goal.mode == "serve":
             if memory_limit is not None:
-                raise PlanError(f"{self.plan.network.name} is planned for serving already\n  fold the layer it was made of")
+                name = self.plan.network.name
+                raise PlanError(f"{name} is planned for serving already\n  give the limit to the layer it was made of")
             self._refold()
             return self
         first = next(chain(self.parameters(), self.buffers(), (torch.empty(()),)))
@@ -139,7 +142,7 @@ class Layer(nn.Module):
             own = getattr(self, "refold", None)
             layer._load_state_dict_post_hooks = OrderedDict((k, hook) for k, hook in hooks.items() if hook != own)
             if made.printed.buffers:
-                layer.register_load_state_dict_post_hook(cast(Any, layer).refold)
+                cast(Any, layer).register_load_state_dict_post_hook(cast(Any, layer).refold)
             layer._refold()
         return layer
 

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches the storages that operations make; one that dies is not counted any more."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.made: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
@@ -24,10 +24,10 @@ class _Allocations(TorchDispatchMode):
         """Run an operation, and count what it leaves behind [bytes]."""
         given = {storage._cdata for storage in storages(tree_leaves((args, kwargs)))}
         result = func(*args, **(kwargs or {}))
-        self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}
+        self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
         for storage in storages(tree_leaves(result)):
             if storage._cdata not in given:
-                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, sum(count for _, count in self.made.values()))
         return result
 
@@ -39,9 +39,9 @@ def storages(values: Iterable[object]) -> Iterator[torch.UntypedStorage]:
 
 def measure_peak(call: Callable[[], object]) -> int:
     """The most bytes of storages alive at once that a call makes, without gradients [bytes]."""
-    with torch.no_grad(), _Allocations() as allocations:
-        result = call()
-    del result
+    allocations = _Allocations()
+    with torch.no_grad(), allocations:
+        call()
     return allocations.peak
 
 

@@ -1,7 +1,8 @@
 """Checking a layer against the reference meaning and against what PyTorch counts.
 
 Values and gradients are compared in float64 with `tngraph.evaluate` and `tngraph.gradients`; FLOPs, forward and forward
-with backward, with ``torch.utils.flop_counter.FlopCounterMode``, equal to the last unit; params with the module's.
+with backward, with ``torch.utils.flop_counter.FlopCounterMode``, equal to the last unit; params with the module's; the
+peak and what autograd saves with the storages of a run, to the last byte.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.lowering.printing import Source
+from tngraph.modules.measuring import measure_peak, measure_saved
 from tngraph.planning.cost import evaluate_count
 from tngraph.planning.plans import Plan
 
@@ -128,13 +130,13 @@ def verify_layer(
     numbers = bind_sizes(network, shapes, sizes)
     wide, stored = _widen(layer), _Stored(plan, printed.attributes)
     is_complex = any(tensor.is_complex() for tensor in (*wide.parameters(), *inputs))
-    values = [x.detach().cpu().to(torch.complex128 if is_complex else torch.float64) for x in inputs]
+    values = [_in_order(x).to(torch.complex128 if is_complex else torch.float64) for x in inputs]
     _fill_zeros(stored.of(wide, "param", "buffer"), generator)
     if printed.buffers:
         wide.refold()  # type: ignore[operator]
     checks = [
         *_check_meaning(wide, stored, sizes, values, generator),
-        *(() if is_complex and _convolves(plan) else _check_flops(wide, plan, numbers, values)),
+        *(() if is_complex and _convolves(plan) else _check_costs(wide, plan, numbers, values)),
         _count("params", "elements", evaluate_count(plan.params, numbers), sum(p.numel() for p in layer.parameters())),
         *_check_folded(layer, plan, printed, numbers),
     ]
@@ -174,11 +176,18 @@ def _port_shape(port: Port, numbers: Mapping[str, int]) -> tuple[int, ...]:
 def _widen(layer: nn.Module) -> nn.Module:
     """A copy on the CPU in double precision."""
     wide = copy.deepcopy(layer).cpu()
+    for tensor in (*wide.parameters(), *wide.buffers()):
+        tensor.data = _in_order(tensor)
     if not any(p.is_complex() for p in wide.parameters()):
         return wide.double()
     with warnings.catch_warnings():  # PyTorch's that complex modules are new
         warnings.simplefilter("ignore")
         return wide.to(torch.complex128)
+
+
+def _in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU as PyTorch lays out what is new, which is what the plan counts with."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +222,7 @@ def _check_meaning(
     PyTorch conjugates the derivative of a complex function; the reference does not, so both its ends are conjugated.
     """
     network = stored.plan.network
-    leaves = {port.name: x.clone().requires_grad_() for port, x in zip(network.inputs, inputs, strict=True)}
+    leaves = dict(zip((port.name for port in network.inputs), _leaves(stored.plan, inputs), strict=True))
     arrays = {n: t.detach().numpy() for n, t in (stored.of(layer, "param", "buffer") | leaves).items()}
     expected, outputs = _tuple(evaluate(network, arrays, sizes)), _tuple(layer(*leaves.values()))
     checks = [
@@ -222,7 +231,7 @@ def _check_meaning(
     if not any(output.requires_grad for output in outputs):
         return checks
     directions = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
-    tensors = {n: t for n, t in (stored.of(layer, "param") | leaves).items() if t.requires_grad}
+    tensors = {name: t for name, t in (stored.of(layer, "param") | leaves).items() if t.requires_grad}
     trained = [k for k, output in enumerate(outputs) if output.requires_grad]
     found = torch.autograd.grad(
         [outputs[k] for k in trained],
@@ -236,6 +245,12 @@ def _check_meaning(
     for name, gradient in zip(tensors, found, strict=True):
         checks.append(_compare(f"gradient of {name}", wanted[name], gradient.conj().resolve_conj(), least))
     return checks
+
+
+def _leaves(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Inputs that take a gradient where the plan says so."""
+    pairs = zip(plan.network.inputs, inputs, strict=True)
+    return [x.clone().requires_grad_(port.name in plan.goal.trained) for port, x in pairs]
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
@@ -277,6 +292,13 @@ def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mappin
     return [_count("folded", "bytes", evaluate_count(plan.folded, numbers), elements * plan.goal.itemsize)]
 
 
+def _check_costs(
+    layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
+) -> list[Check]:
+    """What a call costs: FLOPs and bytes."""
+    return [*_check_flops(layer, plan, numbers, inputs), *_check_memory(layer, plan, numbers, inputs)]
+
+
 def _check_flops(
     layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
 ) -> list[Check]:
@@ -288,9 +310,25 @@ def _check_flops(
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         layer.forward(*inputs)
     checks = [_count("forward", "FLOPs", counts.flops, counter.get_total_flops())]
-    leaves = [x.clone().requires_grad_() for x in inputs]
+    leaves = _leaves(plan, inputs)
     with FlopCounterMode(display=False) as counter:
         outputs = [output for output in _tuple(layer.forward(*leaves)) if output.grad_fn is not None]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     return [*checks, _count("forward and backward", "FLOPs", counts.training_flops, counter.get_total_flops())]
+
+
+def _check_memory(
+    layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
+) -> list[Check]:
+    """The most bytes a call holds, and those that autograd keeps of one with gradients for params and inputs."""
+    stored = [*layer.parameters(), *layer.buffers()]
+    itemsize = max((tensor.itemsize for tensor in (*stored, *inputs)), default=torch.get_default_dtype().itemsize)
+    expected = plan.regime_of(numbers).memory(numbers, itemsize)
+    leaves = _leaves(plan, inputs)
+    peak = measure_peak(lambda: layer.forward(*inputs))
+    saved = measure_saved(lambda: layer.forward(*leaves), [*stored, *leaves])
+    return [
+        _count("peak", "bytes", expected.peak, peak),
+        _count("saved for backward", "bytes", expected.saved, saved),
+    ]

@@ -37,7 +37,8 @@ class Counts:
         training_flops: those of a forward and a backward pass, with gradients for params and inputs [FLOPs].
         elementwise: products, sums, additions, factors and functions [operations].
         largest: the largest value a step writes [elements].
-        peak: the most elements of steps' values alive at once, inputs and params not counted [elements].
+        peak: the most that a call without gradients holds at once, inputs and params not counted [bytes].
+        saved: what autograd keeps of a call with gradients as the goal says, params and inputs not counted [bytes].
         folded: buffers computed before the first call, in ``serve`` [bytes].
         cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
     """
@@ -49,6 +50,7 @@ class Counts:
     elementwise: int
     largest: int
     peak: int
+    saved: int
     folded: int
     cost: Price
 
@@ -178,20 +180,6 @@ def aliases(operations: Sequence[Operation]) -> list[int]:
     for number, op in enumerate(operations):
         alias.append(alias[op.operands[0]] if op.kind == "load" and op.operands else number)
     return alias
-
-
-def live_sizes(operations: Sequence[Operation], kept: Iterable[int]) -> list[sympy.Expr]:
-    """The elements alive during each operation that writes a value: its operands' and its result's included."""
-    drops = last_uses(operations, kept)
-    alive: dict[int, sympy.Expr] = {}
-    moments = []
-    for number, op in enumerate(operations):
-        if op.kind != "load":
-            alive[number] = legs_size(op.legs)
-            moments.append(sympy.Add(*alive.values()))
-        for value in drops.get(number, ()):
-            alive.pop(value, None)
-    return moments
 
 
 def maximum(values: Iterable[sympy.Expr]) -> sympy.Expr:

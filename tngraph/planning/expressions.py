@@ -76,6 +76,13 @@ def flip(operand: Expression, axes: Sequence[int]) -> Expression:
     return Call("flip", (operand,), tuple(axes), operand.shape) if axes else operand
 
 
+def value_names(code: Expression) -> frozenset[str]:
+    """The names of the earlier values in an expression."""
+    if isinstance(code, Variable):
+        return frozenset({code.name} if code.kind == "value" else ())
+    return frozenset().union(*map(value_names, code.operands))
+
+
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
     """A shape with another size on one axis."""
     return (*shape[:axis], size, *shape[axis + 1 :])

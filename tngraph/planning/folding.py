@@ -10,7 +10,7 @@ A buffer is called by its content, a digest of all that goes into it: what two r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import count
 from typing import NamedTuple
@@ -47,8 +47,8 @@ def varying_sources(network: Network) -> frozenset[str]:
 
 def _legs(network: Network) -> Iterator[tuple[str, Sequence[Leg]]]:
     """The legs that every core and equation has, and those that an equation reads others by."""
-    for source in (*network.cores, *network.equations):
-        yield source.name, source.legs
+    for name, source in network.sources().items():
+        yield name, source.legs
     for equation in network.equations:
         for term in equation.terms:
             yield from ((equation.name, access.legs) for access in term.accesses)
@@ -161,7 +161,7 @@ class Folding:
         buffers: the variables by which calls read the results.
     """
 
-    kernels: Kernels = Kernels((), (), (), ())
+    kernels: Kernels = field(default_factory=lambda: Kernels((), (), (), ()))
     keys: tuple[str, ...] = ()
     buffers: tuple[Variable, ...] = ()
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
 from tngraph.planning.cost import aliases, last_uses
-from tngraph.planning.expressions import Call, Expression, Variable
+from tngraph.planning.expressions import Call, Expression, Variable, value_names
 from tngraph.planning.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
 from tngraph.planning.region import bare_legs, is_unit
 from tngraph.planning.schedule import Block, Operation, Schedule, Stage, leg_size
@@ -28,7 +28,7 @@ class Kernel:
         number: of the operation it computes.
         code: what computes it.
         axes: of the value, legs fused first-slowest.
-        dropped: the operations whose values are not needed any more after it.
+        dropped: the operations whose values are not needed any more after it, but for one whose name it takes over.
     """
 
     number: int
@@ -58,6 +58,12 @@ class Kernels:
     lines: tuple[Kernel, ...]
     results: tuple[Expression, ...]
 
+    def given(self, block: Block) -> frozenset[str]:
+        """The names of the values from before a block that its lines use."""
+        inside = [line for line in self.lines if block.first <= line.number <= block.last]
+        made = {self.operations[line.number].name for line in inside}
+        return frozenset(name for line in inside for name in value_names(line.code)) - made
+
 
 def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule, numbers: Mapping[str, int]) -> Kernels:
     """The lines that run a schedule.
@@ -80,7 +86,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
             tensors.append(loader.load(op, tensors))
             continue
         result = _write(op, [tensors[k] for k in op.operands], _wanted(network, stages, schedule, number), context)
-        dropped = tuple(k for k in drops.get(number, ()) if k == alias[k])
+        dropped = tuple(k for k in drops.get(number, ()) if k == alias[k] and operations[k].name != op.name)
         lines.append(Kernel(number, result.code, result.axes, dropped))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
@@ -121,7 +127,7 @@ class _Loader:
             (leg,) = set(bare_legs(op.access))
             return _select(Tensor(Call("ones", (), (), (leg_size(leg),)), ((leg,),)), op.loops[:1])
         port = next((port for port in self.network.inputs if port.name == core.name), None)
-        axes: Axes = port.axes if port is not None else separate(core.legs)
+        axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
         renamed = dict(zip(core.legs, legs, strict=True))
         kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes)
         return _select(Tensor(self._source(core, axes), kept), op.loops)
@@ -331,8 +337,8 @@ def _add(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], conte
     first, second = operands
     order = next((t.legs for t in operands if set(t.legs) == set(op.legs)), op.legs)
     axes = _runs(order, lambda leg: (leg in first.legs, leg in second.legs))
-    operands = (_broadcast(first, axes), _broadcast(second, axes))
-    return _compute("sub" if op.number < 0 else "add", operands, axes)
+    both = (_broadcast(first, axes), _broadcast(second, axes))
+    return _compute("sub" if op.number < 0 else "add", both, axes)
 
 
 def _pointwise(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:

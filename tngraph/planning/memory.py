@@ -25,6 +25,7 @@ from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.cost import maximum
 from tngraph.planning.expressions import Call, Expression, Shape, Variable
 from tngraph.planning.kernels import Kernels
+from tngraph.planning.schedule import Block, leg_size
 from tngraph.planning.strides import (
     Ints,
     Layout,
@@ -39,6 +40,8 @@ from tngraph.planning.strides import (
 
 ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
+DOUBLE = 8
+"""Of a number in double precision, in which layers are verified [bytes]."""
 UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1}
 """Of what a call makes that are no numbers but positions or truth values [bytes]."""
 
@@ -107,14 +110,19 @@ def trace_memory(
         itemsize: of a number [bytes].
     """
     trace = _Trace(numbers, frozenset(trained), itemsize)
+    starts = {block.first: block for block in kernels.blocks}
     for line in kernels.lines:
-        trace.values[kernels.operations[line.number].name] = trace.evaluate(line.code)
+        if line.number in starts:
+            trace.enter(kernels, starts[line.number])
+        trace.bind(kernels.operations[line.number].name, trace.evaluate(line.code))
         for number in line.dropped:
             trace.release(trace.values.pop(kernels.operations[number].name))
+        if trace.block is not None and line.number == trace.block.last:
+            trace.leave()
     for result in kernels.results:
         trace.evaluate(result)
     trace.note()
-    return Memory(tuple(trace.moments), tuple(trace.kept))
+    return Memory(tuple(trace.moments), tuple(trace.kept.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +145,45 @@ class _Trace:
         self.numbers, self.trained, self.itemsize = numbers, trained, itemsize
         self.values: dict[str, _Array] = {}
         self.holders: dict[Storage, int] = {}
-        self.kept: dict[Storage, None] = {}
+        self.kept: dict[Storage, Storage] = {}
+        self.block: Block | None = None
+        self.loops: tuple[sympy.Expr, ...] = ()
+        self.given: tuple[_Array, ...] = ()
+        self.made: set[Storage] = set()
         self.moments: list[tuple[Storage, ...]] = []
         self._has_grown = False
         self._known: dict[sympy.Expr, int] = {}
 
+    def bind(self, name: str, array: _Array) -> None:
+        """Give a value its name; what had it is let go."""
+        before = self.values.get(name)
+        self.values[name] = array
+        if before is not None:
+            self.release(before)
+
+    def enter(self, kernels: Kernels, block: Block) -> None:
+        """Call the method of a block; what slices add up to is there before the first."""
+        self.block, self.made = block, set()
+        self.given = tuple(self.values[name] for name in sorted(kernels.given(block)))
+        whole = kernels.operations[block.last]
+        self.loops = tuple(index.size for index in whole.loops)
+        if block.kind == "slices":
+            shape = tuple(leg_size(leg) for leg in whole.legs)
+            sizes = self._sizes(shape)
+            storage = Storage(shape, prod(sizes), self.itemsize)
+            self.whole = _Array(Layout(sizes, contiguous_strides(sizes)), storage, self.itemsize, False)
+            self._hold(self.whole)
+
+    def leave(self) -> None:
+        """Return from the method of a block."""
+        self.block, self.loops = None, ()
+
     def evaluate(self, code: Expression) -> _Array:
         """The tensor an expression makes."""
+        if isinstance(code, Call) and code.function == "accumulate":
+            part = self.evaluate(code.operands[0])
+            self.release(part)
+            return replace(self.whole, is_trained=part.is_trained)
         if isinstance(code, Call):
             operands = [self.evaluate(operand) for operand in code.operands]
             array = self._call(code, operands)
@@ -193,12 +233,30 @@ class _Trace:
     def _keep(self, arrays: Sequence[_Array], saved: Iterable[int]) -> None:
         for number in saved:
             storage = arrays[number].storage
-            if storage is not None:
-                self.kept[storage] = None
+            if self.block is not None and self.block.kind == "recompute":
+                self._keep_given()
+            elif storage is not None:
+                self.kept[storage] = self._times(storage)
+
+    def _keep_given(self) -> None:
+        """What runs once more in the backward pass keeps what it is given, and nothing that it makes."""
+        for array in self.given:
+            if array.storage is not None:
+                self.kept[array.storage] = array.storage
+
+    def _times(self, storage: Storage) -> Storage:
+        """As much as all slices make of a storage that each makes anew."""
+        if storage not in self.made or not self.loops:
+            return storage
+        return replace(
+            storage, shape=(*storage.shape, *self.loops), count=storage.count * prod(self._sizes(self.loops))
+        )
 
     def _hold(self, array: _Array) -> None:
         if array.storage is not None:
-            self._has_grown |= array.storage not in self.holders
+            if array.storage not in self.holders:
+                self._has_grown = True
+                self.made.add(array.storage)
             self.holders[array.storage] = self.holders.get(array.storage, 0) + 1
 
     def release(self, array: _Array) -> None:
@@ -352,6 +410,14 @@ Source: tools/autograd/derivatives.yaml of PyTorch.
 """
 
 
+FIRST_PRIME = 5
+"""The number of the smallest prime taken: 11, beyond steps and windows that stand as numbers."""
+APART = 40
+"""So many primes lie between two sizes, so that one slides over the next however it is padded."""
+MOST_ORDERED = 4
+"""So many sizes are tried in every order, to find one where windows fit what they slide over."""
+
+
 def generic_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
     """Numbers for all sizes at which no index has size 1 and none equals another by chance.
 
@@ -359,27 +425,25 @@ def generic_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int
         network: whose sizes they are.
         numbers: what is taken where there are none, as for a window that never slides.
     """
-    free = [size for size in network.sizes if size.value is None or size in network.settable_sizes()]
-    late = sorted(free, key=lambda size: size.value is None)
-    for order in (late, *permutations(free[:MOST_ORDERED])):
-        primes = (sympy.prime(FIRST_PRIME + 40 * k) for k in range(len(free)))
-        found = dict(zip((size.name for size in dict.fromkeys([*order, *free])), map(int, primes), strict=True))
-        for size in network.sizes:
-            if size.name not in found and size.value is not None:
-                found[size.name] = evaluate_size(size.value, found)
-        if _is_generic(network, found):
-            return {size.name: found[size.name] for size in network.sizes}
+    settable = network.settable_sizes()
+    free = [size.name for size in (*settable, *network.sizes) if size.value is None or size in settable]
+    free = list(dict.fromkeys(free))  # run-time sizes last, and so largest: windows slide over them
+    for order in (free, *permutations(free[:MOST_ORDERED])):
+        found = _number(network, list(dict.fromkeys([*order, *free])))
+        if found is not None:
+            return found
     return dict(numbers)
 
 
-FIRST_PRIME = 5
-"""The number of the smallest prime taken: 11, beyond steps and windows that stand as numbers."""
-MOST_ORDERED = 4
-"""So many sizes are tried in every order, to find one where windows fit what they slide over."""
-
-
-def _is_generic(network: Network, numbers: Mapping[str, int]) -> bool:
+def _number(network: Network, order: Sequence[str]) -> dict[str, int] | None:
+    """Primes for sizes in this order, and what the others derive; None where an index has no more than one entry."""
+    found = {name: int(sympy.prime(FIRST_PRIME + APART * k)) for k, name in enumerate(order)}
     try:
-        return all(index.size == 1 or evaluate_size(index.size, numbers) > 1 for index in network.indices())
+        for size in network.sizes:
+            if size.name not in found and size.value is not None:
+                found[size.name] = evaluate_size(size.value, found)
+        sizes = [(index.size, evaluate_size(index.size, found)) for index in network.indices()]
     except SizeError:
-        return False
+        return None
+    is_generic = all(size == 1 or number > 1 for size, number in sizes)
+    return {size.name: found[size.name] for size in network.sizes} if is_generic else None

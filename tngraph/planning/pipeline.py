@@ -90,8 +90,7 @@ def plan(
 def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
     """The plan that folds the largest values whose buffers together stay within a limit [bytes].
 
-    What is bounded in the search is one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing
-    is folded.
+    The search bounds one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing is folded.
     """
     most = limit // task.goal.itemsize
     while True:

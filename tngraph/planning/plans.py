@@ -19,7 +19,6 @@ from tngraph.planning.cost import (
     Counts,
     elementwise,
     evaluate_count,
-    live_sizes,
     macs,
     maximum,
     param_count,
@@ -28,14 +27,15 @@ from tngraph.planning.cost import (
 )
 from tngraph.planning.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
 from tngraph.planning.kernels import Kernels, write_kernels
+from tngraph.planning.memory import Memory, generic_sizes, trace_memory
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
 from tngraph.planning.sizing import number_sizes
 from tngraph.planning.table import format_plan
 
-COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "peak", "folded")
-"""The counts of a regime that are formulas."""
+COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
+"""The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,26 @@ class Regime:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
-        return maximum(live_sizes(self.operations, self.outputs))
+        """The most that a call without gradients holds at once (see `trace_memory`), where no size is 1 [bytes]."""
+        return self._memory.peak_formula
+
+    @cached_property
+    def saved(self) -> sympy.Expr:
+        """What autograd keeps of a call with gradients as the goal says, where no size is 1 [bytes]."""
+        return self._memory.saved_formula
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return self.memory(generic_sizes(self.network, self.sizes))
+
+    def memory(self, numbers: Mapping[str, int], itemsize: int | None = None) -> Memory:
+        """What a call holds, exact at any sizes, those that are 1 or equal by chance included.
+
+        Args:
+            numbers: an integer for every named size, as `Plan.values` gives them.
+            itemsize: of a number; that of the goal when absent [bytes].
+        """
+        return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
 
     @property
     def folded(self) -> sympy.Expr:
@@ -175,7 +193,8 @@ class Regime:
     def counts(self, numbers: Mapping[str, int]) -> Counts:
         """The counts at these numbers of all sizes."""
         known = {name: evaluate_count(getattr(self, name), numbers) for name in COUNTS}
-        return Counts(**known, cost=self.price(numbers))
+        memory = self.memory(numbers)
+        return Counts(**known, peak=memory.peak, saved=memory.saved, cost=self.price(numbers))
 
     def alone(self, numbers: Mapping[str, int]) -> Plan:
         """This regime as a plan of its own, for all sizes; these numbers are what its counts are shown at."""
@@ -256,8 +275,13 @@ class Plan:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most elements of steps' values alive at once, inputs and params not counted [elements]."""
+        """The most that a call without gradients holds at once, where no size is 1 [bytes]."""
         return self._formula("peak")
+
+    @cached_property
+    def saved(self) -> sympy.Expr:
+        """What autograd keeps of a call with gradients as the goal says, where no size is 1 [bytes]."""
+        return self._formula("saved")
 
     @cached_property
     def folding(self) -> Folding:
@@ -301,7 +325,7 @@ class Plan:
         """By equation and term of the regions that have several trees: for each, the regimes that it runs in."""
         found: dict[tuple[str, int], dict[object, list[int]]] = {}
         for number, regime in enumerate(self.regimes):
-            for block in regime.schedule.blocks:
+            for block in (block for block in regime.schedule.blocks if block.kind == "branch"):
                 stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
                 trees = found.setdefault((block.equation, block.term), {})
                 trees.setdefault(stage.trees[block.term].steps, []).append(number)

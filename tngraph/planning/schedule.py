@@ -209,11 +209,11 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float) -> i
 
 
 def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:
-    """For every value of a tree the indices it is computed anew for: those sliced on a leaf; all, above one of these."""
+    """For every value of a tree the indices it is made anew for: those sliced on a leaf; all, above one of these."""
     loops = [tuple(leg for leg in access.legs if leg in tree.sliced) for access in tree.region.accesses]
     for step in tree.steps:
         loops.append(tree.sliced if any(loops[o] for o in step.operands) else ())
-    return loops  # type: ignore[return-value]
+    return loops
 
 
 def _write_accumulation(writer: _Writer, tree: ContractionTree, start: int, value: int) -> int:

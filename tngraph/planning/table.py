@@ -69,7 +69,10 @@ def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
 def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     """A formula in one line; one too long for that says how long it is instead."""
     text = str(expr)
-    return text if len(text) <= width else f"a sum of {len(expr.args)} terms"
+    if len(text) <= width:
+        return text
+    kind, part = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
+    return f"{kind} of {len(expr.args)} {part}"
 
 
 def draw_tree(tree: ContractionTree) -> str:
@@ -108,9 +111,14 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
+    memory = regime.memory(numbers)
+    exact = {"peak": memory.peak, "saved": memory.saved}
     for label, expr, unit in _counts(plan, regime):
-        value = f"{evaluate_count(expr, numbers):,} [{unit}]"
-        yield f"  {label:<12} {value}" + ("" if expr.is_Integer else f" = {format_formula(expr.xreplace(windows))}")
+        number = evaluate_count(expr, numbers)
+        value = exact.get(label, number)
+        shown = format_formula(expr.xreplace(windows))
+        formula = f" = {shown}" if value == number else f", and {shown} where no size is 1"
+        yield f"  {label:<12} {value:,} [{unit}]" + ("" if expr.is_Integer and value == number else formula)
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
@@ -158,7 +166,8 @@ def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]
     yield "training", regime.training_flops, "FLOPs"
     yield "elementwise", regime.elementwise, "operations"
     yield "largest", regime.largest, "elements"
-    yield "peak", regime.peak, "elements"
+    yield "peak", regime.peak, "bytes"
+    yield "saved", regime.saved, "bytes"
     if plan.goal.mode == "serve":
         yield "folded", plan.folded, "bytes"
 

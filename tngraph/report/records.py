@@ -40,11 +40,14 @@ def network_record(network: Network | None) -> Record:
 def plan_record(plan: Plan) -> Record:
     """Totals and one row per step, with numbers at the sizes the plan was made for; every regime in a line."""
     regime = plan.regime_of(plan.sizes)
+    memory = regime.memory(plan.sizes)
     return {
         "network": plan.network.name,
         "sizes": dict(plan.sizes),
         "mode": plan.goal.mode,
         **_count(plan_totals(plan, regime), plan.sizes),
+        "peak_bytes": memory.peak,
+        "saved_bytes": memory.saved,
         "region_count": len(regime.trees),
         "proven_region_count": sum(tree.is_proven for tree in regime.trees),
         "free_sizes": list(plan.free),
@@ -71,7 +74,8 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
         "training_flops": regime.training_flops,
         "elementwise_operations": regime.elementwise,
         "largest_elements": regime.largest,
-        "peak_elements": regime.peak,
+        "peak_bytes": regime.peak,
+        "saved_bytes": regime.saved,
         **({"folded_bytes": plan.folded} if plan.goal.mode == "serve" else {}),
         "cost_operations": regime.cost,
     }
