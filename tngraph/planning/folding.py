@@ -17,32 +17,45 @@ from typing import NamedTuple
 
 import sympy
 
-from tngraph.language.network import Index, Leg, Network, Read
+from tngraph.language.network import Access, Index, Leg, Network, Read
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.cost import aliases, last_uses
 from tngraph.planning.expressions import Call, Expression, Variable
-from tngraph.planning.kernels import Kernel, Kernels
+from tngraph.planning.kernels import Kernel, Kernels, find_drops
 from tngraph.planning.layout import call_sizes
 from tngraph.planning.objectives import Goal
 from tngraph.planning.rewrites import reached
 from tngraph.planning.schedule import Block, Operation, Schedule, legs_size
 
 
-def varying_sources(network: Network) -> frozenset[str]:
-    """The tensors and equations that may be others at another call: an input or a run-time size goes into them.
+@dataclass(frozen=True, slots=True)
+class Varying:
+    """What may be another at another call.
 
-    In a network without weights that is all of them; there is nothing to serve.
+    Attributes:
+        sources: the tensors and equations that an input or a run-time size goes into.
+        sizes: the run-time sizes, and those derived from them.
     """
-    if not any(core.role in ("param", "buffer") for core in network.cores):
-        return frozenset(network.sources())
+
+    sources: frozenset[str]
+    sizes: frozenset[str]
+
+    def is_same(self, access: Access) -> bool:
+        """Whether an access reads the same numbers at every call."""
+        return access.source not in self.sources and not _depends(access.legs, self.sizes)
+
+
+def find_varying(network: Network) -> Varying:
+    """What of a network may be another at another call: everything, if it has no weights that could be served."""
     sizes = call_sizes(network)
+    if not any(core.role in ("param", "buffer") for core in network.cores):
+        return Varying(frozenset(network.sources()), sizes)
     inputs = {core.name for core in network.cores if core.role == "input"}
-    shaped = {
-        source
-        for source, legs in _legs(network)
-        if any(symbol.name in sizes for leg in legs for size in _sizes(leg) for symbol in size.free_symbols)
-    }
-    return reached(network, inputs | shaped)
+    return Varying(reached(network, inputs | {name for name, legs in _legs(network) if _depends(legs, sizes)}), sizes)
+
+
+def _depends(legs: Sequence[Leg], sizes: frozenset[str]) -> bool:
+    """Whether one of some sizes decides how long legs are or where they are read."""
+    return any(symbol.name in sizes for leg in legs for size in _sizes(leg) for symbol in size.free_symbols)
 
 
 def _legs(network: Network) -> Iterator[tuple[str, Sequence[Leg]]]:
@@ -121,7 +134,7 @@ def split_schedule(whole: Schedule, merged: Network, goal: Goal, numbers: Mappin
     operations = whole.operations
     if goal.mode != "serve":
         return Split(whole, frozenset(), frozenset(), tuple(range(len(operations))))
-    fixed = _find_fixed(operations, varying_sources(merged))
+    fixed = _find_fixed(operations, find_varying(merged))
     most = goal.most_folded
     folded = frozenset(
         number for number in fixed if most is None or evaluate_size(legs_size(operations[number].legs), numbers) <= most
@@ -132,11 +145,11 @@ def split_schedule(whole: Schedule, merged: Network, goal: Goal, numbers: Mappin
     return Split(whole, fixed, folded, _needed(operations, ends, folded))
 
 
-def _find_fixed(operations: Sequence[Operation], varying: frozenset[str]) -> frozenset[int]:
+def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[int]:
     """The operations, loads left out, whose value is the same at every call and stands by itself."""
     fixed: list[bool] = []
     for op in operations:
-        is_same = op.access is None or op.access.source not in varying
+        is_same = op.access is None or varying.is_same(op.access)
         stands_alone = op.kind not in ("view", "accumulate") and not op.loops
         fixed.append(is_same and stands_alone and all(fixed[operand] for operand in op.operands))
     return frozenset(number for number, op in enumerate(operations) if fixed[number] and op.kind != "load")
@@ -205,8 +218,8 @@ def fold_kernels(
 
 def _drop(schedule: Schedule, lines: Iterable[Kernel], kept: Iterable[int]) -> tuple[Kernel, ...]:
     """Lines with the values that may be dropped after each."""
-    drops, alias = last_uses(schedule.operations, kept, schedule.blocks), aliases(schedule.operations)
-    return tuple(replace(x, dropped=tuple(k for k in drops.get(x.number, ()) if k == alias[k])) for x in lines)
+    drops = find_drops(schedule, kept)
+    return tuple(replace(line, dropped=drops[line.number]) for line in lines)
 
 
 class _Hoist:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Index, Network
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.folding import varying_sources
+from tngraph.planning.folding import Varying, find_varying
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
@@ -204,22 +204,22 @@ class _Cleaned(NamedTuple):
 
 def _clean(task: _Task, merged: Network, equations: Iterable[Equation]) -> Iterator[_Cleaned]:
     sources = merged.sources()
-    trained, data = reached(merged, task.goal.trained), varying_sources(merged)
+    trained, varying = reached(merged, task.goal.trained), find_varying(merged)
     for equation in equations:
         cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
         regions = [region for region, _ in cleaned]
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
         slots = tuple(
-            _Slot(region, _pricing(task.goal, region, trained, data), *pinned.get(k, ()))
+            _Slot(region, _pricing(task.goal, region, trained, varying), *pinned.get(k, ()))
             for k, region in enumerate(regions)
         )
         yield _Cleaned(equation, slots, tuple(pattern for _, pattern in cleaned))
 
 
-def _pricing(goal: Goal, region: Region, trained: Container[str], data: Container[str]) -> Pricing:
-    bits = [(1 << k, access.source) for k, access in enumerate(region.accesses)]
-    grads = sum(bit for bit, source in bits if goal.mode == "train" and source in trained)
-    fixed = sum(bit for bit, source in bits if goal.mode == "serve" and source not in data)
+def _pricing(goal: Goal, region: Region, trained: Container[str], varying: Varying) -> Pricing:
+    bits = [(1 << k, access) for k, access in enumerate(region.accesses)]
+    grads = sum(bit for bit, access in bits if goal.mode == "train" and access.source in trained)
+    fixed = sum(bit for bit, access in bits if goal.mode == "serve" and varying.is_same(access))
     return Pricing(goal.rate, grads, fixed, goal.most_folded)
 
 
