@@ -82,19 +82,24 @@ def test_a_whole_weight_is_folded_to_one_product_at_the_cost_of_a_dense_layer():
     assert plan.at().folded == 4 * 784 * 256
     forward = tg.emit(plan).split("def forward")[1].split("def ")[0]
     assert "torch.mm(x, self.folded_1)" in forward
-    assert "permute" not in forward and "self.w" not in forward
+    assert "permute" not in forward
+    assert "self.w" not in forward
 
 
 def test_less_is_folded_in_less_memory_and_nothing_in_none():
     limits = (1_000_000, 150_000, 4)
     plans = [serve(FC2, {"D": 16}, memory_limit=limit) for limit in limits]
     folded = [plan.at().folded for plan in plans]
-    assert folded == sorted(folded, reverse=True) and len(set(folded)) == 3
+    assert folded == sorted(folded, reverse=True)
+    assert len(set(folded)) == 3
     assert all(count <= limit for count, limit in zip(folded, limits, strict=True))
-    assert len(plans[1].regimes) > 1 and tg.compile(plans[1]).verify().is_equal
-    assert folded[-1] == 0 and "refold" not in tg.emit(plans[-1])
+    assert len(plans[1].regimes) > 1
+    assert tg.compile(plans[1]).verify().is_equal
+    assert folded[-1] == 0
+    assert "refold" not in tg.emit(plans[-1])
     costs = [plan.at(batch=64).cost for plan in plans]
-    assert costs == sorted(costs) and costs[0] < costs[-1]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
 
 
 def test_a_generator_with_activations_is_folded_whole():
@@ -186,7 +191,8 @@ def test_fold_shares_the_params_and_stays_within_its_limit():
 def test_fold_keeps_sizes_types_and_mode():
     layer = tg.compile(tg.plan(tg.load(FC2)), {"D": 3}, dtype=torch.float64)
     served = layer.eval().fold()
-    assert served.sizes() == {"D": 3} and not served.training
+    assert served.sizes() == {"D": 3}
+    assert not served.training
     assert served.verify().is_equal
 
 
@@ -233,7 +239,8 @@ def test_a_layer_at_one_regime_has_its_own_buffers():
 def test_built_on_the_meta_device_and_given_weights():
     trained, x = tg.compile(tg.load(FC2), {"D": 16}), torch.randn(5, 784)
     layer = fc2(device="meta")
-    assert layer.folded_1.is_meta and layer.folded_1.shape == (784, 256)
+    assert layer.folded_1.is_meta
+    assert layer.folded_1.shape == (784, 256)
     layer.load_state_dict(trained.state_dict(), assign=True)
     close(layer(x), trained(x))
     drawn = fc2(device="meta").to_empty(device="cpu")
@@ -280,9 +287,11 @@ def test_vmap_over_layers_takes_their_buffers():
 def test_a_linear_layer_folds():
     layer, x = Linear(64, 32, family="mpo", bond=8), torch.randn(5, 64)
     served = layer.fold()
-    assert isinstance(served, Linear) and not any(param.requires_grad for param in served.parameters())
+    assert isinstance(served, Linear)
+    assert not any(param.requires_grad for param in served.parameters())
     close(served(x), layer(x))
-    assert layer.network.plan.goal.mode == "infer" and served.verify().is_equal
+    assert layer.network.plan.goal.mode == "infer"
+    assert served.verify().is_equal
 
 
 def test_a_convolution_folds():
