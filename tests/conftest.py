@@ -1,7 +1,9 @@
-"""What every test stands on: how many examples hypothesis draws, and how many threads a worker may use."""
+"""What every test stands on: how many examples hypothesis draws, the threads of a worker, a cache of its own."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Two xdist workers with two threads each on two cores wait for one another. Set before anything imports torch.
@@ -14,3 +16,11 @@ _common = {"derandomize": True, "deadline": None, "suppress_health_check": [Heal
 settings.register_profile("some", max_examples=200, **_common)
 settings.register_profile("all", max_examples=3000, **_common)
 settings.load_profile("some")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for what searches find: a test neither reads nor writes that of a user or of another test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TNGRAPH_CACHE", str(folder))
+    return folder

@@ -11,17 +11,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "tngraph"
 FILES = sorted(ROOT.rglob("*.py"))
-LAYERS = ["errors", "language", "planning", "lowering", "modules", "report", "cli", "__main__"]
+LAYERS = ["errors", "language", "planning", "lowering", "modules", "report", "request", "cli", "__main__"]
 ROOMS = {
     "lark": {"language"},
     "networkx": {"language"},
     "opt_einsum": {"language"},
     "cotengra": {"planning"},
     "torch": {"modules"},
-    "typer": {"cli"},
+    "typer": {"request", "cli"},
     "rich": {"cli", "report"},
+    "platformdirs": {"planning"},
 }
-FILES_OF = {"cotengra": {"planning/search.py"}, "networkx": {"language/graphs.py"}}
+FILES_OF = {
+    "cotengra": {"planning/proposals.py"},
+    "networkx": {"language/graphs.py"},
+    "platformdirs": {"planning/cache.py"},
+}
 
 
 def room(path: Path) -> str:

@@ -140,6 +140,15 @@ def test_a_network_without_weights_has_nothing_to_serve():
     assert tg.compile(plan).verify().is_equal
 
 
+def test_a_saved_plan_folds_the_same(tmp_path: Path):
+    for limit in (None, 150_000, 4):
+        plan = serve(FC2, {"D": 16}, memory_limit=limit)
+        plan.save(tmp_path / "plan.json")
+        read = tg.load_plan(tmp_path / "plan.json")
+        assert read == plan
+        assert tg.emit(read) == tg.emit(plan)
+
+
 def test_the_table_and_the_records_have_what_is_folded():
     plan = serve(FC2, {"D": 16})
     assert "folded       802,816 [bytes]" in str(plan)

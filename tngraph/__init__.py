@@ -29,6 +29,7 @@ from tngraph.language.reference import evaluate, gradients
 from tngraph.language.text import load, parse
 from tngraph.lowering.printing import emit
 from tngraph.planning.budget import RankChoice, choose_rank
+from tngraph.planning.loading import load_plan
 from tngraph.planning.pipeline import plan
 from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
@@ -64,6 +65,7 @@ __all__ = [
     "from_networkx",
     "gradients",
     "load",
+    "load_plan",
     "parse",
     "plan",
     "to_networkx",

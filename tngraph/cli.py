@@ -9,12 +9,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,16 +22,37 @@ import typer
 import tngraph
 from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
 from tngraph.language.families import named_family
-from tngraph.language.network import Network
-from tngraph.language.sizes import LARGEST, evaluate_size
-from tngraph.language.text import read
+from tngraph.language.files import explain, write_whole
+from tngraph.language.sizes import evaluate_size
 from tngraph.planning.memory import DOUBLE
 from tngraph.planning.plans import Plan
+from tngraph.planning.saving import format_plan_file
 from tngraph.planning.schedule import legs_size
-from tngraph.planning.search import Search
 from tngraph.report.gallery import describe, entries, format_entry, format_list, record
-from tngraph.report.records import Record, network_record, plan_record, verification_record
-from tngraph.report.terminal import show_plan, show_progress, show_source, show_text, show_verification
+from tngraph.report.records import Record, difference_record, network_record, plan_record, verification_record
+from tngraph.report.terminal import show_plan, show_source, show_text, show_verification
+from tngraph.request import (
+    AsJson,
+    Batch,
+    File,
+    Files,
+    Force,
+    Frozen,
+    MemoryLimit,
+    Minimize,
+    Mode,
+    NetworkName,
+    Orders,
+    Output,
+    Request,
+    Save,
+    Seed,
+    Sizes,
+    load_network,
+    parse_bytes,
+    parse_orders,
+    parse_sizes,
+)
 
 MOST_ELEMENTS = 2**27
 """The most that `verify` holds in inputs, params or values before it refuses: 1 GiB in float64 [elements]."""
@@ -54,26 +74,6 @@ def _examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A spec file; - reads standard input.", show_default=False)]
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files; - reads standard input.")]
-NetworkName = Annotated[
-    str | None, typer.Option("--network", metavar="NAME", help="Which network of the file; the last one if not given.")
-]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=N", help="A size: another default, or a run-time size to work at. Repeatable."),
-]
-Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Short for --set batch=N.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of everything random.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: stable keys, units in their names.")]
-Orders = Annotated[
-    list[str] | None,
-    typer.Option("--order", metavar="[NAME=]ORDER", help="Pin the order of an equation by names. Repeatable."),
-]
-Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write; - is standard output.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")]
-
-
 def main() -> None:
     """Run the command line, and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -84,7 +84,7 @@ def main() -> None:
     try:
         app(prog_name="tngraph")
     except OSError as error:
-        print(f"tngraph: {_reason(error)}", file=sys.stderr)
+        print(f"tngraph: {explain(error)}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes as it ends would fail once more
         sys.exit(1)
 
@@ -119,7 +119,7 @@ def check(
     files: Files, network: NetworkName = None, sizes: Sizes = None, batch: Batch = None, as_json: AsJson = False
 ) -> None:
     """Say whether spec files are right; show all errors."""
-    given = _parse_sizes(sizes, batch)
+    given = parse_sizes(sizes, batch)
     records = []
     for file in files:
         records.append(_check_file(file, network, given))
@@ -158,8 +158,9 @@ def list_families(
 @app.command(
     epilog=_examples(
         "tngraph plan fc2_mpo.tn --batch 128 --set D=8",
-        "tngraph plan ring_tied.tn --set n=8 --json",
-        'tngraph plan fc2_mpo.tn --order "((x w1) (w2 (w3 w4)))"',
+        "tngraph plan fc2_mpo.tn --mode train --frozen w1 --minimize writes --memory-limit 64MiB",
+        'tngraph plan fc2_mpo.tn --order "((x w1) (w2 (w3 w4)))" --save pinned.json',
+        "tngraph plan pinned.json --batch 1 --json",
     )
 )
 def plan(
@@ -169,22 +170,67 @@ def plan(
     batch: Batch = None,
     seed: Seed = 0,
     order: Orders = None,
+    mode: Mode = None,
+    minimize: Minimize = None,
+    memory_limit: MemoryLimit = None,
+    frozen: Frozen = None,
+    save: Save = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the order of a contraction and what it costs."""
+    asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
     with _errors_reported():
-        made, _ = _plan_file(file, network, _parse_sizes(sizes, batch), seed, _parse_orders(order or ()))
+        source = asked.plan(file)
+        given = source.sizes if source.is_saved else {}
+        if save is not None:
+            _write(Path(save), format_plan_file(source.plan), force)
         if as_json:
-            _show_json(plan_record(made))
+            _show_json(plan_record(source.plan, **given))
         else:
-            show_plan(made)
+            show_plan(source.plan, **given)
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph diff fc2_mpo.tn fc2_mpo_edited.tn",
+        "tngraph diff pinned.json fc2_mpo.tn --batch 1",
+        "tngraph diff before.json after.json --json",
+    )
+)
+def diff(
+    file: File,
+    other: Annotated[
+        str, typer.Argument(metavar="OTHER", help="A spec file, or a saved plan, to compare.", show_default=False)
+    ],
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    order: Orders = None,
+    mode: Mode = None,
+    minimize: Minimize = None,
+    memory_limit: MemoryLimit = None,
+    frozen: Frozen = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where two plans differ: totals, regimes, steps."""
+    asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
+    with _errors_reported():
+        sources = [asked.plan(each, with_saved=True) for each in (file, other)]
+        given = asked.sizes if any(source.is_saved for source in sources) else {}
+        found = sources[0].plan.diff(sources[1].plan, **given)
+        if as_json:
+            _show_json(difference_record(found))
+        else:
+            show_text(str(found))
 
 
 @app.command(
     epilog=_examples(
         "tngraph emit fc2_mpo.tn",
         "tngraph emit fc2_mpo.tn -o fc2_mpo.py --set D=8",
-        "tngraph emit fc2_mpo.tn -o fc2_mpo.py --force --batch 128",
+        "tngraph emit pinned.json -o fc2_mpo.py --force",
     )
 )
 def emit(
@@ -197,19 +243,22 @@ def emit(
     seed: Seed = 0,
 ) -> None:
     """Print a network as a standalone PyTorch file."""
+    asked = _request(network, sizes, batch, seed)
     with _errors_reported():
-        made, _ = _plan_file(file, network, _parse_sizes(sizes, batch), seed)
-        source = tngraph.emit(made)
+        source = asked.plan(file)
+        if source.is_saved and asked.sizes:
+            raise typer.BadParameter(f"{file} is a saved plan, which has its sizes", param_hint="--set, --batch")
+        text = tngraph.emit(source.plan)
         if output == "-":
-            show_source(source)
+            show_source(text)
         else:
-            _write(Path(output), source, force)
+            _write(Path(output), text, force)
 
 
 @app.command(
     epilog=_examples(
         "tngraph verify fc2_mpo.tn",
-        "tngraph verify fc2_mpo.tn --batch 16 --set D=2 --seed 1",
+        "tngraph verify pinned.json --batch 16 --set D=2 --seed 1",
         "tngraph verify conv_cp.tn --set height=12 --set width=12 --json",
     )
 )
@@ -222,11 +271,14 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare values, gradients and counts with what runs."""
+    asked = _request(network, sizes, batch, seed)
     with _errors_reported():
-        made, runtime = _plan_file(file, network, _parse_sizes(sizes, batch), seed)
-        _refuse_large(made, runtime)
+        made, given, _ = asked.plan(file)
+        _refuse_large(made, given)
+        runtime = {name: number for name, number in given.items() if name in made.network.runtime_sizes()}
+        others = {name: number for name, number in given.items() if name not in runtime}
         try:
-            result = tngraph.compile(made).verify(sizes=runtime, seed=seed)
+            result = tngraph.compile(made, others).verify(sizes=runtime, seed=seed)
         except VerificationError as error:
             if as_json:
                 _show_json(verification_record(error.args[0]))
@@ -235,6 +287,26 @@ def verify(
             _show_json(verification_record(result))
         else:
             show_verification(result)
+
+
+def _request(
+    network: str | None,
+    sizes: Sequence[str] | None,
+    batch: int | None,
+    seed: int,
+    order: Sequence[str] | None = None,
+    mode: str | None = None,
+    minimize: str | None = None,
+    memory_limit: str | None = None,
+    frozen: Sequence[str] | None = None,
+) -> Request:
+    """The options of a command as what they ask for.
+
+    Raises:
+        typer.BadParameter: one of them is not what it should be.
+    """
+    orders, most = parse_orders(order or ()), parse_bytes(memory_limit)
+    return Request(network, parse_sizes(sizes, batch), seed, orders, mode, minimize, most, tuple(frozen or ()))
 
 
 @contextmanager
@@ -247,81 +319,10 @@ def _errors_reported() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str, int]:
-    """The numbers of ``--set`` and ``--batch`` by name.
-
-    Raises:
-        typer.BadParameter: one that is not NAME=INTEGER, or a name given twice.
-    """
-    items = [*(settings or ()), *([] if batch is None else [f"batch={batch}"])]
-    sizes: dict[str, int] = {}
-    for item in items:
-        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[0-9]{1,40})\s*", item)
-        if found is None:
-            raise typer.BadParameter(f"{item!r} is not NAME=N with an integer N, as in D=8", param_hint="--set")
-        name, number = found.groups()
-        if name in sizes:
-            raise typer.BadParameter(f"the size {name!r} is given twice", param_hint="--set, --batch")
-        sizes[name] = int(number)
-    return sizes
-
-
-def _parse_orders(items: Sequence[str]) -> str | dict[str, str] | None:
-    """The orders of ``--order`` by equation, or the only one.
-
-    Raises:
-        typer.BadParameter: several, one of which names no equation or the same as another.
-    """
-    if len(items) == 1 and "=" not in items[0]:
-        return items[0]
-    orders: dict[str, str] = {}
-    for item in items:
-        name, sign, order = item.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"{item!r} is not NAME=ORDER, which several are", param_hint="--order")
-        if name.strip() in orders:
-            raise typer.BadParameter(f"{name.strip()!r} has two orders; join them by +", param_hint="--order")
-        orders[name.strip()] = order
-    return orders or None
-
-
-def _plan_file(
-    file: str,
-    name: str | None,
-    given: Mapping[str, int],
-    seed: int,
-    order: str | Mapping[str, str] | None = None,
-) -> tuple[Plan, dict[str, int]]:
-    """The plan of a network of a file, and the run-time sizes among the given ones."""
-    network, runtime = _load(file, name, given)
-    search = Search(seed=seed, progress=show_progress if sys.stderr.isatty() else None)
-    return tngraph.plan(network, runtime, search=search, order=order), runtime
-
-
-def _load(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, dict[str, int]]:
-    """The network of a file, and the run-time sizes among the given ones.
-
-    The others are set while the text is read, since they may bound loops; which are which, a first reading tells.
-    """
-    label = "<stdin>" if file == "-" else file
-    text = read(label, sys.stdin.buffer if file == "-" else None)
-    network = tngraph.parse(text, name, file=label)
-    runtime = {size: given[size] for size in given if size in network.runtime_sizes()}
-    for size, number in runtime.items():
-        if not 1 <= number <= LARGEST:
-            raise SizeError(f"the size {size!r} cannot be {number}\n  a size is an integer from 1 to 2**62")
-    others = {size: given[size] for size in given if size not in runtime}
-    return (tngraph.parse(text, name, others, label) if others else network), runtime
-
-
-def _reason(error: OSError) -> str:
-    return str(getattr(error, "strerror", None) or error).lower()
-
-
 def _check_file(file: str, name: str | None, given: Mapping[str, int]) -> Record:
     """What `check` says of one file."""
     try:
-        network, _ = _load(file, name, given)
+        network, _ = load_network(file, name, given)
     except TngraphError as error:
         return {"file": file, "is_ok": False, "error": str(error), **network_record(None)}
     return {"file": file, "is_ok": True, "error": None, **network_record(network)}
@@ -341,23 +342,17 @@ def _show_json(record: Record) -> None:
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Write a whole file or none: beside its place first, then in one move.
+    """Write a whole file or none.
 
     Raises:
         NetworkError: the file exists and is not to be overwritten, or the folder cannot be written to.
     """
-    place = Path(os.path.realpath(path))
-    beside = place.with_name(f".tngraph-{os.getpid()}.tmp")
     try:
-        if place.exists() and not (force and place.is_file()):
+        if path.exists() and not (force and path.is_file()):
             raise NetworkError(f"{path} exists", "--force overwrites a file")
-        beside.write_text(text, "utf-8")
-        beside.replace(place)
+        write_whole(path, text)
     except OSError as error:
-        raise NetworkError(f"{path} cannot be written: {_reason(error)}") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+        raise NetworkError(f"{path} cannot be written: {explain(error)}") from None
 
 
 def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from lark.lark import PostLex
 
 from tngraph.errors import LimitError, NetworkError, Problem, SpecError
 from tngraph.language.elaborate import Elaborator
+from tngraph.language.files import explain, read_bytes
 from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS, Budget
 from tngraph.language.network import Network
 from tngraph.language.scanner import BracketError, Source, scan
@@ -138,11 +138,19 @@ def read(path: str | Path, stream: BinaryIO | None = None) -> str:
         LimitError: a file that is too long.
     """
     try:
-        with open(path, "rb") if stream is None else nullcontext(stream) as source:
-            data = source.read(FILE_BYTES + 1)
+        data = read_bytes(path, FILE_BYTES, stream)
     except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", None) or error).lower()
-        raise NetworkError(f"{path}: {reason}", "give the path of a spec file") from None
+        raise NetworkError(f"{path}: {explain(error)}", "give the path of a spec file") from None
+    return decode(path, data)
+
+
+def decode(path: str | Path, data: bytes) -> str:
+    """The text of a spec file that has been read.
+
+    Raises:
+        NetworkError: it is not UTF-8.
+        LimitError: it is too long.
+    """
     if len(data) > FILE_BYTES:
         raise LimitError(f"{path}: the file is longer than {FILE_BYTES:,} bytes", "split it, or use loops")
     try:

@@ -14,17 +14,20 @@ from itertools import product as combinations
 from math import inf
 from typing import NamedTuple
 
-from tngraph.language.binding import check_sizes
-from tngraph.language.network import Equation, Index, Network
-from tngraph.language.sizes import evaluate_size, product
+import sympy
+
+from tngraph.language.binding import check_sizes, in_basic_sizes
+from tngraph.language.network import Equation, Network
+from tngraph.language.sizes import evaluate_size, product, symbol
+from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.planning.cache import cache_key, find_cached
 from tngraph.planning.folding import Varying, find_varying
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, refine_pieces
+from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
 from tngraph.planning.region import ContractionTree, Region, Topology
-from tngraph.planning.rewrites import can_inline, clean_term, drop_unused, inline, merge_chains, reached
-from tngraph.planning.schedule import Stage
+from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
 from tngraph.planning.search import Search, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
 
@@ -82,8 +85,14 @@ def plan(
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = _Task(network, given, goal, search or Search(), pins)
-    if mode == "serve" and memory_limit is not None:
-        return _fold_within(task, chained, memory_limit)
+    unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
+    return replace(_plan(task, chained), unpinned=unpinned)
+
+
+def _plan(task: _Task, chained: Network) -> Plan:
+    """The plan of a network whose linear chains are merged."""
+    if task.goal.mode == "serve" and task.goal.memory_limit is not None:
+        return _fold_within(task, chained, task.goal.memory_limit)
     return _find_regimes(task, _merge_where_cheaper(task, chained))
 
 
@@ -94,7 +103,7 @@ def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
     """
     most = limit // task.goal.itemsize
     while True:
-        tried = replace(task, goal=replace(task.goal, most_folded=most), trees={}, costs={})
+        tried = replace(task, goal=replace(task.goal, most_folded=most), costs={})
         found = _find_regimes(tried, _merge_where_cheaper(tried, network))
         if evaluate_size(found.folded, found.sizes) <= limit:
             return found
@@ -151,6 +160,22 @@ class _Task:
             return ()
         return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
 
+    @cached_property
+    def formulas(self) -> dict[sympy.Symbol, sympy.Expr]:
+        """Every size by its symbol: a number, or a formula in the free ones."""
+        formulas: dict[sympy.Symbol, sympy.Expr] = {}
+        for size in self.network.sizes:
+            if size.value is not None and size.name not in self.given:
+                formulas[size.symbol] = size.value.xreplace(formulas)
+            elif size.name not in self.free:
+                formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
+        return formulas
+
+    def show_formula(self, size: sympy.Expr) -> str:
+        """A size as a formula in the one free size, whatever that is called."""
+        (name,) = self.free
+        return str(size.xreplace(self.formulas).xreplace({symbol(name): symbol("n")}))
+
     def numbers_at(self, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
         return number_sizes(self.network, {**self.given, **sizes})
@@ -174,10 +199,11 @@ def _keeps_pinned(task: _Task, network: Network, candidate: Network) -> bool:
 def _cost(task: _Task, merged: Network) -> Price:
     """What a network costs: the sum over its equations, each planned once."""
     missing = [equation for equation in merged.equations if equation not in task.costs]
-    for cleaned in _clean(task, merged, missing):
-        stage = cleaned.stage([_find_tree(task, slot) for slot in cleaned.slots])
+    cleaned = clean_equations(merged, missing)
+    for each, slots in zip(cleaned, _slots(task, merged, cleaned), strict=True):
+        stage = each.stage([_find_tree(task, slot) for slot in slots])
         regime = Regime(merged, merged, (stage,), task.numbers, task.goal)
-        task.costs[cleaned.equation] = regime.price(task.numbers)
+        task.costs[each.equation] = regime.price(task.numbers)
     return sum(task.costs[equation] for equation in merged.equations)
 
 
@@ -190,30 +216,15 @@ class _Slot(NamedTuple):
     positions: tuple[int, ...] = ()
 
 
-class _Cleaned(NamedTuple):
-    """One equation, a slot per term, and which index of the region stands for which of the equation."""
-
-    equation: Equation
-    slots: tuple[_Slot, ...]
-    patterns: tuple[tuple[tuple[Index, Index], ...], ...]
-
-    def stage(self, trees: Sequence[ContractionTree], branches: Sequence[bool] = ()) -> Stage:
-        """The equation with a tree in every slot."""
-        return Stage(self.equation, tuple(trees), self.patterns, tuple(branches) if any(branches) else ())
-
-
-def _clean(task: _Task, merged: Network, equations: Iterable[Equation]) -> Iterator[_Cleaned]:
-    sources = merged.sources()
+def _slots(task: _Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[_Slot]]:
+    """The slots of each equation, one per term."""
     trained, varying = reached(merged, task.goal.trained), find_varying(merged)
-    for equation in equations:
-        cleaned = [clean_term(term, equation.legs, sources) for term in equation.terms]
-        regions = [region for region, _ in cleaned]
+    for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
-        slots = tuple(
+        yield [
             _Slot(region, _pricing(task.goal, region, trained, varying), *pinned.get(k, ()))
             for k, region in enumerate(regions)
-        )
-        yield _Cleaned(equation, slots, tuple(pattern for _, pattern in cleaned))
+        ]
 
 
 def _pricing(goal: Goal, region: Region, trained: Container[str], varying: Varying) -> Pricing:
@@ -228,7 +239,9 @@ def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
     if slot not in task.trees:
         topology = Topology(slot.region, task.numbers, slot.pricing)
         if slot.pin is None:
-            task.trees[slot] = search_tree(topology, task.search)
+            key = cache_key(slot.region, slot.pricing, task.search, lambda size: evaluate_size(size, task.numbers))
+            (piece,) = find_cached(topology, key, lambda: [Piece(1, None, search_tree(topology, task.search))])
+            task.trees[slot] = piece.tree
         else:
             task.trees[slot] = pinned_tree(topology, task.search, slot.pin, slot.positions)
     return task.trees[slot]
@@ -236,8 +249,8 @@ def _find_tree(task: _Task, slot: _Slot) -> ContractionTree:
 
 def _find_regimes(task: _Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
-    cleaned = tuple(_clean(task, merged, merged.equations))
-    slots = [slot for each in cleaned for slot in each.slots]
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in _slots(task, merged, cleaned) for slot in each]
     is_additive = isinstance(task.goal.rate, Weighted)
     found: list[Range]
     if len(task.free) == 1:
@@ -246,15 +259,7 @@ def _find_regimes(task: _Task, merged: Network) -> Plan:
         found = [(1, None, trees) for trees in _find_combinations(task, slots)]
     else:
         found = [(1, None, tuple(_find_tree(task, slot) for slot in slots))]
-    branches = [len({trees[k].steps for _, _, trees in found}) > 1 for k in range(len(slots))]
-    regimes = []
-    for low, high, trees in found:
-        rest, flags = iter(trees), iter(branches)
-        stages = tuple(
-            each.stage([next(rest) for _ in each.slots], [next(flags) for _ in each.slots]) for each in cleaned
-        )
-        regimes.append(Regime(task.network, merged, stages, task.numbers, task.goal, low, high))
-    return Plan(tuple(regimes), task.free if len(task.free) == 1 or len(regimes) > 1 else ())
+    return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.goal, task.free)
 
 
 def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
@@ -262,20 +267,36 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
     if slot.pin is not None:
         return (Piece(1, None, _find_tree(task, slot)),)
     (name,) = task.free
-    return find_pieces(slot.region, slot.pricing, task.search, name, lambda value: task.numbers_at(**{name: value}))
+
+    def write_out(size: sympy.Expr) -> sympy.Expr:
+        return in_basic_sizes(task.network, size, ())
+
+    def numbers_at(value: int) -> dict[str, int]:
+        return task.numbers_at(**{name: value})
+
+    return find_cached(
+        Topology(slot.region, task.numbers, slot.pricing),
+        cache_key(slot.region, slot.pricing, task.search, task.show_formula),
+        lambda: find_pieces(slot.region, slot.pricing, task.search, symbol(name), write_out, numbers_at),
+    )
 
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
     """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
     points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
-    numbers = [task.numbers_at(**dict(zip(task.free, point, strict=True))) for point in points]
+
+    def numbers_of(k: int) -> dict[str, int]:
+        return task.numbers_at(**dict(zip(task.free, points[k], strict=True)))
+
+    valid = [k for k in range(len(points)) if all(has_sizes(slot.region, numbers_of, k) for slot in slots)]
+    numbers = [numbers_of(k) for k in valid]
     solvers = [_solver(task, slot, numbers) for slot in slots]
     chosen: list[tuple[ContractionTree, ...]] = []
 
     def price(trees: Sequence[ContractionTree], k: int) -> Price:
         return sum(solver.price(tree, k) for solver, tree in zip(solvers, trees, strict=True))
 
-    for k in range(len(points)):
+    for k in range(len(numbers)):
         best = tuple(solver.solve(k) for solver in solvers)
         if price(best, k) < min((price(trees, k) for trees in chosen), default=inf):
             chosen.append(best)
@@ -283,10 +304,19 @@ def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[Contra
 
 
 def _solver(task: _Task, slot: _Slot, numbers: Sequence[Mapping[str, int]]) -> Solver:
-    """What solves a slot at the k-th of some numbers; a pinned one is solved everywhere."""
+    """A solver that has solved a slot at the k-th of some numbers; a pinned one has the same tree everywhere."""
     solver = Solver(slot.region, slot.pricing, task.search, numbers.__getitem__)
     if slot.pin is not None:
-        tree = _find_tree(task, slot)
-        solver.trees.append(tree)
-        solver.solved.update(dict.fromkeys(range(len(numbers)), tree))
-    return solver
+        trees = [_find_tree(task, slot)] * len(numbers)
+    else:
+        key = cache_key(
+            slot.region, slot.pricing, task.search, lambda size: [evaluate_size(size, each) for each in numbers]
+        )
+        topology = Topology(slot.region, task.numbers, slot.pricing)
+        trees = [piece.tree for piece in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
+    return replace(solver, trees=[*dict.fromkeys(trees)], solved=dict(enumerate(trees)))
+
+
+def _solve_points(solver: Solver, count: int) -> list[Piece]:
+    """The trees at some points, the k-th as the range that is k."""
+    return [Piece(k + 1, k + 1 if k < count - 1 else None, solver.solve(k)) for k in range(count)]

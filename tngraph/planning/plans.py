@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 
 import sympy
 
 from tngraph.language.network import Index, Network
-from tngraph.language.sizes import evaluate_size, product, symbol
+from tngraph.language.sizes import product, symbol
 from tngraph.planning.cost import (
     Counts,
     elementwise,
@@ -25,13 +28,15 @@ from tngraph.planning.cost import (
     price_operations,
     training_macs,
 )
+from tngraph.planning.differences import PlanDifference, compare_plans
 from tngraph.planning.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
 from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.memory import Memory, generic_sizes, trace_memory
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
-from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
-from tngraph.planning.sizing import number_sizes
+from tngraph.planning.saving import save_plan
+from tngraph.planning.schedule import Block, Operation, Schedule, Stage, legs_size, write_schedule
+from tngraph.planning.sizing import given_sizes, number_sizes
 from tngraph.planning.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
@@ -56,6 +61,7 @@ class Regime:
         stages: its equations with their trees.
         sizes: the number of every named size that formulas are compared at.
         goal: what the trees were searched for.
+        recomputed: the first and last operation of those that run once more in the backward pass.
         low: the first value of the plan's run-time size that this regime is for.
         high: the last one; None where it has no end.
     """
@@ -65,13 +71,16 @@ class Regime:
     stages: tuple[Stage, ...]
     sizes: Mapping[str, int]
     goal: Goal
+    recomputed: tuple[tuple[int, int], ...] = ()
     low: int = 1
     high: int | None = None
 
     @cached_property
     def whole(self) -> Schedule:
         """Every operation in the order it runs, those before the first call included."""
-        return write_schedule(self.network, self.stages, self.sizes)
+        made = write_schedule(self.network, self.stages, self.sizes)
+        again = (Block("recompute", first, last) for first, last in self.recomputed)
+        return replace(made, blocks=(*made.blocks, *again))
 
     @cached_property
     def split(self) -> Split:
@@ -143,7 +152,7 @@ class Regime:
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
-        return 2 * training_macs(self.operations, self.goal.trained)
+        return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks)
 
     @cached_property
     def largest(self) -> sympy.Expr:
@@ -183,11 +192,11 @@ class Regime:
         """What the search minimised, as a formula; None where the objective is a function of numbers."""
         if not isinstance(self.goal.rate, Weighted):
             return None
-        return sympy.sympify(price_operations(self.operations, self.goal, None))
+        return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks))
 
     def price(self, numbers: Mapping[str, int]) -> Price:
         """What the search minimised, at these numbers of all sizes."""
-        price: Price = price_operations(self.operations, self.goal, numbers)
+        price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks)
         return price
 
     def counts(self, numbers: Mapping[str, int]) -> Counts:
@@ -213,10 +222,12 @@ class Plan:
         regimes: in ascending order of the size they depend on.
         free: the run-time sizes that regimes were searched over. With one, a regime is a range of it; with several,
             the regime of least cost runs.
+        unpinned: where an order was pinned by hand, the best plan without it at the same sizes.
     """
 
     regimes: tuple[Regime, ...]
     free: tuple[str, ...] = ()
+    unpinned: Plan | None = None
 
     @property
     def network(self) -> Network:
@@ -316,6 +327,21 @@ class Plan:
         yield self.regimes[-1], sympy.true
 
     @cached_property
+    def breakpoints(self) -> tuple[Fraction, ...]:
+        """Where the costs of neighbouring regimes meet, in the one free size; none where several are free.
+
+        Exact where the costs are lines in that size: at least the `high` of the one regime, less than the `low` of the
+        next. Where they are not, what a line through these two values says.
+        """
+        return tuple(self._crossing(*pair) for pair in pairwise(self.regimes)) if len(self.free) == 1 else ()
+
+    def _crossing(self, left: Regime, right: Regime) -> Fraction:
+        assert left.high is not None
+        ends = [self.values(**{self.free[0]: value}) for value in (left.high, right.low)]
+        ahead, behind = (Fraction(right.price(numbers)) - Fraction(left.price(numbers)) for numbers in ends)
+        return left.high + ahead / (ahead - behind)
+
+    @cached_property
     def dense(self) -> Dense | None:
         """The dense weight this network replaces, where it is one linear map (see `dense_equivalent`)."""
         return dense_equivalent(self.merged)
@@ -337,12 +363,7 @@ class Plan:
         Raises:
             SizeError: a name that is no size of the network, or a number that is not a positive integer.
         """
-        kept = {
-            size.name: self.sizes[size.name]
-            for size in self.network.sizes
-            if size.value is None or evaluate_size(size.value, self.sizes) != self.sizes[size.name]
-        }
-        return number_sizes(self.network, {**kept, **sizes})
+        return number_sizes(self.network, {**given_sizes(self.network, self.sizes), **sizes})
 
     def regime(self, **sizes: int) -> Regime:
         """The regime that runs at given sizes, the others as searched.
@@ -395,8 +416,24 @@ class Plan:
     def __str__(self) -> str:
         return self.table()
 
+    def diff(self, other: Plan, **sizes: int) -> PlanDifference:
+        """What another plan has different, at given sizes, the others as searched: it prints as text.
+
+        Raises:
+            SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
+        """
+        return compare_plans(self, other, **sizes)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file that `tngraph.load_plan` reads.
+
+        Raises:
+            PlanError: it minimises a function of a step, or the file cannot be written.
+        """
+        save_plan(self, path)
+
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
-        return Plan, (self.regimes, self.free)
+        return Plan, (self.regimes, self.free, self.unpinned)
 
     def __deepcopy__(self, memo: object) -> Plan:
         return self

@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from tngraph.errors import PlanError
 from tngraph.language.network import LONGEST_NAME, Access, Core, Equation, Index, Leg, Network, Read, Term
 from tngraph.language.sizes import is_same
 from tngraph.planning.region import Region, is_unit, plain_leg, with_terms
 
 MOST_TERMS = 16
 """Distributing a product over sums stops before an equation has more terms than this."""
+
+MOST_GROWTH = 2**20
+"""An equation that makes its readers grow by more is not inlined where a file says so (see `_growth`)."""
 
 Renaming = Mapping[Index, Index]
 
@@ -119,6 +123,49 @@ def _keeps_indices(equation: Equation, access: Access) -> bool:
     return True
 
 
+def merge(network: Network, inlined: Iterable[str]) -> Network:
+    """A network without what is unused, linear chains merged, and these equations inlined one by one.
+
+    Raises:
+        PlanError: one of them cannot be inlined, or makes an equation too long.
+    """
+    merged = merge_chains(drop_unused(network))
+    for name in inlined:
+        known = {equation.name: equation for equation in merged.equations}
+        if name not in known or not can_inline(merged, known[name]):
+            raise PlanError(f"the equation {name!r} cannot be written into its readers")
+        if _growth(merged, known[name]) > MOST_GROWTH:
+            raise PlanError(f"the equation {name!r} is read too often to be written into its readers")
+        merged = merge_chains(drop_unused(inline(merged, known[name])))
+    return merged
+
+
+def _growth(network: Network, equation: Equation) -> int:
+    """How often a term reads an equation, times the factors it has in its place; of the term with the most."""
+    longest = max((len(term.accesses) for term in equation.terms), default=0)
+    most = 0
+    for term in (term for reader in network.equations for term in reader.terms):
+        copies = sum(access.source == equation.name for access in term.accesses)
+        most = max(most, copies * (len(term.accesses) - copies + copies * longest))
+    return most
+
+
+def find_inlined(network: Network, merged: Network) -> tuple[str, ...]:
+    """The equations that were inlined, in order, where `merge` made the one network of the other.
+
+    An equation is inlined where nothing reads it afterwards: what is inlined later reads what stands before it, so that
+    it neither brings a reading back nor takes the last one away.
+    """
+    reads = {access.source for e in merged.equations for term in e.terms for access in term.accesses}
+    network = merge_chains(drop_unused(network))
+    names = []
+    for equation in reversed(network.equations):
+        if equation.name not in reads and can_inline(network, equation):
+            network = merge_chains(drop_unused(inline(network, equation)))
+            names.append(equation.name)
+    return tuple(names)
+
+
 def inline(network: Network, equation: Equation) -> Network:
     """Replace every reading of an equation by its terms; the equation goes unless it is an output."""
     taken = {index.name for index in network.indices()}
@@ -133,16 +180,21 @@ def inline(network: Network, equation: Equation) -> Network:
 
 def _distribute(term: Term, legs: tuple[Index, ...], equation: Equation, taken: set[str]) -> Iterable[Term]:
     """The terms a term of a reader with these legs becomes when every reading of an equation is replaced."""
-    for position, access in enumerate(term.accesses):
-        if access.source == equation.name:
-            before, after = term.accesses[:position], term.accesses[position + 1 :]
-            busy = {*legs, *(i for other in term.accesses for i in other.indices)}
-            for inner in equation.terms:
-                middle = _instantiate(inner, equation, access, busy, taken)
-                merged = Term(term.scale * inner.scale, (*before, *middle, *after))
-                yield from _distribute(merged, legs, equation, taken)
-            return
-    yield term
+    ahead = [(term, 0)]
+    while ahead:
+        term, done = ahead.pop()
+        sources = (access.source for access in term.accesses[done:])
+        position = next((done + k for k, source in enumerate(sources) if source == equation.name), None)
+        if position is None:
+            yield term
+            continue
+        before, access, after = term.accesses[:position], term.accesses[position], term.accesses[position + 1 :]
+        busy = {*legs, *(i for other in term.accesses for i in other.indices)}
+        made = []
+        for inner in equation.terms:
+            middle = _instantiate(inner, equation, access, busy, taken)
+            made.append((Term(term.scale * inner.scale, (*before, *middle, *after)), position + len(middle)))
+        ahead.extend(reversed(made))
 
 
 def _instantiate(

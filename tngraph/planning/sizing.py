@@ -27,3 +27,12 @@ def number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
         if size.name not in numbers and size.value is not None:
             numbers[size.name] = evaluate_size(size.value, numbers, LARGEST)
     return {name: numbers[name] for name in known}
+
+
+def given_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
+    """What is to be given so that `number_sizes` has these numbers: all but what is derived as it says."""
+    return {
+        size.name: numbers[size.name]
+        for size in network.sizes
+        if size.value is None or evaluate_size(size.value, numbers) != numbers[size.name]
+    }

@@ -12,6 +12,7 @@ from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import symbol
 from tngraph.planning.cost import evaluate_count, volume, work_unit
+from tngraph.planning.objectives import Goal, Machine, Rate, Weighted
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.schedule import Operation, legs_size
 
@@ -111,20 +112,19 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    memory = regime.memory(numbers)
-    exact = {"peak": memory.peak, "saved": memory.saved}
-    for label, expr, unit in _counts(plan, regime):
-        number = evaluate_count(expr, numbers)
-        value = exact.get(label, number)
+    for label, expr, number, unit in count_rows(plan, regime, numbers):
         shown = format_formula(expr.xreplace(windows))
-        formula = f" = {shown}" if value == number else f", and {shown} where no size is 1"
-        yield f"  {label:<12} {value:,} [{unit}]" + ("" if expr.is_Integer and value == number else formula)
+        is_exact = number == evaluate_count(expr, numbers)
+        formula = f" = {shown}" if is_exact else f", and {shown} where no size is 1"
+        yield f"  {label:<12} {number:,} [{unit}]" + ("" if expr.is_Integer and is_exact else formula)
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
         ratio = evaluate_count(plan.dense.params, numbers) / max(1, evaluate_count(plan.params, numbers))
         yield f"  compression  {ratio:.1f} dense entries per param"
     yield f"  order        {_describe_proof(plan, regime)}"
+    if plan.unpinned is not None:
+        yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
     if len(plan.regimes) > 1:
         yield from format_regimes(plan, regime)
 
@@ -136,6 +136,25 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
     fixed = [f"{name} = {value}" for name, value in plan.sizes.items() if name not in plan.free]
     searched = ", ".join([*(f"every {name}" for name in plan.free), *fixed]) or "fixed sizes"
     return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
+
+
+def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
+    """What a pinned order costs beside the best one, in what was minimised."""
+    regimes = [each.regime_of(numbers) for each in (plan, best)]
+    is_peak = plan.goal.minimize == "memory"
+    costs = [each.memory(numbers).peak if is_peak else each.price(numbers) for each in regimes]
+    own, least = (f"{cost:{'.3g' if isinstance(cost, float) else ','}}" for cost in costs)
+    unit = _price_unit(plan.goal)
+    ratio = f"{costs[0] / costs[1]:.2f} times the best" if costs[1] else "and the best"
+    return f"{own} [{unit}], {ratio}, {least} [{unit}]"
+
+
+def _price_unit(goal: Goal) -> str:
+    """What the price of a goal counts."""
+    if goal.minimize == "memory":
+        return "bytes"
+    units: dict[Rate, str] = {Weighted(): "operations", Weighted(0, 1): "elements"}
+    return "s" if isinstance(goal.rate, Machine) else units.get(goal.rate, "weighted operations")
 
 
 def describe_regimes(plan: Plan) -> list[str]:
@@ -154,6 +173,14 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
         mark = "*" if regime is running else " "
         cost = "" if regime.cost is None else f"{format_formula(regime.cost.xreplace(windows))}: "
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
+
+
+def count_rows(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[tuple[str, sympy.Expr, int, str]]:
+    """The totals of a regime: label, formula, what it is at these numbers, unit."""
+    memory = regime.memory(numbers)
+    exact = {"peak": memory.peak, "saved": memory.saved}
+    for label, expr, unit in _counts(plan, regime):
+        yield label, expr, exact.get(label, evaluate_count(expr, numbers)), unit
 
 
 def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:

@@ -75,14 +75,13 @@ def build_tree(topology: Topology, order: Order, is_proven: bool) -> Contraction
     """Write an order down as steps, unfolding where that is cheapest."""
     nodes = best_states(topology, order)
     chosen = _choose(topology, nodes, order)
-    steps: list[Step] = []
     leaves = len(topology.leaves)
-    where = [_prepare_leaf(topology, k, steps) for k in range(leaves)]
+    steps, where = prepare_leaves(topology)
     for (left, right), value, node in zip(order, chosen[leaves:], nodes[leaves:], strict=True):
         a, b = node[value].operands or (value, value)
         first = _open(topology, where[left], chosen[left], a, steps)
         second = _open(topology, where[right], chosen[right], b, steps)
-        steps.append(Step((first, second), topology.legs(value), _kind(a, b, value)))
+        steps.append(Step((first, second), topology.legs(value), join_kind(a, b, value)))
         where.append(leaves + len(steps) - 1)
     _open(topology, where[-1], chosen[-1], _flat(topology, chosen[-1]), steps)
     return ContractionTree(topology.region, tuple(steps), is_proven, sliced=topology.sliced)
@@ -99,12 +98,15 @@ def _choose(topology: Topology, nodes: list[dict[Value, State]], order: Order) -
     return chosen
 
 
-def _prepare_leaf(topology: Topology, leaf: int, steps: list[Step]) -> int:
-    where = leaf
-    for kind, legs in topology.preparation[leaf]:
-        steps.append(Step((where,), legs, kind))
-        where = len(topology.leaves) + len(steps) - 1
-    return where
+def prepare_leaves(topology: Topology) -> tuple[list[Step], list[int]]:
+    """The steps every tree of a region begins with, and the number of each access once it is prepared."""
+    steps: list[Step] = []
+    where = list(range(len(topology.leaves)))
+    for leaf, preparation in enumerate(topology.preparation):
+        for kind, legs in preparation:
+            steps.append(Step((where[leaf],), legs, kind))
+            where[leaf] = len(topology.leaves) + len(steps) - 1
+    return steps, where
 
 
 def _open(topology: Topology, where: int, value: Value, wanted: Value, steps: list[Step]) -> int:
@@ -120,7 +122,8 @@ def _flat(topology: Topology, value: Value) -> Value:
     return value
 
 
-def _kind(left: Value, right: Value, result: Value) -> StepKind:
+def join_kind(left: Value, right: Value, result: Value) -> StepKind:
+    """What the step is that makes a value of two."""
     folded = {*left.folded, *right.folded}
     if folded != set(result.folded):
         return "conv"

@@ -14,6 +14,7 @@ import sympy
 
 from tngraph.language.network import Network
 from tngraph.planning.cost import evaluate_count, volume
+from tngraph.planning.differences import PlanDifference
 from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.table import draw_stages, format_step, format_value
@@ -37,22 +38,23 @@ def network_record(network: Network | None) -> Record:
     }
 
 
-def plan_record(plan: Plan) -> Record:
-    """Totals and one row per step, with numbers at the sizes the plan was made for; every regime in a line."""
-    regime = plan.regime_of(plan.sizes)
-    memory = regime.memory(plan.sizes)
+def plan_record(plan: Plan, **sizes: int) -> Record:
+    """Totals and one row per step, with numbers at given sizes, the others as searched; every regime in a line."""
+    numbers = plan.values(**sizes)
+    regime = plan.regime_of(numbers)
+    memory = regime.memory(numbers)
     return {
         "network": plan.network.name,
-        "sizes": dict(plan.sizes),
+        "sizes": numbers,
         "mode": plan.goal.mode,
-        **_count(plan_totals(plan, regime), plan.sizes),
+        **_count(plan_totals(plan, regime), numbers),
         "peak_bytes": memory.peak,
         "saved_bytes": memory.saved,
         "region_count": len(regime.trees),
         "proven_region_count": sum(tree.is_proven for tree in regime.trees),
         "free_sizes": list(plan.free),
         "regimes": [_regime_record(plan, each, each is regime) for each in plan.regimes],
-        "steps": step_records(regime, plan.sizes),
+        "steps": step_records(regime, numbers),
     }
 
 
@@ -97,6 +99,37 @@ def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
         named = {"step": len(records) + 1, "kind": op.kind, "computes": format_step(regime.operations, number)}
         records.append({**named, "result": format_value(op.name, op.legs), **_count(counts, sizes)})
     return records
+
+
+def difference_record(found: PlanDifference) -> Record:
+    """Two plans side by side, each pair as ``before`` and ``after``; a formula of None is that of one plan only."""
+    return {
+        "is_empty": found.is_empty,
+        "plans": _pair(*found.titles),
+        "goals": _pair(*found.goals),
+        "regimes": _pair(*found.regimes),
+        "counts": [
+            {"count": c.name, "unit": c.unit, **_pair(c.before, c.after), "formulas": {"difference": _text(c.formula)}}
+            for c in found.counts
+        ],
+        "steps": [
+            {
+                "computes": s.computes,
+                "unit": s.unit,
+                **_pair(s.before, s.after),
+                "formulas": _pair(_text(s.before_formula), _text(s.after_formula)),
+            }
+            for s in found.steps
+        ],
+    }
+
+
+def _pair(before: Any, after: Any) -> Record:
+    return {"before": before, "after": after}
+
+
+def _text(expr: sympy.Expr | None) -> str | None:
+    return None if expr is None else str(expr)
 
 
 def verification_record(result: Verification) -> Record:

@@ -1,0 +1,395 @@
+"""Plans as files: saved and loaded they are equal, and a file that is not what it says is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+import tngraph as tg
+from tests.networks import TABLE, networks
+from tngraph.language.network import Core, Network
+from tngraph.planning import loading
+from tngraph.planning.loading import parse_plan
+from tngraph.planning.objectives import Machine
+from tngraph.planning.plans import Plan
+from tngraph.planning.region import Topology
+from tngraph.planning.saving import digest, format_plan_file
+from tngraph.planning.trees import build_tree
+
+FC2 = "examples/specs/fc2_mpo.tn"
+SHARED = """network shared { size batch; input x[batch, i:40]; param a[i, j:40]; param b[j, k:2]; param c[j, k]
+  h[batch, j] = x * a; y[batch, k] = h * b; z[batch, k] = h * c; output y[batch, k]; output z[batch, k] }"""
+CONV = "network conv { size batch; input x[batch, p:9]; param w[k:3, o:2]; param v[o, r:2]; index h: 7\n" + (
+    "  y[batch, h, r] = x[batch, h + k] * w * v; output y[batch, h, r] }"
+)
+
+
+def again(plan: Plan) -> Plan:
+    return parse_plan(format_plan_file(plan).encode())
+
+
+def fields_of(plan: Plan) -> dict[str, Any]:
+    return json.loads(format_plan_file(plan))
+
+
+@given(networks())
+def test_a_plan_that_is_loaded_is_the_one_that_was_saved(network: Network):
+    plan = tg.plan(network)
+    assert again(plan) == plan
+    assert tg.emit(again(plan)) == tg.emit(plan)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_plan_of_each_feature_is_loaded_as_it_was(name: str):
+    plan = tg.plan(TABLE[name], mode="train")
+    assert again(plan) == plan
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "train", "requires_grad": {"w1": False, "x": False}},
+        {"mode": "serve", "memory_limit": 4096},
+        {"minimize": {"flops": 0.3, "writes": 7}},
+        {"minimize": "time", "sizes": {"batch": 5, "D": 3}},
+        {"minimize": Machine(elements_per_second=1e9)},
+        {"order": "((x w1) (w2 (w3 w4)))"},
+        {"order": "w1 w2", "mode": "train", "itemsize": 2},
+    ],
+    ids=str,
+)
+def test_what_was_asked_is_kept(options: dict[str, Any], tmp_path: Path):
+    plan = tg.plan(tg.load(FC2), **options)
+    plan.save(tmp_path / "plan.json")
+    loaded = tg.load_plan(tmp_path / "plan.json")
+    assert loaded == plan
+    assert loaded.unpinned == plan.unpinned
+    assert str(loaded) == str(plan)
+
+
+def test_equations_that_were_inlined_are_inlined_again():
+    plan = tg.plan(tg.parse(SHARED), {"batch": 1000})
+    kept = tg.plan(tg.parse(SHARED), {"batch": 1})
+    assert [fields_of(each)["inlined"] for each in (plan, kept)] == [["h"], []]
+    assert again(plan) == plan
+    assert again(kept) == kept
+
+
+def test_a_tree_that_runs_slice_by_slice_is_kept():
+    plan = tg.plan(tg.load(FC2), {"batch": 4})
+    (regime,) = plan.regimes
+    tree = regime.stages[0].trees[0]
+    bond = next(leg for leg in tree.region.accesses[1].legs if leg.name == "b1")
+    topology = Topology(tree.region, plan.sizes, sliced=(bond,))
+    sliced = build_tree(topology, [(0, 1), (5, 2), (6, 3), (7, 4)], is_proven=False)
+    stages = (replace(regime.stages[0], trees=(sliced, *regime.stages[0].trees[1:])),)
+    changed = Plan((replace(regime, stages=stages),))
+    assert again(changed) == changed
+    data = fields_of(changed)
+    data["regimes"][0]["trees"]["y"][0]["sliced"] = ["b1", "b1"]
+    with pytest.raises(tg.PlanError) as error:
+        parse_plan(json.dumps(data).encode())
+    assert str(error.value) == "<text>: regime 1, 'y', term 1 runs for each value of 'b1', which cannot be cut there"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan, place = tg.plan(tg.load(FC2), {"batch": 1}), tmp_path / "plan.json"
+    place.write_text("mine")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(tg.PlanError) as error:
+            plan.save(place)
+    assert str(error.value) == f"{place} cannot be written: {os.strerror(28).lower()}"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    plan.save(place)
+    assert tg.load_plan(place) == plan
+
+
+def test_a_function_cannot_be_saved():
+    plan = tg.plan(tg.load(FC2), {"batch": 1}, minimize=lambda work: work.operations)
+    with pytest.raises(tg.PlanError) as error:
+        format_plan_file(plan)
+    text = "a plan that minimizes a function of a step cannot be saved\n  a file holds no code"
+    assert str(error.value) == text
+
+
+def test_a_network_longer_than_a_text_may_be_cannot_be_saved():
+    network = tg.parse("network long { input x[i:2]; y[] = x * x; output y[] }")
+    extra = tuple(Core(f"w{k}", network.cores[0].legs, "param") for k in range(20_001))
+    network = replace(network, cores=(*network.cores, *extra))
+    with pytest.raises(tg.PlanError, match="long cannot be saved: its text is not read back"):
+        format_plan_file(tg.plan(network))
+
+
+# what is wrong with a file
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+def tree(data: dict[str, Any]) -> dict[str, Any]:
+    return data["regimes"][0]["trees"]["y"][0]
+
+
+def step(data: dict[str, Any], number: int = 0) -> dict[str, Any]:
+    return tree(data)["steps"][number]
+
+
+def set_network(data: dict[str, Any], old: str, new: str) -> None:
+    """Another network with the sum that belongs to it."""
+    assert old in data["network"]
+    data["network"] = data["network"].replace(old, new)
+    data["sha256"] = digest(data["network"])
+
+
+WRONG: dict[str, tuple[Edit, str]] = {
+    "another format": (
+        lambda d: d.update(format="other"),
+        "the file is no plan\n  that of a plan has 'format': 'tngraph plan'",
+    ),
+    "another version": (
+        lambda d: d.update(version=2),
+        "the plan is of version 2, and this tngraph reads 1",
+    ),
+    "a field too few": (lambda d: d.pop("goal"), "the plan has no 'goal'"),
+    "a field too many": (lambda d: d.update(code="x"), "the plan has 'code', which means nothing there"),
+    "a field of another kind": (
+        lambda d: d.update(regimes={}),
+        "the 'regimes' of the plan is a object, and not a list",
+    ),
+    "an edited network": (
+        lambda d: d.update(network=d["network"].replace("relu", "tanh")),
+        "the network is not the one that was saved: its sha256 is another",
+    ),
+    "a network that is none": (
+        lambda d: set_network(d, "relu(x", "relo(x"),
+        "the network is none\nnetwork:12:30: there is no pointwise function 'relo'\n"
+        "      y[batch, o1, o2, o3, o4] = relo(x * w1 * w2 * w3 * w4 + bias)\n"
+        "                                 ^\n  did you mean 'relu'?",
+    ),
+    "a network with other cores": (
+        lambda d: set_network(d, "x * w1 * w2", "x * w2 * w1"),
+        "regime 1, 'y', term 1 contracts 'w1[i1, o1, b1]', and its network 'w2[b1, i2, o2, b2]' there",
+    ),
+    "a network with one core less": (
+        lambda d: set_network(d, " * w4", ""),
+        "regime 1, 'y', term 1 contracts 5 tensors, and its network 4 there",
+    ),
+    "a mode that there is not": (
+        lambda d: d["goal"].update(mode="dream"),
+        "the mode is 'dream'\n  modes: infer, train, serve",
+    ),
+    "an objective that is none": (
+        lambda d: d["goal"].update(minimize=["flops"]),
+        "minimize is \"['flops']\"\n"
+        "  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, or a function of a step",
+    ),
+    "a machine that stands still": (
+        lambda d: d["goal"].update(
+            minimize={"machine": {"operations_per_second": 0, "elements_per_second": 1, "seconds_per_kernel": 1}}
+        ),
+        "the 'operations_per_second' of the machine is 0, and not a positive number",
+    ),
+    "a gradient of nothing": (
+        lambda d: d["goal"].update(trained=["w9"]),
+        "requires_grad names 'w9'\n  tensors: x, w1, w2, w3, w4, bias",
+    ),
+    "a size too few": (lambda d: d["sizes"].pop("D"), "the object 'sizes' has no 'D'"),
+    "a size that is none": (
+        lambda d: d["sizes"].update(D=0),
+        "the 'D' of the object 'sizes' is 0, and not a positive integer",
+    ),
+    "a size that is true": (
+        lambda d: d["sizes"].update(D=True),
+        "the 'D' of the object 'sizes' is True, and not a positive integer",
+    ),
+    "an equation that cannot be inlined": (
+        lambda d: d.update(inlined=["y"]),
+        "the equation 'y' cannot be written into its readers",
+    ),
+    "a free size that is fixed": (
+        lambda d: d.update(free=["D"]),
+        "the free sizes are 'D', and not run-time sizes in their order",
+    ),
+    "no regimes": (
+        lambda d: d.update(regimes=[]),
+        "the plan has 0 regimes\n  it has 1, and up to 1,000 with a free size",
+    ),
+    "too many regimes": (
+        lambda d: d.update(regimes=d["regimes"] * 501),
+        "the plan has 1,001 regimes\n  it has 1, and up to 1,000 with a free size",
+    ),
+    "two regimes of no size": (
+        lambda d: d.update(free=[]),
+        "the plan has 2 regimes\n  it has 1, and up to 1,000 with a free size",
+    ),
+    "a gap between regimes": (
+        lambda d: d["regimes"][1].update(first=9),
+        "regime 2 is from 9 to None, which does not continue the one before",
+    ),
+    "regimes without an end": (
+        lambda d: d["regimes"][1].update(last=9),
+        "regime 2 is from 2 to 9, which does not continue the one before",
+    ),
+    "an equation too few": (
+        lambda d: d["regimes"][0]["trees"].pop("y"),
+        "the object 'trees' of regime 1 has no 'y'",
+    ),
+    "a term too few": (
+        lambda d: d["regimes"][0]["trees"]["y"].pop(),
+        "regime 1 has 1 trees for the 2 terms of 'y'",
+    ),
+    "a tree that contracts something else": (
+        lambda d: tree(d)["contracts"].pop(),
+        "regime 1, 'y', term 1 contracts 4 tensors, and its network 5 there",
+    ),
+    "a step too few": (lambda d: tree(d)["steps"].pop(), "regime 1, 'y', term 1 leaves 2 values and not one"),
+    "a step without operands": (
+        lambda d: step(d).update(operands="12"),
+        "regime 1, 'y', term 1, step 1 has no list of one or two operands",
+    ),
+    "an operand that is none": (
+        lambda d: step(d).update(operands=[1, True]),
+        "regime 1, 'y', term 1, step 1 has no list of one or two operands",
+    ),
+    "an operand that is not there": (
+        lambda d: step(d).update(operands=[1, 12]),
+        "regime 1, 'y', term 1, step 1 takes the value 12, which is not there",
+    ),
+    "an operand twice": (
+        lambda d: step(d).update(operands=[1, 1]),
+        "regime 1, 'y', term 1, step 1 takes the value 1, which is not there",
+    ),
+    "an operand of before": (
+        lambda d: step(d, 1).update(operands=[5, 2]),
+        "regime 1, 'y', term 1, step 2 takes the value 2, which is not there",
+    ),
+    "another order with the legs of before": (
+        lambda d: step(d).update(operands=[0, 2]),
+        "regime 1, 'y', term 1, step 1 has the legs i1, o1, i2, o2, b2, "
+        "where its operands make batch, i1, i3, i4, b1, o2, b2",
+    ),
+    "another kind of step": (
+        lambda d: step(d).update(kind="mul"),
+        "regime 1, 'y', term 1, step 1 has the kind 'mul', where its operands make 'contract'",
+    ),
+    "a leg that is dropped": (
+        lambda d: step(d)["legs"].pop(),
+        "regime 1, 'y', term 1, step 1 has the legs i1, o1, i2, o2, where its operands make i1, o1, i2, o2, b2",
+    ),
+    "a step that says more": (
+        lambda d: step(d).update(run="rm"),
+        "regime 1, 'y', term 1, step 1 has not exactly the fields operands, kind, legs",
+    ),
+    "a slice of nothing": (
+        lambda d: tree(d).update(sliced=["nothing"]),
+        "regime 1, 'y', term 1 runs for each value of 'nothing', which cannot be cut there",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_was_changed_is_refused(name: str, tmp_path: Path):
+    edit, complaint = WRONG[name]
+    data = fields_of(tg.plan(tg.load(FC2)))
+    assert len(data["regimes"]) == 2
+    edit(data)
+    place = tmp_path / "plan.json"
+    place.write_text(json.dumps(data))
+    with pytest.raises(tg.PlanError) as error:
+        tg.load_plan(place)
+    assert str(error.value) == f"{place}: {complaint}"
+
+
+def test_the_unpinned_plan_is_not_believed_either():
+    data = fields_of(tg.plan(tg.load(FC2), {"batch": 1}, order="x w1"))
+    data["unpinned"]["regimes"][0]["trees"]["y"][0]["steps"][0]["operands"] = [0, 4]
+    with pytest.raises(tg.PlanError, match="regime 1, 'y', term 1, step 1 has the legs"):
+        parse_plan(json.dumps(data).encode())
+
+
+def test_a_read_is_laid_out_only_where_it_is_folded():
+    plan = tg.plan(tg.parse(CONV), {"batch": 3})
+    for name, legs in (("laid out", ["batch", "h", "k"]), ("nothing", ["batch", "h + k"]), ("another", ["batch", "o"])):
+        data = fields_of(plan)
+        steps = [{"operands": [0], "kind": "read", "legs": legs}]
+        tree(data)["steps"] = steps
+        with pytest.raises(tg.PlanError) as error:
+            parse_plan(json.dumps(data).encode())
+        wanted = "leaves 3 values" if name == "laid out" else "step 1 lays out no reads that give its legs"
+        assert wanted in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", "the file is no JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b"\xff", "the file is no JSON: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b"[" * 10**5, "the file is nested too deep for a plan"),
+        (b'{"a": 1, "a": 2}', "the file is no JSON: a field stands twice in one object"),
+        (b'{"a": NaN}', "the file is no JSON: NaN is no number"),
+        (b"[1]", "the file is no plan\n  that of a plan has 'format': 'tngraph plan'"),
+        (b"network n { }", "the file is no JSON: Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_what_is_no_plan_is_refused(data: bytes, complaint: str):
+    with pytest.raises(tg.PlanError) as error:
+        parse_plan(data, "f.json")
+    assert str(error.value) == f"f.json: {complaint}"
+
+
+def test_a_long_number_is_refused():
+    with pytest.raises(tg.PlanError, match="the file is no JSON"):
+        parse_plan(b'{"a": ' + b"9" * 10**5 + b"}")
+
+
+def test_a_file_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loading, "LONGEST_PLAN", 10)
+    with pytest.raises(tg.PlanError) as error:
+        parse_plan(b" " * 11, "f.json")
+    assert str(error.value) == "f.json: the file is longer than 10 bytes"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(tg.PlanError) as error:
+        tg.load_plan(tmp_path / "none.json")
+    reason = os.strerror(2).lower()
+    assert str(error.value) == f"{tmp_path / 'none.json'}: {reason}\n  give the path of a saved plan"
+
+
+def test_a_file_cannot_make_an_equation_explode():
+    """Each of these squares the one before: inlined, the last would have 2^40 factors."""
+    lines = [f"y{k}[i] = y{k - 1} * y{k - 1}" for k in range(1, 41)]
+    text = "\n".join(["network deep { input x[i:2]", "y0[i] = x * x", *lines, "output y40[i] }"])
+    data = fields_of(tg.plan(tg.parse(text)))
+    data["inlined"] = [f"y{k}" for k in range(39, -1, -1)]
+    with pytest.raises(tg.PlanError) as error:
+        parse_plan(json.dumps(data).encode())
+    assert str(error.value) == "<text>: the equation 'y30' is read too often to be written into its readers"
+
+
+def test_an_error_quotes_no_whole_file():
+    data = fields_of(tg.plan(tg.load(FC2)))
+    data["goal"]["minimize"] = "x" * 10**6
+    with pytest.raises(tg.PlanError) as error:
+        parse_plan(json.dumps(data).encode())
+    assert len(str(error.value)) < 5000
+
+
+def test_characters_that_are_none_are_refused():
+    data = fields_of(tg.plan(tg.load(FC2)))
+    data["network"] = "network \ud800 {}"
+    data["sha256"] = digest(data["network"])
+    with pytest.raises(tg.PlanError, match="the network is none"):
+        parse_plan(json.dumps(data).encode())

@@ -1,0 +1,68 @@
+"""A plan put together: the equations of a merged network as regions, and regimes of the regions' trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from tngraph.language.network import Equation, Index, Network
+from tngraph.planning.objectives import Goal
+from tngraph.planning.plans import Plan, Regime
+from tngraph.planning.regimes import Range
+from tngraph.planning.region import ContractionTree, Region
+from tngraph.planning.rewrites import clean_term
+from tngraph.planning.schedule import Stage
+
+
+class Cleaned(NamedTuple):
+    """One equation, a region per term, and which index of the region stands for which of the equation."""
+
+    equation: Equation
+    regions: tuple[Region, ...]
+    patterns: tuple[tuple[tuple[Index, Index], ...], ...]
+
+    def stage(self, trees: Sequence[ContractionTree], branches: Sequence[bool] = ()) -> Stage:
+        """The equation with a tree for every region."""
+        return Stage(self.equation, tuple(trees), self.patterns, tuple(branches) if any(branches) else ())
+
+
+def clean_equations(merged: Network, equations: Iterable[Equation]) -> tuple[Cleaned, ...]:
+    """Equations of a merged network with their terms as regions."""
+    sources = merged.sources()
+    made = []
+    for equation in equations:
+        terms = [clean_term(term, equation.legs, sources) for term in equation.terms]
+        made.append(Cleaned(equation, tuple(region for region, _ in terms), tuple(pattern for _, pattern in terms)))
+    return tuple(made)
+
+
+def assemble_plan(
+    network: Network,
+    merged: Network,
+    cleaned: Sequence[Cleaned],
+    found: Sequence[Range],
+    numbers: Mapping[str, int],
+    goal: Goal,
+    free: tuple[str, ...],
+) -> Plan:
+    """The plan that has a regime for each range.
+
+    Args:
+        network: as it was given.
+        merged: what is contracted.
+        cleaned: its equations.
+        found: ranges of a size with a tree for every region of all equations, in order.
+        numbers: an integer for every named size.
+        goal: what the trees were searched for.
+        free: the run-time sizes that they were searched over.
+    """
+    count = sum(len(each.regions) for each in cleaned)
+    branches = [len({trees[k].steps for _, _, trees in found}) > 1 for k in range(count)]
+    regimes = []
+    for low, high, trees in found:
+        rest, flags = iter(trees), iter(branches)
+        stages = tuple(
+            each.stage([next(rest) for _ in each.regions], [next(flags) for _ in each.regions]) for each in cleaned
+        )
+        regimes.append(Regime(network, merged, stages, numbers, goal, low=low, high=high))
+    return Plan(tuple(regimes), free if len(free) == 1 or len(regimes) > 1 else ())

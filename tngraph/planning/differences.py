@@ -1,0 +1,272 @@
+"""What two plans have in common, and where they differ: totals, regimes, steps.
+
+A step is told by the values it puts together, and a value by the tensors it is a product of, whatever the order and the
+names of indices. So plans can be compared across bonds, orders, modes, and versions of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+import sympy
+
+from tngraph.planning.cost import evaluate_count, volume, work_unit
+from tngraph.planning.schedule import Operation
+from tngraph.planning.table import count_rows, format_formula, format_range, window_names
+
+if TYPE_CHECKING:
+    from tngraph.planning.plans import Plan, Regime
+
+LONGEST_NAME = 60
+"""What a step contracts is cut to this [characters]."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountChange:
+    """A total of two plans: its numbers, its unit, and the second formula less the first; None where one has none."""
+
+    name: str
+    unit: str
+    before: int | None
+    after: int | None
+    formula: sympy.Expr | None
+
+    def __str__(self) -> str:
+        numbers = f"{_number(self.before)} -> {_number(self.after)} [{self.unit}]"
+        if self.formula is None:
+            return f"{self.name:<12} {numbers}"
+        if self.formula == 0:
+            return f"{self.name:<12} {numbers}, the same formula"
+        return f"{self.name:<12} {numbers}, difference {format_formula(self.formula)}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepChange:
+    """A step of one plan or of both: what it computes, its unit, and its work in each, as number and as formula."""
+
+    computes: str
+    unit: str
+    before: int | None
+    after: int | None
+    before_formula: sympy.Expr | None
+    after_formula: sympy.Expr | None
+
+    @property
+    def sign(self) -> str:
+        """``-`` of the first plan only, ``+`` of the second, ``=`` of both, ``~`` of both at another cost."""
+        if self.after is None:
+            return "-"
+        if self.before is None:
+            return "+"
+        return "=" if (self.before, self.before_formula) == (self.after, self.after_formula) else "~"
+
+    def __str__(self) -> str:
+        if self.sign == "~":
+            change = f"{_number(self.before)} -> {_number(self.after)} {self.unit}"
+            formulas = [format_formula(each) for each in (self.before_formula, self.after_formula) if each is not None]
+            return f"~ {self.computes}: {change} = {' -> '.join(dict.fromkeys(formulas))}"
+        work, formula = (self.after, self.after_formula) if self.before is None else (self.before, self.before_formula)
+        shown = "" if formula is None or formula.is_Integer else f" = {format_formula(formula)}"
+        return f"{self.sign} {self.computes}: {_number(work)} {self.unit}{shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDifference:
+    """Two plans side by side, which prints as text.
+
+    Attributes:
+        titles: each network with its sizes.
+        goals: what each plan is for.
+        counts: the totals that differ, in number or in formula.
+        regimes: where the regimes of each run.
+        steps: those of the regimes that run at these sizes: of the first plan in order, then of the second alone.
+    """
+
+    titles: tuple[str, str]
+    goals: tuple[str, str]
+    counts: tuple[CountChange, ...]
+    regimes: tuple[str, str]
+    steps: tuple[StepChange, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing differs but names."""
+        return not self.counts and len({*self.goals}) == len({*self.regimes}) == 1 and not self._changed()
+
+    def _changed(self) -> list[StepChange]:
+        return [step for step in self.steps if step.sign != "="]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield " -> ".join(dict.fromkeys(self.titles))
+        if self.is_empty:
+            yield "  the plans do the same"
+            return
+        for label, pair in (("goal", self.goals), ("regimes", self.regimes)):
+            if pair[0] != pair[1]:
+                yield f"  {label:<12} {pair[0]} -> {pair[1]}"
+        yield from (f"  {count}" for count in self.counts)
+        changed = self._changed()
+        yield f"  steps        {len(self.steps) - len(changed)} in both at the same cost"
+        yield from (f"  {step}" for step in changed)
+
+
+def compare_plans(before: Plan, after: Plan, **sizes: int) -> PlanDifference:
+    """What is different in a second plan, at some sizes, the others as each was searched.
+
+    Raises:
+        SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
+    """
+    plans = (before, after)
+    numbers = [plan.values(**sizes) for plan in plans]
+    regimes = [plan.regime_of(each) for plan, each in zip(plans, numbers, strict=True)]
+    windows = {**window_names(before.network), **window_names(after.network)}
+    steps = [_list_steps(regime, each) for regime, each in zip(regimes, numbers, strict=True)]
+    rows = [
+        {label: (expr, number, unit) for label, expr, number, unit in count_rows(plan, regime, each)}
+        for plan, regime, each in zip(plans, regimes, numbers, strict=True)
+    ]
+    return PlanDifference(
+        titles=(_title(before, numbers[0]), _title(after, numbers[1])),
+        goals=(_describe_goal(before), _describe_goal(after)),
+        counts=tuple(_changed_counts(rows[0], rows[1], windows)),
+        regimes=(_describe_regimes(before), _describe_regimes(after)),
+        steps=tuple(_match_steps(steps[0], steps[1], windows)),
+    )
+
+
+def _title(plan: Plan, numbers: Mapping[str, int]) -> str:
+    at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
+    return f"{plan.network.name} at {at}" if at else plan.network.name
+
+
+def _describe_goal(plan: Plan) -> str:
+    goal = plan.goal
+    minimize = goal.minimize if isinstance(goal.minimize, str | Mapping) else type(goal.rate).__name__
+    limit = "" if goal.memory_limit is None else f" within {goal.memory_limit:,} bytes"
+    stored = [core.name for core in plan.network.cores if core.role == "param"]
+    frozen = [name for name in stored if name not in goal.trained] if goal.mode == "train" else []
+    return f"{goal.mode}, least {minimize}{limit}{f', {_listed(frozen)} frozen' if frozen else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shorten(", ".join(names), LONGEST_NAME, placeholder=" …")
+
+
+def _describe_regimes(plan: Plan) -> str:
+    if len(plan.free) == 1:
+        return f"{plan.free[0]} {', '.join(format_range(each.low, each.high) for each in plan.regimes)}"
+    return f"{len(plan.regimes)} by cost" if len(plan.regimes) > 1 else "one for all sizes"
+
+
+Row = tuple[sympy.Expr, int, str]
+"""A count as formula, as number, and its unit."""
+
+
+def _changed_counts(
+    before: Mapping[str, Row], after: Mapping[str, Row], windows: Mapping[sympy.Expr, sympy.Symbol]
+) -> Iterator[CountChange]:
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            unit = (old or after[name])[2]
+            yield CountChange(name, unit, old[1] if old else None, new[1] if new else None, None)
+        elif old[:2] != new[:2]:
+            difference = new[0].xreplace(windows) - old[0].xreplace(windows)
+            yield CountChange(name, new[2], old[1], new[1], difference)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step of one plan, by what it computes: ``key`` is equal for equal steps of both."""
+
+    key: object
+    computes: str
+    unit: str
+    formula: sympy.Expr
+    number: int
+
+
+def _list_steps(regime: Regime, numbers: Mapping[str, int]) -> list[_Step]:
+    """The steps of a regime that work."""
+    operations = regime.operations
+    keys: list[int] = []
+    drawn: list[str] = []
+    found = []
+    for number, op in enumerate(operations):
+        below = [keys[operand] for operand in op.operands]
+        keys.append(_value_key(op, below))
+        drawn.append(_draw(op, drawn))
+        formula = volume(operations, number)
+        if formula != 0:
+            key = op.kind, op.number, op.function, *sorted(below)
+            name = shorten(drawn[-1], LONGEST_NAME, placeholder=" …")
+            found.append(_Step(key, name, work_unit(op), formula, evaluate_count(formula, numbers)))
+    return found
+
+
+def _value_key(op: Operation, below: Sequence[int]) -> int:
+    """What tells a value: of a product the sum of what tells its factors, so that their order does not matter."""
+    if op.kind == "add" or op.function is not None:
+        return _digest(op.kind, op.number, op.function, *below)
+    if op.kind == "scale":
+        return below[0] + _digest(op.number)
+    if op.kind == "load" and not below:
+        return _digest(op.name)
+    return below[0] if op.kind in ("load", "view", "accumulate") else sum(below)
+
+
+def _digest(*parts: object) -> int:
+    return int.from_bytes(sha256(repr(parts).encode()).digest())
+
+
+def _draw(op: Operation, drawn: Sequence[str]) -> str:
+    """What an operation computes as nested names; no longer than can be shown."""
+    parts = [drawn[operand] for operand in op.operands]
+    if op.kind == "load" or (op.kind in ("view", "read", "embed", "accumulate") and parts):
+        return parts[0] if parts else op.name
+    if op.kind == "add":
+        sign = "-" if op.number < 0 else "+"
+        text = f"({parts[0]} {sign} {parts[1]})"
+    elif op.function is not None:
+        text = f"{op.function.name}({parts[0]})"
+    elif op.kind == "scale":
+        text = f"({op.number} * {parts[0]})"
+    else:
+        text = f"({' '.join(parts)})" if len(parts) > 1 else f"{op.kind}({parts[0]})"
+    return text[: 2 * LONGEST_NAME]
+
+
+def _match_steps(
+    before: Sequence[_Step], after: Sequence[_Step], windows: Mapping[sympy.Expr, sympy.Symbol]
+) -> Iterable[StepChange]:
+    """Each step of the first plan with its equal in the second, then what is left of the second."""
+    waiting: dict[object, list[_Step]] = {}
+    for step in reversed(after):
+        waiting.setdefault(step.key, []).append(step)
+    for step in before:
+        equals = waiting.get(step.key)
+        yield _change(step, equals.pop() if equals else None, windows)
+    left = {id(step) for steps in waiting.values() for step in steps}
+    for step in after:
+        if id(step) in left:
+            yield _change(None, step, windows)
+
+
+def _change(old: _Step | None, new: _Step | None, windows: Mapping[sympy.Expr, sympy.Symbol]) -> StepChange:
+    named = old or new
+    assert named is not None
+    formulas = [None if each is None else each.formula.xreplace(windows) for each in (old, new)]
+    return StepChange(
+        named.computes, named.unit, old.number if old else None, new.number if new else None, formulas[0], formulas[1]
+    )
+
+
+def _number(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"

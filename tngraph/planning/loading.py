@@ -1,0 +1,350 @@
+"""A plan from a file, which is not believed.
+
+The network is read as any text is, and merged anew; the trees are made again move by move. What the file says of a step
+is compared with what the step is. So a plan that loads computes what its network says, whoever wrote the file: all that
+is taken on trust is that a tree was proven, or pinned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NoReturn
+
+from tngraph.errors import PlanError, TngraphError
+from tngraph.language.binding import check_sizes
+from tngraph.language.files import explain, read_bytes
+from tngraph.language.network import Index, Leg, Network, Read
+from tngraph.language.sizes import LARGEST
+from tngraph.language.text import parse
+from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.planning.objectives import Goal, Machine, Objective, Weighted, make_goal
+from tngraph.planning.plans import Plan
+from tngraph.planning.regimes import Range
+from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
+from tngraph.planning.replay import Replay, ReplayError, find_move
+from tngraph.planning.rewrites import merge
+from tngraph.planning.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
+from tngraph.planning.sizing import given_sizes, number_sizes
+from tngraph.planning.table import format_leg
+
+LONGEST_PLAN = 2**26
+"""The longest file of a plan [bytes]."""
+LONGEST_ERROR = 4000
+"""What is wrong with a file may quote it: an error longer than this is cut [characters]."""
+MOST_REGIMES = 1000
+"""The most regimes of a plan in a file."""
+
+
+def load_plan(path: str | Path) -> Plan:
+    """The plan of a file that `Plan.save` wrote, equal to the one that was saved.
+
+    Raises:
+        PlanError: the file cannot be read, or is none of a plan, damaged, or of another version; it says what is wrong.
+    """
+    try:
+        data = read_bytes(path, LONGEST_PLAN)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: {explain(error)}\n  give the path of a saved plan") from None
+    return parse_plan(data, str(path))
+
+
+def is_plan_file(data: bytes) -> bool:
+    """Whether a file is rather one of a plan than a spec."""
+    return data[:100].lstrip().startswith(b"{")
+
+
+def parse_plan(data: bytes, file: str = "<text>") -> Plan:
+    """The plan of a file's content.
+
+    Args:
+        data: the content.
+        file: what errors call it.
+
+    Raises:
+        PlanError: see `load_plan`.
+    """
+    try:
+        return _read_plan(_read_json(data))
+    except TngraphError as error:
+        text = str(error)
+        raise PlanError(f"{file}: {text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + ' …'}") from None
+
+
+def _read_json(data: bytes) -> Any:
+    if len(data) > LONGEST_PLAN:
+        raise PlanError(f"the file is longer than {LONGEST_PLAN:,} bytes")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise PlanError("the file is nested too deep for a plan") from None
+    except ValueError as error:
+        raise PlanError(f"the file is no JSON: {error}") from None
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field stands twice in one object")
+    return fields
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "anything": lambda value: True,
+    "text": lambda value: isinstance(value, str),
+    "true or false": lambda value: isinstance(value, bool),
+    "a positive integer": _is_count,
+    "a positive integer or null": lambda value: value is None or _is_count(value),
+    "an integer from 0 or null": lambda value: value is None or (type(value) is int and value == 0) or _is_count(value),
+    "a positive number": _is_rate,
+    "a list": lambda value: isinstance(value, list),
+    "a list of texts": _is_texts,
+    "an object": lambda value: isinstance(value, dict),
+}
+_DECISIONS = {"inlined": "a list of texts", "free": "a list of texts", "regimes": "a list"}
+_PLAN = {
+    "format": "anything",
+    "version": "anything",
+    "sha256": "text",
+    "network": "text",
+    "goal": "an object",
+    "sizes": "an object",
+    **_DECISIONS,
+    "unpinned": "anything",
+}
+_GOAL = {
+    "mode": "text",
+    "minimize": "anything",
+    "trained": "a list of texts",
+    "itemsize": "a positive integer",
+    "memory_limit": "a positive integer or null",
+    "most_folded": "an integer from 0 or null",
+}
+_REGIME = {"first": "a positive integer", "last": "a positive integer or null", "trees": "an object"}
+_TREE = {
+    "contracts": "a list",
+    "is_proven": "true or false",
+    "is_pinned": "true or false",
+    "sliced": "a list of texts",
+    "steps": "a list",
+}
+
+
+def _check_fields(data: object, where: str, kinds: Mapping[str, str]) -> Fields:
+    """An object that has exactly these fields, of these kinds.
+
+    Raises:
+        PlanError: it is no such object.
+    """
+    if not isinstance(data, dict):
+        raise PlanError(f"{where} is {_shown(data)}, and not an object")
+    for name in kinds:
+        if name not in data:
+            raise PlanError(f"{where} has no {name!r}")
+    for name, value in data.items():
+        if name not in kinds:
+            raise PlanError(f"{where} has {_shown(name)}, which means nothing there")
+        if not _KINDS[kinds[name]](value):
+            raise PlanError(f"the {name!r} of {where} is {_shown(value)}, and not {kinds[name]}")
+    return data
+
+
+def _shown(value: object) -> str:
+    return (
+        shorten(repr(value), 80, placeholder=" …") if not isinstance(value, dict | list) else f"a {_kind_word(value)}"
+    )
+
+
+def _kind_word(value: object) -> str:
+    return "list" if isinstance(value, list) else "object"
+
+
+def _read_plan(data: Any) -> Plan:
+    """A plan from its fields, from top to bottom."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanError(f"the file is no plan\n  that of a plan has 'format': {FORMAT!r}")
+    if data.get("version") != VERSION or isinstance(data["version"], bool):
+        raise PlanError(f"the plan is of version {_shown(data.get('version'))}, and this tngraph reads {VERSION}")
+    fields = _check_fields(data, "the plan", _PLAN)
+    network = _read_network(fields)
+    goal = _read_goal(network, fields["goal"])
+    numbers = _read_sizes(network, fields["sizes"])
+    decided = {name: fields[name] for name in _DECISIONS}
+    made = _read_decisions(network, goal, numbers, decided)
+    if fields["unpinned"] is None:
+        return made
+    other = _check_fields(fields["unpinned"], "the unpinned plan", _DECISIONS)
+    return replace(made, unpinned=_read_decisions(network, goal, numbers, other))
+
+
+def _read_network(fields: Fields) -> Network:
+    if digest(fields["network"]) != fields["sha256"]:
+        raise PlanError("the network is not the one that was saved: its sha256 is another")
+    try:
+        return parse(fields["network"], file="network")
+    except TngraphError as error:
+        raise PlanError(f"the network is none\n{error}") from None
+
+
+def _read_goal(network: Network, data: object) -> Goal:
+    fields = _check_fields(data, "the goal", _GOAL)
+    can = dict.fromkeys((core.name for core in network.cores if core.role != "const"), False)
+    grads = {**can, **dict.fromkeys(fields["trained"], True)}
+    minimize = _read_minimize(fields["minimize"])
+    goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], fields["memory_limit"])
+    return Goal(goal.mode, minimize, goal.rate, goal.trained, goal.itemsize, goal.memory_limit, fields["most_folded"])
+
+
+def _read_minimize(data: Any) -> Objective:
+    """A name, weights of names, or the numbers of a machine."""
+    if not isinstance(data, dict) or data.keys() != {"machine"}:
+        return data if isinstance(data, dict) else str(data)
+    numbers = _check_fields(data["machine"], "the machine", dict.fromkeys(asdict(Machine()), "a positive number"))
+    return Machine(**numbers)
+
+
+def _read_sizes(network: Network, data: Mapping[str, Any]) -> dict[str, int]:
+    names = [size.name for size in network.sizes]
+    _check_fields(data, "the object 'sizes'", dict.fromkeys(names, "a positive integer"))
+    numbers = {name: data[name] for name in names}
+    derived = number_sizes(network, given_sizes(network, numbers))
+    for name in names:
+        if derived[name] != numbers[name]:
+            raise PlanError(
+                f"the size {name!r} is {numbers[name]:,}, and derived from the others it is {derived[name]:,}"
+            )
+    check_sizes(network, numbers)
+    return numbers
+
+
+def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fields: Fields) -> Plan:
+    """The plan of some decisions for a network."""
+    merged = merge(network, fields["inlined"])
+    cleaned = clean_equations(merged, merged.equations)
+    free = tuple(fields["free"])
+    if list(free) != [name for name in network.runtime_sizes() if name in free]:
+        raise PlanError(f"the free sizes are {_shown(', '.join(free))}, and not run-time sizes in their order")
+    topologies = [[Topology(region, numbers) for region in each.regions] for each in cleaned]
+    found = [
+        _read_regime(data, f"regime {number}", cleaned, topologies)
+        for number, data in enumerate(fields["regimes"][: MOST_REGIMES + 1], 1)
+    ]
+    _check_ranges(found, free, goal)
+    return assemble_plan(network, merged, cleaned, found, numbers, goal, free)
+
+
+def _check_ranges(found: Sequence[Range], free: Sequence[str], goal: Goal) -> None:
+    """Refuse regimes that leave it open which of them runs."""
+    if not 1 <= len(found) <= (MOST_REGIMES if free else 1):
+        raise PlanError(f"the plan has {len(found):,} regimes\n  it has 1, and up to {MOST_REGIMES:,} with a free size")
+    next_low: int | None = 1
+    for number, (low, high, _) in enumerate(found, 1):
+        is_last = number == len(found) or len(free) != 1
+        if low != next_low or (high is None) != is_last or (high is not None and high < low):
+            raise PlanError(f"regime {number} is from {low} to {high}, which does not continue the one before")
+        next_low = 1 if high is None else high + 1
+    if len(free) > 1 and len(found) > 1 and not isinstance(goal.rate, Weighted):
+        raise PlanError("regimes of several free sizes are compared by their cost, which this goal has no formula for")
+
+
+def _read_regime(
+    data: object, where: str, cleaned: Sequence[Cleaned], topologies: Sequence[Sequence[Topology]]
+) -> Range:
+    fields = _check_fields(data, where, _REGIME)
+    names = [each.equation.name for each in cleaned]
+    given = _check_fields(fields["trees"], f"the object 'trees' of {where}", dict.fromkeys(names, "a list"))
+    trees: list[ContractionTree] = []
+    for name, terms in zip(names, topologies, strict=True):
+        if len(given[name]) != len(terms):
+            raise PlanError(f"{where} has {len(given[name])} trees for the {len(terms)} terms of {name!r}")
+        for number, (tree, topology) in enumerate(zip(given[name], terms, strict=True), 1):
+            trees.append(_read_tree(tree, f"{where}, {name!r}, term {number}", topology))
+    return fields["first"], fields["last"], tuple(trees)
+
+
+def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
+    """The tree of a region that the moves in a file make."""
+    fields = _check_fields(data, where, _TREE)
+    _check_accesses(fields["contracts"], where, topology.region)
+    replay = Replay(_slice(topology, fields["sliced"], where))
+    prepared = len(replay.steps)
+    for number, step in enumerate(fields["steps"], 1):
+        at = f"{where}, step {number}"
+        if not isinstance(step, dict) or not _is_operands(step.get("operands")):
+            raise PlanError(f"{at} has no list of one or two operands")
+        try:
+            if number > prepared:
+                replay.make(find_move(replay, tuple(step["operands"]), _is_shown_as(step.get("legs"))))
+        except ReplayError as error:
+            raise PlanError(f"{at} {error}") from None
+        _check_step(step, at, show_step(replay.steps[number - 1]))
+    if len(fields["steps"]) < prepared:
+        raise PlanError(f"{where} has {len(fields['steps'])} steps, and its tensors are prepared in {prepared}")
+    try:
+        return replay.finish(is_proven=fields["is_proven"], is_pinned=fields["is_pinned"])
+    except ReplayError as error:
+        raise PlanError(f"{where} {error}") from None
+
+
+def _slice(topology: Topology, names: Sequence[str], where: str) -> Topology:
+    """The region at one value of the indices of these names."""
+    if not names:
+        return topology
+    legs = [leg for access in topology.region.accesses for leg in bare_legs(access)]
+    read = {index for leg in legs if isinstance(leg, Read) for index in leg.indices}
+    plain = {leg.name: leg for leg in legs if isinstance(leg, Index) and leg not in read}
+    for name in names:
+        if name not in plain or names.count(name) > 1:
+            raise PlanError(f"{where} runs for each value of {_shown(name)}, which cannot be cut there")
+    return Topology(topology.region, topology.named, sliced=tuple(plain[name] for name in names))
+
+
+def _is_operands(value: object) -> bool:
+    return isinstance(value, list) and len(value) in (1, 2) and all(type(each) is int for each in value)
+
+
+def _is_shown_as(legs: object) -> Callable[[Iterable[Leg]], bool]:
+    return lambda made: [format_leg(leg) for leg in made] == legs
+
+
+def _check_accesses(given: Sequence[object], where: str, region: Region) -> None:
+    wanted = show_accesses(region)
+    if given != wanted:
+        k = next((k for k, pair in enumerate(zip(given, wanted, strict=False)) if pair[0] != pair[1]), None)
+        if k is None:
+            raise PlanError(f"{where} contracts {len(given)} tensors, and its network {len(wanted)} there")
+        raise PlanError(f"{where} contracts {_shown(given[k])}, and its network {wanted[k]!r} there")
+
+
+def _check_step(given: Fields, where: str, made: Fields) -> None:
+    """Refuse a step that is not what its operands make."""
+    if given.keys() != made.keys():
+        raise PlanError(f"{where} has not exactly the fields {', '.join(made)}")
+    for name, value in made.items():
+        if given[name] != value:
+            raise PlanError(
+                f"{where} has the {name} {_written(given[name])}, where its operands make {_written(value)}"
+            )
+
+
+def _written(value: object) -> str:
+    return shorten(", ".join(map(str, value)) if isinstance(value, list) else repr(value), 200, placeholder=" …")

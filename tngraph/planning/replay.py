@@ -1,0 +1,135 @@
+"""Trees as moves that say nothing twice: which values meet, and which folded reads are laid out.
+
+All else of a tree follows from its region. So a tree that comes from a file is not believed but made again: `Replay`
+makes the steps that its moves lead to, and refuses a move that the region does not allow. Whatever moves there are,
+the result is a contraction of the region and of nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tngraph.language.network import Leg
+from tngraph.planning.region import ContractionTree, Step, Topology, Value
+from tngraph.planning.trees import join_kind, opened, prepare_leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Two values that are joined, or one of which some folded reads are laid out; numbered as the steps of a tree."""
+
+    operands: tuple[int, ...]
+    reads: tuple[int, ...] = ()
+
+
+class ReplayError(ValueError):
+    """A move that is none for the region, as the end of a sentence."""
+
+
+class Replay:
+    """The steps of a tree as its moves are made, after those that prepare the region's accesses."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.steps, where = prepare_leaves(topology)
+        self.values: dict[int, Value] = dict(zip(where, topology.leaves, strict=True))
+
+    def make(self, move: Move) -> None:
+        """Make one move; its operands are used up by it.
+
+        Raises:
+            ReplayError: the region does not allow it.
+        """
+        taken = [self.take(number) for number in move.operands]
+        if len(taken) == 2 and not move.reads:
+            self._join(move.operands, taken[0], taken[1])
+        elif len(taken) == 1 and move.reads:
+            self._lay_out(move, taken[0])
+        else:
+            raise ReplayError("joins no two values and lays out none")
+
+    def take(self, number: int) -> Value:
+        """A value that no step has used, which is used now.
+
+        Raises:
+            ReplayError: there is none of this number.
+        """
+        if number not in self.values:
+            raise ReplayError(f"takes the value {number}, which is not there")
+        return self.values.pop(number)
+
+    def _join(self, operands: tuple[int, ...], left: Value, right: Value) -> None:
+        made = self.topology.join(left, right)
+        if made is None:
+            raise ReplayError("joins values of which a folded read is to be laid out first")
+        self._put(Step(operands, self.topology.legs(made), join_kind(left, right, made)), made)
+
+    def _lay_out(self, move: Move, value: Value) -> None:
+        folded = {read for read, _ in value.folded}
+        if len(set(move.reads)) != len(move.reads) or not folded.issuperset(move.reads):
+            raise ReplayError("lays out a read that is not folded there")
+        for read in move.reads:
+            value = self.topology.open(value, read)
+        self._put(Step(move.operands, self.topology.legs(value), "read"), value)
+
+    def _put(self, step: Step, value: Value) -> None:
+        self.steps.append(step)
+        self.values[len(self.topology.leaves) + len(self.steps) - 1] = value
+
+    def finish(self, *, is_proven: bool, is_pinned: bool = False) -> ContractionTree:
+        """The tree, once one value is left.
+
+        Raises:
+            ReplayError: several are, or it has a read that is not laid out.
+        """
+        if len(self.values) != 1:
+            raise ReplayError(f"leaves {len(self.values)} values and not one")
+        (value,) = self.values.values()
+        if value.folded:
+            raise ReplayError("leaves a folded read")
+        return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned, self.topology.sliced)
+
+
+def find_move(replay: Replay, operands: tuple[int, ...], is_right: Callable[[tuple[Leg, ...]], bool]) -> Move:
+    """The move on these operands; what one of them lays out is told by the legs of the result.
+
+    Args:
+        replay: the tree so far.
+        operands: one or two values.
+        is_right: whether legs are those of the result.
+
+    Raises:
+        ReplayError: no reads are those that are laid out.
+    """
+    if len(operands) != 1:
+        return Move(operands)
+    value = replay.values.get(operands[0])
+    if value is None:
+        raise ReplayError(f"takes the value {operands[0]}, which is not there")
+    for result in opened(replay.topology, value):
+        if result != value and is_right(replay.topology.legs(result)):
+            left = {read for read, _ in result.folded}
+            return Move(operands, tuple(read for read, _ in value.folded if read not in left))
+    raise ReplayError("lays out no reads that give its legs")
+
+
+def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
+    """The moves of a tree."""
+    replay, moves = Replay(topology), list[Move]()
+    for step in tree.steps[len(replay.steps) :]:
+        moves.append(find_move(replay, step.operands, step.legs.__eq__))
+        replay.make(moves[-1])
+    return tuple(moves)
+
+
+def replay_moves(topology: Topology, moves: Sequence[Move], *, is_proven: bool) -> ContractionTree:
+    """The tree of some moves.
+
+    Raises:
+        ReplayError: they are none of the region.
+    """
+    replay = Replay(topology)
+    for move in moves:
+        replay.make(move)
+    return replay.finish(is_proven=is_proven)

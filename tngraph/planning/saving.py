@@ -1,0 +1,158 @@
+"""A plan as a file: JSON that holds the decisions, and beside them what they lead to, to be read and to be checked.
+
+The decisions are few: the network as text, the goal, the numbers of the sizes, which equations were inlined, and the
+steps of every tree. What each step contracts, its kind and its legs follow from them; `loading` makes all of it again
+and compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tngraph.errors import NetworkError, PlanError
+from tngraph.language.files import explain, write_whole
+from tngraph.language.format import format_network
+from tngraph.language.network import Network
+from tngraph.language.text import parse
+from tngraph.planning.objectives import Goal, Machine
+from tngraph.planning.region import ContractionTree, Region, Step
+from tngraph.planning.rewrites import find_inlined, merge
+from tngraph.planning.table import format_leg, format_value
+
+if TYPE_CHECKING:
+    from tngraph.planning.plans import Plan, Regime
+
+FORMAT = "tngraph plan"
+VERSION = 1
+"""Of the file; another one when what it says changes."""
+
+_LIST = re.compile(r'(\[)\n *((?:[^\[\]{}"]|"[^"\n]*")*?)\n *(?=\])')
+_OBJECT = re.compile(r"(\{)\n *([^{}]*?)\n *(?=\})")
+_BREAK = re.compile(r"\n *")
+
+Fields = dict[str, Any]
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Write a plan to a file, whole or not at all.
+
+    Raises:
+        PlanError: a plan that a file cannot hold, or a file that cannot be written.
+    """
+    text = format_plan_file(plan)
+    try:
+        write_whole(path, text)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path} cannot be written: {explain(error)}") from None
+
+
+def format_plan_file(plan: Plan) -> str:
+    """A plan as the text of its file.
+
+    Raises:
+        PlanError: it minimises a function of a step, or its network is longer than a text may be.
+    """
+    text = format_network(plan.network)
+    _check_text(plan.network, text)
+    fields = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sha256": digest(text),
+        "network": text,
+        "goal": _goal_fields(plan.goal),
+        "sizes": dict(plan.sizes),
+        **_decisions(plan),
+        "unpinned": None if plan.unpinned is None else _decisions(plan.unpinned),
+    }
+    return _compact(json.dumps(fields, indent=1, allow_nan=False)) + "\n"
+
+
+def _compact(text: str) -> str:
+    """Indented JSON with its innermost lists and objects on one line each. No text in it has a newline."""
+    for innermost in (_LIST, _OBJECT):
+        text = innermost.sub(lambda found: found[1] + _BREAK.sub(" ", found[2]), text)
+    return text
+
+
+def digest(text: str) -> str:
+    """The sha256 of a text, whatever characters a file has put there."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_text(network: Network, text: str) -> None:
+    try:
+        is_same = parse(text) == network
+    except NetworkError as error:
+        raise PlanError(f"{network.name} cannot be saved: its text is not read back\n{error}") from None
+    if not is_same:
+        raise PlanError(f"{network.name} cannot be saved: its text is read back as another network")
+
+
+def _goal_fields(goal: Goal) -> Fields:
+    return {
+        "mode": goal.mode,
+        "minimize": _minimize_field(goal),
+        "trained": sorted(goal.trained),
+        "itemsize": goal.itemsize,
+        "memory_limit": goal.memory_limit,
+        "most_folded": goal.most_folded,
+    }
+
+
+def _minimize_field(goal: Goal) -> Any:
+    minimize = goal.minimize
+    if isinstance(minimize, str):
+        return minimize
+    if isinstance(minimize, Mapping):
+        return dict(minimize)
+    if isinstance(minimize, Machine):
+        return {"machine": asdict(minimize)}
+    raise PlanError("a plan that minimizes a function of a step cannot be saved\n  a file holds no code")
+
+
+def _decisions(plan: Plan) -> Fields:
+    """What was decided for the network: which equations were inlined, and the trees of every regime."""
+    inlined = find_inlined(plan.network, plan.merged)
+    if merge(plan.network, inlined) != plan.merged:
+        raise PlanError(f"the plan of {plan.network.name} cannot be saved: its equations are not those of its network")
+    return {
+        "inlined": list(inlined),
+        "free": list(plan.free),
+        "regimes": [_regime_fields(regime) for regime in plan.regimes],
+    }
+
+
+def _regime_fields(regime: Regime) -> Fields:
+    trees = {stage.equation.name: [_tree_fields(tree) for tree in stage.trees] for stage in regime.stages}
+    return {"first": regime.low, "last": regime.high, "trees": trees}
+
+
+def _tree_fields(tree: ContractionTree) -> Fields:
+    return {
+        "contracts": show_accesses(tree.region),
+        "is_proven": tree.is_proven,
+        "is_pinned": tree.is_pinned,
+        "sliced": [index.name for index in tree.sliced],
+        "steps": [show_step(step) for step in tree.steps],
+    }
+
+
+def show_accesses(region: Region) -> list[str]:
+    """What a region contracts, in the language: values 0, 1, … of its tree."""
+    return [format_value(access.source, access.legs) for access in region.accesses]
+
+
+def show_step(step: Step) -> Fields:
+    """A step with its legs in the language."""
+    return {"operands": list(step.operands), "kind": step.kind, "legs": show_legs(step)}
+
+
+def show_legs(step: Step) -> list[str]:
+    """The legs of a step's result in the language."""
+    return [format_leg(leg) for leg in step.legs]

@@ -1,0 +1,224 @@
+"""What a command line asks for: its options as types, their values parsed, its files as networks and plans."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, cast
+
+import typer
+
+import tngraph
+from tngraph.errors import NetworkError, SizeError
+from tngraph.language.files import explain, read_bytes
+from tngraph.language.network import Network
+from tngraph.language.sizes import LARGEST
+from tngraph.language.text import decode
+from tngraph.planning.loading import LONGEST_PLAN, is_plan_file, parse_plan
+from tngraph.planning.objectives import Mode as PlanMode
+from tngraph.planning.plans import Plan
+from tngraph.planning.search import Search
+from tngraph.report.terminal import show_progress
+
+File = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="A spec file, or a saved plan; - reads standard input.", show_default=False),
+]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files; - reads standard input.")]
+NetworkName = Annotated[
+    str | None, typer.Option("--network", metavar="NAME", help="Which network of the file; the last one if not given.")
+]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=N", help="A size: another default, or a run-time size to work at. Repeatable."),
+]
+Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Short for --set batch=N.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: stable keys, units in their names.")]
+Orders = Annotated[
+    list[str] | None,
+    typer.Option("--order", metavar="[NAME=]ORDER", help="Pin the order of an equation by names. Repeatable."),
+]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write; - is standard output.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")]
+Mode = Annotated[str | None, typer.Option("--mode", metavar="MODE", help="What for: infer (default), train, or serve.")]
+Minimize = Annotated[
+    str | None, typer.Option("--minimize", metavar="WHAT", help="flops (default), memory, writes, or time.")
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="BYTES", help="What a call may hold: 1000000, 64MiB, 2GB."),
+]
+Frozen = Annotated[
+    list[str] | None, typer.Option("--frozen", metavar="NAME", help="A tensor that takes no gradient. Repeatable.")
+]
+
+Save = Annotated[str | None, typer.Option("--save", metavar="OUT", help="Write the plan to a file as well.")]
+
+
+class Source(NamedTuple):
+    """The plan of a file, and the numbers that were given and are not yet in it: run-time sizes, of a saved one all."""
+
+    plan: Plan
+    sizes: Mapping[str, int]
+    is_saved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How a file is to be read and planned, as the options say it; what was not given is None.
+
+    Attributes:
+        network: which one of the file.
+        sizes: by name, those of ``--set`` and ``--batch``.
+        seed: of the search.
+        order: pinned by hand.
+        mode: what for.
+        minimize: what.
+        memory_limit: [bytes].
+        frozen: what takes no gradient.
+    """
+
+    network: str | None
+    sizes: Mapping[str, int]
+    seed: int = 0
+    order: str | Mapping[str, str] | None = None
+    mode: str | None = None
+    minimize: str | None = None
+    memory_limit: int | None = None
+    frozen: tuple[str, ...] = ()
+
+    def plan(self, file: str, *, with_saved: bool = False) -> Source:
+        """The plan of a file: made as asked, or the one that was saved.
+
+        Args:
+            file: its path, or ``-``.
+            with_saved: whether what is asked may be meant for another file, so that a saved plan goes without it.
+
+        Raises:
+            TngraphError: the file is wrong, or its network cannot be planned so.
+            typer.BadParameter: a saved plan along with options that make a plan.
+        """
+        label, data = _take(file)
+        if is_plan_file(data):
+            if not with_saved:
+                self._refuse_options(label)
+            return Source(parse_plan(data, label), self.sizes, is_saved=True)
+        network, runtime = _read_network(label, data, self.network, self.sizes)
+        search = Search(seed=self.seed, progress=show_progress if sys.stderr.isatty() else None)
+        made = tngraph.plan(
+            network,
+            runtime,
+            mode=cast(PlanMode, self.mode or "infer"),
+            minimize=self.minimize or "flops",
+            requires_grad=dict.fromkeys(self.frozen, False),
+            memory_limit=self.memory_limit,
+            search=search,
+            order=self.order,
+        )
+        return Source(made, runtime)
+
+    def _refuse_options(self, label: str) -> None:
+        """Refuse what is asked of a plan that has been made."""
+        for name in ("network", "order", "mode", "minimize", "memory_limit", "frozen"):
+            if getattr(self, name):
+                raise typer.BadParameter(f"{label} is a saved plan", param_hint=f"--{name.replace('_', '-')}")
+
+
+def parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str, int]:
+    """The numbers of ``--set`` and ``--batch`` by name.
+
+    Raises:
+        typer.BadParameter: one that is not NAME=INTEGER, or a name given twice.
+    """
+    items = [*(settings or ()), *([] if batch is None else [f"batch={batch}"])]
+    sizes: dict[str, int] = {}
+    for item in items:
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[0-9]{1,40})\s*", item)
+        if found is None:
+            raise typer.BadParameter(f"{item!r} is not NAME=N with an integer N, as in D=8", param_hint="--set")
+        name, number = found.groups()
+        if name in sizes:
+            raise typer.BadParameter(f"the size {name!r} is given twice", param_hint="--set, --batch")
+        sizes[name] = int(number)
+    return sizes
+
+
+def parse_orders(items: Sequence[str]) -> str | dict[str, str] | None:
+    """The orders of ``--order`` by equation, or the only one.
+
+    Raises:
+        typer.BadParameter: several, one of which names no equation or the same as another.
+    """
+    if len(items) == 1 and "=" not in items[0]:
+        return items[0]
+    orders: dict[str, str] = {}
+    for item in items:
+        name, sign, order = item.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"{item!r} is not NAME=ORDER, which several are", param_hint="--order")
+        if name.strip() in orders:
+            raise typer.BadParameter(f"{name.strip()!r} has two orders; join them by +", param_hint="--order")
+        orders[name.strip()] = order
+    return orders or None
+
+
+_BYTES = re.compile(r"\s*([0-9]{1,18})\s*(?:([kKMGT])(i?)B|B)?\s*")
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """A number of bytes with its unit: ``1000``, ``64MiB``, ``2GB``.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if text is None:
+        return None
+    found = _BYTES.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no number of bytes, as 1000000 or 64MiB", param_hint="--memory-limit")
+    number, prefix, is_binary = found.groups()
+    unit: int = (1024 if is_binary else 1000) ** " KMGT".index((prefix or " ").upper())
+    return int(number) * unit
+
+
+def _take(file: str) -> tuple[str, bytes]:
+    """What errors call a file, and its content, as far as it may be long.
+
+    Raises:
+        NetworkError: it cannot be read.
+    """
+    if file == "-":
+        return "<stdin>", read_bytes("<stdin>", LONGEST_PLAN, sys.stdin.buffer)
+    try:
+        return file, read_bytes(file, LONGEST_PLAN)
+    except (OSError, ValueError) as error:
+        raise NetworkError(f"{file}: {explain(error)}", "give the path of a spec file") from None
+
+
+def load_network(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, dict[str, int]]:
+    """The network of a spec file, and the run-time sizes among the given ones.
+
+    Raises:
+        TngraphError: the file is wrong.
+    """
+    return _read_network(*_take(file), name, given)
+
+
+def _read_network(
+    label: str, data: bytes, name: str | None, given: Mapping[str, int]
+) -> tuple[Network, dict[str, int]]:
+    """The network of the text of a spec, and the run-time sizes among the given ones.
+
+    The others are set while the text is read, since they may bound loops; which are which, a first reading tells.
+    """
+    text = decode(label, data)
+    network = tngraph.parse(text, name, file=label)
+    runtime = {size: given[size] for size in given if size in network.runtime_sizes()}
+    for size, number in runtime.items():
+        if not 1 <= number <= LARGEST:
+            raise SizeError(f"the size {size!r} cannot be {number}\n  a size is an integer from 1 to 2**62")
+    others = {size: given[size] for size in given if size not in runtime}
+    return (tngraph.parse(text, name, others, label) if others else network), runtime
