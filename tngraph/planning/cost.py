@@ -39,6 +39,7 @@ class Counts:
         largest: the largest value a step writes [elements].
         peak: the most that a call without gradients holds at once, inputs and params not counted [bytes].
         saved: what autograd keeps of a call with gradients as the goal says, params and inputs not counted [bytes].
+        folded: buffers computed before the first call, in ``serve`` [bytes].
         cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
     """
 
@@ -50,6 +51,7 @@ class Counts:
     largest: int
     peak: int
     saved: int
+    folded: int
     cost: Price
 
 

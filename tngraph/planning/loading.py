@@ -114,6 +114,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "true or false": lambda value: isinstance(value, bool),
     "a positive integer": _is_count,
     "a positive integer or null": lambda value: value is None or _is_count(value),
+    "an integer from 0 or null": lambda value: value is None or (type(value) is int and value == 0) or _is_count(value),
     "a positive number": _is_rate,
     "a list": lambda value: isinstance(value, list),
     "a list of texts": _is_texts,
@@ -136,7 +137,7 @@ _GOAL = {
     "trained": "a list of texts",
     "itemsize": "a positive integer",
     "memory_limit": "a positive integer or null",
-    "most_folded": "a positive integer or null",
+    "most_folded": "an integer from 0 or null",
 }
 _REGIME = {"first": "a positive integer", "last": "a positive integer or null", "trees": "an object"}
 _TREE = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import product as combinations
 from math import inf
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ import sympy
 from tngraph.errors import PlanError
 from tngraph.language.binding import check_sizes, in_basic_sizes
 from tngraph.language.network import Equation, Network
-from tngraph.language.sizes import evaluate_size, symbol
+from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.cache import cache_key, find_cached
 from tngraph.planning.exact import MOST_LEAVES
+from tngraph.planning.folding import Varying, find_varying
 from tngraph.planning.fronts import Front, FrontSearch, find_front
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Rate, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
@@ -101,6 +102,8 @@ def _plan(task: _Task, chained: Network) -> Plan:
     if task.goal.is_bounded:
         front = find_front(_front_search(task, merged), task.numbers)
         return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
+    if task.goal.mode == "serve" and task.goal.memory_limit is not None:
+        return _fold_within(task, chained, task.goal.memory_limit)
     return _find_regimes(task, merged)
 
 
@@ -194,6 +197,46 @@ def _cut_tree(task: _Task, slot: _Slot, tree: ContractionTree, most: int) -> tup
     return kept, build_tree(topology, find_order(topology, task.search)[0], False)
 
 
+def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
+    """The plan that folds the largest values whose buffers together stay within a limit [bytes].
+
+    The search bounds one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing is folded.
+    """
+    most = limit // task.goal.itemsize
+    while True:
+        tried = replace(task, goal=replace(task.goal, most_folded=most), costs={})
+        found = _find_regimes(tried, _merge_where_cheaper(tried, network))
+        if evaluate_size(found.folded, found.sizes) <= limit:
+            return found
+        largest = max(evaluate_size(product(buffer.shape), found.sizes) for buffer in found.folding.buffers)
+        most = min(most // 2, largest - 1)
+
+
+def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | None, itemsize: int) -> Plan:
+    """Plan the network of another plan for calls with weights that never change.
+
+    Args:
+        known: whose objective, run-time sizes and gradients of inputs are kept.
+        sizes: numbers for compile-time sizes.
+        memory_limit: what may be folded into buffers [bytes].
+        itemsize: of an element [bytes].
+
+    Raises:
+        PlanError: a limit that is no positive integer.
+    """
+    network, goal = known.network, known.goal
+    fixed = {name: known.sizes[name] for name in network.runtime_sizes() if name not in known.free}
+    return plan(
+        network,
+        {**fixed, **sizes},
+        mode="serve",
+        minimize=goal.minimize,
+        requires_grad={port.name: port.name in goal.trained for port in network.inputs},
+        memory_limit=memory_limit,
+        itemsize=itemsize,
+    )
+
+
 @dataclass
 class _Task:
     """What to plan, at which sizes and how; the trees and the equations' costs found so far."""
@@ -276,20 +319,19 @@ class _Slot(NamedTuple):
 
 def _slots(task: _Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[_Slot]]:
     """The slots of each equation, one per term."""
-    inputs = {port.name for port in merged.inputs}
-    trained, data = reached(merged, task.goal.trained), reached(merged, inputs)
+    trained, varying = reached(merged, task.goal.trained), find_varying(merged)
     for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
         yield [
-            _Slot(region, _pricing(task.goal, region, trained, data), *pinned.get(k, ()))
+            _Slot(region, _pricing(task.goal, region, trained, varying), *pinned.get(k, ()))
             for k, region in enumerate(regions)
         ]
 
 
-def _pricing(goal: Goal, region: Region, trained: Container[str], data: Container[str]) -> Pricing:
-    bits = [(1 << k, access.source) for k, access in enumerate(region.accesses)]
-    grads = sum(bit for bit, source in bits if goal.mode == "train" and source in trained)
-    fixed = sum(bit for bit, source in bits if goal.mode == "serve" and source not in data)
+def _pricing(goal: Goal, region: Region, trained: Container[str], varying: Varying) -> Pricing:
+    bits = [(1 << k, access) for k, access in enumerate(region.accesses)]
+    grads = sum(bit for bit, access in bits if goal.mode == "train" and access.source in trained)
+    fixed = sum(bit for bit, access in bits if goal.mode == "serve" and varying.is_same(access))
     return Pricing(goal.rate, grads, fixed, goal.most_folded)
 
 
@@ -342,7 +384,7 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
     """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
-    points = [*product(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
+    points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
 
     def numbers_of(k: int) -> dict[str, int]:
         return task.numbers_at(**dict(zip(task.free, points[k], strict=True)))

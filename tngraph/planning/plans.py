@@ -30,6 +30,7 @@ from tngraph.planning.cost import (
     training_macs,
 )
 from tngraph.planning.differences import PlanDifference, compare_plans
+from tngraph.planning.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
 from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.memory import Memory, generic_sizes, trace_memory
 from tngraph.planning.objectives import Goal, Price, Weighted
@@ -39,8 +40,8 @@ from tngraph.planning.schedule import Block, Operation, Schedule, Stage, legs_si
 from tngraph.planning.sizing import given_sizes, number_sizes
 from tngraph.planning.table import format_plan
 
-COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest")
-"""The counts of a regime whose formulas hold at all sizes; those of memory hold where none is 1."""
+COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
+"""The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,38 @@ class Regime:
     high: int | None = None
 
     @cached_property
-    def schedule(self) -> Schedule:
-        """Every operation in the order it runs."""
+    def whole(self) -> Schedule:
+        """Every operation in the order it runs, those before the first call included."""
         made = write_schedule(self.network, self.stages, self.sizes)
         again = (Block("recompute", first, last) for first, last in self.recomputed)
         return replace(made, blocks=(*made.blocks, *again))
 
     @cached_property
+    def split(self) -> Split:
+        """Which operations come before the first call."""
+        return split_schedule(self.whole, self.merged, self.goal, self.sizes)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The operations of one call in the order they run; a folded value is a load."""
+        return self.split.schedule()
+
+    @cached_property
+    def _lines(self) -> Folded:
+        whole = write_kernels(self.network, self.stages, self.whole, self.sizes)
+        if self.goal.mode != "serve":
+            return Folded(whole, Folding())
+        return fold_kernels(whole, self.split, self.network, self.goal.most_folded, self.sizes)
+
+    @property
     def kernels(self) -> Kernels:
-        """Every line of the module."""
-        return write_kernels(self.network, self.stages, self.schedule, self.sizes)
+        """Every line that a call runs."""
+        return self._lines.kernels
+
+    @property
+    def folding(self) -> Folding:
+        """Every line that runs before the first call."""
+        return self._lines.folding
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -164,6 +187,11 @@ class Regime:
             itemsize: of a number; that of the goal when absent [bytes].
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
+
+    @property
+    def folded(self) -> sympy.Expr:
+        """The buffers that are read instead of being computed at each call [bytes]."""
+        return self.folding.elements * self.goal.itemsize
 
     @cached_property
     def cost(self) -> sympy.Expr | None:
@@ -273,6 +301,16 @@ class Plan:
         return self._formula("saved")
 
     @cached_property
+    def folding(self) -> Folding:
+        """What runs before the first call, whichever regime that is for."""
+        return merge_foldings([regime.folding for regime in self.regimes])
+
+    @property
+    def folded(self) -> sympy.Expr:
+        """The buffers of all regimes, which are there whichever runs [bytes]."""
+        return self.folding.elements * self.goal.itemsize
+
+    @cached_property
     def cost(self) -> sympy.Expr | None:
         """What the search minimised, as a formula; None where the objective is a function of numbers."""
         return self._formula("cost") if self.regimes[0].cost is not None else None
@@ -364,11 +402,14 @@ class Plan:
     def at(self, **sizes: int) -> Counts:
         """The counts of the regime that runs at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
 
+        The buffers are those of all regimes.
+
         Raises:
             SizeError: see `values`.
         """
         numbers = self.values(**sizes)
-        return self.regime_of(numbers).counts(numbers)
+        counts = self.regime_of(numbers).counts(numbers)
+        return replace(counts, folded=evaluate_count(self.folded, numbers))
 
     def table(self, **sizes: int) -> str:
         """The plan as text: totals on top, one row per step of the regime that runs, with numbers at these sizes.
