@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tngraph.errors import LimitError, NetworkError, SpecError
+import tngraph as tg
+from tngraph.errors import LimitError, NetworkError, PlanError, SpecError
 from tngraph.language import limits
 from tngraph.language.builder import Builder
 from tngraph.language.text import load, parse
@@ -677,3 +678,71 @@ def test_the_networks_of_a_file_share_its_bounds() -> None:
     network = "network n { index i{1..9999}: 2; input x[i1]; y[] = x; output y[] }\n"
     with pytest.raises(LimitError, match="the file computes more than 100,000 names"):
         parse(network * 300)
+
+
+OBJECTIVES = (
+    "\n  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, or a function of a step"
+)
+WEIGHTS = "\n  weights are for 'flops' and 'writes': 0, or numbers from 1/1000 to 2**20"
+PRICES = " for a step of 12 operations\n  a function of a step says a finite number, 0 or more"
+TENSORS = "\n  tensors: x, a, c, f"
+BYTES = "\n  it is a positive integer, in bytes"
+ITEMS = "\n  it is the bytes of an element: 4 for float32"
+
+REQUESTS = [
+    ({"mode": "fit"}, "the mode is 'fit'\n  modes: infer, train, serve"),
+    ({"mode": None}, "the mode is None\n  modes: infer, train, serve"),
+    ({"mode": ["train"]}, "the mode is ['train']\n  modes: infer, train, serve"),
+    ({"minimize": "flop"}, "minimize is 'flop'" + OBJECTIVES),
+    ({"minimize": 3}, "minimize is 3" + OBJECTIVES),
+    ({"minimize": None}, "minimize is None" + OBJECTIVES),
+    ({"minimize": {}}, "minimize is {}" + OBJECTIVES),
+    ({"minimize": ["flops"]}, "minimize is ['flops']" + OBJECTIVES),
+    ({"minimize": int}, "minimize is <class 'int'>" + OBJECTIVES),
+    ({"minimize": {"flops": -1}}, "minimize weighs 'flops' by -1" + WEIGHTS),
+    ({"minimize": {"flops": 1, "time": 1}}, "minimize weighs 'time' by 1" + WEIGHTS),
+    ({"minimize": {"writes": float("nan")}}, "minimize weighs 'writes' by nan" + WEIGHTS),
+    ({"minimize": {"writes": 2**20}}, "minimize weighs 'writes' by 1048576" + WEIGHTS),
+    ({"minimize": {"flops": 1, "writes": 1e-9}}, "minimize weighs 'writes' by 1e-09" + WEIGHTS),
+    ({"minimize": {"flops": True}}, "minimize weighs 'flops' by True" + WEIGHTS),
+    ({"minimize": {"flops": "8"}}, "minimize weighs 'flops' by '8'" + WEIGHTS),
+    ({"minimize": {3: 1}}, "minimize weighs 3 by 1" + WEIGHTS),
+    ({"minimize": {"flops": 0}}, "minimize weighs everything by 0\n  give a weight above 0"),
+    ({"minimize": lambda work: -1.0}, "minimize gave -1.0" + PRICES),
+    ({"minimize": lambda work: float("nan")}, "minimize gave nan" + PRICES),
+    ({"minimize": lambda work: float("inf")}, "minimize gave inf" + PRICES),
+    ({"minimize": lambda work: None}, "minimize gave None" + PRICES),
+    ({"minimize": lambda work: True}, "minimize gave True" + PRICES),
+    ({"requires_grad": {"w": False}}, "requires_grad names 'w'" + TENSORS),
+    ({"requires_grad": {"one": False}}, "requires_grad names 'one'" + TENSORS),
+    ({"requires_grad": {"y": True}}, "requires_grad names 'y'" + TENSORS),
+    (
+        {"requires_grad": {"f": True}, "mode": "train"},
+        "requires_grad asks for a gradient of 'f', and a buffer takes no gradient\n  leave it out",
+    ),
+    (
+        {"requires_grad": {"a": True}, "mode": "serve"},
+        "requires_grad asks for a gradient of 'a', and weights never change in serve\n  leave it out",
+    ),
+    (
+        {"requires_grad": ["a"]},
+        "requires_grad is ['a']\n  it says True or False of tensors, as {'w1': False}",
+    ),
+    ({"requires_grad": {"a": "no"}}, "requires_grad says 'no' of 'a'\n  it is True or False"),
+    ({"memory_limit": 0}, "the memory limit is 0" + BYTES),
+    ({"memory_limit": 1e9}, "the memory limit is 1000000000.0" + BYTES),
+    ({"memory_limit": True}, "the memory limit is True" + BYTES),
+    ({"memory_limit": "1GB"}, "the memory limit is '1GB'" + BYTES),
+    ({"itemsize": 0}, "the itemsize is 0" + ITEMS),
+    ({"itemsize": True}, "the itemsize is True" + ITEMS),
+    ({"itemsize": 2.0}, "the itemsize is 2.0" + ITEMS),
+]
+
+
+@pytest.mark.parametrize(("request_", "expected"), REQUESTS, ids=[text.splitlines()[0] for _, text in REQUESTS])
+def test_a_plan_that_cannot_be_asked_for(request_: dict[str, object], expected: str) -> None:
+    lines = ("size batch", "input x[b:batch, i:3]", "param a[i, j:4]", "param c[j, k:5]", "buffer f[k]")
+    network = parse(body(*lines, "const one[k] = ones", "y[b] = x * a * c * f * one", "output y[b]"))
+    with pytest.raises(PlanError) as caught:
+        tg.plan(network, **request_)  # type: ignore[arg-type]
+    assert str(caught.value) == expected

@@ -154,10 +154,10 @@ def read_objective(minimize: Objective) -> Rate:
 def _read_weights(weights: Mapping[str, float]) -> Weighted:
     for name, weight in weights.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if name not in ("flops", "writes") or not is_number or not 0 <= weight < 2**20:
+        if name not in ("flops", "writes") or not is_number or not (weight == 0 or 1 / _FINEST <= weight < 2**20):
             raise PlanError(
                 f"minimize weighs {name!r} by {weight!r}\n"
-                "  weights are numbers from 0 to 2**20 for 'flops' and 'writes'"
+                f"  weights are for 'flops' and 'writes': 0, or numbers from 1/{_FINEST} to 2**20"
             )
     fractions = {name: Fraction(weight).limit_denominator(_FINEST) for name, weight in weights.items()}
     scale = lcm(*(fraction.denominator for fraction in fractions.values()))
@@ -213,24 +213,28 @@ def make_goal(
     """
     if mode not in MODES:
         raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
-    if memory_limit is not None and (isinstance(memory_limit, bool) or not _is_positive(memory_limit)):
-        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is a positive number of bytes")
+    if memory_limit is not None and not _is_positive(memory_limit):
+        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is a positive integer, in bytes")
     if not _is_positive(itemsize):
         raise PlanError(f"the itemsize is {itemsize!r}\n  it is the bytes of an element: 4 for float32")
-    trained = _read_trained(network, mode, requires_grad or {})
+    trained = _read_trained(network, mode, {} if requires_grad is None else requires_grad)
     return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit)
 
 
 def _is_positive(number: object) -> bool:
-    return isinstance(number, int) and number >= 1
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _read_trained(network: Network, mode: Mode, requires_grad: Mapping[str, bool]) -> frozenset[str]:
+    if not isinstance(requires_grad, Mapping):
+        raise PlanError(f"requires_grad is {requires_grad!r}\n  it says True or False of tensors, as {{'w1': False}}")
     roles = ("input",) if mode == "serve" else ("param", "input")
     can = {core.name: core.role in roles for core in network.cores if core.role in ("param", "input", "buffer")}
     for name, is_wanted in requires_grad.items():
         if name not in can:
             raise PlanError(f"requires_grad names {name!r}\n  tensors: {', '.join(can) or 'none'}")
+        if not isinstance(is_wanted, bool):
+            raise PlanError(f"requires_grad says {is_wanted!r} of {name!r}\n  it is True or False")
         if is_wanted and not can[name]:
             reason = "weights never change in serve" if mode == "serve" else "a buffer takes no gradient"
             raise PlanError(f"requires_grad asks for a gradient of {name!r}, and {reason}\n  leave it out")

@@ -24,7 +24,7 @@ from tngraph.planning.cache import cache_key, find_cached
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, refine_pieces
+from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
 from tngraph.planning.region import ContractionTree, Region, Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
 from tngraph.planning.search import Search, pinned_tree, search_tree
@@ -128,10 +128,14 @@ class _Task:
                 formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
         return formulas
 
+    def write_out(self, size: sympy.Expr) -> sympy.Expr:
+        """A size as a number, or as a formula in the free ones."""
+        return size.xreplace(self.formulas)
+
     def show_formula(self, size: sympy.Expr) -> str:
         """A size as a formula in the one free size, whatever that is called."""
         (name,) = self.free
-        return str(size.xreplace(self.formulas).xreplace({symbol(name): symbol("n")}))
+        return str(self.write_out(size).xreplace({symbol(name): symbol("n")}))
 
     def numbers_at(self, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
@@ -225,31 +229,33 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
     if slot.pin is not None:
         return (Piece(1, None, _find_tree(task, slot)),)
     (name,) = task.free
+
+    def numbers_at(value: int) -> dict[str, int]:
+        return task.numbers_at(**{name: value})
+
+    def search() -> Sequence[Piece]:
+        return find_pieces(slot.region, slot.pricing, task.search, symbol(name), task.write_out, numbers_at)
+
     key = cache_key(slot.region, slot.pricing, task.search, task.show_formula)
-    return find_cached(
-        Topology(slot.region, task.numbers, slot.pricing),
-        key,
-        lambda: find_pieces(
-            slot.region,
-            slot.pricing,
-            task.search,
-            name,
-            lambda value: task.numbers_at(**{name: value}),
-        ),
-    )
+    return find_cached(Topology(slot.region, task.numbers, slot.pricing), key, search)
 
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
     """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
     points = [*product(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
-    numbers = [task.numbers_at(**dict(zip(task.free, point, strict=True))) for point in points]
+
+    def numbers_of(k: int) -> dict[str, int]:
+        return task.numbers_at(**dict(zip(task.free, points[k], strict=True)))
+
+    valid = [k for k in range(len(points)) if all(has_sizes(slot.region, numbers_of, k) for slot in slots)]
+    numbers = [numbers_of(k) for k in valid]
     solvers = [_solver(task, slot, numbers) for slot in slots]
     chosen: list[tuple[ContractionTree, ...]] = []
 
     def price(trees: Sequence[ContractionTree], k: int) -> Price:
         return sum(solver.price(tree, k) for solver, tree in zip(solvers, trees, strict=True))
 
-    for k in range(len(points)):
+    for k in range(len(numbers)):
         best = tuple(solver.solve(k) for solver in solvers)
         if price(best, k) < min((price(trees, k) for trees in chosen), default=inf):
             chosen.append(best)

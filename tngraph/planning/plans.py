@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import sympy
@@ -281,6 +283,21 @@ class Plan:
                 later = (sympy.Le(regime.cost, other.cost) for other in self.regimes[k + 1 :])
                 yield regime, sympy.And(*later)
         yield self.regimes[-1], sympy.true
+
+    @cached_property
+    def breakpoints(self) -> tuple[Fraction, ...]:
+        """Where the costs of neighbouring regimes meet, in the one free size; none where several are free.
+
+        Exact where the costs are lines in that size: at least the `high` of the one regime, less than the `low` of the
+        next. Where they are not, what a line through these two values says.
+        """
+        return tuple(self._crossing(*pair) for pair in pairwise(self.regimes)) if len(self.free) == 1 else ()
+
+    def _crossing(self, left: Regime, right: Regime) -> Fraction:
+        assert left.high is not None
+        ends = [self.values(**{self.free[0]: value}) for value in (left.high, right.low)]
+        ahead, behind = (Fraction(right.price(numbers)) - Fraction(left.price(numbers)) for numbers in ends)
+        return left.high + ahead / (ahead - behind)
 
     @cached_property
     def dense(self) -> Dense | None:

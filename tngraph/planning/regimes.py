@@ -6,7 +6,10 @@ on both sides of the crossing, concavity leaves no room for anything better in b
 every piece with about two solves each, and proves it.
 
 Where prices are not affine (another objective, a size that enters twice) the best trees at powers of two are
-compared: no piece is proven then.
+compared: no piece is proven then, unless there is but one tree.
+
+Sizes may leave nothing at small values (``height - 4``) and be too large at large ones: pieces are searched for between
+the least and the greatest value at which there is a size to everything.
 
 Source: the recursion is the parametric search of Eisner and Severance (1976); on integers it needs no fractions.
 """
@@ -20,11 +23,13 @@ from typing import NamedTuple
 
 import sympy
 
+from tngraph.errors import SizeError
 from tngraph.language.network import Leg, Read
-from tngraph.language.sizes import evaluate_size, symbol
+from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.planning.objectives import Price, Pricing, Weighted, Work
 from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs, leg_indices
 from tngraph.planning.search import Search, find_order
+from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.planning.trees import Order, build_tree
 
 LARGEST_SEARCHED = 2**20
@@ -39,8 +44,17 @@ class Piece(NamedTuple):
     tree: ContractionTree
 
 
+Writer = Callable[[sympy.Expr], sympy.Expr]
+"""Writes a size out in sizes that nothing else defines."""
+
+
 def find_pieces(
-    region: Region, pricing: Pricing, search: Search, name: str, numbers_at: Callable[[int], Mapping[str, int]]
+    region: Region,
+    pricing: Pricing,
+    search: Search,
+    size: sympy.Symbol,
+    write_out: Writer,
+    numbers_at: Callable[[int], Mapping[str, int]],
 ) -> tuple[Piece, ...]:
     """The best trees of a region by a run-time size, from 1 on, in as few pieces as there are.
 
@@ -48,14 +62,16 @@ def find_pieces(
         region: what to contract.
         pricing: what a step costs.
         search: seed and effort of every solve.
-        name: the run-time size.
+        size: the run-time size.
+        write_out: writes sizes that are derived from it in terms of it.
         numbers_at: the numbers of all sizes where that one has a value [elements].
     """
     solver = Solver(region, pricing, search, numbers_at)
-    if not any(symbol(name) in size.free_symbols for size in _sizes(region)):
-        return (Piece(1, None, solver.solve(1)),)
-    if isinstance(pricing.rate, Weighted) and is_affine(region, name):
-        solver.refine(1, LARGEST_SEARCHED)
+    if not any(write_out(each).has(size) for each in _sizes(region)):
+        return (Piece(1, None, solver.solve(DEFAULT_RUNTIME_SIZE)),)
+    solver.low, solver.high = _find_range(region, numbers_at)
+    if isinstance(pricing.rate, Weighted) and is_affine(region, size, write_out):
+        solver.refine(solver.low, solver.high)
         return _envelope(solver)
     return _by_sampling(solver)
 
@@ -68,23 +84,43 @@ def _sizes(region: Region) -> list[sympy.Expr]:
     ]
 
 
-def is_affine(region: Region, name: str) -> bool:
+def has_sizes(region: Region, numbers_at: Callable[[int], Mapping[str, int]], value: int) -> bool:
+    """Whether every leg of a region has a size at a value: at least 1, and within bounds."""
+    try:
+        numbers = numbers_at(value)
+        return all(evaluate_size(each, numbers, LARGEST) >= 1 for each in _sizes(region))
+    except SizeError:
+        return False
+
+
+def _find_range(region: Region, numbers_at: Callable[[int], Mapping[str, int]]) -> tuple[int, int]:
+    """The least and the greatest value around the default at which every leg has a size."""
+    ends = []
+    for end in (1, LARGEST_SEARCHED):
+        outside, inside = end, end if has_sizes(region, numbers_at, end) else DEFAULT_RUNTIME_SIZE
+        while abs(outside - inside) > 1:
+            middle = (outside + inside) // 2
+            outside, inside = (outside, middle) if has_sizes(region, numbers_at, middle) else (middle, inside)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
+def is_affine(region: Region, size: sympy.Symbol, write_out: Writer) -> bool:
     """Whether a size enters every step of every tree at most linearly.
 
     That is so where one index has a size that depends on it, linearly, beside at most one leg that this index alone
     moves a read along: no step has both the leg and the index.
     """
-    size = symbol(name)
     legs = [leg for access in region.accesses for leg in bare_legs(access)]
-    indices = [index for index in leg_indices(legs) if index.size.has(size)]
-    reads = [leg for leg in legs if isinstance(leg, Read) and leg.leg.size.has(size)]
+    indices = [index for index in leg_indices(legs) if write_out(index.size).has(size)]
+    reads = [leg for leg in legs if isinstance(leg, Read) and write_out(leg.leg.size).has(size)]
     if len(indices) > 1 or len(reads) > 1 or any(indices[0] not in read.indices for read in reads if indices):
         return False
-    return all(_is_linear(each, size) for each in (*(i.size for i in indices), *(r.leg.size for r in reads)))
+    return all(_is_linear(write_out(each), size) for each in (*(i.size for i in indices), *(r.leg.size for r in reads)))
 
 
 def _is_linear(expr: sympy.Expr, size: sympy.Symbol) -> bool:
-    return bool(expr.is_polynomial(size)) and sympy.degree(expr, size) <= 1
+    return bool(expr.is_polynomial(size)) and size not in sympy.diff(expr, size).free_symbols
 
 
 @dataclass
@@ -99,6 +135,8 @@ class Solver:
     trees: list[ContractionTree] = field(default_factory=list)
     solved: dict[int, ContractionTree] = field(default_factory=dict)
     prices: dict[tuple[int, int], Price] = field(default_factory=dict)
+    low: int = 1
+    high: int = LARGEST_SEARCHED
 
     def solve(self, value: int) -> ContractionTree:
         """The best tree at one value."""
@@ -121,8 +159,9 @@ class Solver:
 
     def line(self, tree: ContractionTree) -> tuple[int, int]:
         """The slope and the intercept of an affine price."""
-        first, second = int(self.price(tree, 1)), int(self.price(tree, 2))
-        return second - first, 2 * first - second
+        low = self.low
+        first, second = int(self.price(tree, low)), int(self.price(tree, low + 1))
+        return second - first, first - low * (second - first)
 
     def refine(self, low: int, high: int) -> None:
         """Solve wherever another tree may be best between two values."""
@@ -159,7 +198,7 @@ def _envelope(solver: Solver) -> tuple[Piece, ...]:
     pieces: list[Piece] = []
     low = 1
     while True:
-        tree = best(low)
+        tree = best(max(low, solver.low))
         ends = [_last_before(lines[tree], other) for other in lines.values() if other[0] < lines[tree][0]]
         high = min(ends, default=LARGEST_SEARCHED)
         kept = replace(tree, is_proven=is_proven)
@@ -171,7 +210,8 @@ def _envelope(solver: Solver) -> tuple[Piece, ...]:
 
 def _by_sampling(solver: Solver) -> tuple[Piece, ...]:
     """Pieces between powers of two; where the best trees of two neighbours differ, bisection finds the change."""
-    points = [2**k for k in range(LARGEST_SEARCHED.bit_length())]
+    inner = (2**k for k in range(LARGEST_SEARCHED.bit_length()))
+    points = [solver.low, *(point for point in inner if solver.low < point < solver.high), solver.high]
     for point in points:
         solver.solve(point)
     best = [min(solver.trees, key=lambda tree, point=point: solver.price(tree, point)) for point in points]  # type: ignore[misc]
@@ -181,7 +221,13 @@ def _by_sampling(solver: Solver) -> tuple[Piece, ...]:
             change = _bisect(solver, best[k - 1], best[k], points[k - 1], points[k])
             pieces.append(Piece(low, change - 1, replace(best[k - 1], is_proven=False)))
             low = change
-    return (*pieces, Piece(low, None, replace(best[-1], is_proven=best[-1].is_proven and not pieces)))
+    return (*pieces, Piece(low, None, replace(best[-1], is_proven=_is_only_tree(solver.region))))
+
+
+def _is_only_tree(region: Region) -> bool:
+    """Whether there is nothing to choose: at most two tensors, and no read to lay out."""
+    reads = [leg for access in region.accesses for leg in bare_legs(access) if isinstance(leg, Read)]
+    return len(region.accesses) <= 2 and not reads
 
 
 def _bisect(solver: Solver, before: ContractionTree, after: ContractionTree, low: int, high: int) -> int:
