@@ -17,7 +17,7 @@ from typing import NamedTuple
 import sympy
 
 from tngraph.errors import PlanError
-from tngraph.language.binding import check_sizes, in_basic_sizes
+from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Network
 from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
@@ -272,10 +272,14 @@ class _Task:
                 formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
         return formulas
 
+    def write_out(self, size: sympy.Expr) -> sympy.Expr:
+        """A size as a number, or as a formula in the free ones."""
+        return size.xreplace(self.formulas)
+
     def show_formula(self, size: sympy.Expr) -> str:
         """A size as a formula in the one free size, whatever that is called."""
         (name,) = self.free
-        return str(size.xreplace(self.formulas).xreplace({symbol(name): symbol("n")}))
+        return str(self.write_out(size).xreplace({symbol(name): symbol("n")}))
 
     def numbers_at(self, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
@@ -369,17 +373,14 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
         return (Piece(1, None, _find_tree(task, slot)),)
     (name,) = task.free
 
-    def write_out(size: sympy.Expr) -> sympy.Expr:
-        return in_basic_sizes(task.network, size, ())
-
     def numbers_at(value: int) -> dict[str, int]:
         return task.numbers_at(**{name: value})
 
-    return find_cached(
-        Topology(slot.region, task.numbers, slot.pricing),
-        cache_key(slot.region, slot.pricing, task.search, task.show_formula),
-        lambda: find_pieces(slot.region, slot.pricing, task.search, symbol(name), write_out, numbers_at),
-    )
+    def search() -> Sequence[Piece]:
+        return find_pieces(slot.region, slot.pricing, task.search, symbol(name), task.write_out, numbers_at)
+
+    key = cache_key(slot.region, slot.pricing, task.search, task.show_formula)
+    return find_cached(Topology(slot.region, task.numbers, slot.pricing), key, search)
 
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
