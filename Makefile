@@ -20,7 +20,7 @@ papers: $(VENV)/demo.stamp ## what papers say their layers cost, beside what is 
 test: $(VENV)/dev.stamp ## the tests, in minutes
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-all: $(VENV)/dev.stamp ## the slow tests too, and thousands of random networks
+test-all: $(VENV)/dev.stamp $(VENV)/large.stamp ## the slow tests too, and thousands of random networks
 	$(BIN)/python -m pytest -q -n 2 --hypothesis-profile=all
 
 lint: $(VENV)/dev.stamp ## style, format and types
@@ -47,6 +47,10 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) '.[dev,demo]'
 	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/large.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(INSTALL) '.[large]'
+	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) '.[bench]'

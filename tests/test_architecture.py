@@ -23,7 +23,7 @@ ROOMS = {
     "platformdirs": {"planning"},
 }
 FILES_OF = {
-    "cotengra": {"planning/search.py"},
+    "cotengra": {"planning/proposals.py"},
     "networkx": {"language/graphs.py"},
     "platformdirs": {"planning/cache.py"},
 }

@@ -268,8 +268,9 @@ def test_a_large_search_reports_its_progress():
     seen = []
     text = "network c { index s{1..20}: 2; index b{1..19}: 3; param a1[s1, b1]; param a20[b19, s20]\n"
     text += "for k in 2..19 { param a{k}[b{k-1}, s{k}, b{k}] }\n input f[s20]; y[s1] = a{1..20} * f; output y[s1] }"
-    tg.plan(tg.parse(text), search=tg.Search(trials=2, progress=lambda done, of: seen.append((done, of))))
-    assert seen == [(1, 2), (2, 2)]
+    tg.plan(tg.parse(text), search=tg.Search(trials=2, progress=lambda *state: seen.append(state)))
+    assert [state[:2] for state in seen] == [(1, 2), (2, 2)]
+    assert seen[0][2] >= seen[1][2] > 0
 
 
 # ------------------------------------------------------------------------------------ orders pinned by hand

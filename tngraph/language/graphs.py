@@ -292,21 +292,26 @@ class _Names:
 
     letter: str
     taken: dict[Hashable, str] = field(default_factory=dict)
+    used: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.used = {each for name in self.taken.values() for each in (name, *folders(name))}
 
     def of(self, label: Hashable, text: str | None = None) -> str:
         """The name of a label, the same each time, made from its text."""
         if label not in self.taken:
-            self.taken[label] = self.fresh(str(label) if text is None else text)
+            name = self.fresh(str(label) if text is None else text)
+            self.taken[label] = name
+            self.used.update((name, *folders(name)))
         return self.taken[label]
 
     def fresh(self, text: str) -> str:
         """A name like this text that no label has."""
-        used = {*self.taken.values(), *(folder for name in self.taken.values() for folder in folders(name))}
-        keeps = is_dotted_name(text) and used.isdisjoint(folders(text))
+        keeps = is_dotted_name(text) and self.used.isdisjoint(folders(text))
         clean = text if keeps else re.sub(r"\W+|_+", "_", text, flags=re.ASCII).strip("_")
         base = (clean if clean and not clean[0].isdigit() else f"{self.letter}{clean}")[: LONGEST_NAME - 8]
         name, count = base, 1
-        while name in used:
+        while name in self.used:
             count += 1
             name = f"{base}_{count}"
         return name

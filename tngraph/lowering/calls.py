@@ -58,8 +58,8 @@ def print_expression(code: Expression, words: Words) -> str:
     """An expression as Python."""
     if isinstance(code, Call):
         return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
-    if code.kind == "stored":
-        return f"self.{words.names.attributes[code.name]}"
+    if code.kind in ("stored", "buffer"):
+        return f"self.{(words.names.attributes if code.kind == 'stored' else words.names.buffers)[code.name]}"
     return (words.names.arguments if code.kind == "input" else words.names.values)[code.name]
 
 

@@ -39,6 +39,8 @@ def print_constructor(plan: Plan, names: Names) -> str:
     if any(op.loops for op in operations(plan)):
         lines.append("self.first_slice, self.slice_step = 0, 1  # the slices that this process adds up")
     lines.append("self.reset_parameters()")
+    if names.buffers:
+        lines.append("self.register_load_state_dict_post_hook(self.refold)")
     signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
 
@@ -53,8 +55,8 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 
 
 def operations(plan: Plan) -> list[Operation]:
-    """Those of all regimes."""
-    return [op for regime in plan.regimes for op in regime.operations]
+    """Those of all regimes, those before the first call included."""
+    return [op for regime in plan.regimes for op in regime.whole.operations]
 
 
 def _constants(plan: Plan, names: Names) -> list[Core]:
@@ -100,6 +102,8 @@ def print_reset(plan: Plan, names: Names) -> str:
         else:
             lines.extend(_draw(list(targets), _std(plan, std, names)))
     lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
+    if names.buffers:
+        lines.append("self.refold()")
     lines = [doc, *names.size_lines(lines), *lines]
     return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import indent, shorten
 from typing import NamedTuple
 
+import sympy
+
+from tngraph.language.sizes import product
 from tngraph.lowering.calls import Words, print_expression
 from tngraph.lowering.names import Names
 from tngraph.planning.cost import volume, work_unit
+from tngraph.planning.expressions import Expression, Variable
+from tngraph.planning.folding import variables
 from tngraph.planning.kernels import Kernel, Kernels
 from tngraph.planning.layout import call_sizes
 from tngraph.planning.plans import Plan, Regime
@@ -48,8 +53,10 @@ class Body:
 
     def _anchor(self) -> str:
         """A tensor whose device and dtype those made inside ``forward`` take."""
-        if self.names.arguments:
-            return next(iter(self.names.arguments.values()))
+        return next(iter(self.names.arguments.values()), self._stored_anchor())
+
+    def _stored_anchor(self) -> str:
+        """The same, among what is stored."""
         stored = [core for core in self.plan.network.cores if core.role in ("param", "buffer")]
         return f"self.{self.names.attributes[stored[0].name]}" if stored else "torch.empty(())"
 
@@ -104,7 +111,7 @@ class Body:
 
     def _given(self, code: Iterable[str], regime: Regime, block: Block) -> Iterator[str]:
         """What a method's code names that ``forward`` knows: inputs, earlier results, sizes of the call."""
-        used = {word for text in code if not text.startswith("#") for word in re.findall(r"(?<![.\w])\w+", text)}
+        used = _words(code)
         earlier = (self.names.values[op.name] for op in regime.operations[: block.first] if op.kind != "load")
         sizes = (self.names.sizes[name] for name in self.names.sizes if name in call_sizes(self.plan.network))
         windows = (local.name for local in self.names.windows.values())
@@ -127,11 +134,43 @@ class Body:
                 yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
         yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
 
-    def _line(self, kernels: Kernels, line: Kernel, dropped: Sequence[int]) -> Iterator[str]:
+    def refold(self) -> Iterator[str]:
+        """The method that makes what is folded, if there is any."""
+        folding = self.plan.folding
+        if not folding.buffers:
+            return
+        words = replace(self.words, anchor=self._stored_anchor())
+        code: list[str] = []
+        for line in folding.kernels.lines:
+            code.extend(self._line(folding.kernels, line, line.dropped, words))
+        for buffer, made in zip(folding.buffers, folding.kernels.results, strict=True):
+            code.extend(self._keep(buffer, made, words))
+        windows = [f"{local} = {self.names.show_size(size)}" for size, local in self._windows(code)]
+        doc = '"""Make what depends on weights alone: again when they change, as ``load_state_dict`` does by itself."""'
+        body = "\n".join([doc, *self.names.size_lines([*windows, *code]), *windows, *code])
+        yield f"@torch.no_grad()\ndef refold(self, *_):\n{indent(body, '    ')}"
+
+    def _keep(self, buffer: Variable, made: Expression, words: Words) -> Iterator[str]:
+        """The lines that store a value as calls read it. A copy, since it may be a view of a param."""
+        names = ", ".join(dict.fromkeys(variable.name for variable in variables(made)))
+        yield f"# {names}, as calls read it: {format_formula(product(buffer.shape))} elements"
+        name = self.names.buffers[buffer.name]
+        yield f"{name} = {print_expression(made, words)}"
+        copy = f"{name}.clone(memory_format=torch.contiguous_format)"
+        yield f'self.register_buffer("{name}", {copy}, persistent=False)'
+
+    def _windows(self, code: Iterable[str]) -> Iterator[tuple[sympy.Expr, sympy.Symbol]]:
+        """The counts of windows that some code names."""
+        used = _words(code)
+        return ((size, local) for size, local in self.names.windows.items() if local.name in used)
+
+    def _line(
+        self, kernels: Kernels, line: Kernel, dropped: Sequence[int], words: Words | None = None
+    ) -> Iterator[str]:
         """One operation, its legs and cost above it, and the values that are not needed any more below."""
         op = kernels.operations[line.number]
         yield f"# {self._comment(kernels.operations, line)}"
-        yield f"{self.names.values[op.name]} = {print_expression(line.code, self.words)}"
+        yield f"{self.names.values[op.name]} = {print_expression(line.code, words or self.words)}"
         yield from self._drop(kernels, dropped)
 
     def _drop(self, kernels: Kernels, numbers: Sequence[int]) -> Iterator[str]:
@@ -218,3 +257,8 @@ class Body:
             test = " and ".join(f"{name} <= {other}" for other in costs[k + 1 :])
             yield f"{'elif' if k else 'if'} {test}:" if test else "else:"
             yield f"    {order} = {k + 1}"
+
+
+def _words(code: Iterable[str]) -> set[str]:
+    """The names that some code uses, attributes left out."""
+    return {word for text in code if not text.startswith("#") for word in re.findall(r"(?<![.\w])\w+", text)}

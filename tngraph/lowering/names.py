@@ -71,6 +71,7 @@ class Names:
     arguments: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
     windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
     readers: set[tuple[str, int]] = field(default_factory=set)
     loops: dict[str, str] = field(default_factory=dict)
@@ -99,10 +100,13 @@ class Names:
             self.arguments[port.name] = _variable(port.name, in_forward)
         for size in network.sizes:
             self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
-        for regime in self.plan.regimes:
-            for op in regime.operations:
+        folding = self.plan.folding
+        for operations in (*(regime.operations for regime in self.plan.regimes), folding.kernels.operations):
+            for op in operations:
                 if op.name not in self.values:
                     self.values[op.name] = _variable(op.name, in_forward)
+        for k, buffer in enumerate(folding.buffers, 1):
+            self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | in_forward, taken[""])
         for index in network.indices():
             if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
                 self.windows[index.size] = symbol(_variable(index.name, in_forward))

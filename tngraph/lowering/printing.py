@@ -37,6 +37,7 @@ class Source:
         attributes: of every param, buffer and const.
         size_arguments: of the constructor, by compile-time size.
         size_attributes: where the module keeps those sizes.
+        buffers: of what is folded.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Source:
     attributes: Mapping[str, str]
     size_arguments: Mapping[str, str]
     size_attributes: Mapping[str, str]
+    buffers: tuple[str, ...] = ()
 
 
 def emit(plan: Plan | Network) -> str:
@@ -63,7 +65,8 @@ def print_source(plan: Plan) -> Source:
     names = Names(plan)
     body = _class(plan, names)
     text = f"{_header(plan, names, body)}\n\n{body}"
-    return Source(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes)
+    buffers = tuple(names.buffers.values())
+    return Source(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes, buffers)
 
 
 def _header(plan: Plan, names: Names, body: str) -> str:
@@ -72,6 +75,8 @@ def _header(plan: Plan, names: Names, body: str) -> str:
     for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
         for label, expr, unit in (("FLOPs", regime.flops, "FLOPs"), ("elementwise", regime.elementwise, "operations")):
             lines.append(f"{label}{where and f' ({where})'}: {format_formula(expr.xreplace(names.windows))} [{unit}]")
+    if names.buffers:
+        lines.append(f"folded: {format_formula(plan.folding.elements.xreplace(names.windows))} [elements]")
     lines.append('"""\n')
     if "math." in body:
         lines.append("import math\n")
@@ -96,6 +101,7 @@ def _class(plan: Plan, names: Names) -> str:
         print_reset(plan, names),
         _forward(plan, names, body),
         *(method.text for method in body.methods.values()),
+        *body.refold(),
         print_extra_repr(plan, names),
     ]
     text = "\n\n".join([doc, *methods])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -93,6 +94,21 @@ class Compressed(nn.Module):
         if self.recipe.surplus[1]:
             y = self._by_group(y)[:, :, :columns].flatten(1, 2)
         return y if self.bias is None else y + self.bias.view(-1, *(1,) * (y.dim() - 2))
+
+    def fold(self, memory_limit: int | None = None) -> Self:
+        """This layer for serving, as `Layer.fold`: with the same params in memory, which take no gradient.
+
+        Args:
+            memory_limit: of the folded buffers together; None for none [bytes].
+
+        Raises:
+            PlanError: a limit that is no positive integer.
+        """
+        served = copy(self)
+        served._modules = {**self._modules, "network": self.network.fold(memory_limit)}
+        bias = None if self.bias is None else nn.Parameter(self.bias.detach(), requires_grad=False)
+        served._parameters = {**self._parameters, "bias": bias}
+        return served
 
     @property
     def plan(self) -> Plan:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import builtins
 import hashlib
 import linecache
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
-from tngraph.errors import SizeError
+from tngraph.errors import PlanError, SizeError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Verification, join_verifications, verify_layer
 from tngraph.planning.pipeline import plan as plan_network
+from tngraph.planning.pipeline import plan_for_serving
 from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 from tngraph.planning.table import describe_regimes
@@ -95,15 +98,52 @@ class Layer(nn.Module):
             VerificationError: something does not agree; it says what, with both numbers.
         """
         if inputs or len(self.plan.regimes) == 1:
-            return verify_layer(self, self.plan, self.printed.attributes, self.sizes(), inputs, seed, sizes)
+            return verify_layer(self, self.plan, self.printed, self.sizes(), inputs, seed, sizes)
         regimes = zip(describe_regimes(self.plan), self.plan.each(), strict=True)
         return join_verifications({where: self._under(plan).verify(sizes=sizes, seed=seed) for where, plan in regimes})
 
+    def fold(self, memory_limit: int | None = None) -> Layer:
+        """This layer for serving: with the same params in memory, which take no gradient and are not to change.
+
+        What no input goes into is computed here, once, and stored in buffers. A layer that is made for serving computes
+        its buffers anew, as after a change of its params that was no ``load_state_dict``, and is returned itself.
+
+        Args:
+            memory_limit: of the buffers together; None for none [bytes].
+
+        Raises:
+            PlanError: a limit that is no positive integer, or given to a layer that is made for serving.
+        """
+        if self.plan.goal.mode == "serve":
+            if memory_limit is not None:
+                name = self.plan.network.name
+                raise PlanError(f"{name} is planned for serving already\n  give the limit to the layer it was made of")
+            self._refold()
+            return self
+        first = next(chain(self.parameters(), self.buffers(), (torch.empty(()),)))
+        plan = plan_for_serving(self.plan, self.sizes(), memory_limit, first.element_size())
+        layer = compile(plan, self.sizes(), device=first.device, dtype=first.dtype)
+        layer.load_state_dict(self.state_dict(), assign=True)
+        return layer.train(self.training)
+
+    def _refold(self) -> None:
+        if self.printed.buffers:
+            cast(Any, self).refold()
+
     def _under(self, plan: Plan) -> Layer:
-        """A layer with the params of this one that runs as another plan says."""
+        """A layer with the params of this one that runs as another plan says; its folded buffers are its own."""
         made = layer_class(plan)
         layer = made.__new__(made)
         layer.__dict__.update(self.__dict__)
+        if self.plan.goal.mode == "serve":
+            folded, hooks = self.printed.buffers, self._load_state_dict_post_hooks
+            layer._buffers = {name: buffer for name, buffer in self._buffers.items() if name not in folded}
+            layer._non_persistent_buffers_set = self._non_persistent_buffers_set.difference(folded)
+            own = getattr(self, "refold", None)
+            layer._load_state_dict_post_hooks = OrderedDict((k, hook) for k, hook in hooks.items() if hook != own)
+            if made.printed.buffers:
+                cast(Any, layer).register_load_state_dict_post_hook(cast(Any, layer).refold)
+            layer._refold()
         return layer
 
     def __reduce_ex__(self, protocol: Any) -> Any:

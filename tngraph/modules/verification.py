@@ -24,6 +24,7 @@ from tngraph.language.binding import bind_sizes, check_size
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
+from tngraph.lowering.printing import Source
 from tngraph.modules.measuring import measure_peak, measure_saved
 from tngraph.planning.cost import evaluate_count
 from tngraph.planning.plans import Plan
@@ -105,7 +106,7 @@ def join_verifications(found: Mapping[str, Verification]) -> Verification:
 def verify_layer(
     layer: nn.Module,
     plan: Plan,
-    attributes: Mapping[str, str],
+    printed: Source,
     sizes: Mapping[str, int],
     inputs: Sequence[torch.Tensor],
     seed: int = 0,
@@ -127,14 +128,17 @@ def verify_layer(
         raise SizeError(f"{network.name} has {len(network.inputs)} inputs, and {len(inputs)} were given")
     shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, inputs, strict=True)}
     numbers = bind_sizes(network, shapes, sizes)
-    wide, stored = _widen(layer), _Stored(plan, attributes)
+    wide, stored = _widen(layer), _Stored(plan, printed.attributes)
     is_complex = any(tensor.is_complex() for tensor in (*wide.parameters(), *inputs))
     values = [_in_order(x).to(torch.complex128 if is_complex else torch.float64) for x in inputs]
     _fill_zeros(stored.of(wide, "param", "buffer"), generator)
+    if printed.buffers:
+        wide.refold()  # type: ignore[operator]
     checks = [
         *_check_meaning(wide, stored, sizes, values, generator),
         *(() if is_complex and _convolves(plan) else _check_costs(wide, plan, numbers, values)),
         _count("params", "elements", evaluate_count(plan.params, numbers), sum(p.numel() for p in layer.parameters())),
+        *_check_folded(layer, plan, printed, numbers),
     ]
     result = Verification(network.name, numbers, tuple(checks))
     if not result.is_equal:
@@ -213,7 +217,7 @@ def _check_meaning(
     inputs: Sequence[torch.Tensor],
     generator: torch.Generator,
 ) -> list[Check]:
-    """Values, and gradients of every input and param.
+    """Values, and gradients of every input and of every param that takes one.
 
     PyTorch conjugates the derivative of a complex function; the reference does not, so both its ends are conjugated.
     """
@@ -278,6 +282,14 @@ def _convolves(plan: Plan) -> bool:
 
 def _count(what: str, unit: str, expected: int, found: int) -> Check:
     return Check(what, unit, expected, found, expected == found)
+
+
+def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mapping[str, int]) -> list[Check]:
+    """What the buffers hold, in elements of the size planned for."""
+    if plan.goal.mode != "serve":
+        return []
+    elements = sum(layer.get_buffer(name).numel() for name in printed.buffers)
+    return [_count("folded", "bytes", evaluate_count(plan.folded, numbers), elements * plan.goal.itemsize)]
 
 
 def _check_costs(

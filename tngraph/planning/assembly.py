@@ -64,5 +64,5 @@ def assemble_plan(
         stages = tuple(
             each.stage([next(rest) for _ in each.regions], [next(flags) for _ in each.regions]) for each in cleaned
         )
-        regimes.append(Regime(network, merged, stages, numbers, goal, low, high))
+        regimes.append(Regime(network, merged, stages, numbers, goal, low=low, high=high))
     return Plan(tuple(regimes), free if len(free) == 1 or len(regimes) > 1 else ())

@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy
 
-from tngraph.language.network import Network
+from tngraph.language.network import Network, Read
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.objectives import Goal, Price, Work
 from tngraph.planning.region import leg_indices
@@ -39,6 +39,7 @@ class Counts:
         largest: the largest value a step writes [elements].
         peak: the most that a call without gradients holds at once, inputs and params not counted [bytes].
         saved: what autograd keeps of a call with gradients as the goal says, params and inputs not counted [bytes].
+        folded: buffers computed before the first call, in ``serve`` [bytes].
         cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
     """
 
@@ -50,6 +51,7 @@ class Counts:
     largest: int
     peak: int
     saved: int
+    folded: int
     cost: Price
 
 
@@ -86,21 +88,44 @@ def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
 
 
-def training_macs(operations: Sequence[Operation], trained: Iterable[str]) -> sympy.Expr:
+def training_macs(operations: Sequence[Operation], trained: Iterable[str], blocks: Iterable[Block] = ()) -> sympy.Expr:
     """The multiply-adds of a forward and a backward pass: each step once more per operand a gradient flows to [MAC].
 
     Args:
         operations: a schedule.
         trained: the names of the tensors that take a gradient.
+        blocks: of which some run once more in the backward pass.
     """
     needs = needs_gradient(operations, trained)
+    again = recomputed(operations, needs, blocks)
     return sympy.Add(
         *(
-            volume(operations, k) * (1 + sum(needs[o] for o in op.operands))
+            volume(operations, k) * (1 + (k in again) + sum(needs[o] for o in op.operands))
             for k, op in enumerate(operations)
             if op.kind in _MATRIX
         )
     )
+
+
+def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]) -> frozenset[int]:
+    """The operations that run once more in the backward pass: those of a block up to the last that keeps something.
+
+    PyTorch stops there, and what keeps its operands only is stopped before it runs.
+    """
+    again: set[int] = set()
+    for block in blocks:
+        keeping = [k for k in range(block.first, block.last + 1) if keeps_values(operations, needs, k)]
+        if block.kind == "recompute" and keeping:
+            again.update(range(block.first, keeping[-1]))
+    return frozenset(again)
+
+
+def keeps_values(operations: Sequence[Operation], needs: Sequence[bool], number: int) -> bool:
+    """Whether an operation keeps something for the backward pass: operands, its result, or positions read."""
+    op = operations[number]
+    reads = [leg for k in op.operands for leg in operations[k].legs if isinstance(leg, Read) and leg.wrap]
+    is_keeping = op.kind in (*_MATRIX, "mul", "pointwise") or (op.kind == "read" and bool(reads))
+    return is_keeping and any(needs[k] for k in op.operands)
 
 
 def needs_gradient(operations: Sequence[Operation], trained: Iterable[str]) -> list[bool]:
@@ -113,19 +138,26 @@ def needs_gradient(operations: Sequence[Operation], trained: Iterable[str]) -> l
     return needs
 
 
-def price_operations(operations: Sequence[Operation], goal: Goal, numbers: Mapping[str, int] | None) -> Any:
+def price_operations(
+    operations: Sequence[Operation],
+    goal: Goal,
+    numbers: Mapping[str, int] | None,
+    blocks: Iterable[Block] = (),
+) -> Any:
     """What a schedule costs under an objective: at these numbers of all sizes, or as a formula.
 
     Args:
         operations: a schedule.
         goal: the objective and, in training, the tensors that take a gradient.
         numbers: an integer for every size; None for a formula, which every objective but `Weighted` lacks.
+        blocks: of which some run once more in the backward pass.
     """
 
     def show(expr: sympy.Expr) -> Any:
         return expr if numbers is None else evaluate_count(expr, numbers)
 
     needs = needs_gradient(operations, goal.trained if goal.mode == "train" else ())
+    again = recomputed(operations, needs, blocks)
     total = []
     for k, op in enumerate(operations):
         if op.kind not in _SILENT:
@@ -134,6 +166,8 @@ def price_operations(operations: Sequence[Operation], goal: Goal, numbers: Mappi
             second = (sizes[1], grads[1]) if len(sizes) > 1 else (0, 0)
             work = Work(show(volume(operations, k)), sizes[0], second[0], show(legs_size(op.legs)), grads[0], second[1])
             total.append(goal.rate(work))
+            if k in again:
+                total.append(goal.rate(work._replace(left_grad=0, right_grad=0)))
     return sympy.Add(*total) if numbers is None else sum(total)
 
 

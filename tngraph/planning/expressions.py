@@ -36,9 +36,9 @@ Shape = tuple[sympy.Expr, ...]
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A name of the generated code: an input, a stored tensor, or the value of an earlier operation."""
+    """A name of the generated code: an input, a stored tensor, the value of an earlier operation, or a folded one."""
 
-    kind: Literal["input", "stored", "value"]
+    kind: Literal["input", "stored", "value", "buffer"]
     name: str
     shape: Shape
 

@@ -7,7 +7,7 @@ windows instead: the counter charges a grouped convolution's weight gradient onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     operations = schedule.operations
     context = Context(numbers, call_sizes(network))
     outputs = [schedule.results[port.name] for port in network.outputs]
-    drops, alias = last_uses(operations, outputs, schedule.blocks), aliases(operations)
+    drops = find_drops(schedule, outputs)
     loader = _Loader(network, stages, context)
     tensors: list[Tensor] = []
     lines: list[Kernel] = []
@@ -86,11 +86,20 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
             tensors.append(loader.load(op, tensors))
             continue
         result = _write(op, [tensors[k] for k in op.operands], _wanted(network, stages, schedule, number), context)
-        dropped = tuple(k for k in drops.get(number, ()) if k == alias[k] and operations[k].name != op.name)
-        lines.append(Kernel(number, result.code, result.axes, dropped))
+        lines.append(Kernel(number, result.code, result.axes, drops[number]))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
     return Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+
+
+def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]:
+    """For every operation the values whose names are not needed any more after it; some outlive all."""
+    operations, alias = schedule.operations, aliases(schedule.operations)
+    drops = last_uses(operations, kept, schedule.blocks)
+    return [
+        tuple(k for k in drops.get(number, ()) if k == alias[k] and operations[k].name != op.name)
+        for number, op in enumerate(operations)
+    ]
 
 
 def _wanted(network: Network, stages: Sequence[Stage], schedule: Schedule, number: int) -> tuple[Index, ...]:

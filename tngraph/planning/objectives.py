@@ -189,6 +189,11 @@ class Goal:
     memory_limit: int | None = None
     most_folded: int | None = None
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether memory decides what is planned; in ``serve`` it decides what is folded."""
+        return self.mode != "serve" and (self.memory_limit is not None or self.minimize == "memory")
+
 
 def make_goal(
     network: Network,

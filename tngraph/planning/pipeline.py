@@ -10,25 +10,31 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import product as combinations
 from math import inf
 from typing import NamedTuple
 
 import sympy
 
+from tngraph.errors import PlanError
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Network
-from tngraph.language.sizes import evaluate_size, symbol
+from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.cache import cache_key, find_cached
-from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
+from tngraph.planning.exact import MOST_LEAVES
+from tngraph.planning.folding import Varying, find_varying
+from tngraph.planning.fronts import Front, FrontSearch, find_front
+from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Rate, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
 from tngraph.planning.region import ContractionTree, Region, Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
-from tngraph.planning.search import Search, pinned_tree, search_tree
+from tngraph.planning.search import Search, find_order, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
+from tngraph.planning.slicing import slice_tree, tree_order
+from tngraph.planning.trees import build_tree, order_cost
 
 GRID = (1, 32, 1024)
 """The values of each of several free sizes at which trees are searched."""
@@ -84,13 +90,151 @@ def plan(
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = _Task(network, given, goal, search or Search(), pins)
+    if goal.is_bounded:
+        _check_given(task)
     unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
     return replace(_plan(task, chained), unpinned=unpinned)
 
 
 def _plan(task: _Task, chained: Network) -> Plan:
     """The plan of a network whose linear chains are merged."""
-    return _find_regimes(task, _merge_where_cheaper(task, chained))
+    merged = _merge_where_cheaper(task, chained)
+    if task.goal.is_bounded:
+        front = find_front(_front_search(task, merged), task.numbers)
+        return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
+    if task.goal.mode == "serve" and task.goal.memory_limit is not None:
+        return _fold_within(task, chained, task.goal.memory_limit)
+    return _find_regimes(task, merged)
+
+
+def front(
+    network: Network,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    mode: Mode = "infer",
+    minimize: Objective = "flops",
+    requires_grad: Mapping[str, bool] | None = None,
+    itemsize: int = 4,
+    search: Search | None = None,
+) -> Front:
+    """Cost against memory: plans of which none is both cheaper and smaller than another.
+
+    Args:
+        network: what to plan.
+        sizes: numbers for all run-time sizes, and other values for compile-time ones.
+        mode: ``infer``, where memory is the peak of a call; ``train``, where it is what autograd keeps.
+        minimize: what cost is, as for `plan`.
+        requires_grad: as for `plan`.
+        itemsize: of an element [bytes].
+        search: seed and effort.
+
+    Raises:
+        SizeError: an unknown size, or a number that is not a positive integer.
+        PlanError: a run-time size without a number, or arguments that do not fit the network.
+    """
+    goal = make_goal(network, mode, minimize, requires_grad, itemsize)
+    if mode == "serve":
+        raise PlanError("there is no front in serve\n  memory_limit says how much is folded into buffers")
+    task = _Task(network, dict(sizes or {}), goal, search or Search(), {})
+    check_sizes(network, task.numbers)
+    _check_given(task)
+    merged = _merge_where_cheaper(task, merge_chains(drop_unused(network)))
+    return find_front(_front_search(task, merged), task.numbers)
+
+
+def _check_given(task: _Task) -> None:
+    """Refuse a run-time size without a number: memory grows with it.
+
+    Raises:
+        PlanError: there is one.
+    """
+    missing = [name for name in task.network.runtime_sizes() if name not in task.given]
+    if missing:
+        raise PlanError(
+            f"how much memory a plan takes depends on {', '.join(map(repr, missing))}\n"
+            "  give every run-time size a number: it is the largest that the limit is to hold for"
+        )
+
+
+def _front_search(task: _Task, merged: Network) -> FrontSearch:
+    """How the trees of a network are found, cut and put together."""
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in _slots(task, merged, cleaned) for slot in each]
+
+    def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
+        trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]
+        return tuple(tree for tree in trees if tree is not None) if None not in trees else None
+
+    def cut(trees: tuple[ContractionTree, ...], most: int) -> Iterator[tuple[ContractionTree, ...]]:
+        pairs = [_cut_tree(task, slot, tree, most) for slot, tree in zip(slots, trees, strict=True)]
+        yield from dict.fromkeys(zip(*pairs, strict=True))
+
+    def make(trees: tuple[ContractionTree, ...]) -> Regime:
+        made = assemble_plan(task.network, merged, cleaned, [(1, None, trees)], task.numbers, task.goal, ())
+        return made.regimes[0]
+
+    return FrontSearch(find, cut, make)
+
+
+def _find_tree_within(task: _Task, slot: _Slot, pricing: Pricing) -> ContractionTree | None:
+    """The best tree of a slot under another pricing; None where values get larger than they may."""
+    if slot.pin is not None:
+        return _find_tree(task, slot)
+    topology = Topology(slot.region, task.numbers, pricing)
+    order, is_proven = find_order(topology, task.search)
+    return build_tree(topology, order, is_proven) if order_cost(topology, order) < inf else None
+
+
+def _cut_tree(task: _Task, slot: _Slot, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
+    """A tree in slices, in the order that was sliced and in the best one of a slice."""
+    if len(slot.region.accesses) == 1:
+        return tree, tree
+    found = slice_tree(tree, task.numbers, most, task.search)
+    topology = Topology(slot.region, task.numbers, slot.pricing, found.indices)
+    kept = build_tree(topology, tuple(tree_order(found.tree)), False)
+    if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
+        return kept, kept
+    return kept, build_tree(topology, find_order(topology, task.search)[0], False)
+
+
+def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
+    """The plan that folds the largest values whose buffers together stay within a limit [bytes].
+
+    The search bounds one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing is folded.
+    """
+    most = limit // task.goal.itemsize
+    while True:
+        tried = replace(task, goal=replace(task.goal, most_folded=most), costs={})
+        found = _find_regimes(tried, _merge_where_cheaper(tried, network))
+        if evaluate_size(found.folded, found.sizes) <= limit:
+            return found
+        largest = max(evaluate_size(product(buffer.shape), found.sizes) for buffer in found.folding.buffers)
+        most = min(most // 2, largest - 1)
+
+
+def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | None, itemsize: int) -> Plan:
+    """Plan the network of another plan for calls with weights that never change.
+
+    Args:
+        known: whose objective, run-time sizes and gradients of inputs are kept.
+        sizes: numbers for compile-time sizes.
+        memory_limit: what may be folded into buffers [bytes].
+        itemsize: of an element [bytes].
+
+    Raises:
+        PlanError: a limit that is no positive integer.
+    """
+    network, goal = known.network, known.goal
+    fixed = {name: known.sizes[name] for name in network.runtime_sizes() if name not in known.free}
+    return plan(
+        network,
+        {**fixed, **sizes},
+        mode="serve",
+        minimize=goal.minimize,
+        requires_grad={port.name: port.name in goal.trained for port in network.inputs},
+        memory_limit=memory_limit,
+        itemsize=itemsize,
+    )
 
 
 @dataclass
@@ -113,7 +257,7 @@ class _Task:
     @cached_property
     def free(self) -> tuple[str, ...]:
         """The run-time sizes the plan is to be the best at every value of."""
-        if self.goal.minimize == "memory":
+        if self.goal.is_bounded:
             return ()
         return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
 
@@ -179,20 +323,19 @@ class _Slot(NamedTuple):
 
 def _slots(task: _Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[_Slot]]:
     """The slots of each equation, one per term."""
-    inputs = {port.name for port in merged.inputs}
-    trained, data = reached(merged, task.goal.trained), reached(merged, inputs)
+    trained, varying = reached(merged, task.goal.trained), find_varying(merged)
     for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
         yield [
-            _Slot(region, _pricing(task.goal, region, trained, data), *pinned.get(k, ()))
+            _Slot(region, _pricing(task.goal, region, trained, varying), *pinned.get(k, ()))
             for k, region in enumerate(regions)
         ]
 
 
-def _pricing(goal: Goal, region: Region, trained: Container[str], data: Container[str]) -> Pricing:
-    bits = [(1 << k, access.source) for k, access in enumerate(region.accesses)]
-    grads = sum(bit for bit, source in bits if goal.mode == "train" and source in trained)
-    fixed = sum(bit for bit, source in bits if goal.mode == "serve" and source not in data)
+def _pricing(goal: Goal, region: Region, trained: Container[str], varying: Varying) -> Pricing:
+    bits = [(1 << k, access) for k, access in enumerate(region.accesses)]
+    grads = sum(bit for bit, access in bits if goal.mode == "train" and access.source in trained)
+    fixed = sum(bit for bit, access in bits if goal.mode == "serve" and varying.is_same(access))
     return Pricing(goal.rate, grads, fixed, goal.most_folded)
 
 
@@ -242,7 +385,7 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:
     """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
-    points = [*product(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
+    points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
 
     def numbers_of(k: int) -> dict[str, int]:
         return task.numbers_at(**dict(zip(task.free, points[k], strict=True)))

@@ -20,6 +20,7 @@ from tngraph.language.network import Index, Network
 from tngraph.language.sizes import product, symbol
 from tngraph.planning.cost import (
     Counts,
+    aliases,
     elementwise,
     evaluate_count,
     macs,
@@ -29,17 +30,18 @@ from tngraph.planning.cost import (
     training_macs,
 )
 from tngraph.planning.differences import PlanDifference, compare_plans
+from tngraph.planning.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
 from tngraph.planning.kernels import Kernels, write_kernels
 from tngraph.planning.memory import Memory, generic_sizes, trace_memory
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.saving import save_plan
-from tngraph.planning.schedule import Operation, Schedule, Stage, legs_size, write_schedule
+from tngraph.planning.schedule import Block, Operation, Schedule, Stage, legs_size, write_schedule
 from tngraph.planning.sizing import given_sizes, number_sizes
 from tngraph.planning.table import format_plan
 
-COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest")
-"""The counts of a regime whose formulas hold at all sizes; those of memory hold where none is 1."""
+COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
+"""The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Regime:
         stages: its equations with their trees.
         sizes: the number of every named size that formulas are compared at.
         goal: what the trees were searched for.
+        recomputed: the first and last operation of those that run once more in the backward pass.
         low: the first value of the plan's run-time size that this regime is for.
         high: the last one; None where it has no end.
     """
@@ -69,18 +72,43 @@ class Regime:
     stages: tuple[Stage, ...]
     sizes: Mapping[str, int]
     goal: Goal
+    recomputed: tuple[tuple[int, int], ...] = ()
     low: int = 1
     high: int | None = None
 
     @cached_property
-    def schedule(self) -> Schedule:
-        """Every operation in the order it runs."""
-        return write_schedule(self.network, self.stages, self.sizes)
+    def whole(self) -> Schedule:
+        """Every operation in the order it runs, those before the first call included."""
+        made = write_schedule(self.network, self.stages, self.sizes)
+        again = (Block("recompute", first, last) for first, last in self.recomputed)
+        return replace(made, blocks=(*made.blocks, *again))
 
     @cached_property
+    def split(self) -> Split:
+        """Which operations come before the first call."""
+        return split_schedule(self.whole, self.merged, self.goal, self.sizes)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The operations of one call in the order they run; a folded value is a load."""
+        return self.split.schedule()
+
+    @cached_property
+    def _lines(self) -> Folded:
+        whole = write_kernels(self.network, self.stages, self.whole, self.sizes)
+        if self.goal.mode != "serve":
+            return Folded(whole, Folding())
+        return fold_kernels(whole, self.split, self.network, self.goal.most_folded, self.sizes)
+
+    @property
     def kernels(self) -> Kernels:
-        """Every line of the module."""
-        return write_kernels(self.network, self.stages, self.schedule, self.sizes)
+        """Every line that a call runs."""
+        return self._lines.kernels
+
+    @property
+    def folding(self) -> Folding:
+        """Every line that runs before the first call."""
+        return self._lines.folding
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -91,6 +119,11 @@ class Regime:
     def outputs(self) -> tuple[int, ...]:
         """The numbers of the values put out, in order."""
         return tuple(self.schedule.results[port.name] for port in self.network.outputs)
+
+    def users(self, number: int) -> frozenset[int]:
+        """The operations that use a value, under whatever name."""
+        names = aliases(self.operations)
+        return frozenset(k for k, op in enumerate(self.operations) if any(names[o] == number for o in op.operands))
 
     @property
     def trees(self) -> tuple[ContractionTree, ...]:
@@ -125,7 +158,7 @@ class Regime:
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
-        return 2 * training_macs(self.operations, self.goal.trained)
+        return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks)
 
     @cached_property
     def largest(self) -> sympy.Expr:
@@ -155,16 +188,21 @@ class Regime:
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
 
+    @property
+    def folded(self) -> sympy.Expr:
+        """The buffers that are read instead of being computed at each call [bytes]."""
+        return self.folding.elements * self.goal.itemsize
+
     @cached_property
     def cost(self) -> sympy.Expr | None:
         """What the search minimised, as a formula; None where the objective is a function of numbers."""
         if not isinstance(self.goal.rate, Weighted):
             return None
-        return sympy.sympify(price_operations(self.operations, self.goal, None))
+        return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks))
 
     def price(self, numbers: Mapping[str, int]) -> Price:
         """What the search minimised, at these numbers of all sizes."""
-        price: Price = price_operations(self.operations, self.goal, numbers)
+        price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks)
         return price
 
     def counts(self, numbers: Mapping[str, int]) -> Counts:
@@ -263,6 +301,16 @@ class Plan:
         return self._formula("saved")
 
     @cached_property
+    def folding(self) -> Folding:
+        """What runs before the first call, whichever regime that is for."""
+        return merge_foldings([regime.folding for regime in self.regimes])
+
+    @property
+    def folded(self) -> sympy.Expr:
+        """The buffers of all regimes, which are there whichever runs [bytes]."""
+        return self.folding.elements * self.goal.itemsize
+
+    @cached_property
     def cost(self) -> sympy.Expr | None:
         """What the search minimised, as a formula; None where the objective is a function of numbers."""
         return self._formula("cost") if self.regimes[0].cost is not None else None
@@ -354,11 +402,14 @@ class Plan:
     def at(self, **sizes: int) -> Counts:
         """The counts of the regime that runs at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
 
+        The buffers are those of all regimes.
+
         Raises:
             SizeError: see `values`.
         """
         numbers = self.values(**sizes)
-        return self.regime_of(numbers).counts(numbers)
+        counts = self.regime_of(numbers).counts(numbers)
+        return replace(counts, folded=evaluate_count(self.folded, numbers))
 
     def table(self, **sizes: int) -> str:
         """The plan as text: totals on top, one row per step of the regime that runs, with numbers at these sizes.

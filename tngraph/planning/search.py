@@ -1,22 +1,34 @@
 """Finding an order for a region: cotengra proposes, our own cost decides, the exact program proves.
 
-The only place that knows cotengra. It sees an ordinary network (every read laid out along its indices); each
-order it proposes is priced again by `order_cost`, convolutions included. Seeds and repeats are fixed and no
-clock is read, so the same region gives the same tree everywhere.
+What is proposed is for an ordinary network (every read laid out along its indices); each proposal is priced again by
+`order_cost`, convolutions included. The best is the cheapest, the first of equals in the order of the trials, so
+the same region, seed and number of trials give the same tree everywhere, however many trials run at once. A clock is
+read only where the search is given seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-
-import cotengra
+from itertools import count as count_from
 
 from tngraph.errors import PlanError
 from tngraph.planning.exact import MOST_LEAVES, prove_order
+from tngraph.planning.objectives import Price
 from tngraph.planning.pinning import Pin
+from tngraph.planning.proposals import Hypergraph, Partitioner, Trial, check_partitioner, propose, propose_greedy
 from tngraph.planning.region import ContractionTree, Topology, Value
 from tngraph.planning.trees import Order, build_tree, order_cost
+from tngraph.planning.workers import Parallel, count_cores, run_tasks
+
+DEFAULT_TRIALS = 4
+"""The trials of a search that was given neither trials nor seconds."""
+PAYS = 200
+"""From this many tensors on, a search uses every core unless it is told how many: a worker takes a second to start."""
+
+Progress = Callable[[int, int | None, Price], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +37,62 @@ class Search:
 
     Attributes:
         seed: of every random choice.
-        samples: greedy orders drawn per trial.
-        trials: for a region too large for a proof, how often the best sample is refined subtree by subtree.
-        progress: called with the trials done and their number after each, where there are several.
+        samples: greedy orders drawn per trial; fewer in proportion above 1,000 tensors.
+        trials: for a region too large for a proof, how many orders are proposed and refined; 4 when neither these
+            nor seconds are given.
+        seconds: no trial of a region begins later than this; then how many there are, and with it the plan, depends
+            on the machine. The first always runs.
+        parallel: how many processes share the trials (1 is this one), ``"processes"`` for one per core, or ``"ray"``
+            for a Ray cluster; when absent one per core where that pays. The plan is the same.
+        partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
+        progress: called as ``progress(done, total, cost)`` after each trial of a large region: their number (None
+            where only the clock ends them) and the cost of the best order so far [operations].
     """
 
     seed: int = 0
     samples: int = 32
-    trials: int = 4
-    progress: Callable[[int, int], None] | None = None
+    trials: int | None = None
+    seconds: float | None = None
+    parallel: Parallel | None = None
+    partitioner: Partitioner = "labels"
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.trials < 1:
-            raise PlanError(f"a search needs at least one sample and one trial, not {self.samples} and {self.trials}")
+        trials = DEFAULT_TRIALS if self.trials is None else self.trials
+        if self.samples < 1 or trials < 1:
+            raise PlanError(f"a search needs at least one sample and one trial, not {self.samples} and {trials}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise PlanError(f"a search needs some time, not {self.seconds} seconds")
+        if self.parallel not in (None, "processes", "ray") and not (
+            isinstance(self.parallel, int) and not isinstance(self.parallel, bool) and self.parallel >= 1
+        ):
+            raise PlanError(
+                f"a search cannot run on {self.parallel!r}\n  give a number of processes, 'processes' or 'ray'"
+            )
+        check_partitioner(self.partitioner)
+
+    @property
+    def most_trials(self) -> int | None:
+        """The trials of a large region; None where only the clock ends them."""
+        return DEFAULT_TRIALS if self.trials is None and self.seconds is None else self.trials
 
 
 def find_order(topology: Topology, search: Search, known: Sequence[Order] = ()) -> tuple[Order, bool]:
     """The best order found for a region, and whether it is proven to be the cheapest there is.
+
+    An interruption (``KeyboardInterrupt``) ends the trials of a large region, and the best so far stands.
 
     Args:
         topology: the region at numeric sizes, with its pricing.
         search: seed and effort.
         known: orders found at other sizes; where a proof follows, one of them is a start that needs no proposals.
     """
+    graph = hypergraph(topology)
+    is_large = len(graph.legs) > MOST_LEAVES
     orders = list(known)
-    is_large = len(topology.leaves) > MOST_LEAVES
     if is_large or not orders:
-        legs = [_legs_above(topology, [leaf]) for leaf in topology.leaves]
-        orders.extend(_proposals(topology, legs, search, is_large=is_large))
+        propose_orders = _large_orders if is_large else _small_orders
+        orders.append(_cheapest(topology, graph, search, propose_orders, lambda order: order))
     return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
 
 
@@ -61,9 +101,21 @@ def search_tree(topology: Topology, search: Search) -> ContractionTree:
 
     Args:
         topology: the region at numeric sizes, with its pricing.
-        search: seed and repeats.
+        search: seed and effort.
     """
     return build_tree(topology, *find_order(topology, search))
+
+
+def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = None) -> Hypergraph:
+    """An ordinary network over a region's leaves, or over groups of them that are joined already."""
+    groups = [[leaf] for leaf in topology.leaves] if groups is None else groups
+    output = tuple(i for i, kept in enumerate(topology.is_output) if kept)
+    return Hypergraph(tuple(_legs_above(topology, g) for g in groups), output, dict(enumerate(topology.sizes)))
+
+
+def parallel_for(search: Search, graph: Hypergraph) -> Parallel:
+    """Where the trials for a network run: as the search says, else on every core if it is large."""
+    return search.parallel or (count_cores() if len(graph.legs) >= PAYS else 1)
 
 
 def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> ContractionTree:
@@ -71,26 +123,29 @@ def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequenc
 
     Args:
         topology: the region at numeric sizes, with its pricing.
-        search: seed and repeats, for what is not pinned.
+        search: seed and effort, for what is not pinned.
         pin: the order.
         positions: which access each of its names is.
     """
-    orders = _orders_around(topology, search, pin, positions)
-    order = min(orders, key=lambda order: order_cost(topology, order))
+    order = _order_around(topology, search, pin, positions)
     return replace(build_tree(topology, order, False), is_pinned=True)
 
 
-def _orders_around(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> Iterator[Order]:
-    """The pinned pairs, then each order proposed for what they make and the other leaves."""
+def _order_around(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> Order:
+    """The pinned pairs, then the best order found for what they make and the other leaves."""
     count, made = len(topology.leaves), len(pin.pairs)
     values = [*positions, *range(count, count + made)]
     pinned = [(values[a], values[b]) for a, b in pin.pairs]
     rest = sorted({*range(count)} - {*positions})
     groups = [[topology.leaves[k] for k in positions], *([topology.leaves[k]] for k in rest)]
-    legs = [_legs_above(topology, group) for group in groups]
     around = [values[-1], *rest, *range(count + made, 2 * count)]
-    for order in _proposals(topology, legs, search, is_large=True):
-        yield [*pinned, *((around[a], around[b]) for a, b in order)]
+
+    def complete(order: Order) -> Order:
+        return [*pinned, *((around[a], around[b]) for a, b in order)]
+
+    graph = hypergraph(topology, groups)
+    orders = _large_orders if len(groups) > 2 else _small_orders
+    return complete(_cheapest(topology, graph, search, orders, complete))
 
 
 def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
@@ -100,42 +155,54 @@ def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
     return tuple(i for i in held if topology.is_alive(i, below))
 
 
-def _proposals(
-    topology: Topology, legs: Sequence[tuple[int, ...]], search: Search, *, is_large: bool
-) -> Iterator[Order]:
-    """Orders of values with these legs that are worth pricing, at least one; large ones are refined."""
-    count = len(legs)
-    yield [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
-    if count <= 2:
-        return
-    output = [i for i, kept in enumerate(topology.is_output) if kept]
-    sizes = dict(enumerate(topology.sizes))
-    for trial in range(search.trials if is_large else 1):
-        seed = search.seed + trial
-        greedy = cotengra.RandomGreedyOptimizer(max_repeats=search.samples, seed=seed, parallel=False, accel=False)
-        path = greedy.ssa_path(legs, output, sizes)
-        yield _pairs(path, count)
-        if is_large:
-            tree = cotengra.ContractionTree.from_path(legs, output, sizes, ssa_path=path)
-            yield _pairs(tree.subtree_reconfigure(seed=seed).get_ssa_path(), count)
-            if search.progress is not None:
-                search.progress(trial + 1, search.trials)
+Found = Generator[tuple[int, Order] | None, None, None]
+"""Orders, each with a number that tells which of equally cheap ones comes first; None says that a trial is done."""
 
 
-def _pairs(path: Iterable[tuple[int, ...]], count: int) -> Order:
-    """A single-assignment path as pairs: unary entries dropped, what is left over joined at the end."""
-    pairs: list[tuple[int, int]] = []
-    number: dict[int, int] = {k: k for k in range(count)}
-    made = count
-    for step in path:
-        operands = [number.pop(k) for k in step]
-        while len(operands) > 1:
-            pairs.append((operands.pop(0), operands.pop(0)))
-            operands.append(count + len(pairs) - 1)
-        number[made] = operands[0]
-        made += 1
-    rest = list(number.values())
-    while len(rest) > 1:
-        pairs.append((rest.pop(0), rest.pop(0)))
-        rest.append(count + len(pairs) - 1)
-    return pairs
+def _cheapest(
+    topology: Topology,
+    graph: Hypergraph,
+    search: Search,
+    propose_orders: Callable[[Hypergraph, Search], Found],
+    complete: Callable[[Order], Order],
+) -> Order:
+    """The cheapest of the orders proposed, of those before an interruption where there is one."""
+    order, done = _in_turn(len(graph.legs)), 0
+    best = (order_cost(topology, complete(order)), -1)
+    with suppress(KeyboardInterrupt), closing(propose_orders(graph, search)) as proposed:
+        for found in proposed:
+            if found is not None:
+                key = (order_cost(topology, complete(found[1])), found[0])
+                best, order = min((key, found[1]), (best, order), key=lambda each: each[0])
+            else:
+                done += 1
+                if search.progress is not None:
+                    search.progress(done, search.most_trials, best[0])
+    return order
+
+
+def _in_turn(count: int) -> Order:
+    """One value after the other."""
+    return [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
+
+
+def _small_orders(graph: Hypergraph, search: Search) -> Found:
+    if len(graph.legs) > 2:
+        yield 0, propose_greedy(graph, search.samples, search.seed)
+
+
+def _large_orders(graph: Hypergraph, search: Search) -> Found:
+    with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
+        for trial, orders in results:
+            for k, order in enumerate(orders):
+                yield trial.number * len(orders) + k, order
+            yield None
+
+
+def _trials(search: Search) -> Iterator[Trial]:
+    """Trials until there are enough, or until the time is up."""
+    end = None if search.seconds is None else time.monotonic() + search.seconds
+    for number in count_from() if search.most_trials is None else range(search.most_trials):
+        if number and end is not None and time.monotonic() >= end:
+            return
+        yield Trial(number, search.seed, search.samples, search.partitioner)

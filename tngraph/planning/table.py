@@ -195,6 +195,8 @@ def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]
     yield "largest", regime.largest, "elements"
     yield "peak", regime.peak, "bytes"
     yield "saved", regime.saved, "bytes"
+    if plan.goal.mode == "serve":
+        yield "folded", plan.folded, "bytes"
 
 
 def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:

@@ -78,6 +78,7 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
         "largest_elements": regime.largest,
         "peak_bytes": regime.peak,
         "saved_bytes": regime.saved,
+        **({"folded_bytes": plan.folded} if plan.goal.mode == "serve" else {}),
         "cost_operations": regime.cost,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from tngraph.planning.objectives import Price
 from tngraph.planning.plans import Plan
 from tngraph.report.records import step_records
 
@@ -62,10 +64,12 @@ def show_verification(result: Verification) -> None:
     console.print(table)
 
 
-def show_progress(done: int, total: int) -> None:
+def show_progress(done: int, total: int | None, cost: Price) -> None:
     """A line on standard error that tells how far a search is, and goes when it is done."""
-    end = "\r\033[K" if done >= total else ""
-    print(f"\r\033[Ksearching: {done} of {total}{end}", end="", file=sys.stderr, flush=True)
+    end = "\r\033[K" if done == total else ""
+    of = "" if total is None else f" of {total}"
+    best = f"best {Decimal(cost):.2e} [operations]"
+    print(f"\r\033[Ksearching: {done}{of}, {best}{end}", end="", file=sys.stderr, flush=True)
 
 
 def _table(header: Sequence[str], numbers: Sequence[int]) -> Table:

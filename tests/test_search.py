@@ -1,0 +1,228 @@
+"""Searches for large regions: budgets, interruption, workers, and never worse than cotengra alone."""
+
+from __future__ import annotations
+
+import operator
+import random
+
+import cotengra
+import networkx as nx
+import pytest
+
+import tngraph as tg
+from tests.instances import NAMES, load_instance
+from tngraph.planning import workers
+from tngraph.planning.greedy import join_greedily
+from tngraph.planning.plans import Plan
+from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED
+from tngraph.planning.region import Region, Topology
+from tngraph.planning.search import hypergraph, search_tree
+from tngraph.planning.trees import order_cost
+from tngraph.planning.workers import run_tasks
+
+
+def regular(nodes: int, seed: int = 0) -> tg.Network:
+    """A random regular graph of degree 3 with bonds of 2."""
+    return tg.from_networkx(nx.random_regular_graph(3, nodes, seed), bond=2)
+
+
+def grid(rows: int, columns: int) -> tg.Network:
+    return tg.from_networkx(nx.convert_node_labels_to_integers(nx.grid_2d_graph(rows, columns)), bond=2)
+
+
+def region(network: tg.Network) -> Region:
+    (equation,) = network.equations
+    return Region(equation.terms[0].accesses, equation.legs)
+
+
+def plan(network: tg.Network, **search: object) -> Plan:
+    return tg.plan(network, search=tg.Search(samples=4, **search))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ budgets
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"seconds": 0}, "a search needs some time, not 0 seconds"),
+        ({"trials": 0}, "a search needs at least one sample and one trial, not 32 and 0"),
+        ({"parallel": 0}, "a search cannot run on 0\n  give a number of processes, 'processes' or 'ray'"),
+        ({"parallel": True}, "a search cannot run on True\n  give a number of processes, 'processes' or 'ray'"),
+        (
+            {"parallel": "threads"},
+            "a search cannot run on 'threads'\n  give a number of processes, 'processes' or 'ray'",
+        ),
+        ({"partitioner": "metis"}, "there is no partitioner 'metis'\n  partitioners: labels, kahypar"),
+    ],
+)
+def test_a_search_that_cannot_be_is_an_error(search: dict, message: str):
+    with pytest.raises(tg.PlanError) as caught:
+        tg.Search(**search)
+    assert str(caught.value) == message
+
+
+def test_more_trials_are_never_worse_and_the_first_are_the_same():
+    best: dict[int, list[int]] = {}
+    for trials in (1, 3):
+        best[trials] = []
+        plan(regular(40), trials=trials, progress=lambda done, of, cost, seen=best[trials]: seen.append(cost))
+    assert best[1] == best[3][:1]
+    assert best[3] == sorted(best[3], reverse=True)
+
+
+def test_seconds_end_a_search_between_trials():
+    seen = []
+    plan(regular(40), seconds=0.01, progress=lambda done, of, cost: seen.append((done, of)))
+    assert seen == [(1, None)]
+
+
+def test_trials_and_seconds_together_end_with_the_first_of_them():
+    seen = []
+    plan(regular(20), seconds=600, trials=2, progress=lambda done, of, cost: seen.append((done, of)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_an_interruption_keeps_the_best_so_far():
+    def interrupt(done: int, of: int | None, cost: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    network = regular(40)
+    assert plan(network, trials=50, progress=interrupt).regimes[0].stages == plan(network, trials=2).regimes[0].stages
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+def test_the_plan_is_the_same_in_one_process_and_in_two():
+    network = regular(40)
+    assert plan(network, trials=3, parallel=1) == plan(network, trials=3, parallel=2)
+
+
+def test_workers_import_no_torch():
+    (result,) = run_tasks(operator.getitem, {"x": 1}, ["x"], 2)
+    assert result == ("x", 1)
+    (loaded,) = run_tasks(eval_in, "'torch' in __import__('sys').modules", [None], 2)
+    assert loaded == (None, False)
+
+
+eval_in = eval
+"""Called as ``eval(text, None)`` in a worker."""
+
+
+def test_an_error_in_a_worker_is_the_callers():
+    with pytest.raises(ZeroDivisionError):
+        list(run_tasks(operator.truediv, 1, [0], 2))
+
+
+def test_a_worker_that_ends_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "_WORKER", "import sys; sys.stdin.buffer.read(1); sys.exit(3)")
+    with pytest.raises(tg.PlanError, match=r"ended with code 3\n  search in one: Search\(parallel=1\)"):
+        list(run_tasks(operator.truediv, 1, [1], 2))
+
+
+def test_an_interruption_ends_the_workers():
+    results = run_tasks(operator.truediv, 1, [1, 2, 4, 8], 2)
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+
+
+def test_ray_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(workers, "import_module", missing)
+    with pytest.raises(tg.PlanError) as caught:
+        plan(regular(20), parallel="ray")
+    assert str(caught.value) == "the search asks for a Ray cluster, and ray is not installed\n  pip install ray"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_is_the_same_on_a_ray_cluster():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert plan(regular(40), trials=3, parallel="ray") == plan(regular(40), trials=3)
+    finally:
+        ray.shutdown()
+
+
+# ------------------------------------------------------------------------------- never worse than cotengra
+
+
+def alone(legs: list[tuple[int, ...]], sizes: dict[int, int], output: tuple[int, ...], seed: int, trials: int) -> list:
+    """The trees of cotengra alone: its greedy optimiser and its hyper-optimiser in turn, each tree reconfigured."""
+    trees = []
+    for k in range(seed, seed + trials):
+        is_greedy = (k - seed) % 2 == 0 or len(legs) > MOST_LABELLED
+        random.seed(k)
+        greedy = cotengra.RandomGreedyOptimizer(
+            max_repeats=4 if is_greedy else 128, seed=k, parallel=False, accel=False
+        )
+        if is_greedy:
+            path = greedy.ssa_path(legs, output, sizes)
+            trees.append(cotengra.ContractionTree.from_path(legs, output, sizes, ssa_path=path))
+        else:
+            trees.append(hyper_tree(legs, sizes, output, k))
+    return [tree.subtree_reconfigure() if len(legs) <= MOST_RECONFIGURED else tree for tree in trees]
+
+
+def hyper_tree(legs: list[tuple[int, ...]], sizes: dict[int, int], output: tuple[int, ...], seed: int) -> object:
+    def join(*parts: object, **options: object) -> object:
+        own = cotengra.RandomGreedyOptimizer(max_repeats=128, seed=seed, parallel=False, accel=False)
+        return own(*parts, **options)
+
+    hyper = cotengra.HyperOptimizer(
+        methods=["labels"],
+        constants={"labels": {"seed": seed, "super_optimize": join}},
+        max_repeats=1,
+        optlib="random-uniform",
+        seed=seed,
+        parallel=False,
+        reconf_opts=None,
+        slicing_opts=None,
+    )
+    return hyper.search(legs, output, sizes)
+
+
+def check_never_worse(network: tg.Network, seed: int, trials: int) -> None:
+    topology = Topology(region(network), {})
+    graph = hypergraph(topology)
+    theirs = [
+        order_cost(topology, tree.get_ssa_path())
+        for tree in alone(list(graph.legs), dict(graph.sizes), graph.output, seed, trials)
+    ]
+    ours = []
+    search = tg.Search(seed, samples=4, trials=trials, progress=lambda done, of, cost: ours.append(cost))
+    search_tree(Topology(region(network), {}), search)
+    assert ours[-1] <= min(theirs)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_plan_is_never_worse_than_cotengra_alone(seed: int):
+    check_never_worse(regular(50, seed), seed, trials=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_of_a_benchmark_is_never_worse_than_cotengra_alone(name: str):
+    check_never_worse(load_instance(name), seed=0, trials=2)
+
+
+# --------------------------------------------------------------------------------------- thousands of tensors
+
+
+def test_the_greedy_order_of_a_chain_costs_what_the_chain_costs():
+    legs = [(k, k + 1) for k in range(100)]
+    pairs = join_greedily(legs, (0, 100), dict.fromkeys(range(101), 2))
+    assert len(pairs) == 99
+    assert sorted(v for pair in pairs for v in pair) == list(range(198))
+
+
+@pytest.mark.slow
+def test_ten_thousand_tensors_are_planned_and_priced():
+    counts = plan(grid(10, 990), trials=1, parallel=1).at()
+    assert counts.largest <= 2**14

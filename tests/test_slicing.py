@@ -1,0 +1,124 @@
+"""Slicing: the limit is kept, the total is what a loop over the slices multiplies, and the sum is the network's."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from math import prod
+
+import networkx as nx
+import numpy as np
+import pytest
+
+import tngraph as tg
+from tngraph.planning.region import ContractionTree
+from tngraph.planning.slicing import Sliceable, Slicing, slice_tree
+
+SEARCH = tg.Search(trials=2, parallel=1)
+
+
+def network(nodes: int, seed: int, open_legs: bool = False) -> tg.Network:
+    graph = nx.random_regular_graph(3, nodes, seed)
+    rng = np.random.default_rng(seed)
+    for u, v in graph.edges:
+        graph.edges[u, v]["size"] = int(rng.integers(2, 4))
+    if open_legs:
+        graph.nodes[0]["open"] = {"a": 2}
+        graph.nodes[1]["open"] = {"c": 3}
+    return tg.from_networkx(graph)
+
+
+def tree_of(net: tg.Network) -> ContractionTree:
+    return tg.plan(net, search=SEARCH).regimes[0].trees[0]
+
+
+def run_loop(slicing: Slicing, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, int, int]:
+    """The result of a loop over the slices in NumPy, its multiplications, and the largest value a step wrote before."""
+    tree, cut = slicing.tree, slicing.indices
+    letters = {index: k for k, index in enumerate(dict.fromkeys(i for a in tree.region.accesses for i in a.indices))}
+    result = np.zeros([int(i.size) for i in tree.region.legs])
+    count, largest, before = 0, 0, {}
+    for point in product(*(range(int(i.size)) for i in cut)):
+        at = dict(zip(cut, point, strict=True))
+        values, legs, reached = [], [], []
+        for access in tree.region.accesses:
+            values.append(arrays[access.source][tuple(at.get(leg, slice(None)) for leg in access.legs)])
+            legs.append([leg for leg in access.legs if leg not in at])
+            reached.append(not set(cut).isdisjoint(access.legs))
+        for k, step in enumerate(tree.steps):
+            kept = [leg for leg in step.legs if leg not in at]
+            reached.append(any(reached[o] for o in step.operands))
+            if reached[-1] or k not in before:
+                terms = [t for o in step.operands for t in (values[o], [letters[i] for i in legs[o]])]
+                before[k] = np.einsum(*terms, [letters[i] for i in kept])
+                count += prod(int(i.size) for i in {*kept, *(i for o in step.operands for i in legs[o])})
+                if k + 1 < len(tree.steps):
+                    largest = max(largest, before[k].size)
+            values.append(before[k])
+            legs.append(kept)
+        place = tuple(at.get(leg, slice(None)) for leg in tree.region.legs)
+        order = [legs[-1].index(leg) for leg in tree.region.legs if leg not in at]
+        result[place] += values[-1].transpose(order)
+    return result, count, largest
+
+
+def arrays_of(net: tg.Network) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {core.name: rng.normal(size=[int(leg.size) for leg in core.legs]) for core in net.cores}
+
+
+@pytest.mark.parametrize("open_legs", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loop_over_the_slices_costs_the_total_and_gives_the_network(seed: int, open_legs: bool):
+    net = network(10, seed, open_legs)
+    tree, arrays = tree_of(net), arrays_of(net)
+    whole = slice_tree(tree, {}, 2**40, SEARCH)
+    assert (whole.indices, whole.slices, whole.each, whole.tree) == ((), 1, 0, tree)
+    assert whole.total == tg.plan(net, search=SEARCH).at().cost
+    limit = max(6, whole.largest // 4)
+    slicing = slice_tree(tree, {}, limit, SEARCH)
+    result, count, largest = run_loop(slicing, arrays)
+    assert count == slicing.total
+    assert largest == slicing.largest <= limit
+    np.testing.assert_allclose(result, tg.evaluate(net, arrays), rtol=1e-9)
+
+
+def cheapest(own: Sliceable, limit: int) -> Slicing:
+    """The best of all choices of indices, tried one by one."""
+    every = (chosen for k in range(len(own.allowed) + 1) for chosen in combinations(own.allowed, k))
+    fitting = (s for s in map(own.slicing, every) if s.largest <= limit)
+    return min(fitting, key=lambda slicing: slicing.total)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_choice_is_near_the_best_of_all_choices(seed: int):
+    tree = tree_of(network(8, seed))
+    limit = max(4, slice_tree(tree, {}, 2**40, SEARCH).largest // 4)
+    assert slice_tree(tree, {}, limit, SEARCH).total <= 1.25 * cheapest(Sliceable(tree, {}), limit).total
+
+
+def test_the_same_search_gives_the_same_slicing():
+    tree = tree_of(network(16, 0))
+    assert slice_tree(tree, {}, 64, SEARCH) == slice_tree(tree, {}, 64, SEARCH)
+    assert slice_tree(tree, {}, 64, SEARCH) == slice_tree(tree, {}, 64, tg.Search(trials=2, parallel=2))
+
+
+CONVOLUTION = tg.parse(
+    "network c { index x: 8; index h: 6; index k: 3; index o: 4; index c: 4; index r: 5;\n"
+    " input f[c, h0: 8]; param w[k, r, o]; param u[c, r];\n"
+    " y[o, h] = f[c, h + k] * w[k, r, o] * u[c, r]; output y[o, h] }"
+)
+
+
+def test_a_limit_that_no_slicing_meets_is_an_error():
+    with pytest.raises(tg.PlanError) as caught:
+        slice_tree(tree_of(CONVOLUTION), {}, 7)
+    assert str(caught.value) == (
+        "no slicing keeps every value within 7 elements\n  the least possible is 8: "
+        "an index read at a position such as x + k is not sliced"
+    )
+
+
+def test_a_convolved_index_is_not_sliced():
+    own = Sliceable(tree_of(CONVOLUTION), {})
+    assert not {index.name for index in own.allowed} & {"h", "k"}
+    assert {"o", "c", "r"} <= {index.name for index in own.allowed}

@@ -1,0 +1,201 @@
+"""What cotengra proposes: orders for an ordinary network, one seeded trial at a time. The only place that knows it.
+
+A trial is a function of a network and a number: no clock, no state between trials, Python's global random numbers
+put back as they were. Whatever process a trial runs in, it gives the same orders.
+
+Source: cotengra (Gray, Kourtis, Quantum 5, 410 (2021)); its annealing follows Kalachev et al., arXiv 2108.05665.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import cotengra
+
+from tngraph.errors import PlanError
+from tngraph.planning.greedy import join_greedily
+from tngraph.planning.trees import Order
+
+Partitioner = Literal["labels", "kahypar"]
+
+MOST_LABELLED = 500
+"""Cotengra's own partitioner is asked about networks of at most this many tensors; it is slow beyond."""
+MOST_RECONFIGURED = 2000
+"""Trees of at most this many tensors are improved subtree by subtree; larger ones are annealed only."""
+MANY = 1000
+"""With more tensors than this, fewer orders are drawn in proportion."""
+MOST_SAMPLED = 5000
+"""Cotengra draws greedy orders for at most this many tensors: with 2^14 pairs to choose from it turns quadratic."""
+_MOVES = 150_000
+_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Hypergraph:
+    """A network as cotengra takes it: the indices of each tensor and of the result, by number."""
+
+    legs: tuple[tuple[int, ...], ...]
+    output: tuple[int, ...]
+    sizes: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial of a search: its number, the seed of the search, orders to draw, and who partitions."""
+
+    number: int
+    seed: int
+    samples: int
+    partitioner: Partitioner = "labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A network with an order, to be sliced until no value has more than so many elements."""
+
+    graph: Hypergraph
+    order: Order
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutTrial:
+    """One trial of slicing: its number, and the seed of the search."""
+
+    number: int
+    seed: int
+
+
+def check_partitioner(name: str) -> None:
+    """Refuse a partitioner that is none, or is not installed.
+
+    Raises:
+        PlanError: either.
+    """
+    if name not in ("labels", "kahypar"):
+        raise PlanError(f"there is no partitioner {name!r}\n  partitioners: labels, kahypar")
+    if name == "kahypar" and find_spec("kahypar") is None:
+        raise PlanError("the partitioner kahypar is not installed\n  pip install kahypar, or use labels")
+
+
+def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
+    """The best of some random greedy orders."""
+    return _pairs(_greedy_path(graph, samples, seed), len(graph.legs))
+
+
+def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
+    """The orders of one trial: what cotengra makes of it by itself, then that refined.
+
+    Even trials draw greedy orders, odd ones partition the network from the top.
+    """
+    seed, count = trial.seed + trial.number, len(graph.legs)
+    with _seeded(seed):
+        path = _greedy_path(graph, trial.samples, seed) if _is_greedy(trial, count) else _partition_path(graph, trial)
+        tree = _tree(graph, path)
+        plain = _reconfigured(tree)
+        refined = _reconfigured(_annealed(plain, seed))
+        return tuple(_pairs(each.get_ssa_path(), count) for each in (tree, plain, refined))
+
+
+def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
+    """An order with the indices to slice until no value is larger than the limit, the tree rearranged in between.
+
+    The tree is annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
+    """
+    seed = trial.seed + trial.number
+    with _seeded(seed):
+        tree = _reconfigured(_annealed(_tree(cut.graph, cut.order), seed, cut.limit))
+        if tree.max_size() > cut.limit:
+            tree = tree.slice(target_size=cut.limit, seed=seed)
+        return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
+
+
+def _is_greedy(trial: Trial, count: int) -> bool:
+    return trial.number % 2 == 0 or (trial.partitioner == "labels" and count > MOST_LABELLED)
+
+
+def _greedy_path(graph: Hypergraph, samples: int, seed: int) -> Any:
+    if len(graph.legs) > MOST_SAMPLED:
+        return join_greedily(graph.legs, graph.output, graph.sizes)
+    repeats = max(1, samples * MANY // max(MANY, len(graph.legs)))
+    greedy = cotengra.RandomGreedyOptimizer(max_repeats=repeats, seed=seed, parallel=False, accel=False)
+    return greedy.ssa_path(graph.legs, graph.output, graph.sizes)
+
+
+def _partition_path(graph: Hypergraph, trial: Trial) -> Any:
+    """One trial of cotengra's hyper-optimiser.
+
+    It joins the parts by an optimiser that would draw unseeded numbers, and start processes of its own; it gets the
+    same one with a seed, in this process.
+    """
+    seed = trial.seed + trial.number
+
+    def join_parts(*parts: Any, **options: Any) -> Any:
+        return cotengra.RandomGreedyOptimizer(max_repeats=128, seed=seed, parallel=False, accel=False)(
+            *parts, **options
+        )
+
+    hyper = cotengra.HyperOptimizer(
+        methods=[trial.partitioner],
+        constants={trial.partitioner: {"super_optimize": join_parts, "seed": seed}},
+        max_repeats=1,
+        optlib="random-uniform",
+        seed=seed,
+        parallel=False,
+        reconf_opts=None,
+        slicing_opts=None,
+        on_trial_error="raise",
+    )
+    return hyper.search(graph.legs, graph.output, graph.sizes).get_ssa_path()
+
+
+def _tree(graph: Hypergraph, path: Iterable[tuple[int, ...]]) -> Any:
+    return cotengra.ContractionTree.from_path(graph.legs, graph.output, graph.sizes, ssa_path=path)
+
+
+def _reconfigured(tree: Any) -> Any:
+    return tree.subtree_reconfigure() if tree.N <= MOST_RECONFIGURED else tree
+
+
+def _annealed(tree: Any, seed: int, limit: int | None = None) -> Any:
+    """A tree after a fixed number of random local moves, fewer sweeps the larger it is."""
+    sweeps = min(20, max(1, _MOVES // (_STEPS * tree.N)))
+    return tree.simulated_anneal(tstart=0.5, tsteps=_STEPS, numiter=sweeps, target_size=limit, seed=seed)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's global random numbers, which some of cotengra draws from, seeded and then as they were before."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="cotengra")
+            yield
+    finally:
+        random.setstate(state)
+
+
+def _pairs(path: Iterable[tuple[int, ...]], count: int) -> Order:
+    """A single-assignment path as pairs: unary entries dropped, what is left over joined at the end."""
+    pairs: list[tuple[int, int]] = []
+    number: dict[int, int] = {k: k for k in range(count)}
+    made = count
+    for step in path:
+        operands = [number.pop(k) for k in step]
+        while len(operands) > 1:
+            pairs.append((operands.pop(0), operands.pop(0)))
+            operands.append(count + len(pairs) - 1)
+        number[made] = operands[0]
+        made += 1
+    rest = list(number.values())
+    while len(rest) > 1:
+        pairs.append((rest.pop(0), rest.pop(0)))
+        rest.append(count + len(pairs) - 1)
+    return pairs
