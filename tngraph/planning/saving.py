@@ -130,7 +130,8 @@ def _decisions(plan: Plan) -> Fields:
 
 def _regime_fields(regime: Regime) -> Fields:
     trees = {stage.equation.name: [_tree_fields(tree) for tree in stage.trees] for stage in regime.stages}
-    return {"first": regime.low, "last": regime.high, "trees": trees}
+    again = [list(interval) for interval in regime.recomputed]
+    return {"first": regime.low, "last": regime.high, "trees": trees, "recomputed": again}
 
 
 def _tree_fields(tree: ContractionTree) -> Fields:
