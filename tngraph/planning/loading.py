@@ -137,6 +137,7 @@ _GOAL = {
     "trained": "a list of texts",
     "itemsize": "a positive integer",
     "memory_limit": "a positive integer or null",
+    "largest": "a positive integer or null",
     "most_folded": "an integer from 0 or null",
 }
 _REGIME = {
@@ -215,7 +216,8 @@ def _read_goal(network: Network, data: object) -> Goal:
     can = dict.fromkeys((core.name for core in network.cores if core.role != "const"), False)
     grads = {**can, **dict.fromkeys(fields["trained"], True)}
     minimize = _read_minimize(fields["minimize"])
-    goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], fields["memory_limit"])
+    limits = fields["memory_limit"], fields["largest"]
+    goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], *limits)
     return Goal(goal.mode, minimize, goal.rate, goal.trained, goal.itemsize, goal.memory_limit, fields["most_folded"])
 
 

@@ -101,6 +101,7 @@ def _goal_fields(goal: Goal) -> Fields:
         "trained": sorted(goal.trained),
         "itemsize": goal.itemsize,
         "memory_limit": goal.memory_limit,
+        "largest": goal.largest,
         "most_folded": goal.most_folded,
     }
 
