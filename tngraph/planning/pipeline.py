@@ -215,11 +215,13 @@ def _cut_tree(task: _Task, slot: _Slot, tree: ContractionTree, most: int) -> tup
     if len(slot.region.accesses) == 1:
         return tree, tree
     found = slice_tree(tree, task.numbers, most, task.search)
-    topology = Topology(slot.region, task.numbers, slot.pricing, found.indices)
-    kept = build_tree(topology, tuple(tree_order(found.tree)), False)
+    topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
+    cut = tuple(tree_order(found.tree))
     if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
-        return kept, kept
-    return kept, build_tree(topology, find_order(topology, task.search)[0], False)
+        best = cut
+    else:
+        best, _ = find_order(topology, task.search, [cut])
+    return build_tree(topology, cut, False), build_tree(topology, best, False)
 
 
 def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
