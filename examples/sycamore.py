@@ -91,7 +91,7 @@ def main() -> None:
     print(f"whole:  10^{log10(counts.cost):.2f} operations, largest 2^{log2(counts.largest):.0f} elements")
     print(f"        planned in {time.monotonic() - start:.0f} s")
     start = time.monotonic()
-    sliced = slice_tree(plan.stages[0].trees[0], plan.sizes, 2**given.limit, search)
+    sliced = slice_tree(plan.regimes[0].trees[0], plan.sizes, 2**given.limit, search)
     print(f"sliced: 10^{log10(sliced.total):.2f} operations, largest 2^{log2(sliced.largest):.0f} elements")
     print(f"        {len(sliced.indices)} indices, {sliced.slices:,} slices of {sliced.each:,} operations")
     print(

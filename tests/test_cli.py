@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import tngraph
 from tngraph.cli import app
+from tngraph.request import parse_bytes
 
 ROOT = Path(__file__).parent.parent
 SPECS = ROOT / "examples" / "specs"
@@ -211,6 +212,148 @@ def test_wrong_usage_exits_with_2(args):
     result = invoke("plan", FC2, *args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("Usage: tngraph plan [OPTIONS]")
+
+
+def test_plan_is_asked_for_by_options():
+    args = (
+        "--batch",
+        "64",
+        "--mode",
+        "train",
+        "--minimize",
+        "writes",
+        "--memory-limit",
+        "1MiB",
+        "--frozen",
+        "w1",
+        "--frozen",
+        "x",
+    )
+    made = tngraph.plan(
+        tngraph.load(FC2),
+        {"batch": 64},
+        mode="train",
+        minimize="writes",
+        memory_limit=2**20,
+        requires_grad={"w1": False, "x": False},
+    )
+    result = invoke("plan", FC2, *args)
+    assert (result.exit_code, result.stdout) == (0, made.table() + "\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--mode", "dream"), "the mode is 'dream'\n  modes: infer, train, serve\n"),
+        (
+            ("--minimize", "regret"),
+            "minimize is 'regret'\n  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, "
+            "or a function of a step\n",
+        ),
+        (("--frozen", "w9"), "requires_grad names 'w9'\n  tensors: x, w1, w2, w3, w4, bias\n"),
+    ],
+)
+def test_a_request_that_is_none_is_an_error(args, error):
+    result = invoke("plan", FC2, *args)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", error)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1", 1), ("12 B", 12), ("3kB", 3000), ("3KiB", 3072), ("64MiB", 2**26), ("2GB", 2 * 10**9), (" 1 TiB ", 2**40)],
+)
+def test_bytes_have_units(text, number):
+    assert parse_bytes(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1.5GB", "64 mib", "1e9", "9" * 19])
+def test_bytes_that_are_none_are_wrong_usage(text):
+    result = invoke("plan", FC2, "--memory-limit", text)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is no number of bytes" in result.stderr
+
+
+# saved plans
+
+
+@pytest.fixture
+def saved(tmp_path) -> str:
+    """A plan of FC2 with an order by hand."""
+    result = invoke("plan", FC2, "--order", "x w1 w2 w3 w4", "--save", str(tmp_path / "plan.json"))
+    assert result.exit_code == 0
+    return str(tmp_path / "plan.json")
+
+
+def test_a_plan_is_saved_beside_its_table(saved):
+    made = tngraph.plan(tngraph.load(FC2), order="x w1 w2 w3 w4")
+    assert tngraph.load_plan(saved) == made
+    assert invoke("plan", saved).stdout == made.table() + "\n"
+    assert invoke("plan", saved, "--batch", "1").stdout == made.table(batch=1) + "\n"
+    assert json.loads(invoke("plan", saved, "--batch", "1", "--json").stdout)["macs"] == 95_488
+    assert invoke("plan", "-", stdin=Path(saved).read_text()).stdout == made.table() + "\n"
+    assert invoke("emit", saved).stdout == tngraph.emit(made)
+    assert invoke("verify", saved, "--batch", "3", "--set", "D=2").stdout.startswith("fc2_mpo at batch = 3, D = 2\n")
+
+
+def test_a_saved_plan_is_overwritten_only_when_told(saved):
+    result = invoke("plan", FC2, "--save", saved)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{saved} exists\n  --force overwrites a file\n")
+    assert invoke("plan", FC2, "--save", saved, "--force").exit_code == 0
+    assert tngraph.load_plan(saved) == tngraph.plan(tngraph.load(FC2))
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("plan", ("--mode", "infer")),
+        ("plan", ("--minimize", "flops")),
+        ("plan", ("--memory-limit", "1GB")),
+        ("plan", ("--frozen", "w1")),
+        ("plan", ("--order", "x w1")),
+        ("plan", ("--network", "fc2_mpo")),
+        ("emit", ("--set", "D=8")),
+        ("emit", ("--batch", "8")),
+    ],
+)
+def test_a_saved_plan_is_not_planned_anew(saved, command, args):
+    result = invoke(command, saved, *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert args[0] in result.stderr
+
+
+def test_a_saved_plan_that_was_damaged_is_refused(saved):
+    text = Path(saved).read_text()
+    Path(saved).write_text(text.replace('"kind": "contract"', '"kind": "mul"', 1))
+    for command in ("plan", "emit", "verify"):
+        result = invoke(command, saved)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"{saved}: regime 1, 'y', term 1, step 1 has the kind 'mul', where its operands make 'contract'\n"
+        )
+
+
+def test_diff_prints_the_difference_of_two_plans(saved):
+    pinned, best = tngraph.load_plan(saved), tngraph.plan(tngraph.load(FC2), {"batch": 1})
+    result = invoke("diff", saved, FC2, "--batch", "1")
+    assert (result.exit_code, result.stdout) == (0, f"{pinned.diff(best, batch=1)}\n")
+    assert invoke("diff", FC2, FC2, "--batch", "3").stdout == "fc2_mpo at batch = 3, D = 4\n  the plans do the same\n"
+
+
+def test_diff_as_json(saved):
+    record = json.loads(invoke("diff", saved, FC2, "--batch", "1", "--json").stdout)
+    macs = next(count for count in record["counts"] if count["count"] == "MAC")
+    difference = "-3136*D**2*batch + 448*D**2 + 9408*D*batch"
+    assert macs == {
+        "count": "MAC", "unit": "MAC", "before": 95_488, "after": 90_112, "formulas": {"difference": difference}
+    }  # fmt: skip
+    assert record["steps"][0] == {
+        "computes": "(x w1)",
+        "unit": "MAC",
+        "before": 12_544,
+        "after": None,
+        "formulas": {"before": "3136*D*batch", "after": None},
+    }
+    assert record["is_empty"] is False
 
 
 # emit
@@ -420,11 +563,11 @@ def test_a_full_disk_is_one_line(command):
     assert (result.returncode, result.stderr.decode()) == (1, f"tngraph: {os.strerror(errno.ENOSPC).lower()}\n")
 
 
-@pytest.mark.parametrize("command", ["check", "plan", "emit", "verify"])
+@pytest.mark.parametrize("command", ["check", "plan", "diff", "emit", "verify"])
 def test_help_has_examples_that_are_spelled_right(command):
     text = invoke(command, "--help").stdout
     lines = text.partition("Examples:\n")[2].splitlines()
-    assert len(lines) == 3
+    assert len(lines) >= 3
     assert all(line.startswith(f"    tngraph {command} ") for line in lines)
 
 

@@ -39,7 +39,7 @@ def held_as_predicted(plan: Plan, sizes: dict[str, int], dtype: torch.dtype) -> 
     compiled = {size.name: values[size.name] for size in network.settable_sizes()}
     layer = tg.compile(plan, compiled, dtype=dtype)
     inputs = [x.to(dtype) for x in random_inputs(network, compiled, torch.Generator().manual_seed(0), runtime)]
-    expected = plan.regimes[0].memory(values, dtype.itemsize)
+    expected = plan.regime_of(values).memory(values, dtype.itemsize)
     assert measure_peak(lambda: layer.forward(*inputs)) == expected.peak
     leaves = [x.requires_grad_() for x in inputs]
     given = [*layer.parameters(), *layer.buffers(), *leaves]
@@ -135,7 +135,7 @@ def test_a_wrong_rule_of_what_is_saved_is_rejected(function: str, monkeypatch: p
 
 
 def test_a_wrong_rule_of_what_is_a_view_is_rejected(monkeypatch: pytest.MonkeyPatch):
-    plan = tg.plan(TABLE["fused axes, bias and function"])
+    plan = tg.plan(TABLE["fused axes, bias and function"], {"batch": 64})
     monkeypatch.setitem(memory.VIEWS, "reshape", lambda layout, sizes, arguments: None)
     with pytest.raises(tg.VerificationError, match=r"peak \[bytes\].*DIFFERS"):
         tg.compile(plan).verify()

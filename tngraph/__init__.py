@@ -30,7 +30,7 @@ from tngraph.language.text import load, parse
 from tngraph.lowering.printing import emit
 from tngraph.planning.budget import RankChoice, choose_rank
 from tngraph.planning.loading import load_plan
-from tngraph.planning.pipeline import plan
+from tngraph.planning.pipeline import front, plan
 from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 
@@ -63,6 +63,7 @@ __all__ = [
     "from_einsum",
     "from_indices",
     "from_networkx",
+    "front",
     "gradients",
     "load",
     "load_plan",

@@ -66,6 +66,9 @@ def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) ->
         return int(expr.p)
     if expr.is_Rational:
         return Fraction(int(expr.p), int(expr.q))
+    if isinstance(expr, sympy.Piecewise):
+        case = next(each for each, condition in expr.args if _holds(condition, values, largest))
+        return _number(case, values, largest)
     rule = _RULES.get(expr.func)
     if rule is None:
         raise SizeError(f"{expr} is not integer arithmetic")
@@ -74,6 +77,17 @@ def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) ->
     if largest is not None and not -largest <= value <= largest:
         raise SizeError(f"{expr} is larger than 2**62")
     return value
+
+
+def _holds(condition: sympy.Basic, values: Mapping[str, int], largest: int | None) -> bool:
+    """Whether a condition of a count that has cases is met: comparisons, all or one of which have to hold."""
+    if isinstance(condition, sympy.And | sympy.Or):
+        quantifier = all if isinstance(condition, sympy.And) else any
+        return quantifier(_holds(each, values, largest) for each in condition.args)
+    if isinstance(condition, sympy.Le | sympy.Ge):
+        left, right = (_number(side, values, largest) for side in condition.args)
+        return left <= right if isinstance(condition, sympy.Le) else left >= right
+    return bool(condition)
 
 
 def _power(arguments: list[Number]) -> Number:

@@ -72,10 +72,12 @@ class Memory:
     Attributes:
         moments: the storages alive together, wherever more are alive than just before and just after.
         kept: the storages that autograd keeps.
+        keepers: each storage that is kept, with the operation that makes it and those that keep it.
     """
 
     moments: tuple[tuple[Storage, ...], ...]
     kept: tuple[Storage, ...]
+    keepers: tuple[tuple[Storage, int, frozenset[int]], ...] = ()
 
     @property
     def peak(self) -> int:
@@ -112,6 +114,7 @@ def trace_memory(
     trace = _Trace(numbers, frozenset(trained), itemsize)
     starts = {block.first: block for block in kernels.blocks}
     for line in kernels.lines:
+        trace.number = line.number
         if line.number in starts:
             trace.enter(kernels, starts[line.number])
         trace.bind(kernels.operations[line.number].name, trace.evaluate(line.code))
@@ -122,7 +125,8 @@ def trace_memory(
     for result in kernels.results:
         trace.evaluate(result)
     trace.note()
-    return Memory(tuple(trace.moments), tuple(trace.kept.values()))
+    keepers = ((storage, trace.makers[storage], frozenset(by)) for storage, by in trace.keepers.items())
+    return Memory(tuple(trace.moments), tuple(trace.kept.values()), tuple(keepers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,9 @@ class _Trace:
         self.values: dict[str, _Array] = {}
         self.holders: dict[Storage, int] = {}
         self.kept: dict[Storage, Storage] = {}
+        self.number = 0
+        self.makers: dict[Storage, int] = {}
+        self.keepers: dict[Storage, set[int]] = {}
         self.block: Block | None = None
         self.loops: tuple[sympy.Expr, ...] = ()
         self.given: tuple[_Array, ...] = ()
@@ -233,6 +240,8 @@ class _Trace:
     def _keep(self, arrays: Sequence[_Array], saved: Iterable[int]) -> None:
         for number in saved:
             storage = arrays[number].storage
+            if storage is not None:
+                self.keepers.setdefault(storage, set()).add(self.number)
             if self.block is not None and self.block.kind == "recompute":
                 self._keep_given()
             elif storage is not None:
@@ -256,6 +265,7 @@ class _Trace:
         if array.storage is not None:
             if array.storage not in self.holders:
                 self._has_grown = True
+                self.makers[array.storage] = self.number
                 self.made.add(array.storage)
             self.holders[array.storage] = self.holders.get(array.storage, 0) + 1
 

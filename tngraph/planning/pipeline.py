@@ -16,20 +16,25 @@ from typing import NamedTuple
 
 import sympy
 
-from tngraph.language.binding import check_sizes, in_basic_sizes
+from tngraph.errors import PlanError
+from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Network
 from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.cache import cache_key, find_cached
+from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.folding import Varying, find_varying
-from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Weighted, make_goal
+from tngraph.planning.fronts import Front, FrontSearch, find_front
+from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Rate, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
 from tngraph.planning.region import ContractionTree, Region, Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
-from tngraph.planning.search import Search, pinned_tree, search_tree
+from tngraph.planning.search import Search, find_order, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
+from tngraph.planning.slicing import slice_tree, tree_order
+from tngraph.planning.trees import build_tree, order_cost
 
 GRID = (1, 32, 1024)
 """The values of each of several free sizes at which trees are searched."""
@@ -45,6 +50,7 @@ def plan(
     minimize: Objective = "flops",
     requires_grad: Mapping[str, bool] | None = None,
     memory_limit: int | None = None,
+    largest: int | None = None,
     itemsize: int = 4,
     search: Search | None = None,
     order: Nested | Mapping[str, Nested] | None = None,
@@ -61,6 +67,7 @@ def plan(
         requires_grad: which tensors take a gradient; params and inputs do when it does not say.
         memory_limit: the most that a call may hold; in ``train`` what it may keep for the backward pass, in ``serve``
             what may be folded into buffers [bytes].
+        largest: the most that a step may write but for results; what no order does is run slice by slice [elements].
         itemsize: of an element, 4 for float32 [bytes].
         search: seed and effort.
         order: the order of the only equation, pinned by hand: ``"((x w1) (w2 w3))"`` or nested sequences of
@@ -76,7 +83,7 @@ def plan(
     """
     if not isinstance(network, Network):
         raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
-    goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit)
+    goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit, largest)
     given = dict(sizes or {})
     numbers = number_sizes(network, given)
     check_sizes(network, numbers)
@@ -85,15 +92,134 @@ def plan(
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = _Task(network, given, goal, search or Search(), pins)
+    if goal.is_bounded:
+        _check_given(task)
     unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
     return replace(_plan(task, chained), unpinned=unpinned)
 
 
 def _plan(task: _Task, chained: Network) -> Plan:
     """The plan of a network whose linear chains are merged."""
+    merged = _merge_where_cheaper(task, chained)
+    if task.goal.largest is not None:
+        return _plan_within(task, merged, task.goal.largest)
+    if task.goal.is_bounded:
+        front = find_front(_front_search(task, merged), task.numbers)
+        return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
     if task.goal.mode == "serve" and task.goal.memory_limit is not None:
         return _fold_within(task, chained, task.goal.memory_limit)
-    return _find_regimes(task, _merge_where_cheaper(task, chained))
+    return _find_regimes(task, merged)
+
+
+def front(
+    network: Network,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    mode: Mode = "infer",
+    minimize: Objective = "flops",
+    requires_grad: Mapping[str, bool] | None = None,
+    itemsize: int = 4,
+    search: Search | None = None,
+) -> Front:
+    """Cost against memory: plans of which none is both cheaper and smaller than another.
+
+    Args:
+        network: what to plan.
+        sizes: numbers for all run-time sizes, and other values for compile-time ones.
+        mode: ``infer``, where memory is the peak of a call; ``train``, where it is what autograd keeps.
+        minimize: what cost is, as for `plan`.
+        requires_grad: as for `plan`.
+        itemsize: of an element [bytes].
+        search: seed and effort.
+
+    Raises:
+        SizeError: an unknown size, or a number that is not a positive integer.
+        PlanError: a run-time size without a number, or arguments that do not fit the network.
+    """
+    goal = make_goal(network, mode, minimize, requires_grad, itemsize)
+    if mode == "serve":
+        raise PlanError("there is no front in serve\n  memory_limit says how much is folded into buffers")
+    task = _Task(network, dict(sizes or {}), goal, search or Search(), {})
+    check_sizes(network, task.numbers)
+    _check_given(task)
+    merged = _merge_where_cheaper(task, merge_chains(drop_unused(network)))
+    return find_front(_front_search(task, merged), task.numbers)
+
+
+def _plan_within(task: _Task, merged: Network, most: int) -> Plan:
+    """The cheapest plan found that writes no larger value: with other trees, or in slices.
+
+    Raises:
+        PlanError: there is none.
+    """
+    search, rate = _front_search(task, merged), task.goal.rate
+    whole = search.find(None, rate) or ()
+    is_small = all(len(tree.region.accesses) <= MOST_LEAVES for tree in whole)
+    within = search.find(most, rate) if is_small else None
+    try:
+        found = [search.make(trees) for trees in search.cut(whole, most)]
+    except PlanError:
+        if within is None:
+            raise
+        found = []
+    if within is not None:
+        found.append(search.make(within))
+    return Plan((min(found, key=lambda regime: regime.price(task.numbers)),))
+
+
+def _check_given(task: _Task) -> None:
+    """Refuse a run-time size without a number: memory grows with it.
+
+    Raises:
+        PlanError: there is one.
+    """
+    missing = [name for name in task.network.runtime_sizes() if name not in task.given]
+    if missing:
+        raise PlanError(
+            f"how much memory a plan takes depends on {', '.join(map(repr, missing))}\n"
+            "  give every run-time size a number: it is the largest that the limit is to hold for"
+        )
+
+
+def _front_search(task: _Task, merged: Network) -> FrontSearch:
+    """How the trees of a network are found, cut and put together."""
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in _slots(task, merged, cleaned) for slot in each]
+
+    def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
+        trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]
+        return tuple(tree for tree in trees if tree is not None) if None not in trees else None
+
+    def cut(trees: tuple[ContractionTree, ...], most: int) -> Iterator[tuple[ContractionTree, ...]]:
+        pairs = [_cut_tree(task, slot, tree, most) for slot, tree in zip(slots, trees, strict=True)]
+        yield from dict.fromkeys(zip(*pairs, strict=True))
+
+    def make(trees: tuple[ContractionTree, ...]) -> Regime:
+        made = assemble_plan(task.network, merged, cleaned, [(1, None, trees)], task.numbers, task.goal, ())
+        return made.regimes[0]
+
+    return FrontSearch(find, cut, make)
+
+
+def _find_tree_within(task: _Task, slot: _Slot, pricing: Pricing) -> ContractionTree | None:
+    """The best tree of a slot under another pricing; None where values get larger than they may."""
+    if slot.pin is not None:
+        return _find_tree(task, slot)
+    topology = Topology(slot.region, task.numbers, pricing)
+    order, is_proven = find_order(topology, task.search)
+    return build_tree(topology, order, is_proven) if order_cost(topology, order) < inf else None
+
+
+def _cut_tree(task: _Task, slot: _Slot, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
+    """A tree in slices, in the order that was sliced and in the best one of a slice."""
+    if len(slot.region.accesses) == 1:
+        return tree, tree
+    found = slice_tree(tree, task.numbers, most, task.search)
+    topology = Topology(slot.region, task.numbers, slot.pricing, found.indices)
+    kept = build_tree(topology, tuple(tree_order(found.tree)), False)
+    if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
+        return kept, kept
+    return kept, build_tree(topology, find_order(topology, task.search)[0], False)
 
 
 def _fold_within(task: _Task, network: Network, limit: int) -> Plan:
@@ -156,7 +282,7 @@ class _Task:
     @cached_property
     def free(self) -> tuple[str, ...]:
         """The run-time sizes the plan is to be the best at every value of."""
-        if self.goal.minimize == "memory":
+        if self.goal.is_bounded:
             return ()
         return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
 
@@ -171,10 +297,14 @@ class _Task:
                 formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
         return formulas
 
+    def write_out(self, size: sympy.Expr) -> sympy.Expr:
+        """A size as a number, or as a formula in the free ones."""
+        return size.xreplace(self.formulas)
+
     def show_formula(self, size: sympy.Expr) -> str:
         """A size as a formula in the one free size, whatever that is called."""
         (name,) = self.free
-        return str(size.xreplace(self.formulas).xreplace({symbol(name): symbol("n")}))
+        return str(self.write_out(size).xreplace({symbol(name): symbol("n")}))
 
     def numbers_at(self, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
@@ -268,17 +398,14 @@ def _find_pieces(task: _Task, slot: _Slot) -> Sequence[Piece]:
         return (Piece(1, None, _find_tree(task, slot)),)
     (name,) = task.free
 
-    def write_out(size: sympy.Expr) -> sympy.Expr:
-        return in_basic_sizes(task.network, size, ())
-
     def numbers_at(value: int) -> dict[str, int]:
         return task.numbers_at(**{name: value})
 
-    return find_cached(
-        Topology(slot.region, task.numbers, slot.pricing),
-        cache_key(slot.region, slot.pricing, task.search, task.show_formula),
-        lambda: find_pieces(slot.region, slot.pricing, task.search, symbol(name), write_out, numbers_at),
-    )
+    def search() -> Sequence[Piece]:
+        return find_pieces(slot.region, slot.pricing, task.search, symbol(name), task.write_out, numbers_at)
+
+    key = cache_key(slot.region, slot.pricing, task.search, task.show_formula)
+    return find_cached(Topology(slot.region, task.numbers, slot.pricing), key, search)
 
 
 def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[ContractionTree, ...]]:

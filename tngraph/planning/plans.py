@@ -20,6 +20,7 @@ from tngraph.language.network import Index, Network
 from tngraph.language.sizes import product, symbol
 from tngraph.planning.cost import (
     Counts,
+    aliases,
     elementwise,
     evaluate_count,
     macs,
@@ -118,6 +119,11 @@ class Regime:
     def outputs(self) -> tuple[int, ...]:
         """The numbers of the values put out, in order."""
         return tuple(self.schedule.results[port.name] for port in self.network.outputs)
+
+    def users(self, number: int) -> frozenset[int]:
+        """The operations that use a value, under whatever name."""
+        names = aliases(self.operations)
+        return frozenset(k for k, op in enumerate(self.operations) if any(names[o] == number for o in op.operands))
 
     @property
     def trees(self) -> tuple[ContractionTree, ...]:

@@ -10,7 +10,7 @@ Quantum 5, 410 (2021)); what a choice costs is counted here, with steps outside 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import prod
@@ -41,7 +41,7 @@ class Slicing:
         slices: how many: the product of the indices' sizes.
         once: what the steps cost that no sliced index reaches [operations].
         each: what the other steps cost per slice [operations].
-        largest: the largest value a step writes, the whole result included [elements].
+        largest: the largest value a step writes but for the result, which is held whole [elements].
     """
 
     tree: ContractionTree
@@ -60,7 +60,7 @@ class Slicing:
 def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search | None = None) -> Slicing:
     """The cheapest slicing found in which no step writes more than so many elements.
 
-    An index that is read at a position such as ``x + k`` is not sliced, the result is held whole, and the tensors that
+    An index that is read at a position such as ``x + k`` is not sliced. The result is held whole, and the tensors that
     the region reads are given: their own size does not count.
 
     Args:
@@ -78,7 +78,7 @@ def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sear
     if least.largest > limit:
         raise PlanError(
             f"no slicing keeps every value within {limit:,} elements\n  the least possible is {least.largest:,}: "
-            "the result is held whole, and an index read at a position such as x + k is not sliced"
+            "an index read at a position such as x + k is not sliced"
         )
     best = min(_choices(own, limit, search.seed, ()), key=_rank)
     if best.indices and not tree.is_pinned:
@@ -98,7 +98,7 @@ def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sea
     graph = hypergraph(topology)
     if len(graph.legs) < 3:
         return
-    cut = Cut(graph, tuple(_order(tree)), limit)
+    cut = Cut(graph, tuple(tree_order(tree)), limit)
     trials = (CutTrial(number, search.seed) for number in range(search.most_trials or 1))
     found: dict[int, list[Slicing]] = {}
     with closing(run_tasks(propose_cut, cut, trials, parallel_for(search, graph))) as results:
@@ -110,7 +110,7 @@ def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sea
         yield from found[number]
 
 
-def _order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
+def tree_order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
     """The pairs of a tree, without its steps on one operand."""
     count = len(tree.region.accesses)
     number, made = list(range(count)), count
@@ -163,14 +163,9 @@ class Sliceable:
                 once += volume
             else:
                 each += volume
-            largest = max(largest, self._written(line, indices))
+            if line is not self.lines[-1]:
+                largest = max(largest, line.size // prod(self.numbers[i] for i in indices if i in line.kept))
         return Slicing(self.tree, indices, prod(self.numbers[i] for i in indices), once, each, largest)
-
-    def _written(self, line: _Line, indices: Sequence[Index]) -> int:
-        """The elements of a step's value; the last is the result, which is held whole."""
-        if line is self.lines[-1]:
-            return line.size
-        return line.size // prod(self.numbers[i] for i in indices if i in line.kept)
 
 
 def _lines(tree: ContractionTree, sizes: Mapping[str, int]) -> Iterator[_Line]:
