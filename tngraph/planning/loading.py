@@ -218,7 +218,7 @@ def _read_goal(network: Network, data: object) -> Goal:
     minimize = _read_minimize(fields["minimize"])
     limits = fields["memory_limit"], fields["largest"]
     goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], *limits)
-    return Goal(goal.mode, minimize, goal.rate, goal.trained, goal.itemsize, goal.memory_limit, fields["most_folded"])
+    return replace(goal, most_folded=fields["most_folded"])
 
 
 def _read_minimize(data: Any) -> Objective:
