@@ -34,7 +34,7 @@ from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_cha
 from tngraph.planning.search import Search, find_order, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
 from tngraph.planning.slicing import slice_tree, tree_order
-from tngraph.planning.trees import build_tree, order_cost
+from tngraph.planning.trees import Order, build_tree, order_cost
 
 GRID = (1, 32, 1024)
 """The values of each of several free sizes at which trees are searched."""
@@ -216,9 +216,9 @@ def _cut_tree(task: _Task, slot: _Slot, tree: ContractionTree, most: int) -> tup
         return tree, tree
     found = slice_tree(tree, task.numbers, most, task.search)
     topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
-    cut = tuple(tree_order(found.tree))
+    cut: Order = tuple(tree_order(found.tree))
     if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
-        best = cut
+        best: Order = cut
     else:
         best, _ = find_order(topology, task.search, [cut])
     return build_tree(topology, cut, False), build_tree(topology, best, False)
