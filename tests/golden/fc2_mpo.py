@@ -1,7 +1,8 @@
 """fc2_mpo: a tensor network as a PyTorch module, printed by tngraph.
 
 params: 56*D**2 + 32*D + 256 [elements]
-FLOPs: 1792*D**2 + 39424*D*batch [FLOPs]
+FLOPs (batch 1): 3584*D**2*batch + 896*D**2 + 27136*D*batch [FLOPs]
+FLOPs (batch ≥ 2): 1792*D**2 + 39424*D*batch [FLOPs]
 elementwise: 512*batch [operations]
 """
 
@@ -42,35 +43,69 @@ class fc2_mpo(nn.Module):
         Returns:
             y: (batch, 256).
         """
-        D = self.D
         if x.dim() != 2:
             raise ValueError(f"x has shape {tuple(x.shape)}, and takes (batch, 784)")
         batch = x.shape[0]
         if x.shape[1] != 784:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
-        # t1[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
-        t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
-        # t2[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC
-        t2 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
-        # t3[batch, i1, i2, b2, o3, o4] = t2 * x: 12544*D*batch MAC
-        t3 = torch.mm(
-            x.reshape(28*batch, 28),
-            t2.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
-        )
-        del t2
-        # t4[batch, o3, o4, o1, o2] = t3 * t1: 7168*D*batch MAC
-        t4 = torch.mm(
-            t3.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D),
-            t1.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16),
-        )
-        del t1, t3
-        # t5[batch, o3, o4, o1, o2] = t4 + bias: 256*batch elementwise
-        t5 = t4.reshape(batch, 256) + self.bias.reshape(16, 16).t().reshape(256)
+        # t4[batch, o1, o2, o3, o4], in the order that is best here
+        if batch <= 1:
+            t4 = self._y_1(x, batch)
+        else:
+            t4 = self._y_2(x, batch)
+        # t5[batch, o1, o2, o3, o4] = t4 + bias: 256*batch elementwise
+        t5 = t4.reshape(batch, 256) + self.bias.reshape(256)
         del t4
-        # y[batch, o3, o4, o1, o2] = relu(t5): 256*batch elementwise
+        # y[batch, o1, o2, o3, o4] = relu(t5): 256*batch elementwise
         y = torch.relu(t5)
         del t5
-        return y.reshape(batch, 16, 16).permute(0, 2, 1).reshape(batch, 256)
+        return y
+
+    def _y_1(self, x, batch):
+        """y for batch 1: ((((w1 w2) x) w3) w4)."""
+        D = self.D
+        # t1[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
+        t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
+        # t2[batch, i3, i4, o1, o2, b2] = t1 * x: 12544*D*batch MAC
+        t2 = torch.mm(
+            x.reshape(batch, 28, 28).permute(0, 2, 1).reshape(28*batch, 28),
+            t1.reshape(4, 4, 7, 4*D).permute(0, 2, 1, 3).reshape(28, 16*D),
+        )
+        del t1
+        # t3[batch, i4, o1, o2, o3, b3] = t2 * w3: 1792*D**2*batch MAC
+        t3 = torch.mm(
+            t2.reshape(batch, 7, 64, D).permute(0, 2, 1, 3).reshape(64*batch, 7*D),
+            self.w3.reshape(D, 7, 4*D).permute(1, 0, 2).reshape(7*D, 4*D),
+        )
+        del t2
+        # t4[batch, o1, o2, o3, o4] = t3 * w4: 1024*D*batch MAC
+        t4 = torch.mm(
+            t3.reshape(batch, 4, 64, D).permute(0, 2, 1, 3).reshape(64*batch, 4*D),
+            self.w4.permute(1, 0, 2).reshape(4*D, 4),
+        )
+        del t3
+        return t4.reshape(batch, 4, 4, 4, 4)
+
+    def _y_2(self, x, batch):
+        """y for batch ≥ 2: ((x (w3 w4)) (w1 w2))."""
+        D = self.D
+        # t1[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC
+        t1 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
+        # t2[batch, i1, i2, b2, o3, o4] = x * t1: 12544*D*batch MAC
+        t2 = torch.mm(
+            x.reshape(28*batch, 28),
+            t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
+        )
+        del t1
+        # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
+        t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
+        # t4[batch, o3, o4, o1, o2] = t2 * t3: 7168*D*batch MAC
+        t4 = torch.mm(
+            t2.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D),
+            t3.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16),
+        )
+        del t2, t3
+        return t4.reshape(batch, 4, 4, 4, 4).permute(0, 3, 4, 1, 2)
 
     def extra_repr(self):
         return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"
