@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo papers test test-all lint bench clean
+.PHONY: help demo papers test test-all exact lint bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ test: $(VENV)/dev.stamp ## the tests, in minutes
 
 test-all: $(VENV)/dev.stamp $(VENV)/large.stamp ## the slow tests too, and thousands of random networks
 	$(BIN)/python -m pytest -q -n 2 --hypothesis-profile=all
+
+exact: $(VENV)/dev.stamp ## every count of every plan of the examples beside what a run does
+	$(BIN)/python -m tests.exactness
 
 lint: $(VENV)/dev.stamp ## style, format and types
 	$(BIN)/ruff check

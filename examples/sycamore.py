@@ -1,9 +1,11 @@
 """An amplitude of a random circuit on 53 qubits, as Google's Sycamore ran it: what contracting it costs.
 
-    python examples/sycamore.py --cycles 10 --limit 22
+    python examples/sycamore.py --cycles 10 --limit 22 --run
+    python examples/sycamore.py --cycles 10 --limit 22 --run --processes 2
     python examples/sycamore.py --cycles 20 --limit 30 --seconds 120
 
-Needs quimb, which builds the circuit's network and simplifies it.
+``--run`` contracts it whole and in slices, over so many processes, beside quimb, which builds the circuit's network and
+simplifies it.
 
 Source: Arute et al., Nature 574, 505 (2019): the layout, the pattern of couplers ABCDCDAB, random single-qubit gates of
 √X, √Y and √W that never repeat on a qubit, and two-qubit gates fSim(π/2, π/6).
@@ -13,15 +15,19 @@ from __future__ import annotations
 
 import argparse
 import random
+import tempfile
 import time
 from math import log2, log10, pi
 
 import numpy as np
 import quimb.tensor as qtn
+import torch
+import torch.distributed
 from numpy.typing import NDArray
+from torch import multiprocessing
 
 import tngraph as tg
-from tngraph.planning.slicing import slice_tree
+from tngraph.modules.distributed import spread_slices
 
 ROWS = {0: (5, 6), 1: (4, 7), 2: (3, 8), 3: (2, 9), 4: (1, 9), 5: (0, 8), 6: (1, 7), 7: (2, 6), 8: (3, 5), 9: (4, 4)}
 """The columns of each row of the grid, first and last."""
@@ -73,30 +79,74 @@ def amplitude_network(circuit: qtn.Circuit, bits: str) -> tuple[tg.Network, dict
     return network, arrays
 
 
+def describe(name: str, plan: tg.Plan, seconds: float) -> None:
+    """What a plan costs, exactly."""
+    cost, largest = plan.at().cost, plan.at().largest
+    print(f"{name}: 10^{log10(cost):.2f} operations ({cost:,}), 2^{log2(largest):.0f} elements at most")
+    sliced = [index for tree in plan.regimes[0].trees for index in tree.sliced]
+    if sliced:
+        print(f"        {len(sliced)} indices sliced: {2 ** len(sliced):,} slices")
+    print(f"        planned in {seconds:.0f} s")
+
+
+def contract(plan: tg.Plan, arrays: dict[str, NDArray[np.complex64]]) -> complex:
+    """The amplitude as a compiled module gives it, in slices spread over the processes that there are."""
+    layer = tg.compile(plan)
+    if torch.distributed.is_initialized():
+        spread_slices(layer)
+    with torch.no_grad():
+        return complex(layer(*map(torch.from_numpy, arrays.values())).item())
+
+
+def contract_as_one_of(
+    rank: int, count: int, file: str, plan: tg.Plan, arrays: dict[str, NDArray[np.complex64]]
+) -> None:
+    """The part of one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=count)
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    start = time.monotonic()
+    value = contract(plan, arrays)
+    if rank == 0:
+        print(f"sliced, {count} processes: {value:.6e} in {time.monotonic() - start:.1f} s")
+    torch.distributed.destroy_process_group()
+
+
+def run(plans: dict[str, tg.Plan], arrays: dict[str, NDArray[np.complex64]], expected: complex, processes: int) -> None:
+    """Contract the network whole and in slices, and say by how much each misses what is expected."""
+    print(f"quimb:  {expected:.6e}")
+    for name, plan in plans.items():
+        start = time.monotonic()
+        value = contract(plan, arrays)
+        error = abs(value - expected) / abs(expected)
+        print(f"{name:<7} {value:.6e} in {time.monotonic() - start:.1f} s, off by {error:.1e}")
+    if processes > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            given = (processes, f"{folder}/meet", plans["sliced"], arrays)
+            multiprocessing.spawn(contract_as_one_of, given, nprocs=processes)
+
+
 def main() -> None:
-    """Build the circuit, plan it, slice the plan, print what each costs."""
+    """Build the circuit, plan it whole and in slices, print what each costs; run them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=22, help="log2 of the largest value written [elements]")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--seconds", type=float, help="no trial begins later")
+    parser.add_argument("--run", action="store_true", help="contract it, too")
+    parser.add_argument("--processes", type=int, default=1, help="share the slices among so many")
     given = parser.parse_args()
-    network, _ = amplitude_network(build_circuit(given.cycles, given.seed), "0" * 53)
+    circuit = build_circuit(given.cycles, given.seed)
+    network, arrays = amplitude_network(circuit, "0" * 53)
     print(f"{given.cycles} cycles: {len(network.cores)} tensors")
     search = tg.Search(given.seed, trials=given.trials, seconds=given.seconds)
-    start = time.monotonic()
-    plan = tg.plan(network, search=search)
-    counts = plan.at()
-    print(f"whole:  10^{log10(counts.cost):.2f} operations, largest 2^{log2(counts.largest):.0f} elements")
-    print(f"        planned in {time.monotonic() - start:.0f} s")
-    start = time.monotonic()
-    sliced = slice_tree(plan.regimes[0].trees[0], plan.sizes, 2**given.limit, search)
-    print(f"sliced: 10^{log10(sliced.total):.2f} operations, largest 2^{log2(sliced.largest):.0f} elements")
-    print(f"        {len(sliced.indices)} indices, {sliced.slices:,} slices of {sliced.each:,} operations")
-    print(
-        f"        and {sliced.once:,} before them: {sliced.total:,} in all, found in {time.monotonic() - start:.0f} s"
-    )
+    plans = {}
+    for name, largest in (("whole", None), ("sliced", 2**given.limit)):
+        start = time.monotonic()
+        plans[name] = tg.plan(network, largest=largest, search=search)
+        describe(name, plans[name], time.monotonic() - start)
+    if given.run:
+        run(plans, arrays, complex(circuit.amplitude("0" * 53)), given.processes)
 
 
 if __name__ == "__main__":

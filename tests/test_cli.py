@@ -215,9 +215,23 @@ def test_wrong_usage_exits_with_2(args):
 
 
 def test_plan_is_asked_for_by_options():
-    args = ("--mode", "train", "--minimize", "writes", "--memory-limit", "1MiB", "--frozen", "w1", "--frozen", "x")
+    args = (
+        "--batch",
+        "64",
+        "--mode",
+        "train",
+        "--minimize",
+        "writes",
+        "--memory-limit",
+        "1MiB",
+        "--frozen",
+        "w1",
+        "--frozen",
+        "x",
+    )
     made = tngraph.plan(
         tngraph.load(FC2),
+        {"batch": 64},
         mode="train",
         minimize="writes",
         memory_limit=2**20,

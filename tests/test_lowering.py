@@ -29,8 +29,15 @@ PRINTED = ["born_machine", "conv_cp", "conv_rtk", "fc2_mpo", "fc_ntt", "quanta_a
 @pytest.mark.parametrize("name", PRINTED)
 def test_the_printed_file_is_the_golden_one(name: str):
     """Update with: TNGRAPH_UPDATE_GOLDEN=1 make test."""
-    text = tg.emit(tg.plan(tg.load(SPECS / f"{name}.tn")))
-    golden = GOLDEN / f"{name}.py"
+    check_golden(tg.plan(tg.load(SPECS / f"{name}.tn")), name)
+
+
+def test_the_printed_file_for_serving_is_the_golden_one():
+    check_golden(tg.plan(tg.load(SPECS / "fc2_mpo.tn"), mode="serve"), "fc2_mpo_served")
+
+
+def check_golden(plan: tg.Plan, name: str) -> None:
+    text, golden = tg.emit(plan), GOLDEN / f"{name}.py"
     if os.environ.get("TNGRAPH_UPDATE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()

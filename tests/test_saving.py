@@ -57,6 +57,8 @@ def test_a_plan_of_each_feature_is_loaded_as_it_was(name: str):
     [
         {"mode": "train", "requires_grad": {"w1": False, "x": False}},
         {"mode": "serve", "memory_limit": 4096},
+        {"sizes": {"batch": 64}, "minimize": "memory"},
+        {"sizes": {"batch": 64}, "memory_limit": 400_000},
         {"minimize": {"flops": 0.3, "writes": 7}},
         {"minimize": "time", "sizes": {"batch": 5, "D": 3}},
         {"minimize": Machine(elements_per_second=1e9)},
@@ -97,6 +99,31 @@ def test_a_tree_that_runs_slice_by_slice_is_kept():
     with pytest.raises(tg.PlanError) as error:
         parse_plan(json.dumps(data).encode())
     assert str(error.value) == "<text>: regime 1, 'y', term 1 runs for each value of 'b1', which cannot be cut there"
+
+
+def test_what_runs_once_more_is_kept():
+    plan = tg.plan(tg.load(FC2), {"batch": 64}, mode="train", memory_limit=300_000)
+    assert plan.regimes[0].recomputed == ((7, 11),)
+    assert again(plan) == plan
+    assert tg.emit(again(plan)) == tg.emit(plan)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "complaint"),
+    [
+        ([7], "7 once more, which are not the ends of operations"),
+        ([[7, 99]], "7, 99 once more, which are not the ends of operations"),
+        ([[11, 7]], "11, 7 once more, which are not the ends of operations"),
+        ([[7, 8], [8, 9]], "8, 9 once more, which are not the ends of operations"),
+        ([[0, 8]], "0, 8 once more, and values of these are used elsewhere"),
+    ],
+)
+def test_what_cannot_run_once_more_is_refused(intervals: object, complaint: str):
+    data = fields_of(tg.plan(tg.load(FC2), {"batch": 64}, mode="train", memory_limit=300_000))
+    data["regimes"][0]["recomputed"] = intervals
+    with pytest.raises(tg.PlanError) as error:
+        parse_plan(json.dumps(data).encode())
+    assert str(error.value) == f"<text>: regime 1 computes {complaint}"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

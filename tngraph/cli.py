@@ -158,7 +158,7 @@ def list_families(
 @app.command(
     epilog=_examples(
         "tngraph plan fc2_mpo.tn --batch 128 --set D=8",
-        "tngraph plan fc2_mpo.tn --mode train --frozen w1 --minimize writes --memory-limit 64MiB",
+        "tngraph plan fc2_mpo.tn --batch 128 --mode train --frozen w1 --minimize writes --memory-limit 64MiB",
         'tngraph plan fc2_mpo.tn --order "((x w1) (w2 (w3 w4)))" --save pinned.json',
         "tngraph plan pinned.json --batch 1 --json",
     )

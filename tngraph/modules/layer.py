@@ -40,11 +40,15 @@ class Layer(nn.Module):
         plan: the plan it was printed from.
         source: the text of the file it runs.
         printed: that text with the Python names in it.
+        first_slice: where regions run slice by slice, the first that this process runs.
+        slice_step: and from each the way to the next.
     """
 
     plan: Plan
     source: str
     printed: Source
+    first_slice: int
+    slice_step: int
 
     def flops(self, *input_shapes: Sequence[int], backward: bool = False) -> int:
         """The FLOPs of a call with inputs of these shapes, as the plan predicts them [FLOPs].

@@ -77,7 +77,7 @@ def cache_key(
     """
     if isinstance(pricing.rate, PerStep):
         return None
-    effort = repr(replace(search, progress=None))
+    effort = repr(replace(search, progress=None, parallel=None))  # which change no plan
     parts = [_code_version(), effort, repr(pricing), _describe(region, show_size)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

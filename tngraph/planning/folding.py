@@ -206,7 +206,7 @@ def fold_kernels(
     hoist = _Hoist(whole, split, most, numbers, call_sizes(network))
     schedule, places = split.schedule(), split.places
     lines = [
-        replace(line, number=places[line.number], code=hoist.replace(line.code))
+        replace(line, number=places[line.number], code=hoist.replace_operands(line.code))
         for line in whole.lines
         if line.number in places and line.number not in split.folded
     ]
@@ -243,7 +243,13 @@ class _Hoist:
             buffer = Variable("buffer", _digest(code, self.digests), code.shape)
             self.buffers[buffer] = code
             return buffer
-        return replace(code, operands=tuple(map(self.replace, code.operands))) if isinstance(code, Call) else code
+        return self.replace_operands(code) if isinstance(code, Call) else code
+
+    def replace_operands(self, code: Expression) -> Expression:
+        """What a line does, on buffers where it can: the call itself is counted, so that it stays."""
+        if isinstance(code, Call):
+            return replace(code, operands=tuple(map(self.replace, code.operands)))
+        return self.replace(code)
 
     def _is_stored(self, code: Expression) -> bool:
         """Whether a buffer is worth having: of a folded value, or of a stored tensor that lies in another order."""

@@ -22,7 +22,7 @@ from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
 from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.objectives import Goal, Machine, Objective, Weighted, make_goal
-from tngraph.planning.plans import Plan
+from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Range
 from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
 from tngraph.planning.replay import Replay, ReplayError, find_move
@@ -137,9 +137,15 @@ _GOAL = {
     "trained": "a list of texts",
     "itemsize": "a positive integer",
     "memory_limit": "a positive integer or null",
+    "largest": "a positive integer or null",
     "most_folded": "an integer from 0 or null",
 }
-_REGIME = {"first": "a positive integer", "last": "a positive integer or null", "trees": "an object"}
+_REGIME = {
+    "first": "a positive integer",
+    "last": "a positive integer or null",
+    "trees": "an object",
+    "recomputed": "a list",
+}
 _TREE = {
     "contracts": "a list",
     "is_proven": "true or false",
@@ -210,8 +216,9 @@ def _read_goal(network: Network, data: object) -> Goal:
     can = dict.fromkeys((core.name for core in network.cores if core.role != "const"), False)
     grads = {**can, **dict.fromkeys(fields["trained"], True)}
     minimize = _read_minimize(fields["minimize"])
-    goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], fields["memory_limit"])
-    return Goal(goal.mode, minimize, goal.rate, goal.trained, goal.itemsize, goal.memory_limit, fields["most_folded"])
+    limits = fields["memory_limit"], fields["largest"]
+    goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], *limits)
+    return replace(goal, minimize=minimize, most_folded=fields["most_folded"])
 
 
 def _read_minimize(data: Any) -> Objective:
@@ -249,7 +256,35 @@ def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fi
         for number, data in enumerate(fields["regimes"][: MOST_REGIMES + 1], 1)
     ]
     _check_ranges(found, free, goal)
-    return assemble_plan(network, merged, cleaned, found, numbers, goal, free)
+    made = assemble_plan(network, merged, cleaned, found, numbers, goal, free)
+    regimes = [
+        _recompute(regime, data["recomputed"], f"regime {number}")
+        for number, (regime, data) in enumerate(zip(made.regimes, fields["regimes"], strict=True), 1)
+    ]
+    return replace(made, regimes=tuple(regimes))
+
+
+def _recompute(regime: Regime, intervals: Sequence[Any], where: str) -> Regime:
+    """A regime in which operations run once more: in training, and where only the last value of them leaves them."""
+    if not intervals:
+        return regime
+    blocked = {k for block in regime.schedule.blocks for k in range(block.first, block.last + 1)}
+    after = -1
+    for interval in intervals:
+        is_pair = isinstance(interval, list) and len(interval) == 2 and all(type(k) is int for k in interval)
+        if regime.goal.mode != "train" or not is_pair or not after < interval[0] < interval[1] < len(regime.operations):
+            raise PlanError(f"{where} computes {_written(interval)} once more, which are not the ends of operations")
+        if _leaves_inside(regime, *interval) or not blocked.isdisjoint(range(interval[0], interval[1] + 1)):
+            raise PlanError(f"{where} computes {_written(interval)} once more, and values of these are used elsewhere")
+        after = interval[1]
+    return replace(regime, recomputed=tuple((first, last) for first, last in intervals))
+
+
+def _leaves_inside(regime: Regime, first: int, last: int) -> bool:
+    """Whether a load is at an end, or another value than the last is used after it."""
+    made = [k for k in range(first, last) if regime.operations[k].kind != "load"]
+    ends = {regime.operations[first].kind, regime.operations[last].kind}
+    return "load" in ends or any(k in regime.outputs or max(regime.users(k), default=k) > last for k in made)
 
 
 def _check_ranges(found: Sequence[Range], free: Sequence[str], goal: Goal) -> None:

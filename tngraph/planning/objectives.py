@@ -178,6 +178,7 @@ class Goal:
         trained: the tensors that take a gradient.
         itemsize: of an element [bytes].
         memory_limit: the most that a call may hold, in training keep for its backward pass, in serving fold [bytes].
+        largest: the most that a step may write but for results; None for no limit [elements].
         most_folded: the largest value that is folded into a buffer [elements]; None for no limit.
     """
 
@@ -187,12 +188,14 @@ class Goal:
     trained: frozenset[str] = frozenset()
     itemsize: int = 4
     memory_limit: int | None = None
+    largest: int | None = None
     most_folded: int | None = None
 
     @property
     def is_bounded(self) -> bool:
-        """Whether memory decides what is planned; in ``serve`` it decides what is folded."""
-        return self.mode != "serve" and (self.memory_limit is not None or self.minimize == "memory")
+        """Whether memory decides what is planned; in ``serve`` a limit decides what is folded."""
+        is_limited = self.mode != "serve" and (self.memory_limit is not None or self.minimize == "memory")
+        return is_limited or self.largest is not None
 
 
 def make_goal(
@@ -202,6 +205,7 @@ def make_goal(
     requires_grad: Mapping[str, bool] | None = None,
     itemsize: int = 4,
     memory_limit: int | None = None,
+    largest: int | None = None,
 ) -> Goal:
     """The request of a plan, checked.
 
@@ -212,18 +216,23 @@ def make_goal(
         requires_grad: which tensors take a gradient; params and inputs do when it does not say, in ``serve`` inputs.
         itemsize: of an element [bytes].
         memory_limit: [bytes].
+        largest: the most that a step may write [elements].
 
     Raises:
-        PlanError: no such mode, objective or tensor, or a limit that is no positive integer.
+        PlanError: no such mode, objective or tensor, a limit that is no positive integer, or two limits.
     """
     if mode not in MODES:
         raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
     if memory_limit is not None and not _is_positive(memory_limit):
         raise PlanError(f"the memory limit is {memory_limit!r}\n  it is a positive integer, in bytes")
+    if largest is not None and not _is_positive(largest):
+        raise PlanError(f"the largest value is {largest!r}\n  it is a positive integer, in elements")
+    if largest is not None and (memory_limit is not None or minimize == "memory"):
+        raise PlanError("largest and memory are two limits\n  give one of largest=…, memory_limit=…, minimize='memory'")
     if not _is_positive(itemsize):
         raise PlanError(f"the itemsize is {itemsize!r}\n  it is the bytes of an element: 4 for float32")
     trained = _read_trained(network, mode, {} if requires_grad is None else requires_grad)
-    return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit)
+    return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit, largest)
 
 
 def _is_positive(number: object) -> bool:

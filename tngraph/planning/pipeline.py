@@ -50,6 +50,7 @@ def plan(
     minimize: Objective = "flops",
     requires_grad: Mapping[str, bool] | None = None,
     memory_limit: int | None = None,
+    largest: int | None = None,
     itemsize: int = 4,
     search: Search | None = None,
     order: Nested | Mapping[str, Nested] | None = None,
@@ -66,6 +67,7 @@ def plan(
         requires_grad: which tensors take a gradient; params and inputs do when it does not say.
         memory_limit: the most that a call may hold; in ``train`` what it may keep for the backward pass, in ``serve``
             what may be folded into buffers [bytes].
+        largest: the most that a step may write but for results; what no order does is run slice by slice [elements].
         itemsize: of an element, 4 for float32 [bytes].
         search: seed and effort.
         order: the order of the only equation, pinned by hand: ``"((x w1) (w2 w3))"`` or nested sequences of
@@ -81,7 +83,7 @@ def plan(
     """
     if not isinstance(network, Network):
         raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
-    goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit)
+    goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit, largest)
     given = dict(sizes or {})
     numbers = number_sizes(network, given)
     check_sizes(network, numbers)
@@ -99,6 +101,8 @@ def plan(
 def _plan(task: _Task, chained: Network) -> Plan:
     """The plan of a network whose linear chains are merged."""
     merged = _merge_where_cheaper(task, chained)
+    if task.goal.largest is not None:
+        return _plan_within(task, merged, task.goal.largest)
     if task.goal.is_bounded:
         front = find_front(_front_search(task, merged), task.numbers)
         return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
@@ -140,6 +144,27 @@ def front(
     _check_given(task)
     merged = _merge_where_cheaper(task, merge_chains(drop_unused(network)))
     return find_front(_front_search(task, merged), task.numbers)
+
+
+def _plan_within(task: _Task, merged: Network, most: int) -> Plan:
+    """The cheapest plan found that writes no larger value: with other trees, or in slices.
+
+    Raises:
+        PlanError: there is none.
+    """
+    search, rate = _front_search(task, merged), task.goal.rate
+    whole = search.find(None, rate) or ()
+    is_small = all(len(tree.region.accesses) <= MOST_LEAVES for tree in whole)
+    within = search.find(most, rate) if is_small else None
+    try:
+        found = [search.make(trees) for trees in search.cut(whole, most)]
+    except PlanError:
+        if within is None:
+            raise
+        found = []
+    if within is not None:
+        found.append(search.make(within))
+    return Plan((min(found, key=lambda regime: regime.price(task.numbers)),))
 
 
 def _check_given(task: _Task) -> None:
@@ -190,11 +215,13 @@ def _cut_tree(task: _Task, slot: _Slot, tree: ContractionTree, most: int) -> tup
     if len(slot.region.accesses) == 1:
         return tree, tree
     found = slice_tree(tree, task.numbers, most, task.search)
-    topology = Topology(slot.region, task.numbers, slot.pricing, found.indices)
-    kept = build_tree(topology, tuple(tree_order(found.tree)), False)
+    topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
+    cut = tuple(tree_order(found.tree))
     if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
-        return kept, kept
-    return kept, build_tree(topology, find_order(topology, task.search)[0], False)
+        best = cut
+    else:
+        best, _ = find_order(topology, task.search, [cut])
+    return build_tree(topology, cut, False), build_tree(topology, best, False)
 
 
 def _fold_within(task: _Task, network: Network, limit: int) -> Plan:

@@ -107,10 +107,13 @@ def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
     """An order with the indices to slice until no value is larger than the limit, the tree rearranged in between.
 
     The tree is annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
+    Odd trials choose all indices anew at each temperature, which is slower and mostly better; even ones keep most.
     """
     seed = trial.seed + trial.number
     with _seeded(seed):
-        tree = _reconfigured(_annealed(_tree(cut.graph, cut.order), seed, cut.limit))
+        tree = _tree(cut.graph, cut.order)
+        tree = _annealed(tree, seed, target_size=cut.limit, slice_mode="reslice" if trial.number % 2 else "basic")
+        tree = _reconfigured(tree)
         if tree.max_size() > cut.limit:
             tree = tree.slice(target_size=cut.limit, seed=seed)
         return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
@@ -163,10 +166,10 @@ def _reconfigured(tree: Any) -> Any:
     return tree.subtree_reconfigure() if tree.N <= MOST_RECONFIGURED else tree
 
 
-def _annealed(tree: Any, seed: int, limit: int | None = None) -> Any:
+def _annealed(tree: Any, seed: int, **slicing: Any) -> Any:
     """A tree after a fixed number of random local moves, fewer sweeps the larger it is."""
     sweeps = min(20, max(1, _MOVES // (_STEPS * tree.N)))
-    return tree.simulated_anneal(tstart=0.5, tsteps=_STEPS, numiter=sweeps, target_size=limit, seed=seed)
+    return tree.simulated_anneal(tstart=0.5, tsteps=_STEPS, numiter=sweeps, seed=seed, **slicing)
 
 
 @contextmanager

@@ -101,6 +101,7 @@ def _goal_fields(goal: Goal) -> Fields:
         "trained": sorted(goal.trained),
         "itemsize": goal.itemsize,
         "memory_limit": goal.memory_limit,
+        "largest": goal.largest,
         "most_folded": goal.most_folded,
     }
 
@@ -130,7 +131,8 @@ def _decisions(plan: Plan) -> Fields:
 
 def _regime_fields(regime: Regime) -> Fields:
     trees = {stage.equation.name: [_tree_fields(tree) for tree in stage.trees] for stage in regime.stages}
-    return {"first": regime.low, "last": regime.high, "trees": trees}
+    again = [list(interval) for interval in regime.recomputed]
+    return {"first": regime.low, "last": regime.high, "trees": trees, "recomputed": again}
 
 
 def _tree_fields(tree: ContractionTree) -> Fields:

@@ -1,0 +1,168 @@
+"""Plans within memory: fronts, limits, slices and operations run once more, all measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tngraph as tg
+from tests.networks import TABLE, networks
+from tngraph.language.network import Network
+from tngraph.modules.measuring import measure_peak, measure_saved
+from tngraph.planning.fronts import Front
+from tngraph.planning.plans import Plan, Regime
+
+FC2 = "examples/specs/fc2_mpo.tn"
+NTT = "examples/specs/fc_ntt.tn"
+
+
+def measured(plan: Plan, batch: int) -> tuple[int, int]:
+    """The peak and what is saved of a call in single precision, as they run."""
+    layer = tg.compile(plan)
+    x = torch.randn(batch, 784)
+    leaf = x.clone().requires_grad_()
+    saved = measure_saved(lambda: layer(leaf), [*layer.parameters(), leaf])
+    return measure_peak(lambda: layer(x)), saved
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_front_is_one_and_every_plan_of_it_holds_what_it_says(mode: str):
+    front = tg.front(tg.load(FC2), {"batch": 16}, mode=mode)
+    costs, held = [p.cost for p in front.points], [p.bytes for p in front.points]
+    assert len(front.points) >= 2
+    assert costs == sorted(set(costs))
+    assert held == sorted(set(held), reverse=True)
+    assert costs[0] == tg.plan(tg.load(FC2), {"batch": 16}, mode=mode).at().cost
+    for point in front.points:
+        counts = point.plan.at()
+        assert measured(point.plan, 16) == (counts.peak, counts.saved)
+        assert point.bytes == (counts.peak if mode == "infer" else counts.saved)
+        assert point.cost == counts.cost
+        assert tg.compile(point.plan).verify().is_equal
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_limit_gives_the_cheapest_plan_of_the_front_within_it(mode: str):
+    network = tg.load(FC2)
+    for point in tg.front(network, {"batch": 16}, mode=mode).points:
+        assert tg.plan(network, {"batch": 16}, mode=mode, memory_limit=point.bytes) == replace_goal(
+            point.plan, point.bytes
+        )
+
+
+def replace_goal(plan: Plan, limit: int) -> Plan:
+    (regime,) = plan.regimes
+    return replace(plan, regimes=(replace(regime, goal=replace(regime.goal, memory_limit=limit)),))
+
+
+def test_a_limit_holds_for_smaller_batches_too():
+    plan = tg.plan(tg.load(FC2), {"batch": 32}, memory_limit=200_000)
+    for batch in (1, 2, 7, 32):
+        peak, _ = measured(plan, batch)
+        assert peak == plan.at(batch=batch).peak <= 200_000
+
+
+def test_the_least_memory_is_the_end_of_the_front():
+    network = tg.load(NTT)
+    least = tg.plan(network, {"batch": 4}, mode="train", minimize="memory")
+    assert least.at().saved == tg.front(network, {"batch": 4}, mode="train").points[-1].bytes == 0
+    assert least.at().training_flops > tg.plan(network, {"batch": 4}, mode="train").at().training_flops
+
+
+def test_an_impossible_limit_says_the_least_that_was_found():
+    with pytest.raises(tg.PlanError) as caught:
+        tg.plan(tg.load(FC2), {"batch": 16}, memory_limit=500)
+    assert str(caught.value) == (
+        "no plan of fc2_mpo stays within 500 bytes at batch = 16\n"
+        "  the least found is 32,768 bytes, at 1,392,640 instead of 1,284,096"
+    )
+
+
+def test_memory_needs_the_sizes_that_it_grows_with():
+    for ask in ({"memory_limit": 10**6}, {"minimize": "memory"}, {"largest": 100}):
+        with pytest.raises(tg.PlanError) as caught:
+            tg.plan(tg.load(FC2), **ask)
+        assert str(caught.value) == (
+            "how much memory a plan takes depends on 'batch'\n"
+            "  give every run-time size a number: it is the largest that the limit is to hold for"
+        )
+
+
+def test_two_limits_are_refused():
+    with pytest.raises(tg.PlanError, match="largest and memory are two limits"):
+        tg.plan(tg.load(FC2), {"batch": 4}, largest=100, memory_limit=100)
+
+
+@pytest.mark.parametrize("most", [4, 16, 64, 256])
+def test_no_step_before_the_result_writes_more_than_the_largest_value(most: int):
+    network = tg.load("examples/specs/ring_tied.tn")
+    plan = tg.plan(network, {"batch": 8}, largest=most)
+    (tree, *_) = plan.regimes[0].trees
+    numbers = plan.values()
+    for step in tree.steps[:-1]:
+        size = 1
+        for leg in step.legs:
+            size *= int(leg.size.subs({s: numbers[s.name] for s in leg.size.free_symbols}))
+        assert size <= most
+    assert tg.compile(plan).verify().is_equal
+
+
+def test_slices_take_gradients_copies_and_states():
+    plan = tg.plan(tg.load(FC2), {"batch": 8}, largest=300)
+    sliced, whole = tg.compile(plan), tg.compile(tg.load(FC2))
+    sliced.load_state_dict(whole.state_dict())
+    x = torch.randn(3, 784)
+    for layer in (sliced, whole):
+        layer(x).sum().backward()
+    for name, param in sliced.named_parameters():
+        torch.testing.assert_close(param.grad, dict(whole.named_parameters())[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def intervals(regime: Regime, seed: int) -> tuple[int, int] | None:
+    """Some consecutive operations of which only the last value is used by others."""
+    lines = [k for k, op in enumerate(regime.operations) if op.kind != "load"]
+    found = [
+        (first, last)
+        for k, first in enumerate(lines)
+        for n, last in enumerate(lines[k + 1 :], k + 1)
+        if not any(j in regime.outputs or max(regime.users(j), default=j) > last for j in lines[k:n])
+    ]
+    return found[seed % len(found)] if found else None
+
+
+@settings(max_examples=60)
+@given(networks(), st.integers(0, 2**20))
+def test_whatever_is_made_anew_is_counted(network: Network, seed: int):
+    plan = tg.plan(network, dict.fromkeys(network.runtime_sizes(), 3), mode="train")
+    (regime,) = plan.regimes
+    chosen = intervals(regime, seed)
+    if chosen is not None:
+        assert tg.compile(Plan((replace(regime, recomputed=(chosen,)),))).verify().is_equal
+
+
+@settings(max_examples=40)
+@given(networks(reads=False), st.integers(1, 6))
+def test_whatever_is_sliced_is_counted(network: Network, most: int):
+    plan = tg.plan(network, dict.fromkeys(network.runtime_sizes(), 3), largest=most)
+    assert tg.compile(plan).verify().is_equal
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_feature_runs_in_little_memory(name: str):
+    network = TABLE[name]
+    sizes = {size: 5 + k for k, size in enumerate(network.runtime_sizes())}
+    for mode in ("infer", "train"):
+        assert tg.compile(tg.plan(network, sizes, mode=mode, minimize="memory")).verify().is_equal
+
+
+def test_a_front_is_drawn():
+    front = tg.front(tg.load(FC2), {"batch": 16}, mode="train")
+    lines = str(front).splitlines()
+    assert lines[0] == "bytes"
+    assert sum(line.count("*") for line in lines[:12]) == len(front.points)
+    assert lines[-1].endswith("made anew")
+    assert str(Front(front.points[:1])).splitlines()[0] == ""
