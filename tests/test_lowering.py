@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -354,13 +356,15 @@ def test_a_fan_in_is_at_least_one_at_the_sizes_of_a_layer_too():
 
 
 def test_values_are_dropped_after_their_last_use():
+    """In every method: what it makes and does not put out is deleted."""
     for name in PRINTED:
-        text = tg.emit(tg.plan(tg.load(SPECS / f"{name}.tn")))
-        made = [line.split(" = ")[0].strip() for line in text.splitlines() if line.strip().startswith("t")]
-        dropped = {
-            n for line in text.splitlines() if line.strip().startswith("del ") for n in line.strip()[4:].split(", ")
-        }
-        assert {n for n in made if n[1:].isdigit()} <= dropped
+        for method in tg.emit(tg.plan(tg.load(SPECS / f"{name}.tn"))).split("    def ")[1:]:
+            lines = [line.strip() for line in method.splitlines()]
+            made = {line.split(" = ")[0] for line in lines if re.match(r"t\d+ = ", line)}
+            dropped = {value for line in lines if line.startswith("del ") for value in line[4:].split(", ")}
+            put_out = {word for line in lines if line.startswith("return ") for word in re.findall(r"\w+", line)}
+            assert made <= dropped | put_out
+            assert not dropped & put_out
 
 
 def test_same_network_same_text_in_another_process():
@@ -373,3 +377,43 @@ def test_same_network_same_text_in_another_process():
         for seed in ("1", "2")
     }  # fmt: skip
     assert len(texts) == 1
+
+
+SEVERAL = """network n { size batch
+  input x[b:batch, i:8]; param a[i, r:30]; param c[r, j:6]; param d[j, s:10]; param e[s, o:9]
+  h[b, j] = relu(x * a * c); y[b, o] = h * d * e; output y[b, o] }"""
+
+
+def test_a_method_is_printed_per_tree_and_called_where_it_is_best():
+    """`h` changes at 1440/372, `y` at 540/96; each is told by the end of its range alone."""
+    lines = [line.strip() for line in tg.emit(tg.parse(SEVERAL)).splitlines()]
+    assert [line for line in lines if "if batch" in line] == ["if batch <= 3:", "if batch <= 5:"]
+    assert [line.partition("(")[0] for line in lines if line.startswith("def _") and "__" not in line] == [
+        *("def _h_1", "def _h_2", "def _y_1", "def _y_2"),
+    ]
+    docs = ["h for batch 1–3: ((x a) c).", "h for batch ≥ 4: (x (a c)).", "y for batch 1–5: ((h d) e)."]
+    assert all(f'"""{doc}"""' in lines for doc in docs)
+
+
+def test_a_tree_that_is_best_in_two_ranges_is_printed_once():
+    """A plan may be put together so that one tree runs below and above another."""
+    plan = tg.plan(tg.load(SPECS / "ring_tied.tn"))
+    first, second, third = plan.regimes
+    again = replace(plan, regimes=(first, second, replace(third, stages=first.stages)))
+    text = tg.emit(again)
+    assert "        if batch <= 1 or batch >= 8:\n            y = self._y_1(x, batch)\n        else:\n" in text
+    assert "y for batch 1, ≥ 8: " in text
+    layer, x = tg.compile(again), torch.randn(9, *6 * [2])
+    for batch in (1, 2, 7, 8, 9):
+        torch.testing.assert_close(layer(x[:batch]), layer.at(batch=2)(x[:batch]))
+
+
+def test_names_of_methods_and_of_what_chooses_them_are_free_of_clashes():
+    text = """network n { size batch, m
+      input order[b:batch, c:m, i:20]; param _y_1[i, r:12]; param _y_2[r, o:16]; input cost_1[c, r]
+      y[b, c, o] = order * _y_1 * _y_2 * cost_1; output y[b, c, o] }"""
+    plan = tg.plan(tg.parse(text))
+    assert len(plan.regimes) > 1
+    layer = tg.compile(plan)
+    assert list(layer.state_dict()) == ["_y_1", "_y_2"]
+    assert layer.verify().is_equal

@@ -7,11 +7,12 @@ The table in docs/pytorch.md is compared with the same three.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -66,8 +67,25 @@ class Case:
             for a, b in ([part[port.name] for part in parts] for port in self.network.inputs)
         ]
 
+    @property
+    def plan(self) -> tg.Plan:
+        """The best at every value of the run-time sizes."""
+        return _plan(self.network, tuple(self.sizes.items()))
+
     def layer(self, **options: object) -> tg.Layer:
-        return tg.compile(_plan(self.network, tuple(self.sizes.items())), **options)
+        return tg.compile(self.plan, **options)
+
+    def regimes_at(self, batches: Iterable[int]) -> set[tg.Regime]:
+        """The regimes that some batches run in."""
+        return {self.plan.regime(**self.numbers(batch)) for batch in batches}
+
+    def alone(self, layer: tg.Layer) -> list[tg.Layer]:
+        """A layer in each of its regimes, at the least sizes that run there."""
+        free = layer.plan.free
+        points = (dict.fromkeys(free, size) for size in range(1, 65))
+        first = {layer.plan.regime(**point): point for point in reversed([*points])}
+        assert set(first) == set(layer.plan.regimes)
+        return [layer.at(**first[regime]) for regime in layer.plan.regimes]
 
 
 @cache
@@ -295,27 +313,25 @@ def dynamo():
     torch._dynamo.reset()
 
 
-def _count_graphs(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> int:
-    """The graphs that `BATCHES` take.
+def _count_graphs(layer: tg.Layer, case: Case, backend: str, batches: Iterable[int] = BATCHES) -> int:
+    """The graphs that some batches take.
 
-    PyTorch takes sizes that are equal at the first call to be equal always. So the batch is marked where it is
-    another axis's size then.
+    PyTorch takes sizes that are equal at the first call to be equal always. So the batch is marked.
     """
-    layer, counter = case.layer(dtype=dtype), _Counter(backend)
+    counter, dtype = _Counter(backend), next((p.dtype for p in layer.parameters()), torch.float32)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
-    for batch in BATCHES if case.has_batch else (1,):
+    for batch in batches if case.has_batch else (1,):
         inputs = case.inputs(batch, dtype=dtype)
-        for x in inputs:
-            if case.has_batch and BATCHES[0] in x.shape[1:]:
-                torch._dynamo.mark_dynamic(x, 0)
+        for x in inputs if case.has_batch else ():
+            torch._dynamo.maybe_mark_dynamic(x, 0)
         _assert_close(compiled(*inputs), layer(*inputs))
     return counter.graphs
 
 
 @across("compile")
 @pytest.mark.usefixtures("dynamo")
-def test_one_graph_serves_every_batch(case):
-    assert _count_graphs(case, "eager") == 1
+def test_one_graph_serves_every_batch_of_a_regime(case):
+    assert _count_graphs(case.layer(), case, "eager") == len(case.regimes_at(BATCHES))
 
 
 @pytest.mark.usefixtures("dynamo")
@@ -327,7 +343,8 @@ def test_only_what_makes_two_graphs_of_conv2d_makes_two_of_ours():
     assert counter.graphs == 2
     for name in PLAIN:
         torch._dynamo.reset()
-        assert _count_graphs(CASES[name], "eager", torch.float64) == 1
+        case = CASES[name]
+        assert _count_graphs(case.layer(dtype=torch.float64), case, "eager") == len(case.regimes_at(BATCHES))
 
 
 @across("step")
@@ -338,16 +355,16 @@ def test_a_compiled_step_has_the_gradients_of_the_layer_at_every_size(case):
     for batch, stretch in ((7, 0), (12, 2)):
         inputs = case.inputs(batch, stretch=stretch, dtype=torch.float64)
         _assert_close(tuple(_grads(compiled, layer, inputs)), tuple(_grads(layer, layer, inputs)))
-    assert counter.graphs == 1
+    assert counter.graphs == len(case.regimes_at((7, 12)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @across("inductor")
 @pytest.mark.usefixtures("dynamo")
-def test_one_compiled_kernel_serves_every_batch(case):
+def test_one_compiled_kernel_serves_every_batch_of_a_regime(case):
     with torch.no_grad():
-        assert _count_graphs(case, "inductor") == 1
+        assert _count_graphs(case.layer(), case, "inductor") == len(case.regimes_at(BATCHES))
 
 
 def _dynamic(case: Case) -> tuple[dict[int, object], ...]:
@@ -364,27 +381,29 @@ def _dynamic(case: Case) -> tuple[dict[int, object], ...]:
 
 
 @across("export")
-def test_an_exported_graph_runs_at_other_sizes(case):
+def test_an_exported_regime_runs_at_all_sizes(case):
     layer = case.layer()
-    exported = torch.export.export(layer, tuple(case.inputs(3)), dynamic_shapes=_dynamic(case), strict=False)
-    for batch, stretch in ((3, 0), (2, 1), (17, 3)):
-        inputs = case.inputs(batch, seed=batch, stretch=stretch)
-        _assert_close(exported.module()(*inputs), layer(*inputs))
+    for alone in case.alone(layer):
+        exported = torch.export.export(alone, tuple(case.inputs(3)), dynamic_shapes=_dynamic(case), strict=False)
+        for batch, stretch in ((3, 0), (2, 1), (17, 3)):
+            inputs = case.inputs(batch, seed=batch, stretch=stretch)
+            _assert_close(exported.module()(*inputs), layer(*inputs))
 
 
 @across("onnx")
-def test_onnxruntime_computes_the_same_values_at_other_sizes(case, tmp_path):
+def test_onnxruntime_computes_the_values_of_a_regime_at_all_sizes(case, tmp_path):
     layer = case.layer().eval()
-    file = tmp_path / "layer.onnx"
-    torch.onnx.export(
-        layer, tuple(case.inputs(3)), str(file), dynamo=True, dynamic_shapes=_dynamic(case), verbose=False
-    )
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-    for batch, stretch in ((3, 0), (2, 1), (17, 3)):
-        inputs = case.inputs(batch, seed=batch, stretch=stretch)
-        found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
-        _assert_close(tuple(map(torch.from_numpy, map(np.asarray, found))), layer(*inputs))
+    for number, alone in enumerate(case.alone(layer)):
+        file = tmp_path / f"layer{number}.onnx"
+        torch.onnx.export(
+            alone, tuple(case.inputs(3)), str(file), dynamo=True, dynamic_shapes=_dynamic(case), verbose=False
+        )
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        names = [node.name for node in session.get_inputs()]
+        for batch, stretch in ((3, 0), (2, 1), (17, 3)):
+            inputs = case.inputs(batch, seed=batch, stretch=stretch)
+            found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+            _assert_close(tuple(map(torch.from_numpy, map(np.asarray, found))), layer(*inputs))
 
 
 # ------------------------------------------------------------------------ autocast, functions, gradients
@@ -514,6 +533,161 @@ def test_complex_values_are_those_of_the_reference(case, dtype):
     _assert_close(found, tuple(map(torch.from_numpy, map(np.asarray, _outputs(expected)))))
     layer.reset_parameters()
     assert all(torch.isfinite(torch.view_as_real(p)).all() for p in layer.parameters())
+
+
+# ---------------------------------------------------------------------------------------------- regimes
+
+CHANGING: dict[str, Case] = {
+    "fc2_mpo": _spec("fc2_mpo"),
+    "ring_tied": _spec("ring_tied"),
+    "two adtn layers": CASES["two adtn layers"],
+    "constants and buffers": CASES["constants and buffers"],
+}
+"""Networks whose order changes with the batch."""
+
+TWO_LENGTHS = _text(
+    """
+    network lengths {
+      size batch, m
+      input x[b:batch, c:m, i:20]
+      input g[c, r:12]
+      param a[i, r]
+      param w[r, o:16]
+      y[b, c, o] = tanh(x * a * w * g)
+      output y[b, c, o]
+    }""",
+    m=5,
+)
+"""A network whose order changes with two sizes."""
+
+changing = pytest.mark.parametrize("case", CHANGING.values(), ids=[name.replace(" ", "_") for name in CHANGING])
+
+
+def _thresholds(plan: tg.Plan) -> list[int]:
+    """The batches on both sides of every end of a regime."""
+    return sorted({regime.low for regime in plan.regimes} | {regime.high for regime in plan.regimes if regime.high})
+
+
+@changing
+@pytest.mark.usefixtures("dynamo")
+def test_a_compiled_step_is_that_of_the_layer_on_both_sides_of_every_threshold(case):
+    layer, counter = case.layer(dtype=torch.float64), _Counter("aot_eager")
+    assert len(layer.plan.regimes) > 1
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for batch in reversed(_thresholds(layer.plan)):
+        inputs = case.inputs(batch, seed=batch, dtype=torch.float64)
+        for x in inputs:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        found, expected = _grads(compiled, layer, inputs), tuple(_grads(layer, layer, inputs))
+        _assert_close(tuple(found), expected, tolerance=1e-12)
+        for alone in case.alone(layer):
+            _assert_close(tuple(_grads(alone, alone, inputs)), expected, tolerance=1e-10)
+    assert counter.graphs <= len(layer.plan.regimes) + (layer.plan.regimes[0].high != 1)
+
+
+@changing
+@pytest.mark.usefixtures("dynamo")
+def test_guards_stand_at_thresholds_only(case):
+    """Every batch up to well above the last threshold: one graph per regime, and one more for a batch of 1."""
+    layer = case.layer()
+    regimes = layer.plan.regimes
+    batches = [*range(2, regimes[-1].low + 10), 1, 999]
+    assert _count_graphs(layer, case, "eager", batches) == len(regimes) + (regimes[0].high != 1)
+    torch._dynamo.reset()
+    assert _count_graphs(case.alone(layer)[0], case, "eager", (2, 3, regimes[-1].low, 999)) == 1
+
+
+@pytest.mark.usefixtures("dynamo")
+def test_two_sizes_that_decide_are_compared_in_the_graph_of_each_regime():
+    layer, counter = TWO_LENGTHS.layer(dtype=torch.float64), _Counter("aot_eager")
+    assert layer.plan.free == ("batch", "m")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    points = [*itertools.product((2, 5, 17, 60), (3, 7, 40))]
+    for batch, m in points:
+        inputs = TWO_LENGTHS.inputs(batch, stretch=m - 5, dtype=torch.float64)
+        _assert_close(tuple(_grads(compiled, layer, inputs)), tuple(_grads(layer, layer, inputs)), tolerance=1e-12)
+    assert 1 < counter.graphs <= len({layer.plan.regime(batch=batch, m=m) for batch, m in points})
+
+
+@changing
+def test_a_layer_of_several_regimes_is_exported_for_the_one_it_is_traced_in(case):
+    """A graph has no branches: where the example runs, and nowhere else."""
+    layer = case.layer()
+    regime = next(regime for regime in layer.plan.regimes if regime.high != regime.low)
+    traced = case.inputs(max(regime.low + 1, 3))
+    exported = torch.export.export(layer, tuple(traced), dynamic_shapes=_dynamic(case), strict=False)
+    for batch in (regime.low, regime.high or 50):
+        if batch > 1:  # PyTorch takes a dynamic size for at least 2
+            inputs = case.inputs(batch)
+            _assert_close(exported.module()(*inputs), layer(*inputs))
+    outside = [batch for batch in (regime.low - 1, regime.high and regime.high + 1) if batch and batch > 1]
+    for batch in outside:
+        with pytest.raises((RuntimeError, AssertionError), match=r"Guard failed|to be|constraint"):
+            exported.module()(*case.inputs(batch))
+
+
+@changing
+def test_a_layer_in_one_regime_has_the_params_of_the_layer_itself(case):
+    layer = case.layer(dtype=torch.float64)
+    for alone in case.alone(layer):
+        assert len(alone.plan.regimes) == 1
+        assert "_1(" not in alone.source
+        assert all(p is layer.get_parameter(name) for name, p in alone.named_parameters())
+        assert all(b is layer.get_buffer(name) for name, b in alone.named_buffers())
+        inputs = case.inputs(dtype=torch.float64)
+        layer.zero_grad()
+        _loss(alone(*inputs)).backward()
+        assert all(p.grad is not None for p in layer.parameters())
+        with torch.no_grad():
+            for p in alone.parameters():
+                p.mul_(0.9)
+        _assert_close(alone(*inputs), layer(*inputs), tolerance=1e-10)
+        alone.verify()
+
+
+@changing
+def test_copies_have_every_regime(case):
+    layer = case.layer()
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.plan == layer.plan
+        for batch in _thresholds(layer.plan):
+            inputs = case.inputs(batch)
+            _assert_close(twin(*inputs), layer(*inputs), tolerance=0)
+    alone = case.alone(layer)[0]
+    twin = copy.deepcopy(alone)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(1)
+    assert all(torch.equal(p, layer.get_parameter(name)) for name, p in alone.named_parameters())
+
+
+@changing
+def test_a_state_loads_into_plans_of_other_batches_and_modes(case):
+    layer, inputs = case.layer(dtype=torch.float64), case.inputs(3, dtype=torch.float64)
+    state, expected = layer.state_dict(), layer(*inputs)
+    others = [tg.plan(case.network, {**case.sizes, "batch": batch}) for batch in _thresholds(layer.plan)]
+    others += [tg.plan(case.network, case.sizes, mode=mode) for mode in ("train", "serve")]
+    others += [tg.plan(case.network, case.sizes, minimize="writes")]
+    for plan in others:
+        other = tg.compile(plan, dtype=torch.float64)
+        assert other.state_dict().keys() == state.keys()
+        other.load_state_dict(state)
+        _assert_close(other(*inputs), expected, tolerance=1e-10)
+        back = case.layer(dtype=torch.float64)
+        back.load_state_dict(other.state_dict())
+        _assert_close(back(*inputs), expected, tolerance=0)
+
+
+@changing
+def test_vmap_and_autocast_run_in_the_regime_of_the_batch(case):
+    layer = case.layer()
+    for batch in _thresholds(layer.plan):
+        many = [case.inputs(batch, seed=seed) for seed in range(2)]
+        expected = zip(*(_outputs(layer(*inputs)) for inputs in many), strict=True)
+        _assert_close(vmap(layer)(*map(torch.stack, zip(*many, strict=True))), tuple(map(torch.stack, expected)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = layer(*many[0])
+        _assert_close(found, layer(*many[0]), tolerance=0.1)
 
 
 # -------------------------------------------------------------------------------------------------- DDP

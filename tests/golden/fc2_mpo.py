@@ -2,9 +2,8 @@
 
 params: 56*D**2 + 32*D + 256 [elements]
 FLOPs (batch 1): 3584*D**2*batch + 896*D**2 + 27136*D*batch [FLOPs]
-elementwise (batch 1): 512*batch [operations]
 FLOPs (batch ≥ 2): 1792*D**2 + 39424*D*batch [FLOPs]
-elementwise (batch ≥ 2): 512*batch [operations]
+elementwise: 512*batch [operations]
 """
 
 import math
@@ -88,24 +87,24 @@ class fc2_mpo(nn.Module):
         return t4.reshape(batch, 4, 4, 4, 4)
 
     def _y_2(self, x, batch):
-        """y for batch ≥ 2: ((w2 w1) ((w4 w3) x))."""
+        """y for batch ≥ 2: ((x (w3 w4)) (w1 w2))."""
         D = self.D
-        # t1[i1, o1, i2, o2, b2] = w2 * w1: 448*D**2 MAC
-        t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
-        # t2[b2, i3, o3, i4, o4] = w4 * w3: 448*D**2 MAC
-        t2 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
-        # t3[batch, i1, i2, b2, o3, o4] = t2 * x: 12544*D*batch MAC
-        t3 = torch.mm(
+        # t1[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC
+        t1 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
+        # t2[batch, i1, i2, b2, o3, o4] = x * t1: 12544*D*batch MAC
+        t2 = torch.mm(
             x.reshape(28*batch, 28),
-            t2.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
+            t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
         )
-        del t2
-        # t4[batch, o3, o4, o1, o2] = t1 * t3: 7168*D*batch MAC
+        del t1
+        # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
+        t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
+        # t4[batch, o3, o4, o1, o2] = t2 * t3: 7168*D*batch MAC
         t4 = torch.mm(
-            t3.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D),
-            t1.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16),
+            t2.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D),
+            t3.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16),
         )
-        del t1, t3
+        del t2, t3
         return t4.reshape(batch, 4, 4, 4, 4).permute(0, 3, 4, 1, 2)
 
     def extra_repr(self):

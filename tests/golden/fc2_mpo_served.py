@@ -51,11 +51,11 @@ class fc2_mpo(nn.Module):
         batch = x.shape[0]
         if x.shape[1] != 784:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
-        # t3[batch, i1, i2, b2, o3, o4] = t2 * x: 12544*D*batch MAC
-        t3 = torch.mm(x.reshape(28*batch, 28), self.folded_1)
-        # t4[batch, o3, o4, o1, o2] = t1 * t3: 7168*D*batch MAC
-        t4 = torch.mm(t3.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D), self.folded_2)
-        del t3
+        # t2[batch, i1, i2, b2, o3, o4] = x * t1: 12544*D*batch MAC
+        t2 = torch.mm(x.reshape(28*batch, 28), self.folded_1)
+        # t4[batch, o3, o4, o1, o2] = t2 * t3: 7168*D*batch MAC
+        t4 = torch.mm(t2.reshape(batch, 28*D, 16).permute(0, 2, 1).reshape(16*batch, 28*D), self.folded_2)
+        del t2
         # t5[batch, o3, o4, o1, o2] = t4 + bias: 256*batch elementwise
         t5 = t4.reshape(batch, 256) + self.folded_3
         del t4
@@ -68,15 +68,15 @@ class fc2_mpo(nn.Module):
     def refold(self, *_):
         """Make what depends on weights alone: again when they change, as ``load_state_dict`` does by itself."""
         D = self.D
-        # t1[i1, o1, i2, o2, b2] = w2 * w1: 448*D**2 MAC
-        t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
-        # t2[b2, i3, o3, i4, o4] = w4 * w3: 448*D**2 MAC
-        t2 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
-        # t2, as calls read it: 448*D elements
-        folded_1 = t2.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D)
-        self.register_buffer("folded_1", folded_1.clone(memory_format=torch.contiguous_format), persistent=False)
+        # t1[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC
+        t1 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
+        # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
+        t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
         # t1, as calls read it: 448*D elements
-        folded_2 = t1.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16)
+        folded_1 = t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D)
+        self.register_buffer("folded_1", folded_1.clone(memory_format=torch.contiguous_format), persistent=False)
+        # t3, as calls read it: 448*D elements
+        folded_2 = t3.reshape(4, 4, 7, 4, D).permute(0, 2, 4, 1, 3).reshape(28*D, 16)
         self.register_buffer("folded_2", folded_2.clone(memory_format=torch.contiguous_format), persistent=False)
         # bias, as calls read it: 256 elements
         folded_3 = self.bias.reshape(16, 16).t().reshape(256)

@@ -218,23 +218,25 @@ class Body:
         variants = self.plan.variants[block.equation, block.term]
         op = kernels.operations[line.number]
         yield f"# {format_value(op.name, op.legs)}, in the order that is best here"
-        for k, numbers in enumerate(variants):
+        for k in range(len(variants)):
             method = self.methods[block.equation, block.term, k]
             is_last = k == len(variants) - 1
-            yield "else:" if is_last else f"{'elif' if k else 'if'} {self._condition(numbers)}:"
+            yield "else:" if is_last else f"{'elif' if k else 'if'} {self._condition(variants, k)}:"
             call = f"self.{method.name}({', '.join(method.arguments)})"
             yield f"    {self.names.values[op.name]} = {call}"
 
-    def _condition(self, numbers: Sequence[int]) -> str:
-        """When one of some regimes runs."""
+    def _condition(self, variants: Sequence[Sequence[int]], k: int) -> str:
+        """When the regimes of the k-th variant run, given that those of the variants before it do not."""
         if len(self.plan.free) != 1:
-            tests = [f"{self.names.order} == {number + 1}" for number in numbers]
-            return " or ".join(tests)
-        size = self.names.sizes[self.plan.free[0]]
-        return " or ".join(
-            f"{size} >= {low}" if high is None else f"{size} <= {high}" if low == 1 else f"{low} <= {size} <= {high}"
-            for low, high in self._ranges(numbers)
-        )
+            return " or ".join(f"{self.names.order} == {number + 1}" for number in variants[k])
+        size, (first, *_) = self.names.sizes[self.plan.free[0]], variants[k]
+        tested = {number for numbers in variants[:k] for number in numbers}
+        tests = []
+        for low, high in self._ranges(variants[k]):
+            is_least = low == self.plan.regimes[first].low and tested.issuperset(range(first))
+            upper = "" if high is None else f"{size} <= {high}"
+            tests.append(upper if is_least else f"{size} >= {low}" if high is None else f"{low} <= {upper}")
+        return " or ".join(tests)
 
     def _ranges(self, numbers: Sequence[int]) -> list[tuple[int, int | None]]:
         """The values of the one free size that some regimes are for, neighbours joined."""

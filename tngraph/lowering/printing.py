@@ -72,9 +72,10 @@ def print_source(plan: Plan) -> Source:
 def _header(plan: Plan, names: Names, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
     lines.append(f"params: {format_formula(plan.params)} [elements]")
-    for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
-        for label, expr, unit in (("FLOPs", regime.flops, "FLOPs"), ("elementwise", regime.elementwise, "operations")):
-            lines.append(f"{label}{where and f' ({where})'}: {format_formula(expr.xreplace(names.windows))} [{unit}]")
+    for label, name, unit in (("FLOPs", "flops", "FLOPs"), ("elementwise", "elementwise", "operations")):
+        for where, count in _by_regime(plan, name):
+            shown = format_formula(count.xreplace(names.windows))
+            lines.append(f"{label}{where and f' ({where})'}: {shown} [{unit}]")
     if names.buffers:
         lines.append(f"folded: {format_formula(plan.folding.elements.xreplace(names.windows))} [elements]")
     lines.append('"""\n')
@@ -89,6 +90,12 @@ def _header(plan: Plan, names: Names, body: str) -> str:
     if "checkpoint(" in body:
         lines.append("from torch.utils.checkpoint import checkpoint")
     return "\n".join(lines) + "\n"
+
+
+def _by_regime(plan: Plan, name: str) -> list[tuple[str, sympy.Expr]]:
+    """A count of every regime with where that runs; once, where it is the same in all."""
+    counts = [getattr(regime, name) for regime in plan.regimes]
+    return [("", counts[0])] if len({*counts}) == 1 else [*zip(describe_regimes(plan), counts, strict=True)]
 
 
 def _class(plan: Plan, names: Names) -> str:

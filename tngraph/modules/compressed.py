@@ -115,7 +115,7 @@ class Compressed(nn.Module):
         """How the network is contracted; the bias is not in it."""
         return self.network.plan
 
-    def counts(self, **sizes: int) -> Counts:
+    def counts(self, /, **sizes: int) -> Counts:
         """The exact counts of a call, the bias included, padding as it runs: ``layer.counts(batch=128)``.
 
         Peak and saved are those of the network: what pads its input, crops its output and adds the bias is beside it.

@@ -74,7 +74,7 @@ class Layer(nn.Module):
         """The compile-time sizes this layer was built with."""
         return {name: getattr(self, attribute) for name, attribute in self.printed.size_attributes.items()}
 
-    def at(self, **sizes: int) -> Layer:
+    def at(self, /, **sizes: int) -> Layer:
         """A layer with the params of this one that always runs the regime of given sizes, whatever its input is.
 
         It has no branches, so that it exports with a dynamic batch: ``layer.at(batch=64)``.

@@ -117,7 +117,7 @@ class PlanDifference:
         yield from (f"  {step}" for step in changed)
 
 
-def compare_plans(before: Plan, after: Plan, **sizes: int) -> PlanDifference:
+def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     """What is different in a second plan, at some sizes, the others as each was searched.
 
     Raises:

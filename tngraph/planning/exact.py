@@ -258,7 +258,7 @@ class _Program:
             table[target, better] = table[source, better]
 
     def order(self, full: int) -> Order:
-        """The pairs of the cheapest tree."""
+        """The pairs of the cheapest tree; what holds the first leaf stands first."""
         pairs: list[tuple[int, int]] = []
         self._descend(int(self.cost[:, full].argmin()), full, pairs)
         return pairs
@@ -269,7 +269,7 @@ class _Program:
         if self.is_folded[choice, subset] and self._unfolded.cost[choice, subset] < self.infinite:
             return self._unfolded._descend(choice, subset, pairs)
         origin, left = int(self.origin[choice, subset]), int(self.split[choice, subset])
-        pairs.append((self._descend(origin, left, pairs), self._descend(origin, subset - left, pairs)))
+        pairs.append((self._descend(origin, subset - left, pairs), self._descend(origin, left, pairs)))
         return self.leaves + len(pairs) - 1
 
     @cached_property

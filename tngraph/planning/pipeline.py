@@ -308,7 +308,7 @@ class _Task:
         (name,) = self.free
         return str(self.write_out(size).xreplace({symbol(name): symbol("n")}))
 
-    def numbers_at(self, **sizes: int) -> dict[str, int]:
+    def numbers_at(self, /, **sizes: int) -> dict[str, int]:
         """The numbers of all sizes where some have other values."""
         return number_sizes(self.network, {**self.given, **sizes})
 

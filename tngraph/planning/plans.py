@@ -363,7 +363,7 @@ class Plan:
                 trees.setdefault(stage.trees[block.term].steps, []).append(number)
         return {key: tuple(map(tuple, trees.values())) for key, trees in found.items()}
 
-    def values(self, **sizes: int) -> dict[str, int]:
+    def values(self, /, **sizes: int) -> dict[str, int]:
         """The number of every named size: the given ones, the others as searched.
 
         Raises:
@@ -371,7 +371,7 @@ class Plan:
         """
         return number_sizes(self.network, {**given_sizes(self.network, self.sizes), **sizes})
 
-    def regime(self, **sizes: int) -> Regime:
+    def regime(self, /, **sizes: int) -> Regime:
         """The regime that runs at given sizes, the others as searched.
 
         Raises:
@@ -386,7 +386,7 @@ class Plan:
             return next(r for r in self.regimes if r.high is None or value <= r.high)
         return min(self.regimes, key=lambda regime: regime.price(numbers)) if len(self.regimes) > 1 else self.regimes[0]
 
-    def only(self, **sizes: int) -> Plan:
+    def only(self, /, **sizes: int) -> Plan:
         """The plan that always does what this one does at given sizes: of one regime, for all sizes.
 
         Raises:
@@ -399,7 +399,7 @@ class Plan:
         """Every regime as a plan of its own, for all sizes."""
         return tuple(regime.alone(regime.sizes) for regime in self.regimes)
 
-    def at(self, **sizes: int) -> Counts:
+    def at(self, /, **sizes: int) -> Counts:
         """The counts of the regime that runs at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
 
         The buffers are those of all regimes.
@@ -411,7 +411,7 @@ class Plan:
         counts = self.regime_of(numbers).counts(numbers)
         return replace(counts, folded=evaluate_count(self.folded, numbers))
 
-    def table(self, **sizes: int) -> str:
+    def table(self, /, **sizes: int) -> str:
         """The plan as text: totals on top, one row per step of the regime that runs, with numbers at these sizes.
 
         Raises:
@@ -422,7 +422,7 @@ class Plan:
     def __str__(self) -> str:
         return self.table()
 
-    def diff(self, other: Plan, **sizes: int) -> PlanDifference:
+    def diff(self, other: Plan, /, **sizes: int) -> PlanDifference:
         """What another plan has different, at given sizes, the others as searched: it prints as text.
 
         Raises:

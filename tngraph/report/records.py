@@ -38,7 +38,7 @@ def network_record(network: Network | None) -> Record:
     }
 
 
-def plan_record(plan: Plan, **sizes: int) -> Record:
+def plan_record(plan: Plan, /, **sizes: int) -> Record:
     """Totals and one row per step, with numbers at given sizes, the others as searched; every regime in a line."""
     numbers = plan.values(**sizes)
     regime = plan.regime_of(numbers)

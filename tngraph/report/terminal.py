@@ -26,7 +26,7 @@ def show_text(text: str) -> None:
     print(text, flush=True)
 
 
-def show_plan(plan: Plan, **sizes: int) -> None:
+def show_plan(plan: Plan, /, **sizes: int) -> None:
     """A plan: totals, then one row per step, at given sizes, the others as searched."""
     text = plan.table(**sizes)
     if not sys.stdout.isatty():
