@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,14 @@ from tngraph.planning.plans import Plan
 from tngraph.planning.saving import format_plan_file
 from tngraph.planning.schedule import legs_size
 from tngraph.report.gallery import describe, entries, format_entry, format_list, record
-from tngraph.report.records import Record, difference_record, network_record, plan_record, verification_record
+from tngraph.report.records import (
+    Record,
+    difference_record,
+    front_record,
+    network_record,
+    plan_record,
+    verification_record,
+)
 from tngraph.report.terminal import show_plan, show_source, show_text, show_verification
 from tngraph.request import (
     AsJson,
@@ -38,6 +46,7 @@ from tngraph.request import (
     Files,
     Force,
     Frozen,
+    Largest,
     MemoryLimit,
     Minimize,
     Mode,
@@ -46,8 +55,10 @@ from tngraph.request import (
     Output,
     Request,
     Save,
+    Seconds,
     Seed,
     Sizes,
+    Trials,
     load_network,
     parse_bytes,
     parse_orders,
@@ -173,13 +184,17 @@ def plan(
     mode: Mode = None,
     minimize: Minimize = None,
     memory_limit: MemoryLimit = None,
+    largest: Largest = None,
     frozen: Frozen = None,
+    trials: Trials = None,
+    seconds: Seconds = None,
     save: Save = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the order of a contraction and what it costs."""
     asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
+    asked = replace(asked, largest=largest, trials=trials, seconds=seconds)
     with _errors_reported():
         source = asked.plan(file)
         given = source.sizes if source.is_saved else {}
@@ -189,6 +204,34 @@ def plan(
             _show_json(plan_record(source.plan, **given))
         else:
             show_plan(source.plan, **given)
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph front fc2_mpo.tn --batch 128",
+        "tngraph front fc2_mpo.tn --batch 128 --mode train --frozen w1",
+        "tngraph front conv_cp.tn --batch 8 --set height=32 --set width=32 --json",
+    )
+)
+def front(
+    file: File,
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    mode: Mode = None,
+    minimize: Minimize = None,
+    frozen: Frozen = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show cost against memory: the plans worth choosing."""
+    asked = _request(network, sizes, batch, seed, (), mode, minimize, None, frozen)
+    with _errors_reported():
+        found = asked.front(file)
+        if as_json:
+            _show_json(front_record(found))
+        else:
+            show_text(str(found))
 
 
 @app.command(

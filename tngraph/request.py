@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,8 +16,8 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import decode
+from tngraph.planning.fronts import Front
 from tngraph.planning.loading import LONGEST_PLAN, is_plan_file, parse_plan
-from tngraph.planning.objectives import Mode as PlanMode
 from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 from tngraph.report.terminal import show_progress
@@ -51,6 +51,14 @@ MemoryLimit = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="BYTES", help="What a call may hold: 1000000, 64MiB, 2GB."),
 ]
+Largest = Annotated[
+    int | None,
+    typer.Option("--largest", metavar="N", help="Elements of a value; what no order keeps runs in slices."),
+]
+Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Orders tried for a large product.")]
+Seconds = Annotated[
+    float | None, typer.Option("--seconds", metavar="T", help="No trial of a large product begins later.")
+]
 Frozen = Annotated[
     list[str] | None, typer.Option("--frozen", metavar="NAME", help="A tensor that takes no gradient. Repeatable.")
 ]
@@ -79,6 +87,9 @@ class Request:
         minimize: what.
         memory_limit: [bytes].
         frozen: what takes no gradient.
+        largest: value a step may write [elements].
+        trials: of the search.
+        seconds: of the search.
     """
 
     network: str | None
@@ -89,6 +100,31 @@ class Request:
     minimize: str | None = None
     memory_limit: int | None = None
     frozen: tuple[str, ...] = ()
+    largest: int | None = None
+    trials: int | None = None
+    seconds: float | None = None
+
+    def front(self, file: str) -> Front:
+        """Cost against memory for a spec file.
+
+        Raises:
+            TngraphError: the file is wrong, or its network cannot be planned so.
+            typer.BadParameter: a saved plan.
+        """
+        label, data = _take(file)
+        if is_plan_file(data):
+            raise typer.BadParameter(f"{label} is a saved plan; a front is of a spec", param_hint="FILE")
+        network, runtime = _read_network(label, data, self.network, self.sizes)
+        return tngraph.front(network, runtime, search=self._search(), **self._goal())
+
+    def _search(self) -> Search:
+        progress = show_progress if sys.stderr.isatty() else None
+        return Search(seed=self.seed, trials=self.trials, seconds=self.seconds, progress=progress)
+
+    def _goal(self) -> dict[str, Any]:
+        """What plans and fronts are asked for alike."""
+        frozen = dict.fromkeys(self.frozen, False)
+        return {"mode": self.mode or "infer", "minimize": self.minimize or "flops", "requires_grad": frozen}
 
     def plan(self, file: str, *, with_saved: bool = False) -> Source:
         """The plan of a file: made as asked, or the one that was saved.
@@ -107,22 +143,13 @@ class Request:
                 self._refuse_options(label)
             return Source(parse_plan(data, label), self.sizes, is_saved=True)
         network, runtime = _read_network(label, data, self.network, self.sizes)
-        search = Search(seed=self.seed, progress=show_progress if sys.stderr.isatty() else None)
-        made = tngraph.plan(
-            network,
-            runtime,
-            mode=cast(PlanMode, self.mode or "infer"),
-            minimize=self.minimize or "flops",
-            requires_grad=dict.fromkeys(self.frozen, False),
-            memory_limit=self.memory_limit,
-            search=search,
-            order=self.order,
-        )
+        bounds: dict[str, Any] = {"memory_limit": self.memory_limit, "largest": self.largest}
+        made = tngraph.plan(network, runtime, search=self._search(), order=self.order, **self._goal(), **bounds)
         return Source(made, runtime)
 
     def _refuse_options(self, label: str) -> None:
         """Refuse what is asked of a plan that has been made."""
-        for name in ("network", "order", "mode", "minimize", "memory_limit", "frozen"):
+        for name in ("network", "order", "mode", "minimize", "memory_limit", "largest", "frozen", "trials", "seconds"):
             if getattr(self, name):
                 raise typer.BadParameter(f"{label} is a saved plan", param_hint=f"--{name.replace('_', '-')}")
 

@@ -28,7 +28,7 @@ from tngraph.planning.fronts import Front, FrontSearch, find_front
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Rate, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
 from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
+from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces, region_sizes
 from tngraph.planning.region import ContractionTree, Region, Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
 from tngraph.planning.search import Search, find_order, pinned_tree, search_tree
@@ -303,6 +303,11 @@ class _Task:
         """A size as a number, or as a formula in the free ones."""
         return size.xreplace(self.formulas)
 
+    def sizes_of(self, region: Region) -> frozenset[str]:
+        """The names of the sizes that a region depends on, derived ones written out."""
+        written = [self.write_out(size) for size in region_sizes(region)]
+        return frozenset(each.name for size in written for each in size.free_symbols)
+
     def show_formula(self, size: sympy.Expr) -> str:
         """A size as a formula in the one free size, whatever that is called."""
         (name,) = self.free
@@ -429,7 +434,14 @@ def _find_combinations(task: _Task, slots: Sequence[_Slot]) -> list[tuple[Contra
         best = tuple(solver.solve(k) for solver in solvers)
         if price(best, k) < min((price(trees, k) for trees in chosen), default=inf):
             chosen.append(best)
-    return chosen
+    if len(chosen) == 1:
+        return chosen
+    # Between the points of the grid nothing is proven but what does not depend on where one is.
+    moving = [not task.sizes_of(slot.region).isdisjoint(task.free) for slot in slots]
+    return [
+        tuple(replace(tree, is_proven=tree.is_proven and not moves) for tree, moves in zip(trees, moving, strict=True))
+        for trees in chosen
+    ]
 
 
 def _solver(task: _Task, slot: _Slot, numbers: Sequence[Mapping[str, int]]) -> Solver:

@@ -67,7 +67,7 @@ def find_pieces(
         numbers_at: the numbers of all sizes where that one has a value [elements].
     """
     solver = Solver(region, pricing, search, numbers_at)
-    if not any(write_out(each).has(size) for each in _sizes(region)):
+    if not any(write_out(each).has(size) for each in region_sizes(region)):
         return (Piece(1, None, solver.solve(DEFAULT_RUNTIME_SIZE)),)
     solver.low, solver.high = _find_range(region, numbers_at)
     if isinstance(pricing.rate, Weighted) and is_affine(region, size, write_out):
@@ -76,7 +76,8 @@ def find_pieces(
     return _by_sampling(solver)
 
 
-def _sizes(region: Region) -> list[sympy.Expr]:
+def region_sizes(region: Region) -> list[sympy.Expr]:
+    """The sizes of all indices of a region, and of the legs it reads at positions."""
     legs = [leg for access in region.accesses for leg in bare_legs(access)]
     return [
         *(index.size for index in leg_indices(legs)),
@@ -88,7 +89,7 @@ def has_sizes(region: Region, numbers_at: Callable[[int], Mapping[str, int]], va
     """Whether every leg of a region has a size at a value: at least 1, and within bounds."""
     try:
         numbers = numbers_at(value)
-        return all(evaluate_size(each, numbers, LARGEST) >= 1 for each in _sizes(region))
+        return all(evaluate_size(each, numbers, LARGEST) >= 1 for each in region_sizes(region))
     except SizeError:
         return False
 

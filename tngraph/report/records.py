@@ -15,6 +15,7 @@ import sympy
 from tngraph.language.network import Network
 from tngraph.planning.cost import evaluate_count, volume
 from tngraph.planning.differences import PlanDifference
+from tngraph.planning.fronts import Front, describe_point
 from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.schedule import legs_size
 from tngraph.planning.table import draw_stages, format_step, format_value
@@ -130,6 +131,12 @@ def _pair(before: Any, after: Any) -> Record:
 
 def _text(expr: sympy.Expr | None) -> str | None:
     return None if expr is None else str(expr)
+
+
+def front_record(front: Front) -> Record:
+    """The plans of a front, the cheapest first: cost, bytes, and how each works."""
+    rows = [{"cost": p.cost, "bytes": p.bytes, "how": describe_point(p.plan)} for p in front.points]
+    return {"network": front.points[0].plan.network.name, "plans": rows}
 
 
 def verification_record(result: Verification) -> Record:
