@@ -203,8 +203,29 @@ def test_counts_are_those_of_what_runs(name: str) -> None:
 def test_a_layer_is_planned_at_sizes_of_its_own_input() -> None:
     sizes = {"batch": 3, "height": 10}
     layer = Conv2d(3, 4, 3, padding=1, padding_mode="reflect", rank=2, sizes=sizes)
-    assert layer.plan.sizes == {"batch": 3, "height": 12, "width": 66}
+    assert (layer.plan.sizes["batch"], layer.plan.sizes["height"]) == (3, 12)
     assert layer.counts() == layer.counts(batch=3, height=10, width=64)
+    network = layer.recipe.layer(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    assert layer.counts(width=9).macs == tg.plan(network).at(batch=3, height=12, width=11).macs
+
+
+def test_a_layer_is_the_best_at_every_batch_that_it_was_not_given() -> None:
+    mpo = {"family": "mpo", "bond": 4, "modes": ((4, 7, 7, 4), (4, 4, 4, 4))}
+    layer = Linear(784, 256, **mpo, dtype=torch.float64)
+    given = [Linear(784, 256, **mpo, sizes={"batch": n}) for n in (1, 2)]
+    assert [(regime.low, regime.high) for regime in layer.plan.regimes] == [(1, 1), (2, None)]
+    assert [each.counts().macs for each in given] == [layer.counts(batch=n).macs for n in (1, 2)]
+    assert given[0].counts(batch=9).macs > layer.counts(batch=9).macs
+    for n in (1, 2):
+        alone, x = layer.at(batch=n), torch.randn(3, 784, dtype=torch.float64)
+        assert (len(alone.plan.regimes), alone.bias, alone.planned["batch"]) == (1, layer.bias, n)
+        assert all(p is q for p, q in zip(alone.parameters(), layer.parameters(), strict=True))
+        assert alone.state_dict().keys() == layer.state_dict().keys()
+        torch.testing.assert_close(alone(x), layer(x))
+        program = torch.export.export(alone.float(), (x.float(),), dynamic_shapes=({0: Dim.DYNAMIC},)).module()
+        for batch in (2, 9):
+            torch.testing.assert_close(program(x[:1].float().expand(batch, -1)), layer(x[:1].float().expand(batch, -1)))
+        layer.double()
 
 
 # ------------------------------------------------------------------------------------------- PyTorch
@@ -319,8 +340,9 @@ def test_what_a_layer_says_of_itself() -> None:
     layer = Linear(784, 256, family="mpo", modes=((4, 7, 7, 4), (4, 4, 4, 4)), bond=4)
     assert layer.extra_repr() == (
         "in_features=784, out_features=256, bias=True, family=mpo(bond=4), modes=4·7·7·4 -> 4·4·4·4\n"
-        "params=1,280 of 200,960 (157.0x), MAC=78848*batch + 14336"
+        "params=1,280 of 200,960 (157.0x), MAC=78848*batch + 14336 where batch ≥ 2, in one of 2 regimes"
     )
+    assert layer.at(batch=1).extra_repr().endswith("(157.0x), MAC=82944*batch + 7168")
     conv = Conv2d(3, 6, 3, padding="same", padding_mode="circular", bias=False, rank=3)
     assert conv.extra_repr() == (
         "3, 6, kernel_size=(3, 3), stride=(1, 1), padding='same', padding_mode='circular', bias=False, "

@@ -9,7 +9,6 @@ from functools import cached_property
 from math import prod
 from typing import Any, Self, cast
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,6 +22,7 @@ from tngraph.planning.cost import Counts
 from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
+from tngraph.planning.table import describe_regimes
 
 
 class Compressed(nn.Module):
@@ -32,11 +32,13 @@ class Compressed(nn.Module):
         network: the compiled network, which holds the cores.
         bias: added to what it puts out, `(out,)`; or None.
         recipe: the dense weight it stands for, and how that is built.
+        planned: the sizes of the input that counts are shown at; what was given, and is planned for alone, among them.
     """
 
     network: Layer
     bias: nn.Parameter | None
     recipe: Recipe
+    planned: Mapping[str, int]
 
     def _build(
         self,
@@ -51,7 +53,8 @@ class Compressed(nn.Module):
         """Plan and compile the network, and draw everything."""
         self.recipe = recipe
         network = recipe.layer(**window)
-        given = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | dict(sizes or {})
+        given = dict(sizes or {})
+        self.planned = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | given
         self.network = compile(network, self._inner_sizes(given), search=search, device=device, dtype=dtype)
         drawn = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", drawn)
@@ -110,6 +113,17 @@ class Compressed(nn.Module):
         served._parameters = {**self._parameters, "bias": bias}
         return served
 
+    def at(self, /, **sizes: int) -> Self:
+        """This layer, with the same params, always in the order that is best at some sizes of its input.
+
+        Raises:
+            SizeError: a name that is no size of the input, or a number that is not a positive integer.
+        """
+        alone = copy(self)
+        alone.planned = {**self.planned, **sizes}
+        alone._modules = {**self._modules, "network": self.network.at(**self._inner_sizes(alone.planned))}
+        return alone
+
     @property
     def plan(self) -> Plan:
         """How the network is contracted; the bias is not in it."""
@@ -126,7 +140,7 @@ class Compressed(nn.Module):
         Raises:
             SizeError: a name that is no size of the input, or a number that is not a positive integer.
         """
-        inner = self._inner_sizes(sizes)
+        inner = self._inner_sizes({**self.planned, **sizes})
         counts = self.plan.at(**inner)
         if self.bias is None:
             return counts
@@ -200,10 +214,16 @@ class Compressed(nn.Module):
         saved = f"params={params:,} of {dense:,} ({dense / params:.1f}x)"
         return f"{self._shape_repr()}, {self.recipe}\n{saved}, MAC={self._macs()}"
 
-    def _macs(self) -> sympy.Expr:
-        """The multiply-adds of a call, in the sizes of the layer's input [MAC]."""
+    def _macs(self) -> str:
+        """The multiply-adds of a call, in the sizes of the layer's input: of several regimes, those planned at [MAC]."""
+        regimes, regime = self.plan.regimes, self.plan.regime(**self._inner_sizes(self.planned))
         inner = self._inner_sizes({name: symbol(name) for name in self.plan.network.runtime_sizes()})
-        return self.plan.macs.xreplace({symbol(name): size for name, size in inner.items()})
+        formula = str(regime.macs.xreplace({symbol(name): size for name, size in inner.items()}))
+        if len(regimes) == 1:
+            return formula
+        is_input = len(self.plan.free) == 1 and inner[self.plan.free[0]] == symbol(self.plan.free[0])
+        where = f" where {describe_regimes(self.plan)[regimes.index(regime)]}," if is_input else ""
+        return f"{formula}{where} in one of {len(regimes)} regimes"
 
     def _shape_repr(self) -> str:
         raise NotImplementedError
