@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tngraph as tg
 from tngraph.modules.verification import Verification
-from tngraph.planning.table import describe_regimes
+from tngraph.plans.table import describe_regimes
 
 SPECS = sorted((Path(__file__).parent.parent / "examples" / "specs").glob("*.tn"))
 COUNTED = ("forward", "forward and backward", "saved for backward", "peak")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.networks import TABLE, networks
+from tngraph.kernels.cost import keeps_values, needs_gradient
 from tngraph.language.network import Network
 from tngraph.modules.measuring import measure_peak, measure_saved
-from tngraph.planning.cost import keeps_values, needs_gradient
-from tngraph.planning.fronts import Front
-from tngraph.planning.plans import Plan, Regime
+from tngraph.plans.fronts import Front
+from tngraph.plans.plans import Plan, Regime
 
 FC2 = "examples/specs/fc2_mpo.tn"
 NTT = "examples/specs/fc_ntt.tn"

@@ -21,8 +21,7 @@ from tngraph.errors import PlanError
 from tngraph.language.network import Index, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.proposals import Cut, CutTrial, propose_cut
-from tngraph.planning.region import ContractionTree, Topology, bare_legs, leg_indices
-from tngraph.planning.schedule import leg_size
+from tngraph.planning.region import ContractionTree, Topology, bare_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, hypergraph, parallel_for
 from tngraph.planning.trees import build_tree
 from tngraph.planning.workers import run_tasks
