@@ -215,7 +215,7 @@ class Compressed(nn.Module):
         return f"{self._shape_repr()}, {self.recipe}\n{saved}, MAC={self._macs()}"
 
     def _macs(self) -> str:
-        """The multiply-adds of a call in the sizes of the layer's input; of regimes, those of the one planned at [MAC]."""
+        """The multiply-adds of a call in the sizes of the layer's input, in the regime that was planned at [MAC]."""
         regimes, regime = self.plan.regimes, self.plan.regime(**self._inner_sizes(self.planned))
         inner = self._inner_sizes({name: symbol(name) for name in self.plan.network.runtime_sizes()})
         formula = str(regime.macs.xreplace({symbol(name): size for name, size in inner.items()}))
