@@ -203,6 +203,8 @@ class _Tables:
         slices = 1.0
         while len(sizes) and sizes.max() > limit * (1 + 1e-9):
             open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.argmax()]) if k not in chosen]
+            if not open_to:  # what is left of the largest value is read at positions
+                break
             reached = inside[:, None] | self.reach[:, open_to]
             each = (reached * volumes[:, None] * self.shrink[:, open_to]).sum(axis=0)
             totals = (~reached * volumes[:, None]).sum(axis=0) + slices * self.numbers[open_to] * each
