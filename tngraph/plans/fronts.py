@@ -151,12 +151,13 @@ def _held(regime: Regime, memory: Memory) -> int:
 
 
 def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Regime]:
-    for trees in _tree_sets(search, numbers):
+    """The best trees first; these alone are cut, since slicing looks for other trees by itself."""
+    for k, trees in enumerate(_tree_sets(search, numbers)):
         regime = search.make(trees)
         yield regime
         if regime.goal.mode == "train":
             yield from (replace(regime, recomputed=again) for again in _recomputations(regime, numbers))
-        else:
+        elif k == 0:
             yield from _sliced(search, trees, numbers)
 
 
