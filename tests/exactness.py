@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tngraph as tg
 from tngraph.modules.verification import Verification
-from tngraph.planning.table import describe_regimes
+from tngraph.plans.table import describe_regimes
 
 SPECS = sorted((Path(__file__).parent.parent / "examples" / "specs").glob("*.tn"))
 COUNTED = ("forward", "forward and backward", "saved for backward", "peak")
@@ -20,13 +20,14 @@ HEADER = ("spec", "plan", "regime", "forward [FLOPs]", "and backward [FLOPs]", "
 
 
 def plans(path: Path) -> Iterator[tuple[str, tg.Plan]]:
-    """The plans of one spec: every mode at every size, and at one size those of least memory."""
+    """The plans of one spec: every mode at every size, and at one size those of least memory for twice the cost."""
     network = tg.load(path)
     for mode in ("infer", "train", "serve"):
         yield mode, tg.plan(network, mode=mode)
     sizes = dict.fromkeys(network.runtime_sizes(), 6)
     for mode in ("infer", "train"):
-        yield f"{mode}, least memory", tg.plan(network, sizes, mode=mode, minimize="memory")
+        points = tg.front(network, sizes, mode=mode).points
+        yield f"{mode}, little memory", [point.plan for point in points if point.cost <= 2 * points[0].cost][-1]
 
 
 def rows(path: Path) -> Iterator[tuple[str, ...]]:
@@ -48,7 +49,7 @@ def verify(plan: tg.Plan) -> Verification:
         return error.args[0]
 
 
-WIDTHS = (14, 19, 16, 15, 20, 13, 12, 7)
+WIDTHS = (14, 20, 16, 15, 20, 13, 12, 7)
 
 
 def show(row: Sequence[str]) -> None:

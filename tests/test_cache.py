@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tngraph as tg
 from tests.networks import networks
 from tngraph.language.network import Network
-from tngraph.planning import cache, pipeline
+from tngraph.plans import cache, pipeline
 
 RING = "examples/specs/ring_tied.tn"
 CHAIN = """network chain { size batch; size D = 4; input x[batch, b0:D]; index b{1..5}: D

@@ -16,13 +16,13 @@ import tngraph as tg
 from tests.networks import TABLE, networks, random_arrays
 from tests.test_exact import random_order, regions
 from tests.test_memory import held_as_predicted
+from tngraph.kernels.schedule import Stage
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.plans import Plan
 from tngraph.planning.region import Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains
-from tngraph.planning.schedule import Stage
 from tngraph.planning.trees import build_tree, order_cost
+from tngraph.plans.plans import Plan
 
 
 def same_values(left: Any, right: Any) -> None:

@@ -12,14 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 
 import tngraph as tg
 from tests.networks import TABLE
-from tngraph.language.sizes import symbol
-from tngraph.modules.measuring import measure_peak, measure_saved
-from tngraph.modules.verification import random_inputs
-from tngraph.planning import memory
-from tngraph.planning.cost import evaluate_count
-from tngraph.planning.memory import generic_sizes
-from tngraph.planning.plans import Plan
-from tngraph.planning.strides import (
+from tngraph.kernels import memory
+from tngraph.kernels.cost import evaluate_count
+from tngraph.kernels.memory import generic_sizes
+from tngraph.kernels.strides import (
     Layout,
     elementwise_strides,
     is_contiguous,
@@ -28,6 +24,10 @@ from tngraph.planning.strides import (
     suggested_strides,
     suggests_channels_last,
 )
+from tngraph.language.sizes import symbol
+from tngraph.modules.measuring import measure_peak, measure_saved
+from tngraph.modules.verification import random_inputs
+from tngraph.plans.plans import Plan
 
 SPECS = sorted(Path("examples/specs").glob("*.tn"))
 

@@ -18,9 +18,9 @@ import pytest
 import tngraph as tg
 from tests.brute_force import Line, Product, Step, Tensor, Window, at_batch, flops, trees, writes
 from tngraph.planning.objectives import Machine
-from tngraph.planning.pipeline import GRID
-from tngraph.planning.plans import Plan
 from tngraph.planning.region import ContractionTree
+from tngraph.plans.pipeline import GRID
+from tngraph.plans.plans import Plan
 
 SEARCHED = 2**20
 """Up to here regimes are promised to be the best."""

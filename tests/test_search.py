@@ -13,12 +13,12 @@ import tngraph as tg
 from tests.instances import NAMES, load_instance
 from tngraph.planning import workers
 from tngraph.planning.greedy import join_greedily
-from tngraph.planning.plans import Plan
 from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED
 from tngraph.planning.region import Region, Topology
 from tngraph.planning.search import hypergraph, search_tree
 from tngraph.planning.trees import order_cost
 from tngraph.planning.workers import run_tasks
+from tngraph.plans.plans import Plan
 
 
 def regular(nodes: int, seed: int = 0) -> tg.Network:

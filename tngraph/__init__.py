@@ -28,11 +28,11 @@ from tngraph.language.network import Network
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.text import load, parse
 from tngraph.lowering.printing import emit
-from tngraph.planning.budget import RankChoice, choose_rank
-from tngraph.planning.loading import load_plan
-from tngraph.planning.pipeline import front, plan
-from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
+from tngraph.plans.budget import RankChoice, choose_rank
+from tngraph.plans.loading import load_plan
+from tngraph.plans.pipeline import front, plan
+from tngraph.plans.plans import Plan
 
 if TYPE_CHECKING:
     from tngraph.modules.layer import Layer, compile

@@ -22,13 +22,13 @@ import typer
 
 import tngraph
 from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
+from tngraph.kernels.memory import DOUBLE
 from tngraph.language.families import named_family
 from tngraph.language.files import explain, write_whole
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.memory import DOUBLE
-from tngraph.planning.plans import Plan
-from tngraph.planning.saving import format_plan_file
-from tngraph.planning.schedule import legs_size
+from tngraph.planning.region import legs_size
+from tngraph.plans.plans import Plan
+from tngraph.plans.saving import format_plan_file
 from tngraph.report.gallery import describe, entries, format_entry, format_list, record
 from tngraph.report.records import (
     Record,

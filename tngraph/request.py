@@ -16,10 +16,10 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import decode
-from tngraph.planning.fronts import Front
-from tngraph.planning.loading import LONGEST_PLAN, is_plan_file, parse_plan
-from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
+from tngraph.plans.fronts import Front
+from tngraph.plans.loading import LONGEST_PLAN, is_plan_file, parse_plan
+from tngraph.plans.plans import Plan
 from tngraph.report.terminal import show_progress
 
 File = Annotated[

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import sympy
 
+from tngraph.kernels.expressions import Call, Expression
 from tngraph.language.network import Index
 from tngraph.lowering.names import Names
-from tngraph.planning.expressions import Call, Expression
 
 WIDTH = 100
 """A call longer than this takes a line per argument [characters]."""

@@ -8,12 +8,12 @@ from textwrap import indent
 
 import sympy
 
+from tngraph.kernels.kernels import is_diagonal
+from tngraph.kernels.schedule import Operation
 from tngraph.language.network import Core, Size
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
-from tngraph.planning.kernels import is_diagonal
-from tngraph.planning.plans import Plan
-from tngraph.planning.schedule import Operation
+from tngraph.plans.plans import Plan
 
 
 def print_constructor(plan: Plan, names: Names) -> str:

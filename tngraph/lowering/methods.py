@@ -15,17 +15,18 @@ from typing import NamedTuple
 
 import sympy
 
+from tngraph.kernels.cost import volume, work_unit
+from tngraph.kernels.expressions import Expression, Variable
+from tngraph.kernels.folding import variables
+from tngraph.kernels.kernels import Kernel, Kernels
+from tngraph.kernels.layout import call_sizes
+from tngraph.kernels.schedule import Block, Operation
 from tngraph.language.sizes import product
 from tngraph.lowering.calls import Words, print_expression
 from tngraph.lowering.names import Names
-from tngraph.planning.cost import volume, work_unit
-from tngraph.planning.expressions import Expression, Variable
-from tngraph.planning.folding import variables
-from tngraph.planning.kernels import Kernel, Kernels
-from tngraph.planning.layout import call_sizes
-from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.schedule import Block, Operation, leg_size
-from tngraph.planning.table import draw_tree, format_formula, format_range, format_step, format_value
+from tngraph.planning.region import leg_size
+from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.table import draw_tree, format_formula, format_range, format_step, format_value
 
 LONGEST_DOC = 90
 """The most of a tree that a method's docstring shows [characters]."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from tngraph.kernels.layout import call_sizes
 from tngraph.language.format import format_size
 from tngraph.language.network import Core
 from tngraph.language.sizes import symbol
-from tngraph.planning.layout import call_sizes
-from tngraph.planning.plans import Plan
+from tngraph.plans.plans import Plan
 
 MODULE_ATTRIBUTES = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches

@@ -15,16 +15,16 @@ from typing import NamedTuple
 import sympy
 
 from tngraph.errors import SizeError
+from tngraph.kernels.layout import call_sizes
 from tngraph.language.binding import in_basic_sizes
 from tngraph.language.network import Index, Network, Port, Size
 from tngraph.language.sizes import product
 from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
 from tngraph.lowering.methods import Body
 from tngraph.lowering.names import Names
-from tngraph.planning.layout import call_sizes
-from tngraph.planning.pipeline import plan as plan_network
-from tngraph.planning.plans import Plan
-from tngraph.planning.table import describe_regimes, format_formula
+from tngraph.plans.pipeline import plan as plan_network
+from tngraph.plans.plans import Plan
+from tngraph.plans.table import describe_regimes, format_formula
 
 
 @dataclass(frozen=True, slots=True)

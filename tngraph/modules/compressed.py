@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
+from tngraph.kernels.cost import Counts
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.modules.layer import Layer, compile
 from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
-from tngraph.planning.cost import Counts
-from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
 from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
-from tngraph.planning.table import describe_regimes
+from tngraph.plans.plans import Plan
+from tngraph.plans.table import describe_regimes
 
 
 class Compressed(nn.Module):
@@ -215,7 +215,7 @@ class Compressed(nn.Module):
         return f"{self._shape_repr()}, {self.recipe}\n{saved}, MAC={self._macs()}"
 
     def _macs(self) -> str:
-        """The multiply-adds of a call, in the sizes of the layer's input: of several regimes, those planned at [MAC]."""
+        """The multiply-adds of a call in the sizes of the layer's input, in the regime that was planned at [MAC]."""
         regimes, regime = self.plan.regimes, self.plan.regime(**self._inner_sizes(self.planned))
         inner = self._inner_sizes({name: symbol(name) for name in self.plan.network.runtime_sizes()})
         formula = str(regime.macs.xreplace({symbol(name): size for name, size in inner.items()}))

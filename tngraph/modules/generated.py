@@ -18,8 +18,8 @@ from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
 from tngraph.modules.layer import compile
 from tngraph.modules.recipe import Modes, make_recipe
-from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
+from tngraph.plans.plans import Plan
 
 
 class Generated(nn.Module):

@@ -23,11 +23,11 @@ from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Verification, join_verifications, verify_layer
-from tngraph.planning.pipeline import plan as plan_network
-from tngraph.planning.pipeline import plan_for_serving
-from tngraph.planning.plans import Plan
 from tngraph.planning.search import Search
-from tngraph.planning.table import describe_regimes
+from tngraph.plans.pipeline import plan as plan_network
+from tngraph.plans.pipeline import plan_for_serving
+from tngraph.plans.plans import Plan
+from tngraph.plans.table import describe_regimes
 
 _loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()
 """The class of each source in use: layers of one plan are of one class, as ``torch.func.stack_module_state`` asks."""

@@ -20,14 +20,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tngraph.errors import SizeError, VerificationError
+from tngraph.kernels.cost import evaluate_count
 from tngraph.language.binding import bind_sizes, check_size
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.lowering.printing import Source
 from tngraph.modules.measuring import measure_peak, measure_saved
-from tngraph.planning.cost import evaluate_count
-from tngraph.planning.plans import Plan
+from tngraph.plans.plans import Plan
 
 TOLERANCE = 1e-8
 """The largest error of a value or gradient in float64, relative to the largest entry compared.

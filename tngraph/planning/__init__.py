@@ -1,1 +1,1 @@
-"""In which order to contract a network, and exactly what that costs."""
+"""In which order to contract a region: what a step costs, trees, searches, proofs, at every size."""

@@ -126,7 +126,7 @@ _NAMED: Mapping[str, Rate] = {
     "writes": Weighted(0, 1),
     "time": Machine(),
 }
-"""Objectives by name. What minimises memory is no sum over steps: it is chosen among plans (see `planning.memory`)."""
+"""Objectives by name. What minimises memory is no sum over steps: it is chosen among plans (see `kernels.memory`)."""
 _FINEST = 1000
 """Weights are taken as fractions with denominators up to this."""
 

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import sympy
 
 from tngraph.language.network import Access, Index, Leg, Read
-from tngraph.language.sizes import evaluate_size, is_same
+from tngraph.language.sizes import evaluate_size, is_same, product
 from tngraph.planning.objectives import Price, Pricing, Work
 
 StepKind = Literal["read", "sum", "contract", "mul", "conv"]
@@ -90,6 +90,16 @@ def bare_legs(access: Access) -> tuple[Leg, ...]:
         elif not is_unit(leg):
             legs.append(leg)
     return tuple(legs)
+
+
+def leg_size(leg: Leg) -> sympy.Expr:
+    """The elements along a leg."""
+    return leg.leg.size if isinstance(leg, Read) else leg.size
+
+
+def legs_size(legs: Sequence[Leg]) -> sympy.Expr:
+    """The elements of a tensor with these legs."""
+    return product(leg_size(leg) for leg in legs)
 
 
 def sliced_legs(access: Access, sliced: Sequence[Index]) -> tuple[Leg, ...]:

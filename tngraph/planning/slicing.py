@@ -21,8 +21,7 @@ from tngraph.errors import PlanError
 from tngraph.language.network import Index, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.proposals import Cut, CutTrial, propose_cut
-from tngraph.planning.region import ContractionTree, Topology, bare_legs, leg_indices
-from tngraph.planning.schedule import leg_size
+from tngraph.planning.region import ContractionTree, Topology, bare_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, hypergraph, parallel_for
 from tngraph.planning.trees import build_tree
 from tngraph.planning.workers import run_tasks
@@ -204,6 +203,8 @@ class _Tables:
         slices = 1.0
         while len(sizes) and sizes.max() > limit * (1 + 1e-9):
             open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.argmax()]) if k not in chosen]
+            if not open_to:  # what is left of the largest value is read at positions
+                break
             reached = inside[:, None] | self.reach[:, open_to]
             each = (reached * volumes[:, None] * self.shrink[:, open_to]).sum(axis=0)
             totals = (~reached * volumes[:, None]).sum(axis=0) + slices * self.numbers[open_to] * each

@@ -14,13 +14,13 @@ from typing import Any
 
 import sympy
 
+from tngraph.kernels.cost import param_count
 from tngraph.language.families import ALIASES, FAMILIES
 from tngraph.language.families.family import Family, Option
 from tngraph.language.network import Network
 from tngraph.language.text import parse
-from tngraph.planning.cost import param_count
-from tngraph.planning.pipeline import plan
-from tngraph.planning.table import format_formula
+from tngraph.plans.pipeline import plan
+from tngraph.plans.table import format_formula
 
 Names = tuple[str, ...]
 _LONGER = ("mpo", "ring", "tied_ring", "tree", "graph", "ntt")

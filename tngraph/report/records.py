@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
+from tngraph.kernels.cost import evaluate_count, volume
 from tngraph.language.network import Network
-from tngraph.planning.cost import evaluate_count, volume
-from tngraph.planning.differences import PlanDifference
-from tngraph.planning.fronts import Front, describe_point
-from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.schedule import legs_size
-from tngraph.planning.table import draw_stages, format_step, format_value
+from tngraph.planning.region import legs_size
+from tngraph.plans.differences import PlanDifference
+from tngraph.plans.fronts import Front, describe_point
+from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.table import draw_stages, format_step, format_value
 
 if TYPE_CHECKING:
     from tngraph.modules.verification import Verification

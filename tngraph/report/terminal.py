@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tngraph.planning.objectives import Price
-from tngraph.planning.plans import Plan
+from tngraph.plans.plans import Plan
 from tngraph.report.records import step_records
 
 if TYPE_CHECKING:

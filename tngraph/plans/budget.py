@@ -12,13 +12,13 @@ from math import floor, isfinite, prod
 from typing import Any
 
 from tngraph.errors import PlanError, RankWarning
+from tngraph.kernels.cost import param_count
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family, Modes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
-from tngraph.planning.cost import param_count
-from tngraph.planning.pipeline import plan
 from tngraph.planning.search import Search
+from tngraph.plans.pipeline import plan
 
 
 @dataclass(frozen=True, slots=True)

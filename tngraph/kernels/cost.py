@@ -14,11 +14,11 @@ from typing import Any
 
 import sympy
 
+from tngraph.kernels.schedule import Block, Operation
 from tngraph.language.network import Network, Read
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.objectives import Goal, Price, Work
-from tngraph.planning.region import leg_indices
-from tngraph.planning.schedule import Block, Operation, legs_size
+from tngraph.planning.region import leg_indices, legs_size
 
 _MATRIX = ("contract", "conv")
 _SILENT = ("load", "read", "embed", "view")

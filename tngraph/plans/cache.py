@@ -31,8 +31,8 @@ from tngraph.language.network import Index, Leg
 from tngraph.planning.objectives import PerStep, Pricing
 from tngraph.planning.regimes import Piece
 from tngraph.planning.region import Region, Topology, bare_legs
-from tngraph.planning.replay import Move, find_moves, replay_moves
 from tngraph.planning.search import Search
+from tngraph.plans.replay import Move, find_moves, replay_moves
 
 MOST_BYTES = 2**26
 """The folder is cut back to three quarters of this when it is seen to hold more [bytes]."""
@@ -103,12 +103,13 @@ def _describe(region: Region, show_size: Callable[[sympy.Expr], object]) -> obje
 
 @lru_cache(maxsize=1)
 def _code_version() -> str:
-    """The versions of what searches: of this room, whatever changed in it, and of cotengra.
+    """The versions of what searches, whatever changed in it, of what is kept here, and of cotengra.
 
     A number that is raised by hand when the search changes would be forgotten once.
     """
     digest = hashlib.sha256(version("cotengra").encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__)
+    for path in (*sorted((here.parents[1] / "planning").glob("*.py")), here, here.with_name("replay.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -17,14 +17,15 @@ from typing import NamedTuple
 
 import sympy
 
+from tngraph.kernels.expressions import Call, Expression, Variable
+from tngraph.kernels.kernels import Kernel, Kernels, find_drops
+from tngraph.kernels.layout import call_sizes
+from tngraph.kernels.schedule import Block, Operation, Schedule
 from tngraph.language.network import Access, Index, Leg, Network, Read
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.expressions import Call, Expression, Variable
-from tngraph.planning.kernels import Kernel, Kernels, find_drops
-from tngraph.planning.layout import call_sizes
 from tngraph.planning.objectives import Goal
+from tngraph.planning.region import legs_size
 from tngraph.planning.rewrites import reached
-from tngraph.planning.schedule import Block, Operation, Schedule, legs_size
 
 
 @dataclass(frozen=True, slots=True)

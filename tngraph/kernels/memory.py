@@ -20,13 +20,11 @@ from typing import Any
 import sympy
 
 from tngraph.errors import SizeError
-from tngraph.language.network import Network
-from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.cost import maximum
-from tngraph.planning.expressions import Call, Expression, Shape, Variable
-from tngraph.planning.kernels import Kernels
-from tngraph.planning.schedule import Block, leg_size
-from tngraph.planning.strides import (
+from tngraph.kernels.cost import maximum
+from tngraph.kernels.expressions import Call, Expression, Shape, Variable
+from tngraph.kernels.kernels import Kernels
+from tngraph.kernels.schedule import Block
+from tngraph.kernels.strides import (
     Ints,
     Layout,
     contiguous_strides,
@@ -37,6 +35,9 @@ from tngraph.planning.strides import (
     suggested_strides,
     suggests_channels_last,
 )
+from tngraph.language.network import Network
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.planning.region import leg_size
 
 ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import sympy
 
-from tngraph.planning.cost import evaluate_count, volume, work_unit
-from tngraph.planning.schedule import Operation
-from tngraph.planning.table import count_rows, format_formula, format_range, window_names
+from tngraph.kernels.cost import evaluate_count, volume, work_unit
+from tngraph.kernels.schedule import Operation
+from tngraph.plans.table import count_rows, format_formula, format_range, window_names
 
 if TYPE_CHECKING:
-    from tngraph.planning.plans import Plan, Regime
+    from tngraph.plans.plans import Plan, Regime
 
 LONGEST_NAME = 60
 """What a step contracts is cut to this [characters]."""

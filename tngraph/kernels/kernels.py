@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tngraph.kernels.cost import aliases, last_uses
+from tngraph.kernels.expressions import Call, Expression, Variable, value_names
+from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
+from tngraph.kernels.schedule import Block, Operation, Schedule, Stage
+from tngraph.kernels.windows import MOST_SPATIAL, convolve, lay_taps, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
-from tngraph.planning.cost import aliases, last_uses
-from tngraph.planning.expressions import Call, Expression, Variable, value_names
-from tngraph.planning.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
-from tngraph.planning.region import bare_legs, is_unit
-from tngraph.planning.schedule import Block, Operation, Schedule, Stage, leg_size
-from tngraph.planning.windows import MOST_SPATIAL, convolve, lay_taps, resolved_reads, unfold
+from tngraph.planning.region import bare_legs, is_unit, leg_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ from tngraph.language.text import parse
 from tngraph.planning.objectives import Goal, Machine
 from tngraph.planning.region import ContractionTree, Region, Step
 from tngraph.planning.rewrites import find_inlined, merge
-from tngraph.planning.table import format_leg, format_value
+from tngraph.plans.table import format_leg, format_value
 
 if TYPE_CHECKING:
-    from tngraph.planning.plans import Plan, Regime
+    from tngraph.plans.plans import Plan, Regime
 
 FORMAT = "tngraph plan"
 VERSION = 1

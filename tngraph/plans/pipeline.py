@@ -17,17 +17,13 @@ from typing import NamedTuple
 import sympy
 
 from tngraph.errors import PlanError
+from tngraph.kernels.folding import Varying, find_varying
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Equation, Network
 from tngraph.language.sizes import evaluate_size, product, symbol
-from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
-from tngraph.planning.cache import cache_key, find_cached
 from tngraph.planning.exact import MOST_LEAVES
-from tngraph.planning.folding import Varying, find_varying
-from tngraph.planning.fronts import Front, FrontSearch, find_front
 from tngraph.planning.objectives import Goal, Mode, Objective, Price, Pricing, Rate, Weighted, make_goal
 from tngraph.planning.pinning import Nested, Pin, match_pins, read_orders
-from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces, region_sizes
 from tngraph.planning.region import ContractionTree, Region, Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains, reached
@@ -35,6 +31,10 @@ from tngraph.planning.search import Search, find_order, pinned_tree, search_tree
 from tngraph.planning.sizing import number_sizes
 from tngraph.planning.slicing import slice_tree, tree_order
 from tngraph.planning.trees import Order, build_tree, order_cost
+from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.plans.cache import cache_key, find_cached
+from tngraph.plans.fronts import Front, FrontSearch, find_front
+from tngraph.plans.plans import Plan, Regime
 
 GRID = (1, 32, 1024)
 """The values of each of several free sizes at which trees are searched."""

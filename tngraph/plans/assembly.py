@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from tngraph.kernels.schedule import Stage
 from tngraph.language.network import Equation, Index, Network
 from tngraph.planning.objectives import Goal
-from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Range
 from tngraph.planning.region import ContractionTree, Region
 from tngraph.planning.rewrites import clean_term
-from tngraph.planning.schedule import Stage
+from tngraph.plans.plans import Plan, Regime
 
 
 class Cleaned(NamedTuple):

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import sympy
 
+from tngraph.kernels.cost import evaluate_count, volume, work_unit
+from tngraph.kernels.schedule import Operation
 from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import symbol
-from tngraph.planning.cost import evaluate_count, volume, work_unit
 from tngraph.planning.objectives import Goal, Machine, Rate, Weighted
-from tngraph.planning.region import ContractionTree
-from tngraph.planning.schedule import Operation, legs_size
+from tngraph.planning.region import ContractionTree, legs_size
 
 if TYPE_CHECKING:
-    from tngraph.planning.plans import Plan, Regime
+    from tngraph.plans.plans import Plan, Regime
 
 
 LONGEST_DRAWING = 400

@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import sympy
-
-from tngraph.language.network import Access, Equation, Function, Index, Leg, Network, Read
-from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.region import ContractionTree, StepKind, bare_legs, sliced_legs
+from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
+from tngraph.language.sizes import evaluate_size
+from tngraph.planning.region import ContractionTree, StepKind, bare_legs, legs_size, sliced_legs
 
 Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate"]
 
@@ -64,16 +62,6 @@ class Operation:
     function: Function | None = None
     pattern: tuple[Index, ...] = ()
     loops: tuple[Index, ...] = ()
-
-
-def leg_size(leg: Leg) -> sympy.Expr:
-    """The elements along a leg."""
-    return leg.leg.size if isinstance(leg, Read) else leg.size
-
-
-def legs_size(legs: Sequence[Leg]) -> sympy.Expr:
-    """The elements of a tensor with these legs."""
-    return product(leg_size(leg) for leg in legs)
 
 
 class _Writer:

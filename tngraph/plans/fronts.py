@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from tngraph.errors import PlanError
+from tngraph.kernels.cost import evaluate_count, keeps_values, needs_gradient, volume
+from tngraph.kernels.memory import Memory
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.cost import evaluate_count, keeps_values, needs_gradient, volume
-from tngraph.planning.memory import Memory
 from tngraph.planning.objectives import Price, Rate, Weighted
-from tngraph.planning.plans import Plan, Regime
-from tngraph.planning.region import ContractionTree
-from tngraph.planning.schedule import legs_size
-from tngraph.planning.table import draw_stages
+from tngraph.planning.region import ContractionTree, legs_size
+from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.table import draw_stages
 
 MOST_CAPS = 12
 """So many searches under ever smaller values; after half of them the values are halved."""
@@ -152,12 +151,13 @@ def _held(regime: Regime, memory: Memory) -> int:
 
 
 def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Regime]:
-    for trees in _tree_sets(search, numbers):
+    """The best trees first; these alone are cut, since slicing looks for other trees by itself."""
+    for k, trees in enumerate(_tree_sets(search, numbers)):
         regime = search.make(trees)
         yield regime
         if regime.goal.mode == "train":
             yield from (replace(regime, recomputed=again) for again in _recomputations(regime, numbers))
-        else:
+        elif k == 0:
             yield from _sliced(search, trees, numbers)
 
 

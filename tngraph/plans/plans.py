@@ -16,9 +16,7 @@ from pathlib import Path
 
 import sympy
 
-from tngraph.language.network import Index, Network
-from tngraph.language.sizes import product, symbol
-from tngraph.planning.cost import (
+from tngraph.kernels.cost import (
     Counts,
     aliases,
     elementwise,
@@ -29,16 +27,18 @@ from tngraph.planning.cost import (
     price_operations,
     training_macs,
 )
-from tngraph.planning.differences import PlanDifference, compare_plans
-from tngraph.planning.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
-from tngraph.planning.kernels import Kernels, write_kernels
-from tngraph.planning.memory import Memory, generic_sizes, trace_memory
+from tngraph.kernels.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
+from tngraph.kernels.kernels import Kernels, write_kernels
+from tngraph.kernels.memory import Memory, generic_sizes, trace_memory
+from tngraph.kernels.schedule import Block, Operation, Schedule, Stage, write_schedule
+from tngraph.language.network import Index, Network
+from tngraph.language.sizes import product, symbol
 from tngraph.planning.objectives import Goal, Price, Weighted
-from tngraph.planning.region import ContractionTree
-from tngraph.planning.saving import save_plan
-from tngraph.planning.schedule import Block, Operation, Schedule, Stage, legs_size, write_schedule
+from tngraph.planning.region import ContractionTree, legs_size
 from tngraph.planning.sizing import given_sizes, number_sizes
-from tngraph.planning.table import format_plan
+from tngraph.plans.differences import PlanDifference, compare_plans
+from tngraph.plans.saving import save_plan
+from tngraph.plans.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
 """The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import sympy
 
+from tngraph.kernels.expressions import Expression, Shape, permute, reshape
 from tngraph.language.network import Leg, Network
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.expressions import Expression, Shape, permute, reshape
-from tngraph.planning.schedule import legs_size
+from tngraph.planning.region import legs_size
 
 Axes = tuple[tuple[Leg, ...], ...]
 

@@ -20,16 +20,16 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
-from tngraph.planning.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.planning.objectives import Goal, Machine, Objective, Weighted, make_goal
-from tngraph.planning.plans import Plan, Regime
 from tngraph.planning.regimes import Range
 from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
-from tngraph.planning.replay import Replay, ReplayError, find_move
 from tngraph.planning.rewrites import merge
-from tngraph.planning.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
 from tngraph.planning.sizing import given_sizes, number_sizes
-from tngraph.planning.table import format_leg
+from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.replay import Replay, ReplayError, find_move
+from tngraph.plans.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
+from tngraph.plans.table import format_leg
 
 LONGEST_PLAN = 2**26
 """The longest file of a plan [bytes]."""

@@ -8,12 +8,11 @@ from math import gcd
 
 import sympy
 
+from tngraph.kernels.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis
+from tngraph.kernels.layout import Context, Tensor, arrange, axes_shape, separate
 from tngraph.language.network import Index, Leg, Read
 from tngraph.language.sizes import is_same
-from tngraph.planning.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis
-from tngraph.planning.layout import Context, Tensor, arrange, axes_shape, separate
-from tngraph.planning.region import position_range
-from tngraph.planning.schedule import leg_size
+from tngraph.planning.region import leg_size, position_range
 
 MOST_SPATIAL = 3
 """PyTorch convolves over at most three dimensions at once."""
