@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -304,6 +304,8 @@ def random_orders(network: Network, seed: int) -> dict[str, object]:
 
 @given(networks(), st.integers(0, 2**20))
 def test_every_pinned_order_is_verified(network: Network, seed: int):
+    """But for `sin` and `cos`, of which an argument of 10⁸ leaves eight digits, in whatever order it was summed."""
+    assume(not any(e.function and e.function.name in ("sin", "cos") for e in network.equations))
     sizes = dict.fromkeys(network.runtime_sizes(), 3)
     orders = random_orders(network, seed)
     plan = tg.plan(network, sizes, order=orders)

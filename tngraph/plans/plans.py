@@ -132,7 +132,7 @@ class Regime:
 
     @property
     def is_proven(self) -> bool:
-        """Whether every region's tree is proven optimal: at all sizes this is for, of several free ones on a grid."""
+        """Whether every region's tree is proven optimal, at all sizes this regime is for."""
         return all(tree.is_proven for tree in self.trees)
 
     @cached_property
@@ -257,7 +257,7 @@ class Plan:
 
     @property
     def is_proven(self) -> bool:
-        """Whether every tree of every regime is proven optimal (see `Regime.is_proven`)."""
+        """Whether every tree of every regime is proven optimal."""
         return all(regime.is_proven for regime in self.regimes)
 
     @property

@@ -134,9 +134,7 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
     pinned = sum(tree.is_pinned for tree in regime.trees)
     by_hand = f", {pinned} pinned by hand" if pinned else ""
     fixed = [f"{name} = {value}" for name, value in plan.sizes.items() if name not in plan.free]
-    searched = ", ".join([*(f"every {name}" for name in plan.free if len(plan.free) == 1), *fixed]) or "fixed sizes"
-    if len(plan.free) > 1:
-        searched = f"a grid of {', '.join(plan.free)}" + (f" and {searched}" if fixed else "")
+    searched = ", ".join([*(f"every {name}" for name in plan.free), *fixed]) or "fixed sizes"
     return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
 
 
