@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tngraph as tg
 from tests.networks import networks
 from tngraph.language.network import Network
-from tngraph.plans import cache, pipeline
+from tngraph.plans import cache, pipeline, tasks
 
 RING = "examples/specs/ring_tied.tn"
 CHAIN = """network chain { size batch; size D = 4; input x[batch, b0:D]; index b{1..5}: D
@@ -32,14 +32,15 @@ WINDOWS = """network windows { size batch; size h; input x[batch, p:h, q:9]; par
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The searches that are made, by what they are made with."""
     made: list[str] = []
-    for name in ("find_pieces", "search_tree", "_solve_points"):
-        inner = getattr(pipeline, name)
+    places = {"find_pieces": pipeline, "search_tree": tasks, "_solve_points": pipeline}
+    for name, module in places.items():
+        inner = getattr(module, name)
 
         def count(*args: Any, name: str = name, inner: Any = inner) -> Any:
             made.append(name)
             return inner(*args)
 
-        monkeypatch.setattr(pipeline, name, count)
+        monkeypatch.setattr(module, name, count)
     return made
 
 

@@ -1,0 +1,98 @@
+"""Planning within bounds: of memory, by the front of cost against bytes, or of the largest value that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import inf
+
+from tngraph.errors import PlanError
+from tngraph.language.network import Network
+from tngraph.planning.exact import MOST_LEAVES
+from tngraph.planning.objectives import Pricing, Rate
+from tngraph.planning.region import ContractionTree, Topology
+from tngraph.planning.search import find_order
+from tngraph.planning.slicing import slice_tree, tree_order
+from tngraph.planning.trees import Order, build_tree, order_cost
+from tngraph.plans.assembly import assemble_plan, clean_equations
+from tngraph.plans.fronts import FrontSearch
+from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.tasks import Slot, Task, find_tree, slots_of
+
+
+def plan_within(task: Task, merged: Network, most: int) -> Plan:
+    """The cheapest plan found that writes no larger value: with other trees, or in slices.
+
+    Raises:
+        PlanError: there is none.
+    """
+    search, rate = front_search(task, merged), task.goal.rate
+    whole = search.find(None, rate) or ()
+    is_small = all(len(tree.region.accesses) <= MOST_LEAVES for tree in whole)
+    within = search.find(most, rate) if is_small else None
+    try:
+        found = [search.make(trees) for trees in search.cut(whole, most)]
+    except PlanError:
+        if within is None:
+            raise
+        found = []
+    if within is not None:
+        found.append(search.make(within))
+    return Plan((min(found, key=lambda regime: regime.price(task.numbers)),))
+
+
+def check_given(task: Task) -> None:
+    """Refuse a run-time size without a number: memory grows with it.
+
+    Raises:
+        PlanError: there is one.
+    """
+    missing = [name for name in task.network.runtime_sizes() if name not in task.given]
+    if missing:
+        raise PlanError(
+            f"how much memory a plan takes depends on {', '.join(map(repr, missing))}\n"
+            "  give every run-time size a number: it is the largest that the limit is to hold for"
+        )
+
+
+def front_search(task: Task, merged: Network) -> FrontSearch:
+    """How the trees of a network are found, cut and put together."""
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in slots_of(task, merged, cleaned) for slot in each]
+
+    def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
+        trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]
+        return tuple(tree for tree in trees if tree is not None) if None not in trees else None
+
+    def cut(trees: tuple[ContractionTree, ...], most: int) -> Iterator[tuple[ContractionTree, ...]]:
+        pairs = [_cut_tree(task, slot, tree, most) for slot, tree in zip(slots, trees, strict=True)]
+        yield from dict.fromkeys(zip(*pairs, strict=True))
+
+    def make(trees: tuple[ContractionTree, ...]) -> Regime:
+        made = assemble_plan(task.network, merged, cleaned, [(1, None, trees)], task.numbers, task.goal, ())
+        return made.regimes[0]
+
+    return FrontSearch(find, cut, make)
+
+
+def _find_tree_within(task: Task, slot: Slot, pricing: Pricing) -> ContractionTree | None:
+    """The best tree of a slot under another pricing; None where values get larger than they may."""
+    if slot.pin is not None:
+        return find_tree(task, slot)
+    topology = Topology(slot.region, task.numbers, pricing)
+    order, is_proven = find_order(topology, task.search)
+    return build_tree(topology, order, is_proven) if order_cost(topology, order) < inf else None
+
+
+def _cut_tree(task: Task, slot: Slot, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
+    """A tree in slices, in the order that was sliced and in the best one of a slice."""
+    if len(slot.region.accesses) == 1:
+        return tree, tree
+    found = slice_tree(tree, task.numbers, most, task.search)
+    topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
+    cut: Order = tuple(tree_order(found.tree))
+    if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
+        best: Order = cut
+    else:
+        best, _ = find_order(topology, task.search, [cut])
+    return build_tree(topology, cut, False), build_tree(topology, best, False)
