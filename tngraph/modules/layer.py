@@ -22,7 +22,7 @@ from tngraph.errors import PlanError, SizeError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
-from tngraph.modules.verification import Verification, join_verifications, verify_layer
+from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
 from tngraph.planning.search import Search
 from tngraph.plans.pipeline import plan as plan_network
 from tngraph.plans.pipeline import plan_for_serving
@@ -103,8 +103,12 @@ class Layer(nn.Module):
         """
         if inputs or len(self.plan.regimes) == 1:
             return verify_layer(self, self.plan, self.printed, self.sizes(), inputs, seed, sizes)
-        regimes = zip(describe_regimes(self.plan), self.plan.each(), strict=True)
-        return join_verifications({where: self._under(plan).verify(sizes=sizes, seed=seed) for where, plan in regimes})
+        reference = Reference(self.plan.network, self.sizes())
+        found = {}
+        for where, plan in zip(describe_regimes(self.plan), self.plan.each(), strict=True):
+            layer = self._under(plan)
+            found[where] = verify_layer(layer, plan, layer.printed, self.sizes(), (), seed, sizes, reference)
+        return join_verifications(found)
 
     def fold(self, memory_limit: int | None = None) -> Layer:
         """This layer for serving: with the same params in memory, which take no gradient and are not to change.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -103,6 +103,41 @@ def join_verifications(found: Mapping[str, Verification]) -> Verification:
     return Verification(first.name, first.sizes, tuple(checks))
 
 
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class Reference:
+    """What a network means, asked for by several layers of it: evaluated once for the same arrays."""
+
+    def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
+        self.network, self.sizes = network, sizes
+        self._known: dict[str, tuple[list[Any], Any]] = {}
+
+    def values(self, arrays: Arrays) -> tuple[Any, ...]:
+        """The results, one per output."""
+        found: tuple[Any, ...] = self._once(
+            "values", list(arrays.values()), lambda: _tuple(evaluate(self.network, arrays, self.sizes))
+        )
+        return found
+
+    def gradients(self, arrays: Arrays, cotangents: Sequence[Any]) -> dict[str, Any]:
+        """The gradients by tensor, in a direction per output."""
+        direction = cotangents if len(cotangents) > 1 else cotangents[0]
+        found: dict[str, Any] = self._once(
+            "gradients",
+            [*arrays.values(), *cotangents],
+            lambda: gradients(self.network, arrays, direction, self.sizes),
+        )
+        return found
+
+    def _once(self, what: str, given: list[Any], compute: Callable[[], Any]) -> Any:
+        before, found = self._known.get(what, ([], None))
+        if len(before) != len(given) or not all(map(np.array_equal, before, given)):
+            found = compute()
+            self._known[what] = given, found
+        return found
+
+
 def verify_layer(
     layer: nn.Module,
     plan: Plan,
@@ -111,6 +146,7 @@ def verify_layer(
     inputs: Sequence[torch.Tensor],
     seed: int = 0,
     runtime: Mapping[str, int] | None = None,
+    reference: Reference | None = None,
 ) -> Verification:
     """Compare a layer with the reference and with what executes; see `Layer.verify`.
 
@@ -135,7 +171,7 @@ def verify_layer(
     if printed.buffers:
         wide.refold()  # type: ignore[operator]
     checks = [
-        *_check_meaning(wide, stored, sizes, values, generator),
+        *_check_meaning(wide, stored, reference or Reference(network, sizes), values, generator),
         *(() if is_complex and _convolves(plan) else _check_costs(wide, plan, numbers, values)),
         _count("params", "elements", evaluate_count(plan.params, numbers), sum(p.numel() for p in layer.parameters())),
         *_check_folded(layer, plan, printed, numbers),
@@ -213,7 +249,7 @@ def _fill_zeros(tensors: Mapping[str, torch.Tensor], generator: torch.Generator)
 def _check_meaning(
     layer: nn.Module,
     stored: _Stored,
-    sizes: Mapping[str, int],
+    reference: Reference,
     inputs: Sequence[torch.Tensor],
     generator: torch.Generator,
 ) -> list[Check]:
@@ -224,7 +260,7 @@ def _check_meaning(
     network = stored.plan.network
     leaves = dict(zip((port.name for port in network.inputs), _leaves(stored.plan, inputs), strict=True))
     arrays = {n: t.detach().numpy() for n, t in (stored.of(layer, "param", "buffer") | leaves).items()}
-    expected, outputs = _tuple(evaluate(network, arrays, sizes)), _tuple(layer(*leaves.values()))
+    expected, outputs = reference.values(arrays), _tuple(layer(*leaves.values()))
     checks = [
         _compare(f"value of {port.name}", e, o) for port, e, o in zip(network.outputs, expected, outputs, strict=True)
     ]
@@ -240,7 +276,7 @@ def _check_meaning(
         materialize_grads=True,
     )
     cotangents = [direction.numpy().conj() for direction in directions]
-    wanted = gradients(network, arrays, cotangents if len(cotangents) > 1 else cotangents[0], sizes)
+    wanted = reference.gradients(arrays, cotangents)
     least = SMALL_GRADIENT * max(float(np.abs(wanted[name]).max(initial=0.0)) for name in tensors)
     for name, gradient in zip(tensors, found, strict=True):
         checks.append(_compare(f"gradient of {name}", wanted[name], gradient.conj().resolve_conj(), least))
