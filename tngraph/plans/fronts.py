@@ -104,8 +104,8 @@ def describe_point(plan: Plan) -> str:
     """The trees of a plan in one line, with what it slices and what it makes anew."""
     (regime,) = plan.regimes
     sliced = dict.fromkeys(index.name for tree in regime.trees for index in tree.sliced)
-    again = [regime.operations[k].name for first, last in regime.recomputed for k in range(first, last)]
-    made = [name for name in again if name not in {core.name for core in plan.network.cores}]
+    again = [regime.operations[k] for first, last in regime.recomputed for k in range(first, last)]
+    made = [op.name for op in again if op.kind != "load"]
     notes = [f"slices of {', '.join(sliced)}"] * bool(sliced) + [f"{', '.join(made)} made anew"] * bool(made)
     return "; ".join([draw_stages(regime), *notes])
 
