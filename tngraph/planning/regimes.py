@@ -143,7 +143,8 @@ class Solver:
         """The best tree at one value."""
         if value not in self.solved:
             topology = Topology(self.region, self.numbers_at(value), self.pricing)
-            order, is_proven = find_order(topology, self.search, self.orders)
+            is_end = len(self.solved) < 2  # in between, what was proposed at both ends is compared
+            order, is_proven = find_order(topology, self.search, self.orders, proposes=is_end)
             tree = build_tree(topology, order, is_proven)
             if tree not in self.trees:
                 self.orders.append(order)

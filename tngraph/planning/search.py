@@ -77,7 +77,9 @@ class Search:
         return DEFAULT_TRIALS if self.trials is None and self.seconds is None else self.trials
 
 
-def find_order(topology: Topology, search: Search, known: Sequence[Order] = ()) -> tuple[Order, bool]:
+def find_order(
+    topology: Topology, search: Search, known: Sequence[Order] = (), *, proposes: bool = False
+) -> tuple[Order, bool]:
     """The best order found for a region, and whether it is proven to be the cheapest there is.
 
     An interruption (``KeyboardInterrupt``) ends the trials of a large region, and the best so far stands.
@@ -85,12 +87,13 @@ def find_order(topology: Topology, search: Search, known: Sequence[Order] = ()) 
     Args:
         topology: the region at numeric sizes, with its pricing.
         search: seed and effort.
-        known: orders found at other sizes; where a proof follows, one of them is a start that needs no proposals.
+        known: orders found before; one of them is a start that needs no proposals.
+        proposes: ask for proposals all the same where no proof follows.
     """
     graph = hypergraph(topology)
     is_large = len(graph.legs) > MOST_LEAVES
     orders = list(known)
-    if is_large or not orders:
+    if not orders or (is_large and proposes):
         propose_orders = _large_orders if is_large else _small_orders
         orders.append(_cheapest(topology, graph, search, propose_orders, lambda order: order))
     return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
