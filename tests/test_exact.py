@@ -14,6 +14,7 @@ import tngraph as tg
 from tests.networks import networks
 from tngraph.language.network import Index, Network, Read
 from tngraph.planning.exact import MOST_LEAVES, prove_order
+from tngraph.planning.objectives import Pricing
 from tngraph.planning.region import Region, Topology, Value
 from tngraph.planning.rewrites import clean_term
 from tngraph.planning.search import Search, search_tree
@@ -29,6 +30,9 @@ def least_cost(topology: Topology) -> int:
     """The cheapest way to join all leaves, by trying every pair of every set of values left, unfolded or not."""
     best: dict[frozenset[Value], int] = {}
 
+    def fits(value: Value, laid_out: Value) -> bool:
+        return laid_out == value or not topology.is_too_large(laid_out)
+
     def finish(values: frozenset[Value]) -> int:
         if len(values) == 1:
             return 0
@@ -39,7 +43,8 @@ def least_cost(topology: Topology) -> int:
                     for left, right in itertools.combinations(values, 2)
                     for a in opened(topology, left)
                     for b in opened(topology, right)
-                    if (joined := topology.join(a, b)) is not None
+                    if (joined := topology.join(a, b)) is not None and fits(left, a) and fits(right, b)
+                    if not topology.is_too_large(joined)
                 ),
                 default=2**59,
             )
@@ -71,6 +76,17 @@ def test_the_program_finds_the_cheapest_of_all_trees(network: Network, scale: in
             order, is_proven = prove_order(topology, left_to_right(len(topology.leaves)))
             assert is_proven
             assert order_cost(topology, order) == least_cost(topology)
+
+
+@given(networks(max_equations=1), st.integers(2, 60))
+def test_the_program_finds_the_cheapest_tree_of_small_values(network: Network, most: int):
+    """What is laid out is written too: it counts against the most elements of a value."""
+    numbers = tg.plan(network, {name: 2 + k for k, name in enumerate(network.runtime_sizes())}).sizes
+    for region in regions(network):
+        topology = Topology(region, numbers, Pricing(most_elements=most))
+        if 2 <= len(topology.leaves) <= 5 and not topology.unfit:
+            order, _ = prove_order(topology, left_to_right(len(topology.leaves)))
+            assert min(order_cost(topology, order), 2**59) == least_cost(topology)
 
 
 CONVOLUTION = """network deep {

@@ -13,7 +13,9 @@ import tngraph as tg
 from tests.networks import TABLE, networks
 from tngraph.kernels.cost import keeps_values, needs_gradient
 from tngraph.language.network import Network
+from tngraph.language.sizes import evaluate_size
 from tngraph.modules.measuring import measure_peak, measure_saved
+from tngraph.planning.region import legs_size
 from tngraph.plans.fronts import Front
 from tngraph.plans.plans import Plan, Regime
 
@@ -111,6 +113,38 @@ def test_no_step_before_the_result_writes_more_than_the_largest_value(most: int)
         assert size <= most
     if most >= 64:  # below, thousands of slices take their time
         assert tg.compile(plan).verify().is_equal
+
+
+TAPS = """network taps {
+  size batch
+  input x[batch, c:4, H:20]
+  param w[kh:3, lh:4, c, t:2]
+  param v[t, u:3]
+  y[batch, u, h:20] = x[batch, c, h + kh + lh - 2] * w * v
+  output y[batch, u, h]
+}"""
+
+
+@pytest.mark.parametrize(("most", "sliced"), [(2_000, ""), (1_500, "batch"), (800, "c")])
+def test_windows_that_are_laid_out_are_no_larger_than_the_largest_value(most: int, sliced: str):
+    plan = tg.plan(tg.parse(TAPS), {"batch": 2}, largest=most)
+    (tree,) = plan.regimes[0].trees
+    assert "".join(index.name for index in tree.sliced) == sliced
+    assert plan.at().largest <= most
+    assert plan.is_proven == (not sliced)
+    assert tg.compile(plan).verify().is_equal
+
+
+def test_an_order_by_hand_is_sliced_and_stays_pinned():
+    network, order = tg.load(FC2), "x w1 w2 w3 w4"
+    plan = tg.plan(network, {"batch": 16}, order=order, largest=500)
+    pinned, _ = plan.regimes[0].trees
+    assert pinned.is_pinned
+    assert pinned.sliced
+    for step in pinned.steps[:-1]:
+        assert evaluate_size(legs_size(step.legs), plan.sizes) <= 500
+    assert tg.compile(plan).verify().is_equal
+    assert plan == tg.plan(network, {"batch": 16}, order=order, largest=500)
 
 
 def test_slices_take_gradients_copies_and_states():

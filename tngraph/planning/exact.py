@@ -135,9 +135,16 @@ class _Program:
         self._fill_choices(held & self.alive)
         self._fill_prices()
         self.cost = np.full((1 << self.reads, len(subsets)), self.infinite)
-        self.cost[:, 1 << np.arange(self.leaves)] = 0
+        for leaf in self.topology.leaves:
+            is_written = np.any([self._is_laid_out(read) for read, _ in leaf.folded], axis=0)
+            is_out = (is_written & self.is_too_large[:, leaf.leaves]) | bool(self.topology.unfit & leaf.leaves)
+            self.cost[:, leaf.leaves] = np.where(is_out, self.infinite, 0)
         self.split = np.zeros(self.cost.shape, dtype=np.int64)
         self.origin = np.zeros_like(self.split)
+
+    def _is_laid_out(self, read: int) -> npt.NDArray[np.bool_]:
+        """For every choice whether it lays a read out."""
+        return (np.arange(1 << self.reads) >> read & 1).astype(bool)
 
     def _fill_prices(self) -> None:
         """What prices depend on beside the volume: sizes, gradients, and which values are folded."""
@@ -179,12 +186,11 @@ class _Program:
     @property
     def _beyond(self) -> int:
         """A size that is more than any that matters [elements]."""
+        if not self.is_integral:
+            return _LARGEST
         pricing = self.topology.pricing
-        return (
-            _LARGEST
-            if not self.is_integral
-            else max(int(self.cap), pricing.most_folded or 0, pricing.most_elements or 0) + 1
-        )
+        most = max(int(self.cap), pricing.most_folded or 0, pricing.most_elements or 0)
+        return min(most + 1, int(_highest(pricing.rate)))  # what is larger costs more than the cap allows
 
     def _product(self, masks: Masks, positions: Masks) -> Prices:
         """The product of the sizes under each mask times positions; integers are clipped where they are beyond."""
@@ -244,11 +250,12 @@ class _Program:
         return blocked
 
     def _close(self, subsets: Masks) -> None:
-        """A folded value may be laid out at no cost; one that has nothing folded is the same in both rows."""
+        """A folded value may be laid out for nothing, if it fits; one with nothing folded is the same in both rows."""
         for read in range(self.reads):
             for choice in range(1 << self.reads):
                 if not choice >> read & 1:
-                    self._improve(choice | 1 << read, choice, subsets)
+                    target = choice | 1 << read
+                    self._improve(target, choice, subsets[~self.is_too_large[target, subsets]])
                     same = subsets[~self.is_foldable[read][subsets]]
                     self._improve(choice, choice | 1 << read, same)
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from tngraph.errors import PlanError
 from tngraph.language.network import Network
+from tngraph.language.sizes import LARGEST
 
 Mode = Literal["infer", "train", "serve"]
 MODES = get_args(Mode)
@@ -223,20 +224,20 @@ def make_goal(
     """
     if mode not in MODES:
         raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
-    if memory_limit is not None and not _is_positive(memory_limit):
-        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is a positive integer, in bytes")
-    if largest is not None and not _is_positive(largest):
-        raise PlanError(f"the largest value is {largest!r}\n  it is a positive integer, in elements")
+    if memory_limit is not None and not _is_count(memory_limit):
+        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is an integer from 1 to 2**62, in bytes")
+    if largest is not None and not _is_count(largest):
+        raise PlanError(f"the largest value is {largest!r}\n  it is an integer from 1 to 2**62, in elements")
     if largest is not None and (memory_limit is not None or minimize == "memory"):
         raise PlanError("largest and memory are two limits\n  give one of largest=…, memory_limit=…, minimize='memory'")
-    if not _is_positive(itemsize):
+    if not _is_count(itemsize):
         raise PlanError(f"the itemsize is {itemsize!r}\n  it is the bytes of an element: 4 for float32")
     trained = _read_trained(network, mode, {} if requires_grad is None else requires_grad)
     return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit, largest)
 
 
-def _is_positive(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST
 
 
 def _read_trained(network: Network, mode: Mode, requires_grad: Mapping[str, bool]) -> frozenset[str]:

@@ -255,6 +255,18 @@ class Topology:
             return False
         return self.size(value) > most and not self.is_folded(value)
 
+    @cached_property
+    def unfit(self) -> int:
+        """The set of the leaves that are prepared in steps which write more than one may; of several leaves."""
+        most = self.pricing.most_elements
+        if most is None or len(self.leaves) == 1:
+            return 0
+        return sum(
+            leaf.leaves
+            for leaf, steps in zip(self.leaves, self.preparation, strict=True)
+            if not self.is_folded(leaf) and any(evaluate_size(legs_size(legs), self.named) > most for _, legs in steps)
+        )
+
     def is_folded(self, value: Value) -> bool:
         """Whether a value is made before the first call."""
         return not value.leaves & ~self.pricing.fixed and self.pricing.is_folded(value.leaves, self.size(value))

@@ -43,7 +43,9 @@ def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
         One mapping per value in single-assignment numbering; a mapping may hold several values where reads are
         folded in some and laid out in others.
     """
-    nodes: list[dict[Value, State]] = [{leaf: State(0, None)} for leaf in topology.leaves]
+    nodes: list[dict[Value, State]] = [
+        {} if leaf.leaves & topology.unfit else {leaf: State(0, None)} for leaf in topology.leaves
+    ]
     for left, right in order:
         found: dict[Value, State] = {}
         for a, b, cost in _operand_pairs(topology, nodes[left], nodes[right]):
@@ -61,9 +63,14 @@ def _operand_pairs(
 ) -> Iterable[tuple[Value, Value, Price]]:
     for a, state_a in left.items():
         for b, state_b in right.items():
-            for open_a in opened(topology, a):
-                for open_b in opened(topology, b):
+            for open_a in _within(topology, a):
+                for open_b in _within(topology, b):
                     yield open_a, open_b, state_a.cost + state_b.cost
+
+
+def _within(topology: Topology, value: Value) -> Iterable[Value]:
+    """A value as it is, and laid out where that does not write more than may be written."""
+    return (each for each in opened(topology, value) if each == value or not topology.is_too_large(each))
 
 
 def order_cost(topology: Topology, order: Order) -> Price:

@@ -77,11 +77,14 @@ def front_search(task: Task, merged: Network) -> FrontSearch:
 
 def _find_tree_within(task: Task, slot: Slot, pricing: Pricing) -> ContractionTree | None:
     """The best tree of a slot under another pricing; None where values get larger than they may."""
-    if slot.pin is not None:
-        return find_tree(task, slot)
     topology = Topology(slot.region, task.numbers, pricing)
-    order, is_proven = find_order(topology, task.search)
-    return build_tree(topology, order, is_proven) if order_cost(topology, order) < inf else None
+    if slot.pin is None:
+        order, is_proven = find_order(topology, task.search)
+    else:
+        order, is_proven = tuple(tree_order(find_tree(task, slot))), False
+    if order_cost(topology, order) == inf:
+        return None
+    return replace(build_tree(topology, order, is_proven), is_pinned=slot.pin is not None)
 
 
 def _cut_tree(task: Task, slot: Slot, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
@@ -89,10 +92,13 @@ def _cut_tree(task: Task, slot: Slot, tree: ContractionTree, most: int) -> tuple
     if len(slot.region.accesses) == 1:
         return tree, tree
     found = slice_tree(tree, task.numbers, most, task.search)
+    if found.tree == tree and not found.indices:
+        return tree, tree
     topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
     cut: Order = tuple(tree_order(found.tree))
     if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
         best: Order = cut
     else:
         best, _ = find_order(topology, task.search, [cut])
-    return build_tree(topology, cut, False), build_tree(topology, best, False)
+    first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
+    return first, second
