@@ -1,6 +1,7 @@
-"""What every test stands on: how many examples hypothesis draws, the threads of a worker, a cache of its own."""
+"""What every test stands on: how many examples hypothesis draws, threads, random numbers and a cache of its own."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,10 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TNGRAPH_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def random_numbers() -> None:
+    """The same params in a test whatever ran before it; PyTorch itself starts from one seed, if it is not there yet."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

@@ -407,6 +407,11 @@ POOL = ("a", "b", "W.c", "d", "V.k.e", "f", "g")
 FOLDERS = ("", "", "", "W.", "V.k.")
 
 
+def is_steady(network: Network) -> bool:
+    """Whether rounding stays rounding: `sin` and `cos` of an argument of 10⁸ leave eight digits, however summed."""
+    return not any(e.function and e.function.name in ("sin", "cos") for e in network.equations)
+
+
 @dataclass
 class _Maker:
     """A network in the making: the pool of indices its terms use, and what has been defined so far."""

@@ -686,7 +686,7 @@ OBJECTIVES = (
 WEIGHTS = "\n  weights are for 'flops' and 'writes': 0, or numbers from 1/1000 to 2**20"
 PRICES = " for a step of 12 operations\n  a function of a step says a finite number, 0 or more"
 TENSORS = "\n  tensors: x, a, c, f"
-BYTES = "\n  it is an integer from 1 to 2**62, in bytes"
+BYTES = "\n  it is an integer from 0 to 2**62, in bytes"
 ITEMS = "\n  it is the bytes of an element: 4 for float32"
 
 REQUESTS = [
@@ -729,7 +729,12 @@ REQUESTS = [
         "requires_grad is ['a']\n  it says True or False of tensors, as {'w1': False}",
     ),
     ({"requires_grad": {"a": "no"}}, "requires_grad says 'no' of 'a'\n  it is True or False"),
-    ({"memory_limit": 0}, "the memory limit is 0" + BYTES),
+    ({"memory_limit": -1}, "the memory limit is -1" + BYTES),
+    ({"memory_limit": False}, "the memory limit is False" + BYTES),
+    (
+        {"minimize": "memory", "mode": "serve"},
+        "minimize is 'memory' in serve\n  there memory_limit says how much is folded into buffers",
+    ),
     ({"memory_limit": 2**80}, f"the memory limit is {2**80}" + BYTES),
     ({"memory_limit": 1e9}, "the memory limit is 1000000000.0" + BYTES),
     ({"memory_limit": True}, "the memory limit is True" + BYTES),

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tngraph as tg
-from tests.networks import TABLE, networks
+from tests.networks import TABLE, is_steady, networks
 from tngraph.kernels.cost import keeps_values, needs_gradient
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
@@ -95,6 +95,34 @@ def test_memory_needs_the_sizes_that_it_grows_with():
         )
 
 
+def test_what_is_no_front_is_said():
+    with pytest.raises(tg.PlanError, match="a front is of cost against memory"):
+        tg.front(tg.load(FC2), {"batch": 4}, minimize="memory")
+    with pytest.raises(tg.PlanError, match="there is no front in serve"):
+        tg.front(tg.load(FC2), {"batch": 4}, mode="serve")
+
+
+def test_nothing_kept_is_a_limit_too():
+    assert tg.plan(tg.load(NTT), {"batch": 4}, mode="train", memory_limit=0).at().saved == 0
+
+
+def test_what_are_no_arguments_is_said():
+    network = tg.load(FC2)
+    with pytest.raises(TypeError, match="sizes are numbers by name"):
+        tg.plan(network, [3])
+    with pytest.raises(TypeError, match=r"a search is tg\.Search"):
+        tg.plan(network, search=3)
+    with pytest.raises(TypeError, match="a plan is compared with a plan"):
+        tg.plan(network).diff(3)
+    with pytest.raises(tg.PlanError, match="a function of a step says a finite number"):
+        tg.plan(network, {"batch": 4}, minimize=lambda work: 10**400)
+
+
+def test_serving_keeps_the_largest_value():
+    layer = tg.compile(tg.plan(tg.load(FC2), {"batch": 4}, largest=300))
+    assert layer.fold().plan.goal.largest == 300
+
+
 def test_two_limits_are_refused():
     with pytest.raises(tg.PlanError, match="largest and memory are two limits"):
         tg.plan(tg.load(FC2), {"batch": 4}, largest=100, memory_limit=100)
@@ -176,6 +204,7 @@ def intervals(regime: Regime, seed: int) -> tuple[int, int] | None:
 @settings(max_examples=40)
 @given(networks(), st.integers(0, 2**20))
 def test_whatever_is_made_anew_is_counted(network: Network, seed: int):
+    assume(is_steady(network))
     plan = tg.plan(network, dict.fromkeys(network.runtime_sizes(), 3), mode="train")
     (regime,) = plan.regimes
     chosen = intervals(regime, seed)
@@ -186,6 +215,7 @@ def test_whatever_is_made_anew_is_counted(network: Network, seed: int):
 @settings(max_examples=25)
 @given(networks(reads=False), st.integers(8, 40))
 def test_whatever_is_sliced_is_counted(network: Network, most: int):
+    assume(is_steady(network))
     plan = tg.plan(network, dict.fromkeys(network.runtime_sizes(), 3), largest=most)
     assert tg.compile(plan).verify().is_equal
 

@@ -11,14 +11,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim
 from torch.func import functional_call, stack_module_state, vmap
 
 import tngraph as tg
-from tests.networks import TABLE, networks
+from tests.networks import TABLE, is_steady, networks
 from tngraph.kernels.folding import merge_foldings
 from tngraph.language.network import Network
 from tngraph.modules import Conv2d, Linear
@@ -66,6 +66,7 @@ def test_every_feature_is_verified(name: str):
 
 @given(networks(), st.sampled_from([None, 8, 40, 400]))
 def test_a_serving_layer_is_verified_and_within_its_limit(network: Network, limit: int | None):
+    assume(is_steady(network))
     sizes = {name: 4 + k for k, name in enumerate(network.runtime_sizes())}
     plan = serve(network, sizes, memory_limit=limit)
     assert limit is None or plan.at().folded <= limit

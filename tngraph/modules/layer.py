@@ -113,8 +113,9 @@ class Layer(nn.Module):
     def fold(self, memory_limit: int | None = None) -> Layer:
         """This layer for serving: with the same params in memory, which take no gradient and are not to change.
 
-        What no input goes into is computed here, once, and stored in buffers. A layer that is made for serving computes
-        its buffers anew, as after a change of its params that was no ``load_state_dict``, and is returned itself.
+        Its orders are searched anew; one that was given by hand is not kept. What no input goes into is computed here,
+        once, and stored in buffers. A layer that is made for serving computes its buffers anew, as after a change of
+        its params that was no ``load_state_dict``, and is returned itself.
 
         Args:
             memory_limit: of the buffers together; None for none [bytes].

@@ -111,7 +111,7 @@ class PerStep:
 
     def _price(self, work: Work) -> float:
         price: object = self.function(work)
-        is_number = isinstance(price, int | float | np.number) and not isinstance(price, bool)
+        is_number = isinstance(price, int | float | np.number) and not isinstance(price, bool) and price < _HIGHEST
         if not is_number or not 0 <= float(price) < inf:  # type: ignore[arg-type]
             raise PlanError(
                 f"minimize gave {price!r} for a step of {work.operations:,} operations\n"
@@ -128,6 +128,8 @@ _NAMED: Mapping[str, Rate] = {
     "time": Machine(),
 }
 """Objectives by name. What minimises memory is no sum over steps: it is chosen among plans (see `kernels.memory`)."""
+_HIGHEST = 10**300
+"""A function of a step may say less than this."""
 _FINEST = 1000
 """Weights are taken as fractions with denominators up to this."""
 
@@ -224,8 +226,10 @@ def make_goal(
     """
     if mode not in MODES:
         raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
-    if memory_limit is not None and not _is_count(memory_limit):
-        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is an integer from 1 to 2**62, in bytes")
+    if memory_limit is not None and not _is_count(memory_limit, 0):
+        raise PlanError(f"the memory limit is {memory_limit!r}\n  it is an integer from 0 to 2**62, in bytes")
+    if mode == "serve" and minimize == "memory":
+        raise PlanError("minimize is 'memory' in serve\n  there memory_limit says how much is folded into buffers")
     if largest is not None and not _is_count(largest):
         raise PlanError(f"the largest value is {largest!r}\n  it is an integer from 1 to 2**62, in elements")
     if largest is not None and (memory_limit is not None or minimize == "memory"):
@@ -236,8 +240,8 @@ def make_goal(
     return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit, largest)
 
 
-def _is_count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST
+def _is_count(number: object, least: int = 1) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and least <= number <= LARGEST
 
 
 def _read_trained(network: Network, mode: Mode, requires_grad: Mapping[str, bool]) -> frozenset[str]:

@@ -136,7 +136,7 @@ _GOAL = {
     "minimize": "anything",
     "trained": "a list of texts",
     "itemsize": "a positive integer",
-    "memory_limit": "a positive integer or null",
+    "memory_limit": "an integer from 0 or null",
     "largest": "a positive integer or null",
     "most_folded": "an integer from 0 or null",
 }

@@ -77,6 +77,7 @@ def plan(
     """
     if not isinstance(network, Network):
         raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
+    _check_arguments(sizes, search)
     goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit, largest)
     given = dict(sizes or {})
     numbers = number_sizes(network, given)
@@ -130,7 +131,10 @@ def front(
         SizeError: an unknown size, or a number that is not a positive integer.
         PlanError: a run-time size without a number, or arguments that do not fit the network.
     """
+    _check_arguments(sizes, search)
     goal = make_goal(network, mode, minimize, requires_grad, itemsize)
+    if minimize == "memory":
+        raise PlanError("a front is of cost against memory\n  minimize says what cost is: flops, writes, time, …")
     if mode == "serve":
         raise PlanError("there is no front in serve\n  memory_limit says how much is folded into buffers")
     task = Task(network, dict(sizes or {}), goal, search or Search(), {})
@@ -155,11 +159,23 @@ def _fold_within(task: Task, network: Network, limit: int) -> Plan:
         most = min(most // 2, largest - 1)
 
 
+def _check_arguments(sizes: object, search: object) -> None:
+    """Refuse what is no sizes or no search.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if sizes is not None and not isinstance(sizes, Mapping):
+        raise TypeError(f"sizes are numbers by name, as {{'batch': 64}}, and not {sizes!r}")
+    if search is not None and not isinstance(search, Search):
+        raise TypeError(f"a search is tg.Search(…), and not {search!r}")
+
+
 def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | None, itemsize: int) -> Plan:
     """Plan the network of another plan for calls with weights that never change.
 
     Args:
-        known: whose objective, run-time sizes and gradients of inputs are kept.
+        known: whose objective, run-time sizes, gradients of inputs and largest value are kept; an order by hand is not.
         sizes: numbers for compile-time sizes.
         memory_limit: what may be folded into buffers [bytes].
         itemsize: of an element [bytes].
@@ -173,9 +189,10 @@ def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | 
         network,
         {**fixed, **sizes},
         mode="serve",
-        minimize=goal.minimize,
+        minimize="flops" if goal.minimize == "memory" else goal.minimize,
         requires_grad={port.name: port.name in goal.trained for port in network.inputs},
         memory_limit=memory_limit,
+        largest=goal.largest,
         itemsize=itemsize,
     )
 

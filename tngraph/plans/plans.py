@@ -427,7 +427,10 @@ class Plan:
 
         Raises:
             SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
+            TypeError: something else than a plan.
         """
+        if not isinstance(other, Plan):
+            raise TypeError(f"a plan is compared with a plan, and not with {other!r}")
         return compare_plans(self, other, **sizes)
 
     def save(self, path: str | Path) -> None:
