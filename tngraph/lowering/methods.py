@@ -124,6 +124,7 @@ class Body:
         """The lines of ``forward``, and what it returns."""
         kernels = self.plan.regimes[0].kernels
         inside = {number: block for block in kernels.blocks for number in range(block.first, block.last + 1)}
+        calls = {"branch": self._call_branch, "slices": self._call_slices, "recompute": self._call_recompute}
         if self.plan.variants and len(self.plan.free) != 1:
             yield from self._choose_order()
         for line in kernels.lines:
@@ -131,7 +132,7 @@ class Body:
             if block is None:
                 yield from self._line(kernels, line, line.dropped)
             elif line.number == block.last:
-                yield from getattr(self, f"_call_{block.kind}")(kernels, line, block)
+                yield from calls[block.kind](kernels, line, block)
                 yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
         yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
 

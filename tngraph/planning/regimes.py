@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from math import prod
 from typing import NamedTuple
 
 import sympy
@@ -27,7 +27,7 @@ from tngraph.errors import SizeError
 from tngraph.language.network import Leg, Read
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.planning.objectives import Price, Pricing, Weighted, Work
-from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs, leg_indices
+from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, find_order
 from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.planning.trees import Order, build_tree
@@ -184,11 +184,6 @@ def _last_before(left: tuple[int, int], right: tuple[int, int]) -> int:
     return (right[1] - left[1]) // steeper if steeper > 0 else LARGEST_SEARCHED
 
 
-def crossing(left: tuple[int, int], right: tuple[int, int]) -> Fraction:
-    """Where two lines of different slope meet."""
-    return Fraction(right[1] - left[1], left[0] - right[0])
-
-
 def _envelope(solver: Solver) -> tuple[Piece, ...]:
     """The lower envelope on the integers of the lines of all trees found, each line as long as it lasts."""
     lines = {tree: solver.line(tree) for tree in solver.trees}
@@ -255,12 +250,12 @@ def price_tree(tree: ContractionTree, numbers: Mapping[str, int], pricing: Prici
 
     def size(leg: Leg) -> int:
         if leg not in sizes:
-            sizes[leg] = evaluate_size(leg.leg.size if isinstance(leg, Read) else leg.size, numbers)
+            sizes[leg] = evaluate_size(leg_size(leg), numbers)
         return sizes[leg]
 
     legs = [bare_legs(access) for access in tree.region.accesses] + [step.legs for step in tree.steps]
     leaves = [1 << k for k in range(len(tree.region.accesses))]
-    elements = [_count(each, size) for each in legs]
+    elements = [prod(map(size, each)) for each in legs]
     total: list[Price] = [0] * len(leaves)
     for number, step in enumerate(tree.steps, len(leaves)):
         leaves.append(sum({leaves[o] for o in step.operands}))
@@ -271,13 +266,6 @@ def price_tree(tree: ContractionTree, numbers: Mapping[str, int], pricing: Prici
             below += _price_join(step.operands, number, legs, elements, leaves, size, pricing)
         total.append(below)
     return total[-1]
-
-
-def _count(legs: Sequence[Leg], size: Callable[[Leg], int]) -> int:
-    product = 1
-    for leg in legs:
-        product *= size(leg)
-    return product
 
 
 def _price_join(
@@ -293,7 +281,7 @@ def _price_join(
     summed = dict.fromkeys(i for o in operands for i in leg_indices(legs[o]) if i not in kept)
     left, right = operands
     grads = [int(bool(leaves[o] & pricing.trained)) for o in operands]
-    volume = elements[number] * _count([*summed], size)
+    volume = elements[number] * prod(map(size, summed))
     price: Price = pricing.rate(Work(volume, elements[left], elements[right], elements[number], *grads))
     return price
 

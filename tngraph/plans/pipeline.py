@@ -95,14 +95,14 @@ def plan(
 
 def _plan(task: Task, chained: Network) -> Plan:
     """The plan of a network whose linear chains are merged."""
+    if task.goal.mode == "serve" and task.goal.memory_limit is not None:
+        return _fold_within(task, chained, task.goal.memory_limit)
     merged = merge_where_cheaper(task, chained)
     if task.goal.largest is not None:
         return plan_within(task, merged, task.goal.largest)
     if task.goal.is_bounded:
         front = find_front(front_search(task, merged), task.numbers)
         return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
-    if task.goal.mode == "serve" and task.goal.memory_limit is not None:
-        return _fold_within(task, chained, task.goal.memory_limit)
     return _find_regimes(task, merged)
 
 

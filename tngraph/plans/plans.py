@@ -122,8 +122,15 @@ class Regime:
 
     def users(self, number: int) -> frozenset[int]:
         """The operations that use a value, under whatever name."""
-        names = aliases(self.operations)
-        return frozenset(k for k, op in enumerate(self.operations) if any(names[o] == number for o in op.operands))
+        return self._users.get(number, frozenset())
+
+    @cached_property
+    def _users(self) -> Mapping[int, frozenset[int]]:
+        names, found = aliases(self.operations), dict[int, set[int]]()
+        for number, op in enumerate(self.operations):
+            for operand in op.operands:
+                found.setdefault(names[operand], set()).add(number)
+        return {value: frozenset(users) for value, users in found.items()}
 
     @property
     def trees(self) -> tuple[ContractionTree, ...]:
