@@ -17,7 +17,7 @@ import pytest
 
 import tngraph as tg
 from tests.brute_force import Line, Product, Step, Tensor, Window, at_batch, flops, trees, writes
-from tngraph.planning.objectives import Machine
+from tngraph.planning.machine import Machine
 from tngraph.planning.region import ContractionTree
 from tngraph.plans.pipeline import GRID
 from tngraph.plans.plans import Plan
@@ -438,12 +438,26 @@ def test_regimes_of_other_sums_are_exact_too(minimize: str | dict, price: Callab
 
 
 def seconds(work: tuple[int, ...]) -> float:
-    """The documented machine: the slower of arithmetic and traffic, and the start, for a step and each gradient."""
+    """What the default machine says of a step and of each gradient, written down from its documentation."""
     operations, left, right, result, *grads = work
-    machine = Machine()
-    arithmetic, traffic = operations / machine.operations_per_second, left + right + result
-    busy = max(arithmetic, traffic / machine.elements_per_second)
-    return (1 + sum(grads)) * (busy + machine.seconds_per_kernel)
+    rows, columns, summed = (max(1, operations / each) for each in (right, left, result))
+    batch, machine = operations / (rows * columns * summed), Machine()
+
+    def product(*shape: float) -> float:
+        return min(one_way(*shape), one_way(shape[1], shape[0], shape[2]))
+
+    def one_way(rows: float, columns: float, summed: float) -> float:
+        rate = machine.operations_per_second
+        for size, half in ((rows, machine.half_rows), (columns, machine.half_columns), (summed, machine.half_summed)):
+            rate *= size**2 / (size**2 + half**2)
+        moved = (batch * rows * summed, batch * summed * columns, batch * rows * columns)
+        speeds = [machine.cached_per_second if n <= machine.cache else machine.elements_per_second for n in moved]
+        traffic = sum(n / speed for n, speed in zip(moved, speeds, strict=True))
+        return max(batch * rows * columns * summed / rate, traffic) + machine.seconds_per_kernel
+
+    left_grad, right_grad = grads
+    total = product(rows, columns, summed)
+    return total + left_grad * product(rows, summed, columns) + right_grad * product(summed, columns, rows)
 
 
 def of_a_user(work: tuple[int, ...]) -> float:

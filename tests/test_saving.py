@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given
 import tngraph as tg
 from tests.networks import TABLE, networks
 from tngraph.language.network import Core, Network
-from tngraph.planning.objectives import Machine
+from tngraph.planning.machine import Machine
 from tngraph.planning.region import Topology
 from tngraph.planning.trees import build_tree
 from tngraph.plans import loading
@@ -223,9 +223,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         "  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, or a function of a step",
     ),
     "a machine that stands still": (
-        lambda d: d["goal"].update(
-            minimize={"machine": {"operations_per_second": 0, "elements_per_second": 1, "seconds_per_kernel": 1}}
-        ),
+        lambda d: d["goal"].update(minimize={"machine": {**asdict(Machine()), "operations_per_second": 0}}),
         "the 'operations_per_second' of the machine is 0, and not a positive number",
     ),
     "a gradient of nothing": (

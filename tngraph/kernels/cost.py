@@ -17,7 +17,8 @@ import sympy
 from tngraph.kernels.schedule import Block, Operation
 from tngraph.language.network import Network, Read
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.objectives import Goal, Price, Work
+from tngraph.planning.machine import Work
+from tngraph.planning.objectives import Goal, Price
 from tngraph.planning.region import leg_indices, legs_size
 
 _MATRIX = ("contract", "conv")

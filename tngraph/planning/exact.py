@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tngraph.planning.objectives import PerStep, Price, Pricing, Rate, Weighted, Work
+from tngraph.planning.machine import Work
+from tngraph.planning.objectives import PerStep, Price, Pricing, Rate, Weighted
 from tngraph.planning.region import MOST_FOLDED, Topology
 from tngraph.planning.trees import Order, order_cost
 

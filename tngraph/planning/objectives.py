@@ -15,36 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import inf, lcm
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from tngraph.errors import PlanError
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
+from tngraph.planning.machine import Machine, Work
 
 Mode = Literal["infer", "train", "serve"]
 MODES = get_args(Mode)
-
-
-class Work(NamedTuple):
-    """One step, as numbers or as arrays of numbers.
-
-    Attributes:
-        operations: multiplications of the forward pass [operations].
-        left: elements of the one operand [elements].
-        right: elements of the other [elements].
-        result: elements written [elements].
-        left_grad: 1 where a gradient flows to the one operand in training, else 0.
-        right_grad: the same of the other.
-    """
-
-    operations: Any
-    left: Any
-    right: Any
-    result: Any
-    left_grad: Any
-    right_grad: Any
 
 
 Price = int | float
@@ -65,29 +46,6 @@ class Weighted:
         forward = self.operations * work.operations * (1 + work.left_grad + work.right_grad)
         written = work.result + work.left_grad * work.left + work.right_grad * work.right
         return forward + self.writes * written if self.writes else forward
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Seconds of a step on a machine: the slower of arithmetic and memory traffic, and what starting a kernel takes.
-
-    Attributes:
-        operations_per_second: multiply-adds [MAC/s].
-        elements_per_second: read or written [elements/s].
-        seconds_per_kernel: of every kernel [s].
-    """
-
-    operations_per_second: float = 5e10
-    elements_per_second: float = 2.5e9
-    seconds_per_kernel: float = 4e-6
-    is_integral = False
-
-    def __call__(self, work: Work) -> Any:
-        """The time of a step and of its gradients [s]."""
-        arithmetic = work.operations / self.operations_per_second
-        traffic = (work.left + work.right + work.result) / self.elements_per_second
-        kernels = 1 + work.left_grad + work.right_grad
-        return kernels * (np.maximum(arithmetic, traffic) + self.seconds_per_kernel)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ import sympy
 from tngraph.errors import SizeError
 from tngraph.language.network import Leg, Read
 from tngraph.language.sizes import LARGEST, evaluate_size
-from tngraph.planning.objectives import Price, Pricing, Weighted, Work
+from tngraph.planning.machine import Work
+from tngraph.planning.objectives import Price, Pricing, Weighted
 from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, find_order
 from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE

@@ -23,7 +23,8 @@ import sympy
 
 from tngraph.language.network import Access, Index, Leg, Read
 from tngraph.language.sizes import evaluate_size, is_same, product
-from tngraph.planning.objectives import Price, Pricing, Work
+from tngraph.planning.machine import Work
+from tngraph.planning.objectives import Price, Pricing
 
 StepKind = Literal["read", "sum", "contract", "mul", "conv"]
 

@@ -20,7 +20,8 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
-from tngraph.planning.objectives import Goal, Machine, Objective, Weighted, make_goal
+from tngraph.planning.machine import Machine
+from tngraph.planning.objectives import Goal, Objective, Weighted, make_goal
 from tngraph.planning.regimes import Range
 from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
 from tngraph.planning.rewrites import merge

@@ -20,7 +20,8 @@ from tngraph.language.files import explain, write_whole
 from tngraph.language.format import format_network
 from tngraph.language.network import Network
 from tngraph.language.text import parse
-from tngraph.planning.objectives import Goal, Machine
+from tngraph.planning.machine import Machine
+from tngraph.planning.objectives import Goal
 from tngraph.planning.region import ContractionTree, Region, Step
 from tngraph.planning.rewrites import find_inlined, merge
 from tngraph.plans.table import format_leg, format_value

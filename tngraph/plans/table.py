@@ -13,7 +13,8 @@ from tngraph.kernels.schedule import Operation
 from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import symbol
-from tngraph.planning.objectives import Goal, Machine, Rate, Weighted
+from tngraph.planning.machine import Machine
+from tngraph.planning.objectives import Goal, Rate, Weighted
 from tngraph.planning.region import ContractionTree, legs_size
 
 if TYPE_CHECKING:
