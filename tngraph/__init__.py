@@ -35,7 +35,8 @@ from tngraph.plans.pipeline import front, plan
 from tngraph.plans.plans import Plan
 
 if TYPE_CHECKING:
-    from tngraph.modules.layer import Layer, compile
+    from tngraph.modules.compiling import compile
+    from tngraph.modules.layer import Layer
 
 __version__ = "0.1.0"
 
@@ -75,8 +76,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import torch's room at the first use of a name that needs it."""
-    if name in ("Layer", "compile"):
-        from tngraph.modules import layer
+    if name == "Layer":
+        from tngraph.modules.layer import Layer
 
-        return getattr(layer, name)
+        return Layer
+    if name == "compile":
+        from tngraph.modules.compiling import compile
+
+        return compile
     raise AttributeError(f"module 'tngraph' has no attribute {name!r}")

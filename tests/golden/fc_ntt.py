@@ -50,39 +50,36 @@ class fc_ntt(nn.Module):
         batch = x.shape[0]
         if x.shape[1] != 784:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
-        # t1[batch, i2, i3, i4, o1, r1] = x * g1: 3136*R*batch MAC
-        t1 = torch.mm(x.reshape(batch, 4, 196).permute(0, 2, 1).reshape(196*batch, 4), self.g1.reshape(4, 4*R))
-        # h1[batch, i2, i3, i4, o1, r1] = relu(t1): 784*R*batch elementwise
+        # t1[batch, o1, r1, i2, i3, i4] = x * g1: 3136*R*batch MAC
+        t1 = torch.bmm(self.g1.reshape(4, 4*R).t().expand(batch, 4*R, 4), x.reshape(batch, 4, 196))
+        # h1[batch, o1, r1, i2, i3, i4] = relu(t1): 784*R*batch elementwise
         h1 = torch.relu(t1)
         del t1
-        # t2[batch, i3, i4, o1, o2, r2] = h1 * g2: 3136*R**2*batch MAC
-        t2 = torch.mm(
-            h1.reshape(batch, 7, 112, R).permute(0, 2, 1, 3).reshape(112*batch, 7*R),
-            self.g2.reshape(R, 7, 4*R).permute(1, 0, 2).reshape(7*R, 4*R),
-        )
+        # t2[batch, o1, o2, r2, i3, i4] = h1 * g2: 3136*R**2*batch MAC
+        t2 = torch.bmm(self.g2.reshape(7*R, 4*R).t().expand(4*batch, 4*R, 7*R), h1.reshape(4*batch, 7*R, 28))
         del h1
-        # h2[batch, i3, i4, o1, o2, r2] = relu(t2): 448*R*batch elementwise
+        # h2[batch, o1, o2, r2, i3, i4] = relu(t2): 448*R*batch elementwise
         h2 = torch.relu(t2)
         del t2
-        # t3[batch, i4, o1, o2, o3, r3] = h2 * g3: 1792*R**2*batch MAC
+        # t3[o3, r3, batch, o1, o2, i4] = h2 * g3: 1792*R**2*batch MAC
         t3 = torch.mm(
-            h2.reshape(batch, 7, 64, R).permute(0, 2, 1, 3).reshape(64*batch, 7*R),
-            self.g3.reshape(R, 7, 4*R).permute(1, 0, 2).reshape(7*R, 4*R),
+            self.g3.reshape(7*R, 4*R).t(),
+            h2.reshape(16*batch, 7*R, 4).permute(1, 0, 2).reshape(7*R, 64*batch),
         )
         del h2
-        # h3[batch, i4, o1, o2, o3, r3] = relu(t3): 256*R*batch elementwise
+        # h3[o3, r3, batch, o1, o2, i4] = relu(t3): 256*R*batch elementwise
         h3 = torch.relu(t3)
         del t3
-        # t4[batch, o1, o2, o3, o4] = h3 * g4: 1024*R*batch MAC
+        # t4[o4, batch, o1, o2, o3] = h3 * g4: 1024*R*batch MAC
         t4 = torch.mm(
-            h3.reshape(batch, 4, 64, R).permute(0, 2, 1, 3).reshape(64*batch, 4*R),
-            self.g4.permute(1, 0, 2).reshape(4*R, 4),
+            self.g4.reshape(4*R, 4).t(),
+            h3.reshape(4, R, 16*batch, 4).permute(2, 0, 1, 3).reshape(64*batch, 4*R).t(),
         )
         del h3
-        # y[batch, o1, o2, o3, o4] = t4 + bias: 256*batch elementwise
-        y = t4.reshape(batch, 256) + self.bias.reshape(256)
+        # y[o4, batch, o1, o2, o3] = t4 + bias: 256*batch elementwise
+        y = t4.reshape(4, batch, 64) + self.bias.reshape(64, 4).t().reshape(4, 1, 64)
         del t4
-        return y
+        return y.permute(1, 2, 0).reshape(batch, 256)
 
     def extra_repr(self):
         return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

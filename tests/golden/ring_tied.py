@@ -73,81 +73,81 @@ class ring_tied(nn.Module):
             t1.reshape(D, 2, 2, 2, 2*D).permute(1, 3, 0, 2, 4).reshape(4, 4*D**2),
         )
         del t1
-        # t3[batch, i1, i2, i3, o5, o6, b1, b4, o4] = t2 * g: 128*D**3*batch MAC
-        t3 = torch.mm(
-            t2.reshape(8*batch, 2*D, 4*D).permute(0, 2, 1).reshape(32*D*batch, 2*D),
-            self.g.permute(1, 3, 0, 2).reshape(2*D, 2*D),
+        # t3[batch, i1, i2, i3, b4, o4, o5, o6, b1] = t2 * g: 128*D**3*batch MAC
+        t3 = torch.bmm(
+            self.g.permute(0, 2, 1, 3).reshape(2*D, 2*D).expand(8*batch, 2*D, 2*D),
+            t2.reshape(8*batch, 2*D, 4*D),
         )
         del t2
-        # t4[batch, i1, i2, o5, o6, b1, o4, b3, o3] = t3 * g: 128*D**3*batch MAC
-        t4 = torch.mm(
-            t3.reshape(4*batch, 2, 4*D, D, 2).permute(0, 2, 4, 1, 3).reshape(32*D*batch, 2*D),
-            self.g.permute(1, 3, 0, 2).reshape(2*D, 2*D),
+        # t4[batch, i1, i2, b3, o3, o4, o5, o6, b1] = t3 * g: 128*D**3*batch MAC
+        t4 = torch.bmm(
+            self.g.permute(0, 2, 1, 3).reshape(2*D, 2*D).expand(4*batch, 2*D, 2*D),
+            t3.reshape(4*batch, 2*D, 8*D),
         )
         del t3
         # t5[b1, i1, o1, i2, o2, b3] = g * g: 16*D**3 MAC
         t5 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t6[batch, o5, o6, o4, o3, o1, o2] = t4 * t5: 256*D**2*batch MAC
-        t6 = torch.mm(
-            t4.reshape(batch, 4, 4, D, 2, D, 2).permute(0, 2, 4, 6, 1, 3, 5).reshape(16*batch, 4*D**2),
-            t5.reshape(D, 2, 2, 2, 2, D).permute(1, 3, 0, 5, 2, 4).reshape(4*D**2, 4),
+        # t6[batch, o1, o2, o3, o4, o5, o6] = t4 * t5: 256*D**2*batch MAC
+        t6 = torch.bmm(
+            t5.reshape(D, 2, 2, 2, 2, D).permute(2, 4, 1, 3, 5, 0).reshape(4, 4*D**2).expand(batch, 4, 4*D**2),
+            t4.reshape(batch, 4*D, 16, D).permute(0, 2, 1, 3).reshape(batch, 16, 4*D**2).permute(0, 2, 1),
         )
         del t4, t5
-        return t6.reshape(batch, 2, 2, 2, 2, 2, 2).permute(0, 5, 6, 4, 3, 1, 2)
+        return t6.reshape(batch, 2, 2, 2, 2, 2, 2)
 
     def _y_2(self, x, batch):
         """y for batch 2–7: ((x ((g g) g)) ((g g) g))."""
         D = self.D
         # t1[b4, i4, o4, i5, o5, b6] = g * g: 16*D**3 MAC
         t1 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t2[b4, i4, o4, i5, o5, i6, o6, b1] = t1 * g: 64*D**3 MAC
-        t2 = torch.mm(t1.reshape(16*D, D), self.g.reshape(D, 4*D))
+        # t2[i6, o6, b1, b4, i4, o4, i5, o5] = t1 * g: 64*D**3 MAC
+        t2 = torch.mm(self.g.reshape(D, 4*D).t(), t1.reshape(16*D, D).t())
         del t1
-        # t3[batch, i1, i2, i3, b4, o4, o5, o6, b1] = x * t2: 512*D**2*batch MAC
+        # t3[batch, i1, i2, i3, b1, b4, o4, o5, o6] = x * t2: 512*D**2*batch MAC
         t3 = torch.mm(
             x.reshape(8*batch, 8),
-            t2.reshape(D, 2, 2, 2, 2, 2, 2*D).permute(1, 3, 5, 0, 2, 4, 6).reshape(8, 8*D**2),
+            t2.reshape(2, 2, D**2, 2, 2, 2, 2).permute(3, 5, 0, 2, 4, 6, 1).reshape(8, 8*D**2),
         )
         del t2
         # t4[b1, i1, o1, i2, o2, b3] = g * g: 16*D**3 MAC
         t4 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t5[b1, i1, o1, i2, o2, i3, o3, b4] = t4 * g: 64*D**3 MAC
-        t5 = torch.mm(t4.reshape(16*D, D), self.g.reshape(D, 4*D))
+        # t5[i3, o3, b4, b1, i1, o1, i2, o2] = t4 * g: 64*D**3 MAC
+        t5 = torch.mm(self.g.reshape(D, 4*D).t(), t4.reshape(16*D, D).t())
         del t4
-        # t6[batch, o4, o5, o6, o1, o2, o3] = t3 * t5: 512*D**2*batch MAC
-        t6 = torch.mm(
-            t3.reshape(batch, 8*D, 8, D).permute(0, 2, 1, 3).reshape(8*batch, 8*D**2),
-            t5.reshape(D, 2, 2, 2, 2, 2, 2, D).permute(1, 3, 5, 7, 0, 2, 4, 6).reshape(8*D**2, 8),
+        # t6[batch, o1, o2, o3, o4, o5, o6] = t3 * t5: 512*D**2*batch MAC
+        t6 = torch.bmm(
+            t5.reshape(2, 2, D, D, 2, 2, 2, 2).permute(5, 7, 1, 4, 6, 0, 3, 2).reshape(8, 8*D**2).expand(batch, 8, 8*D**2),
+            t3.reshape(batch, 8*D**2, 8),
         )
         del t3, t5
-        return t6.reshape(batch, 2, 2, 2, 2, 2, 2).permute(0, 4, 5, 6, 1, 2, 3)
+        return t6.reshape(batch, 2, 2, 2, 2, 2, 2)
 
     def _y_3(self, x, batch):
         """y for batch ≥ 8: (x (((g g) g) ((g g) g)))."""
         D = self.D
-        # t1[i1, o1, b2, b6, i6, o6] = g * g: 16*D**3 MAC
-        t1 = torch.mm(self.g.reshape(D, 4*D).t(), self.g.reshape(4*D, D).t())
-        # t2[i1, o1, b2, i6, o6, b5, i5, o5] = t1 * g: 64*D**3 MAC
-        t2 = torch.mm(t1.reshape(4*D, D, 4).permute(0, 2, 1).reshape(16*D, D), self.g.reshape(4*D, D).t())
+        # t1[b6, i6, o6, i1, o1, b2] = g * g: 16*D**3 MAC
+        t1 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
+        # t2[i6, b5, i5, o5, o6, i1, o1, b2] = t1 * g: 64*D**3 MAC
+        t2 = torch.bmm(self.g.reshape(4*D, D).expand(2, 4*D, D), t1.reshape(D, 2, 8*D).permute(1, 0, 2))
         del t1
         # t3[b2, i2, o2, i3, o3, b4] = g * g: 16*D**3 MAC
         t3 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t4[b2, i2, o2, i3, o3, i4, o4, b5] = t3 * g: 64*D**3 MAC
-        t4 = torch.mm(t3.reshape(16*D, D), self.g.reshape(D, 4*D))
+        # t4[i4, o4, b5, b2, i2, o2, i3, o3] = t3 * g: 64*D**3 MAC
+        t4 = torch.mm(self.g.reshape(D, 4*D).t(), t3.reshape(16*D, D).t())
         del t3
-        # t5[i1, o1, i6, o6, i5, o5, i2, o2, i3, o3, i4, o4] = t2 * t4: 4096*D**2 MAC
-        t5 = torch.mm(
-            t2.reshape(4, D, 4, D, 4).permute(0, 2, 4, 1, 3).reshape(64, D**2),
-            t4.reshape(D, 64, D).permute(0, 2, 1).reshape(D**2, 64),
+        # t5[i4, o4, i2, o2, i3, o3, i5, o5, o6, i1, o1, i6] = t2 * t4: 4096*D**2 MAC
+        t5 = torch.bmm(
+            t4.reshape(4, D**2, 16).permute(0, 2, 1),
+            t2.reshape(2, D, 32, D).permute(2, 0, 1, 3).reshape(64, D**2).t().expand(4, D**2, 64),
         )
         del t2, t4
-        # t6[batch, o1, o6, o5, o2, o3, o4] = x * t5: 4096*batch MAC
+        # t6[batch, o1, o4, o2, o3, o5, o6] = x * t5: 4096*batch MAC
         t6 = torch.mm(
             x.reshape(batch, 64),
-            t5.reshape(2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2).permute(0, 6, 8, 10, 4, 2, 1, 3, 5, 7, 9, 11).reshape(64, 64),
+            t5.reshape(2, 2, 2, 2, 2, 2, 2, 4, 2, 2, 2).permute(9, 1, 3, 5, 7, 8, 2, 4, 0, 6, 10).reshape(64, 64).t(),
         )
         del t5
-        return t6.reshape(batch, 2, 2, 2, 2, 2, 2).permute(0, 1, 4, 5, 6, 3, 2)
+        return t6.reshape(batch, 2, 2, 2, 2, 2, 2).permute(0, 1, 3, 4, 2, 5, 6)
 
     def extra_repr(self):
         return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"

@@ -20,6 +20,7 @@ from typing import Any
 import sympy
 
 from tngraph.errors import SizeError
+from tngraph.kernels.clock import Clock
 from tngraph.kernels.cost import maximum
 from tngraph.kernels.expressions import Call, Expression, Shape, Variable
 from tngraph.kernels.kernels import Kernel, Kernels
@@ -114,7 +115,11 @@ class Memory:
 
 
 def trace_memory(
-    kernels: Kernels, numbers: Mapping[str, int], trained: Iterable[str] = (), itemsize: int = ITEMSIZE
+    kernels: Kernels,
+    numbers: Mapping[str, int],
+    trained: Iterable[str] = (),
+    itemsize: int = ITEMSIZE,
+    clock: Clock | None = None,
 ) -> Memory:
     """What the lines of a module hold at given sizes.
 
@@ -123,8 +128,9 @@ def trace_memory(
         numbers: an integer for every named size.
         trained: the tensors that take a gradient; the peak is that of a run without gradients all the same.
         itemsize: of a number [bytes].
+        clock: what is to be told of every call.
     """
-    trace = _Trace(kernels, numbers, frozenset(trained), itemsize)
+    trace = _Trace(kernels, numbers, frozenset(trained), itemsize, clock)
     trace.run(kernels.lines)
     for result in kernels.results:
         trace.evaluate(result)
@@ -168,8 +174,16 @@ class _Part:
 class _Trace:
     """A run in progress. What `evaluate` returns is held by its caller, who releases it."""
 
-    def __init__(self, kernels: Kernels, numbers: Mapping[str, int], trained: Collection[str], itemsize: int) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        numbers: Mapping[str, int],
+        trained: Collection[str],
+        itemsize: int,
+        clock: Clock | None,
+    ) -> None:
         self.kernels, self.numbers, self.trained, self.itemsize = kernels, numbers, trained, itemsize
+        self.clock = clock
         self.starts = {block.first: block for block in kernels.blocks if block.kind in ("slices", "recompute")}
         self.tiles = {block.first: block for block in kernels.blocks if block.kind == "tiles"}
         self.values: dict[str, _Array] = {}
@@ -242,6 +256,8 @@ class _Trace:
             self._hold(whole)
             self.release(stack)
             self.release(last)
+            if self.clock is not None:
+                self.clock.copy(whole.layout, False)
         self.bind(op.name, whole)
 
     def _stack(self, part: _Array, count: int, formula: sympy.Expr) -> _Array:
@@ -257,6 +273,9 @@ class _Trace:
         """Run lines where an index has as many values as one part, and what is given is cut to it."""
         numbers, known, values = self.numbers, self._known, dict(self.values)
         self.part, self._known = part, {}
+        if self.clock is not None:
+            self.clock.times = part.count
+            self.clock.part()
         self.numbers = {**numbers, str(part.size): part.rows}
         for variable, axis in self.kernels.parts(block.last).items():
             if variable.kind == "value":
@@ -275,6 +294,8 @@ class _Trace:
             if name in self.values and name not in values:
                 self.release(self.values.pop(name))
         self.part, self.numbers, self._known = None, numbers, known
+        if self.clock is not None:
+            self.clock.times = 1
         self.values.update({name: values[name] for name in values if name in self.values})
         return result
 
@@ -291,6 +312,8 @@ class _Trace:
         self.given = tuple(self.values[name] for name in sorted(kernels.given(block)))
         whole = kernels.operations[block.last]
         self.loops = tuple(index.size for index in whole.loops)
+        if self.clock is not None:
+            self.clock.times = prod(self._sizes(self.loops))
         if block.kind == "slices":
             shape = tuple(leg_size(leg) for leg in whole.legs)
             sizes = self._sizes(shape)
@@ -301,6 +324,8 @@ class _Trace:
     def leave(self) -> None:
         """Return from the method of a block."""
         self.block, self.loops = None, ()
+        if self.clock is not None:
+            self.clock.times = 1
 
     def evaluate(self, code: Expression) -> _Array:
         """The tensor an expression makes."""
@@ -353,6 +378,8 @@ class _Trace:
             array = _Array(Layout(sizes, strides), made, unit, any(needs))
             if code.function in COPIES:
                 self.moved.extend(self._times(made))
+            if self.clock is not None:
+                self.clock.call(code, layouts, sizes, needs)
         self._hold(array)
         if any(needs) and code.function in SAVES:
             self._keep([*operands, array], SAVES[code.function](code, needs))

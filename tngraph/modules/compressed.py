@@ -16,7 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from tngraph.kernels.cost import Counts
 from tngraph.language.sizes import evaluate_size, symbol
-from tngraph.modules.layer import Layer, compile
+from tngraph.modules.compiling import compile
+from tngraph.modules.layer import Layer
 from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
 from tngraph.planning.search import Search

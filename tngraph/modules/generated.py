@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
-from tngraph.modules.layer import compile
+from tngraph.modules.compiling import compile
 from tngraph.modules.recipe import Modes, make_recipe
 from tngraph.planning.search import Search
 from tngraph.plans.plans import Plan

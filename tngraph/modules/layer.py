@@ -19,12 +19,9 @@ import torch
 from torch import nn
 
 from tngraph.errors import PlanError, SizeError
-from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
-from tngraph.language.network import Network
+from tngraph.language.binding import bind_sizes
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
-from tngraph.planning.search import Search
-from tngraph.plans.pipeline import plan as plan_network
 from tngraph.plans.pipeline import plan_for_serving
 from tngraph.plans.plans import Plan
 from tngraph.plans.table import describe_regimes
@@ -131,7 +128,7 @@ class Layer(nn.Module):
             return self
         first = next(chain(self.parameters(), self.buffers(), (torch.empty(()),)))
         plan = plan_for_serving(self.plan, self.sizes(), memory_limit, first.element_size())
-        layer = compile(plan, self.sizes(), device=first.device, dtype=first.dtype)
+        layer = build(plan, self.sizes(), device=first.device, dtype=first.dtype)
         layer.load_state_dict(self.state_dict(), assign=True)
         return layer.train(self.training)
 
@@ -159,32 +156,20 @@ class Layer(nn.Module):
         return _rebuild, (self.plan,), self.__dict__
 
 
-def compile(
-    network: Network | Plan,
+def build(
+    plan: Plan,
     sizes: Mapping[str, int] | None = None,
-    *,
-    search: Search | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Layer:
-    """Compile a network, or a plan, to the ``torch.nn.Module`` that `tngraph.emit` prints.
-
-    Args:
-        network: what to compile; a network is planned first.
-        sizes: numbers to plan at and to build with, as for `tngraph.plan`; with a plan, other compile-time sizes to
-            build its module with.
-        search: seed and effort of the planning.
-        device: where the params live.
-        dtype: their type; complex ones work wherever the functions do.
+    """The module of a plan, at other compile-time sizes where they are given.
 
     Raises:
-        SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
+        SizeError: an unknown size, one of run time, or a number that is not a positive integer.
     """
-    if not isinstance(network, Plan):
-        return layer_class(plan_network(network, sizes, search=search))(device=device, dtype=dtype)
-    made = layer_class(network)
-    numbers = compile_time_sizes(network.network, sizes)
-    check_sizes(network.network, network.values(**{name: numbers[name] for name in sizes or {}}))
+    made = layer_class(plan)
+    numbers = compile_time_sizes(plan.network, sizes)
+    check_sizes(plan.network, plan.values(**{name: numbers[name] for name in sizes or {}}))
     arguments = {made.printed.size_arguments[name]: numbers[name] for name in sizes or {}}
     return made(**arguments, device=device, dtype=dtype)
 

@@ -13,7 +13,7 @@ value has more than `MOST_ORDERS`, the fastest are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from tngraph.language.sizes import evaluate_size
 from tngraph.planning.machine import Machine
 from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, common_run, leg_size
 
-MOST_ORDERS = 32
+MOST_ORDERS = 12
 """The orders of one value that are kept."""
 _LAID_OUT = {"contract", "mul", "sum"}
 """The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
@@ -54,12 +54,31 @@ class Run(NamedTuple):
 
 def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
     """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
-    if tree.sliced or any(step.kind not in _LAID_OUT for step in tree.steps):
+    if not can_lay_out(tree):
         return tree
     program = _Program(tree, run)
     for number in range(len(tree.steps)):
         program.add(number)
     return replace(tree, forms=program.forms())
+
+
+def can_lay_out(tree: ContractionTree) -> bool:
+    """Whether the steps of a tree can have forms: none reads at positions, or runs slice by slice."""
+    return not tree.sliced and all(step.kind in _LAID_OUT for step in tree.steps)
+
+
+def is_possible(tree: ContractionTree, number: int) -> bool:
+    """Whether the form of a step is one kernel on its operands as their own forms lay them out."""
+    step, form = tree.steps[number], tree.forms[number]
+    if step.kind != "contract":
+        return not form.outer and not form.rows
+    first, second = (set(tree.order(o)) for o in step.operands)
+    shared = first & second & set(form.legs)
+    sides = [(first - second, second - first), (second - first, first - second)]
+    given = [each for each in sides if each[0].issuperset(form.rows) and each[1].issuperset(form.columns)]
+    outer = set(form.outer)
+    is_common = outer == shared or (not shared and (outer <= first - second or outer <= second - first))
+    return bool(given) and is_common
 
 
 class Copied(NamedTuple):
@@ -102,6 +121,19 @@ class _Best(NamedTuple):
     form: tuple[int, int]
 
 
+class _Sizes(tuple[int, ...]):
+    """The elements along every leg, and of several together."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self._known: dict[Order, int] = {}
+
+    def of(self, legs: Order) -> int:
+        """The elements of a value with these legs."""
+        if legs not in self._known:
+            self._known[legs] = prod(self[leg] for leg in legs)
+        return self._known[legs]
+
+
 @dataclass
 class _Program:
     """The dynamic program: the orders of every value so far."""
@@ -115,7 +147,7 @@ class _Program:
         given = [bare_legs(access) for access in self.tree.region.accesses]
         self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
         self.number = {leg: k for k, leg in enumerate(self.legs)}
-        self.sizes = [evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs]
+        self.sizes = _Sizes(evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs)
         for k, legs in enumerate(given):
             self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, (), (0, 0))})
             self.leaves.append(1 << k)
@@ -168,6 +200,8 @@ class _Program:
     def _time(self, ways: Sequence[_Way], operands: Sequence[int]) -> np.ndarray:
         """The seconds of kernels and of their gradients."""
         machine, leaves = self.run.machine, [self.leaves[o] for o in operands]
+        if not self.leaves[-1] & ~self.run.fixed:
+            return np.zeros(len(ways))
         batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
         total = machine.product(batch, rows, columns, summed)
         for side, bits in enumerate(leaves):
@@ -195,7 +229,7 @@ class _Program:
 
     def size(self, order: Order) -> int:
         """The elements of a value."""
-        return prod(self.sizes[leg] for leg in order)
+        return self.sizes.of(order)
 
     def forms(self) -> tuple[Form, ...]:
         """The forms of the fastest way to the result."""
@@ -214,11 +248,11 @@ class _Program:
         return tuple(reversed(forms))
 
 
-def _ways(first: Order, second: Order, kept: frozenset[int], sizes: Sequence[int]) -> Iterator[_Way]:
+def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes) -> Iterator[_Way]:
     """Every way to contract two operands that lie so."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
-        if prod(sizes[k] for k in spine) * 8 < prod(sizes[k] for k in other):
+        if sizes.of(spine) * 8 < sizes.of(other):
             continue  # to keep the order of the much smaller one gains nothing
         outer = tuple(k for k in spine if k in shared and k in kept)
         summed = tuple(k for k in spine if k in shared and k not in kept)
@@ -240,7 +274,7 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: Sequence[int
 
 
 def _cuts(
-    spine: Order, outer: Order, own: Order, summed: Order, sizes: Sequence[int]
+    spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes
 ) -> Iterator[tuple[Order, Order, Copied]]:
     """An operand's own legs in two: those that count products, and those that stand beside the columns."""
     turned = (own, (*own[1:], *own[:1])) if len(own) > 1 else (own,)
@@ -263,16 +297,15 @@ def _results(products: Order, own: Order, columns: Order) -> Iterator[tuple[Orde
     yield (*products, *columns, *own), (len(products), len(columns)), False
 
 
-def _shape(order: Order, form: tuple[int, int], summed: Order, sizes: Sequence[int]) -> tuple[int, int, int, int]:
+def _shape(order: Order, form: tuple[int, int], summed: Order, sizes: _Sizes) -> tuple[int, int, int, int]:
     outer, rows = form
-    parts = (order[:outer], order[outer : outer + rows], order[outer + rows :], summed)
-    a, b, c, d = (prod(sizes[k] for k in part) for part in parts)
-    return a, b, c, d
+    parts = order[:outer], order[outer : outer + rows], order[outer + rows :], summed
+    return sizes.of(parts[0]), sizes.of(parts[1]), sizes.of(parts[2]), sizes.of(parts[3])
 
 
-def _arranged(order: Order, outer: Order, own: Order, summed: Order, sizes: Sequence[int]) -> Copied:
+def _arranged(order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes) -> Copied:
     """What is copied so that an operand has these parts side by side."""
     if order in arrangements(outer, own, summed):
         return NOT_COPIED
     run = max(common_run(order, wanted, sizes.__getitem__) for wanted in arrangements(outer, own, summed)[:2])
-    return Copied(prod(sizes[k] for k in order), run)
+    return Copied(sizes.of(order), run)

@@ -20,17 +20,19 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
+from tngraph.planning.layouts import can_lay_out, is_possible
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal, Objective, Weighted, make_goal
 from tngraph.planning.regimes import Range
-from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs
+from tngraph.planning.region import ContractionTree, Form, Region, Tile, Topology, bare_legs
 from tngraph.planning.rewrites import merge
 from tngraph.planning.sizing import given_sizes, number_sizes
 from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
-from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.plans import Measured, Plan, Regime
 from tngraph.plans.replay import Replay, ReplayError, find_move
 from tngraph.plans.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
 from tngraph.plans.table import format_leg
+from tngraph.plans.timed import can_tile
 
 LONGEST_PLAN = 2**26
 """The longest file of a plan [bytes]."""
@@ -131,6 +133,7 @@ _PLAN = {
     "sizes": "an object",
     **_DECISIONS,
     "unpinned": "anything",
+    "measured": "a list",
 }
 _GOAL = {
     "mode": "text",
@@ -153,7 +156,19 @@ _TREE = {
     "is_pinned": "true or false",
     "sliced": "a list of texts",
     "steps": "a list",
+    "forms": "a list",
+    "tile": "anything",
 }
+_FORM = dict.fromkeys(Form._fields, "a list of texts")
+_MEASURED = {
+    "device": "text",
+    "dtype": "text",
+    "sizes": "an object",
+    "way": "text",
+    "model": "a positive number",
+    "seconds": "a positive number",
+}
+_TILE = {"index": "text", "size": "a positive integer"}
 
 
 def _check_fields(data: object, where: str, kinds: Mapping[str, str]) -> Fields:
@@ -197,6 +212,7 @@ def _read_plan(data: Any) -> Plan:
     numbers = _read_sizes(network, fields["sizes"])
     decided = {name: fields[name] for name in _DECISIONS}
     made = _read_decisions(network, goal, numbers, decided)
+    made = replace(made, measured=tuple(map(_read_measured, fields["measured"])))
     if fields["unpinned"] is None:
         return made
     other = _check_fields(fields["unpinned"], "the unpinned plan", _DECISIONS)
@@ -257,12 +273,23 @@ def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fi
         for number, data in enumerate(fields["regimes"][: MOST_REGIMES + 1], 1)
     ]
     _check_ranges(found, free, goal)
+    for _, _, trees in found:
+        for tree in trees:
+            if tree.tile is not None and not can_tile(merged, tree.region, tree.tile.index):
+                raise PlanError(f"parts of {tree.tile.index.name!r} cannot be taken of all that stand on it")
     made = assemble_plan(network, merged, cleaned, found, numbers, goal, free)
     regimes = [
         _recompute(regime, data["recomputed"], f"regime {number}")
         for number, (regime, data) in enumerate(zip(made.regimes, fields["regimes"], strict=True), 1)
     ]
     return replace(made, regimes=tuple(regimes))
+
+
+def _read_measured(data: object) -> Measured:
+    """What a call took, as a note: nothing depends on it."""
+    fields = _check_fields(data, "what was measured", _MEASURED)
+    sizes = _check_fields(fields["sizes"], "the sizes measured", dict.fromkeys(fields["sizes"], "a positive integer"))
+    return Measured(**{**fields, "sizes": tuple(sizes.items())})
 
 
 def _recompute(regime: Regime, intervals: Sequence[Any], where: str) -> Regime:
@@ -336,9 +363,40 @@ def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
     if len(fields["steps"]) < prepared:
         raise PlanError(f"{where} has {len(fields['steps'])} steps, and its tensors are prepared in {prepared}")
     try:
-        return replay.finish(is_proven=fields["is_proven"], is_pinned=fields["is_pinned"])
+        tree = replay.finish(is_proven=fields["is_proven"], is_pinned=fields["is_pinned"])
     except ReplayError as error:
         raise PlanError(f"{where} {error}") from None
+    return replace(tree, forms=_read_forms(fields["forms"], where, tree), tile=_read_tile(fields["tile"], where, tree))
+
+
+def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tuple[Form, ...]:
+    """The order of the axes of every step, each of the legs that the step has."""
+    if data and (len(data) != len(tree.steps) or not can_lay_out(tree)):
+        raise PlanError(f"{where} has {len(data)} forms for {len(tree.steps)} steps, which take none or one each")
+    forms: list[Form] = []
+    for number, (given, step) in enumerate(zip(data, tree.steps, strict=False), 1):
+        at = f"{where}, form {number}"
+        parts = _check_fields(given, at, _FORM)
+        legs = {format_leg(leg): leg for leg in step.legs}
+        shown = [name for part in Form._fields for name in parts[part]]
+        if sorted(shown) != sorted(legs):
+            raise PlanError(f"{at} has the legs {_written(shown)}, where its step has {_written([*legs])}")
+        forms.append(Form(*(tuple(legs[name] for name in parts[part]) for part in Form._fields)))
+    made = replace(tree, forms=tuple(forms))
+    for number in range(len(forms)):
+        if not is_possible(made, number):
+            raise PlanError(f"{where}, form {number + 1} is no matrix product of what its step takes")
+    return made.forms
+
+
+def _read_tile(data: object, where: str, tree: ContractionTree) -> Tile | None:
+    if data is None:
+        return None
+    fields = _check_fields(data, f"the tile of {where}", _TILE)
+    index = next((leg for leg in tree.region.legs if leg.name == fields["index"]), None)
+    if index is None or not tree.steps or tree.sliced:
+        raise PlanError(f"{where} runs in parts of {_shown(fields['index'])}, which cannot be cut there")
+    return Tile(index, fields["size"])
 
 
 def _slice(topology: Topology, names: Sequence[str], where: str) -> Topology:

@@ -16,19 +16,20 @@ from tngraph.errors import PlanError
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product, symbol
-from tngraph.planning.objectives import Mode, Objective, Price, Weighted, make_goal
+from tngraph.planning.machine import Machine
+from tngraph.planning.objectives import Goal, Mode, Objective, Price, Weighted, make_goal
 from tngraph.planning.pinning import Nested, read_orders
 from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
 from tngraph.planning.region import ContractionTree, Topology
 from tngraph.planning.rewrites import drop_unused, merge_chains
 from tngraph.planning.search import Search
-from tngraph.planning.sizing import number_sizes
 from tngraph.plans.assembly import assemble_plan, clean_equations
 from tngraph.plans.bounded import check_given, front_search, plan_within
 from tngraph.plans.cache import cache_key, find_cached
 from tngraph.plans.fronts import Front, find_front
 from tngraph.plans.plans import Plan
 from tngraph.plans.tasks import Slot, Task, find_tree, merge_where_cheaper, slots_of
+from tngraph.plans.timed import TimedSearch, find_timed, lay_out_all
 
 GRID = (1, 32, 1024)
 """The values of each of several free sizes at which trees are searched."""
@@ -75,22 +76,74 @@ def plan(
         PlanError: an order, a mode, an objective or a limit that does not fit the network.
         TypeError: something else than a network.
     """
-    if not isinstance(network, Network):
-        raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
-    _check_arguments(sizes, search)
-    goal = make_goal(network, mode, minimize, requires_grad, itemsize, memory_limit, largest)
-    given = dict(sizes or {})
-    numbers = number_sizes(network, given)
-    check_sizes(network, numbers)
+    goal = make_goal(_check_network(network), mode, minimize, requires_grad, itemsize, memory_limit, largest)
+    task = _make_task(network, sizes, goal, search)
     used = drop_unused(network)
     chained = merge_chains(used)
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
-    task = Task(network, given, goal, search or Search(), pins)
+    task = replace(task, pins=pins)
     if goal.is_bounded:
         check_given(task)
     unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
     return replace(_plan(task, chained), unpinned=unpinned)
+
+
+def _check_network(network: object) -> Network:
+    """What is to be planned.
+
+    Raises:
+        TypeError: something else than a network.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
+    return network
+
+
+def _make_task(network: Network, sizes: Mapping[str, int] | None, goal: Goal, search: Search | None) -> Task:
+    """What to plan, its arguments checked.
+
+    Raises:
+        SizeError: an unknown size, or a number that is not a positive integer.
+        TypeError: what is no sizes or no search.
+    """
+    _check_arguments(sizes, search)
+    task = Task(network, dict(sizes or {}), goal, search or Search(), {})
+    check_sizes(network, task.numbers)
+    return task
+
+
+def timed_search(
+    network: Network,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    machine: Machine,
+    mode: Mode = "infer",
+    itemsize: int = 4,
+    search: Search | None = None,
+) -> TimedSearch:
+    """The ways to run a network that the model of a machine compares, for those who measure them.
+
+    Args:
+        network: what to plan.
+        sizes: as for `plan`.
+        machine: on which it runs.
+        mode: as for `plan`.
+        itemsize: of an element [bytes].
+        search: seed and effort.
+
+    Raises:
+        SizeError, PlanError, TypeError: as `plan` does.
+    """
+    goal = make_goal(_check_network(network), mode, machine, itemsize=itemsize)
+    task = _make_task(network, sizes, goal, search)
+    return _timed_search(task, merge_where_cheaper(task, merge_chains(drop_unused(network))), machine)
+
+
+def _timed_search(task: Task, merged: Network, machine: Machine) -> TimedSearch:
+    cleaned = clean_equations(merged, merged.equations)
+    slots = [slot for each in slots_of(task, merged, cleaned) for slot in each]
+    return TimedSearch(task, merged, cleaned, slots, machine)
 
 
 def _plan(task: Task, chained: Network) -> Plan:
@@ -131,14 +184,12 @@ def front(
         SizeError: an unknown size, or a number that is not a positive integer.
         PlanError: a run-time size without a number, or arguments that do not fit the network.
     """
-    _check_arguments(sizes, search)
-    goal = make_goal(network, mode, minimize, requires_grad, itemsize)
+    goal = make_goal(_check_network(network), mode, minimize, requires_grad, itemsize)
     if minimize == "memory":
         raise PlanError("a front is of cost against memory\n  minimize says what cost is: flops, writes, time, …")
     if mode == "serve":
         raise PlanError("there is no front in serve\n  memory_limit says how much is folded into buffers")
-    task = Task(network, dict(sizes or {}), goal, search or Search(), {})
-    check_sizes(network, task.numbers)
+    task = _make_task(network, sizes, goal, search)
     check_given(task)
     merged = merge_where_cheaper(task, merge_chains(drop_unused(network)))
     return find_front(front_search(task, merged), task.numbers)
@@ -199,6 +250,9 @@ def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | 
 
 def _find_regimes(task: Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
+    if isinstance(task.goal.rate, Machine) and not task.pins:
+        timed = _timed_search(task, merged, task.goal.rate)
+        return timed.plan(find_timed(timed))
     cleaned = clean_equations(merged, merged.equations)
     slots = [slot for each in slots_of(task, merged, cleaned) for slot in each]
     is_additive = isinstance(task.goal.rate, Weighted)
@@ -209,6 +263,7 @@ def _find_regimes(task: Task, merged: Network) -> Plan:
         found = [(1, None, trees) for trees in _find_combinations(task, slots)]
     else:
         found = [(1, None, tuple(find_tree(task, slot) for slot in slots))]
+    found = lay_out_all(task, slots, found)
     return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.goal, task.free)
 
 

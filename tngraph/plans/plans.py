@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sympy
 
+from tngraph.kernels.clock import Clock
 from tngraph.kernels.cost import (
     Counts,
     aliases,
@@ -33,6 +34,7 @@ from tngraph.kernels.memory import Memory, generic_sizes, trace_memory
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage, write_schedule
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import product, symbol
+from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree, legs_size
 from tngraph.planning.sizing import given_sizes, number_sizes
@@ -196,6 +198,24 @@ class Regime:
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
 
+    @cached_property
+    def moves(self) -> sympy.Expr:
+        """What a call copies into another order, where no size is 1 [bytes]."""
+        return self._memory.moves_formula
+
+    def seconds(self, numbers: Mapping[str, int], machine: Machine | None = None) -> float:
+        """What a machine takes for a call, in training with its backward pass, as far as its model goes [s].
+
+        Args:
+            numbers: an integer for every named size.
+            machine: that of the objective, or the default one, when absent.
+        """
+        own = self.goal.rate if isinstance(self.goal.rate, Machine) else Machine()
+        clock = Clock(machine or own)
+        trained = self.goal.trained if self.goal.mode != "infer" else ()
+        trace_memory(self.kernels, numbers, trained, self.goal.itemsize, clock)
+        return clock.seconds
+
     @property
     def folded(self) -> sympy.Expr:
         """The buffers that are read instead of being computed at each call [bytes]."""
@@ -228,6 +248,27 @@ class Regime:
         return hash((self.network, self.stages, tuple(self.sizes.items()), self.low, self.high))
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a call took where it was measured, beside what the model of the machine said.
+
+    Attributes:
+        device: on which it ran.
+        dtype: of its params.
+        sizes: the run-time sizes of the call, by name.
+        way: the order and the parts that it ran in.
+        model: what the model says [s].
+        seconds: what it took, the median of several turns [s].
+    """
+
+    device: str
+    dtype: str
+    sizes: tuple[tuple[str, int], ...]
+    way: str
+    model: float
+    seconds: float
+
+
 @dataclass(frozen=True, repr=False)
 class Plan:
     """A network with the best order for everything in it, at every size.
@@ -237,11 +278,13 @@ class Plan:
         free: the run-time sizes that regimes were searched over. With one, a regime is a range of it; with several,
             the regime of least cost runs.
         unpinned: where an order was pinned by hand, the best plan without it at the same sizes.
+        measured: where it was tuned, what the ways that were kept took.
     """
 
     regimes: tuple[Regime, ...]
     free: tuple[str, ...] = ()
     unpinned: Plan | None = None
+    measured: tuple[Measured, ...] = ()
 
     @property
     def network(self) -> Network:
@@ -450,7 +493,7 @@ class Plan:
         save_plan(self, path)
 
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
-        return Plan, (self.regimes, self.free, self.unpinned)
+        return Plan, (self.regimes, self.free, self.unpinned, self.measured)
 
     def __deepcopy__(self, memo: object) -> Plan:
         return self

@@ -22,7 +22,7 @@ from tngraph.language.network import Network
 from tngraph.language.text import parse
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal
-from tngraph.planning.region import ContractionTree, Region, Step
+from tngraph.planning.region import ContractionTree, Form, Region, Step
 from tngraph.planning.rewrites import find_inlined, merge
 from tngraph.plans.table import format_leg, format_value
 
@@ -70,6 +70,7 @@ def format_plan_file(plan: Plan) -> str:
         "sizes": dict(plan.sizes),
         **_decisions(plan),
         "unpinned": None if plan.unpinned is None else _decisions(plan.unpinned),
+        "measured": [{**asdict(each), "sizes": dict(each.sizes)} for each in plan.measured],
     }
     return _compact(json.dumps(fields, indent=1, allow_nan=False)) + "\n"
 
@@ -143,6 +144,8 @@ def _tree_fields(tree: ContractionTree) -> Fields:
         "is_pinned": tree.is_pinned,
         "sliced": [index.name for index in tree.sliced],
         "steps": [show_step(step) for step in tree.steps],
+        "forms": [show_form(form) for form in tree.forms],
+        "tile": None if tree.tile is None else {"index": tree.tile.index.name, "size": tree.tile.size},
     }
 
 
@@ -154,6 +157,11 @@ def show_accesses(region: Region) -> list[str]:
 def show_step(step: Step) -> Fields:
     """A step with its legs in the language."""
     return {"operands": list(step.operands), "kind": step.kind, "legs": show_legs(step)}
+
+
+def show_form(form: Form) -> Fields:
+    """The legs of a form in the language."""
+    return {part: [format_leg(leg) for leg in legs] for part, legs in zip(form._fields, form, strict=True)}
 
 
 def show_legs(step: Step) -> list[str]:

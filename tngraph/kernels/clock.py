@@ -1,0 +1,87 @@
+"""The time of the calls of a module on a machine, from the strides they meet: what `minimize="time"` compares.
+
+Views take none. A copy goes as fast as entries stay side by side; a product as its shape allows; everything else reads
+and writes its values once. In training every call runs once more for each operand that a gradient flows to, a copy is
+undone by another, and the gradient of a matrix that many products share is summed over these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from tngraph.kernels.expressions import Call
+from tngraph.kernels.strides import Ints, Layout
+from tngraph.planning.machine import Machine
+
+
+@dataclass
+class Clock:
+    """Adds up the seconds of calls.
+
+    Attributes:
+        machine: what runs them.
+        times: how often what is called now runs.
+        seconds: so far.
+    """
+
+    machine: Machine
+    times: int = 1
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Let some time pass, as often as what is called now runs."""
+        self.seconds += self.times * float(seconds)
+
+    def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool]) -> None:
+        """The time of a call that is no view, and of its gradients."""
+        if code.function in ("mm", "bmm"):
+            self.add(self._product(operands, needs))
+        elif code.function == "conv":
+            self.add((1 + sum(needs)) * self._convolution(operands, sizes))
+        elif code.function in ("reshape", "contiguous"):
+            self.copy(operands[0], any(needs))
+        else:
+            passes = 1 + sum(needs) if code.function not in ("sum", "add", "sub") else 1 + any(needs)
+            self.add(passes * self.machine.elementwise(*(prod(each.sizes) for each in operands), prod(sizes)))
+
+    def copy(self, given: Layout, is_trained: bool) -> None:
+        """A copy in the order of the axes; its gradient is copied back."""
+        self.add((1 + is_trained) * self.machine.copy(prod(given.sizes), run_length(given)))
+
+    def part(self) -> None:
+        """What it takes to cut a part and to call a method with it."""
+        self.add(2 * self.machine.seconds_per_kernel)
+
+    def _product(self, operands: Sequence[Layout], needs: Sequence[bool]) -> float:
+        left, right = operands
+        batch = left.sizes[0] if len(left.sizes) == 3 else 1
+        rows, summed, columns = left.sizes[-2], left.sizes[-1], right.sizes[-1]
+        total = self.machine.product(batch, rows, columns, summed)
+        if needs[0]:
+            total += self.machine.product(batch, rows, summed, columns) + self._spread(left)
+        if needs[1]:
+            total += self.machine.product(batch, summed, columns, rows) + self._spread(right)
+        return float(total)
+
+    def _spread(self, operand: Layout) -> float:
+        """To sum what the gradients of one shared matrix are over all products."""
+        is_shared = len(operand.sizes) == 3 and operand.strides[0] == 0 and operand.sizes[0] > 1
+        return float(self.machine.elementwise(prod(operand.sizes))) if is_shared else 0.0
+
+    def _convolution(self, operands: Sequence[Layout], sizes: Ints) -> float:
+        """As the matrix product of all windows with the kernel."""
+        _, kernel = operands
+        positions = sizes[0] * prod(sizes[2:])
+        return float(self.machine.product(1, positions, kernel.sizes[0], prod(kernel.sizes[1:])))
+
+
+def run_length(layout: Layout) -> int:
+    """The entries that lie side by side where a tensor is walked in the order of its axes [elements]."""
+    run = 1
+    for size, stride in zip(reversed(layout.sizes), reversed(layout.strides), strict=True):
+        if size != 1 and stride != run:
+            break
+        run *= size
+    return run

@@ -1,0 +1,72 @@
+"""From a network to a module in one call: planned for the time of its calls, measured where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tngraph.errors import PlanError
+from tngraph.language.network import Network
+from tngraph.modules.layer import Layer, build, layer_class
+from tngraph.modules.tuning import tune as tune_network
+from tngraph.planning.objectives import Mode, Objective
+from tngraph.planning.search import Search
+from tngraph.plans.pipeline import plan as plan_network
+from tngraph.plans.plans import Plan
+
+Inputs = torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[torch.Tensor]]
+"""What a layer is called with: a tensor, one per input, or several such calls."""
+
+
+def compile(
+    network: Network | Plan,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    mode: Mode = "infer",
+    minimize: Objective = "time",
+    tune: Inputs | None = None,
+    search: Search | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Layer:
+    """Compile a network, or a plan, to the ``torch.nn.Module`` that `tngraph.emit` prints.
+
+    Args:
+        network: what to compile; a network is planned first.
+        sizes: numbers to plan at and to build with, as for `tngraph.plan`; with a plan, other compile-time sizes to
+            build its module with.
+        mode: ``infer``, for calls; ``train``, for calls with their backward pass; ``serve``, for weights that never
+            change. It decides which plan is the best; the module does all of it either way.
+        minimize: the objective, as for `tngraph.plan`.
+        tune: inputs of the calls that are to be fast: a tensor, or one per input; or a list of such calls, as of
+            several batch sizes. The ways that the model likes best are measured on them and the fastest are kept (see
+            `tngraph.modules.tuning.tune`).
+        search: seed and effort of the planning.
+        device: where the params live.
+        dtype: their type; complex ones work wherever the functions do.
+
+    Raises:
+        SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
+        PlanError: a mode or an objective there is not, or inputs to tune for that do not say for which size.
+    """
+    if isinstance(network, Plan):
+        if tune is not None:
+            raise PlanError("a plan has been made, and is not tuned\n  give the network it was made for")
+        return build(network, sizes, device, dtype)
+    if tune is None:
+        plan = plan_network(network, sizes, mode=mode, minimize=minimize, search=search)
+    else:
+        calls = _calls(tune, len(network.inputs))
+        plan = tune_network(network, sizes, calls, mode=mode, search=search, device=device, dtype=dtype).plan
+    return layer_class(plan)(device=device, dtype=dtype)
+
+
+def _calls(inputs: Inputs, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """The calls that some inputs are, each one tensor per input."""
+    if isinstance(inputs, torch.Tensor):
+        return [(inputs,)]
+    given = list(inputs)
+    if count > 1 and len(given) == count and all(isinstance(x, torch.Tensor) for x in given):
+        return [tuple(given)]  # type: ignore[arg-type]
+    return [(each,) if isinstance(each, torch.Tensor) else tuple(each) for each in given]

@@ -1,0 +1,192 @@
+"""Measuring the few ways that the model of a machine likes best, and keeping the fastest: for sizes that are called.
+
+A plan that was tuned says what was measured, where, and what the model had said.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isqrt
+
+import torch
+
+from tngraph.errors import PlanError
+from tngraph.language.binding import bind_sizes, compile_time_sizes
+from tngraph.language.network import Network
+from tngraph.modules.layer import Layer, layer_class
+from tngraph.modules.verification import random_inputs
+from tngraph.planning.machine import Machine
+from tngraph.planning.objectives import Mode
+from tngraph.planning.search import Search
+from tngraph.plans.pipeline import timed_search
+from tngraph.plans.plans import Measured, Plan
+from tngraph.plans.timed import Candidate, TimedSearch
+
+TRIED = 5
+"""The most ways that are measured at one size."""
+NEAR = 4.0
+"""A way that the model gives more than this many times the least time is not measured."""
+ROUNDS = 7
+"""The turns that every way gets; its time is the median."""
+SECONDS_PER_TURN = 0.005
+"""A turn lasts at least about so long: a fast call is repeated [s]."""
+
+
+Sizes = tuple[tuple[str, int], ...]
+"""Run-time sizes by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A tuned plan, and all that was measured for it."""
+
+    plan: Plan
+    trials: tuple[Measured, ...]
+
+    def __str__(self) -> str:
+        header = ("at", "way", "model [ms]", "measured [ms]", "measured / model", "")
+        rows = [header, *(_row(trial, trial in self.plan.measured) for trial in self.trials)]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _row(trial: Measured, is_kept: bool) -> tuple[str, ...]:
+    at = ", ".join(f"{name} = {value}" for name, value in trial.sizes)
+    times = f"{trial.model * 1e3:.3g}", f"{trial.seconds * 1e3:.3g}", f"{trial.seconds / trial.model:.2f}"
+    return at, trial.way, *times, "kept" if is_kept else ""
+
+
+def tune(
+    network: Network,
+    sizes: Mapping[str, int] | None = None,
+    inputs: Sequence[Sequence[torch.Tensor]] = (),
+    *,
+    mode: Mode = "infer",
+    machine: Machine | None = None,
+    search: Search | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tuning:
+    """Measure the best few ways to run a network, and plan it for the fastest.
+
+    Args:
+        network: what to plan.
+        sizes: as for `tngraph.plan`.
+        inputs: what the layer is called with: one sequence of tensors per size that counts. With one run-time size,
+            the fastest way at each holds up to the middle, on a log scale, between it and the next.
+        mode: ``infer`` measures a call, ``train`` a call with its backward pass, ``serve`` a call on folded weights.
+        machine: whose model proposes; the default one when absent.
+        search: seed and effort.
+        device: where it runs; that of the inputs when absent.
+        dtype: of the params; that of the inputs when absent.
+
+    Raises:
+        PlanError: no inputs, or several where several sizes vary.
+        SizeError: inputs that do not fit.
+    """
+    if not inputs:
+        raise PlanError("there is nothing to tune for\n  give the inputs of the calls that are to be fast")
+    runner = _Runner(torch.device(device or inputs[0][0].device), dtype or inputs[0][0].dtype, mode)
+    bound = [_bind(network, given, sizes) for given in inputs]
+    names = [name for name in network.runtime_sizes() if name not in (sizes or {})]
+    points = {tuple((name, each[name]) for name in names): given for each, given in zip(bound, inputs, strict=True)}
+    fixed = dict(sizes or {})
+    if len(names) != 1:
+        if len(points) > 1:
+            raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
+        fixed.update(next(iter(points)))
+    machine, itemsize = machine or Machine(), runner.dtype.itemsize
+    finder = timed_search(network, fixed, machine=machine, mode=mode, itemsize=itemsize, search=search)
+    trials: list[Measured] = []
+    kept: list[tuple[Candidate, Measured]] = []
+    for at, given in sorted(points.items(), key=lambda point: point[0]):
+        tried = finder.candidates(**(dict(at) if len(names) == 1 else {}))
+        tried = [each for each in tried[:TRIED] if each.seconds <= NEAR * tried[0].seconds]
+        made = runner.measure(finder, tried, given, at)
+        trials.extend(made)
+        kept.append(min(zip(tried, made, strict=True), key=lambda pair: pair[1].seconds))
+    values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
+    ends = [isqrt(low * high) for low, high in pairwise(values)]
+    ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], kept, strict=True)
+    found = [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
+    return Tuning(finder.plan(found, [trial for _, trial in kept]), tuple(trials))
+
+
+def random_calls(network: Network, sizes: Mapping[str, int], values: Iterable[int]) -> list[list[torch.Tensor]]:
+    """Random inputs of a network for several values of its first run-time size.
+
+    Raises:
+        PlanError: it has none.
+    """
+    if not network.runtime_sizes():
+        raise PlanError(f"{network.name} has no run-time size\n  there is one way to call it")
+    name, generator = network.runtime_sizes()[0], torch.Generator().manual_seed(0)
+    known = compile_time_sizes(network, {key: sizes[key] for key in sizes if key not in network.runtime_sizes()})
+    return [[x.float() for x in random_inputs(network, known, generator, {name: value})] for value in values]
+
+
+def _bind(network: Network, given: Sequence[torch.Tensor], sizes: Mapping[str, int] | None) -> Mapping[str, int]:
+    shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, given, strict=True)}
+    settable = {name: number for name, number in (sizes or {}).items() if name not in network.runtime_sizes()}
+    return bind_sizes(network, shapes, settable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """Where and how ways are measured."""
+
+    device: torch.device
+    dtype: torch.dtype
+    mode: Mode
+
+    def measure(
+        self, finder: TimedSearch, tried: Sequence[Candidate], inputs: Sequence[torch.Tensor], at: Sizes
+    ) -> list[Measured]:
+        """Median seconds of a call of each, in turns."""
+        given = [x.to(self.device) for x in inputs]
+        plans = [finder.plan([(1, None, each.trees)]) for each in tried]
+        layers = [layer_class(plan)(device=self.device, dtype=self.dtype) for plan in plans]
+        calls = [_make_call(layer, given, self.mode) for layer in layers]
+        repeats = [max(1, round(SECONDS_PER_TURN / self._time(call, 1))) for call in calls]
+        times: list[list[float]] = [[] for _ in calls]
+        for _ in range(ROUNDS):
+            for call, count, taken in zip(calls, repeats, times, strict=True):
+                taken.append(self._time(call, count))
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        where = name, str(self.dtype).removeprefix("torch."), at
+        return [
+            Measured(*where, finder.describe(each), each.seconds, statistics.median(taken))
+            for each, taken in zip(tried, times, strict=True)
+        ]
+
+    def _time(self, call: Callable[[], object], count: int) -> float:
+        """Mean seconds of so many calls, after one that is not counted."""
+        call()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(count):
+            call()
+        self._wait()
+        return (time.perf_counter() - began) / count
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _make_call(layer: Layer, inputs: Sequence[torch.Tensor], mode: Mode) -> Callable[[], object]:
+    if mode != "train":
+        return torch.no_grad()(lambda: layer(*inputs))
+    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    wanted = [*(x for x in leaves if x.requires_grad), *layer.parameters()]
+
+    def step() -> object:
+        made = layer(*leaves)
+        total = sum(y.sum() for y in made) if isinstance(made, tuple) else made.sum()
+        return torch.autograd.grad(total, wanted, allow_unused=True)
+
+    return step

@@ -1,0 +1,209 @@
+"""Planning for time: trees, axis orders and tiles together, as a machine runs them.
+
+What a step takes depends on how its operands lie, so that time is no sum over steps that a search could minimise at
+once. Candidates are: for every size of a part, and for the whole, the tree of the least time of its products and that
+of the fewest operations, each with its axes laid out (`planning.layouts`). The model of the machine then runs all lines
+of each, copies included, and the fastest is taken. Dense reconstruction is a tree like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from tngraph.language.network import Access, Index, Network, Read
+from tngraph.planning.layouts import Run, lay_out
+from tngraph.planning.machine import Machine
+from tngraph.planning.objectives import Rate, Weighted
+from tngraph.planning.regimes import Range, has_sizes
+from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs
+from tngraph.planning.search import search_tree
+from tngraph.plans.assembly import Cleaned, assemble_plan
+from tngraph.plans.plans import Measured, Plan
+from tngraph.plans.table import draw_stages
+from tngraph.plans.tasks import Slot, Task
+
+SAMPLED = (1, 4, 16, 64, 256, 1024)
+"""The values of a free size at which candidates are compared; in between the model says where one takes over."""
+PARTS = (8, 16, 32, 64, 128)
+"""The sizes of parts that are tried."""
+WORTH = 0.97
+"""Another choice than that for a smaller size has to take no more than this share of its time."""
+
+Trees = tuple[ContractionTree, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a network, and what the model says of it.
+
+    Attributes:
+        trees: of all regions.
+        seconds: of a call at the size it was made for, in training with its backward pass [s].
+    """
+
+    trees: Trees
+    seconds: float
+
+
+@dataclass
+class TimedSearch:
+    """Finds the fastest way to run a network, by the size that is cut into parts.
+
+    Attributes:
+        task: what to plan.
+        merged: the network that is contracted.
+        cleaned: its equations.
+        slots: its regions.
+        machine: on which it runs.
+    """
+
+    task: Task
+    merged: Network
+    cleaned: Sequence[Cleaned]
+    slots: Sequence[Slot]
+    machine: Machine
+    _trees: dict[object, ContractionTree] = field(default_factory=dict)
+    _laid: dict[object, ContractionTree] = field(default_factory=dict)
+
+    def candidates(self, **sizes: int) -> list[Candidate]:
+        """All ways that are tried at some sizes, the fastest first."""
+        numbers = self.task.numbers_at(**sizes)
+        found = dict.fromkeys(self._ways(numbers))
+        made = [Candidate(trees, self.seconds(trees, numbers)) for trees in found]
+        return sorted(made, key=lambda candidate: candidate.seconds)
+
+    def plan(self, found: Sequence[Range], measured: Sequence[Measured] = ()) -> Plan:
+        """The plan that has a regime for each range."""
+        task = self.task
+        made = assemble_plan(task.network, self.merged, self.cleaned, found, task.numbers, task.goal, task.free)
+        return replace(made, measured=tuple(measured))
+
+    def describe(self, candidate: Candidate) -> str:
+        """The order and the parts of a candidate, in a line."""
+        plan = self.plan([(1, None, candidate.trees)])
+        parts = {f"{tree.tile.size} of {tree.tile.index.name}": None for tree in candidate.trees if tree.tile}
+        return draw_stages(plan.regimes[0]) + (f", {', '.join(parts)} at a time" if parts else "")
+
+    def seconds(self, trees: Trees, numbers: dict[str, int]) -> float:
+        """What the model says of some trees at some sizes [s]."""
+        made = assemble_plan(
+            self.task.network, self.merged, self.cleaned, [(1, None, trees)], numbers, self.task.goal, ()
+        )
+        return made.regimes[0].seconds(numbers, self.machine)
+
+    def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
+        tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
+        sizes = {str(index.size) for index in tiles if index is not None}
+        rates: tuple[Rate, ...] = (self.machine, Weighted())
+        for rate in rates:
+            yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
+        for part in PARTS:
+            cut = {name: min(part, numbers[name]) for name in sizes}
+            if any(cut[name] < numbers[name] for name in sizes):
+                smaller = self.task.numbers_at(**cut)
+                for rate in rates:
+                    yield tuple(
+                        self._tile(self._tree(slot, rate, smaller), index, part)
+                        for slot, index in zip(self.slots, tiles, strict=True)
+                    )
+
+    def _tile(self, tree: ContractionTree, index: Index | None, part: int) -> ContractionTree:
+        if index is None or len(tree.region.accesses) == 1:
+            return tree
+        return replace(tree, tile=Tile(index, part))
+
+    def _tree(self, slot: Slot, rate: Rate, numbers: dict[str, int]) -> ContractionTree:
+        """The tree of a slot that is the best at some sizes, laid out for them."""
+        topology = Topology(slot.region, numbers, replace(slot.pricing, rate=rate))
+        key = slot, rate, tuple(topology.sizes)
+        if key not in self._trees:
+            self._trees[key] = replace(search_tree(topology, self.task.search), is_proven=False)
+        return self.lay_out(slot, self._trees[key], numbers)
+
+    def lay_out(self, slot: Slot, tree: ContractionTree, numbers: dict[str, int]) -> ContractionTree:
+        """A tree with the axes of its values in order."""
+        run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed)
+        key = slot, tree, tuple(Topology(slot.region, numbers).sizes)
+        if key not in self._laid:
+            self._laid[key] = lay_out(tree, run)
+        return self._laid[key]
+
+
+def find_timed(search: TimedSearch) -> list[Range]:
+    """The fastest ways by the value of the one free size; at the sizes of the task where there is none, or several."""
+    task = search.task
+    if len(task.free) != 1:
+        return [(1, None, search.candidates()[0].trees)]
+    (name,) = task.free
+
+    def seconds(trees: Trees, value: int) -> float:
+        return search.seconds(trees, task.numbers_at(**{name: value}))
+
+    def is_there(value: int) -> bool:
+        return all(has_sizes(slot.region, lambda v: task.numbers_at(**{name: v}), value) for slot in search.slots)
+
+    points = [value for value in SAMPLED if is_there(value)] or [task.numbers[name]]
+    chosen: list[tuple[int, Trees]] = []
+    for value in points:
+        best = search.candidates(**{name: value})[0]
+        if not chosen:
+            chosen.append((1, best.trees))
+        elif best.trees != chosen[-1][1] and best.seconds < WORTH * seconds(chosen[-1][1], value):
+            before, old, new = points[points.index(value) - 1], chosen[-1][1], best.trees
+            chosen.append((_first_faster(seconds, old, new, before, value), new))
+    ends = [low - 1 for low, _ in chosen[1:]]
+    return [(low, high, trees) for (low, trees), high in zip(chosen, [*ends, None], strict=True)]
+
+
+def lay_out_all(task: Task, slots: Sequence[Slot], found: Sequence[Range]) -> list[Range]:
+    """Ranges whose trees are laid out, each as where it runs first; those that are stay as they are."""
+    machine = task.goal.rate if isinstance(task.goal.rate, Machine) else Machine()
+    known: dict[object, ContractionTree] = {}
+    made: list[Range] = []
+    for low, high, trees in found:
+        numbers = task.numbers
+        if len(task.free) == 1:
+            (name,) = task.free
+            value = max(low, numbers[name] if high is None else min(high, numbers[name]))
+            numbers = task.numbers_at(**{name: value})
+        for slot, tree in zip(slots, trees, strict=True):
+            if (slot, tree) not in known:
+                run = Run(numbers, machine, slot.pricing.trained, slot.pricing.fixed)
+                known[slot, tree] = tree if tree.forms else lay_out(tree, run)
+        made.append((low, high, tuple(known[pair] for pair in zip(slots, trees, strict=True))))
+    return made
+
+
+def _first_faster(seconds: Callable[[Trees, int], float], old: Trees, new: Trees, low: int, high: int) -> int:
+    """A value from which on the new trees are faster, which they are at the higher one and not at the lower one."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if seconds(new, middle) < seconds(old, middle) else (middle, high)
+    return high
+
+
+def find_tiled(network: Network, region: Region) -> Index | None:
+    """The run-time index of a region that its steps can run in parts of, if there is one."""
+    return next((index for index in region.legs if can_tile(network, region, index)), None)
+
+
+def can_tile(network: Network, region: Region, index: Index) -> bool:
+    """Whether parts can be taken along an index: of run time, and on an axis of its own wherever it stands."""
+    others = [leg for access in region.accesses for leg in bare_legs(access) if leg != index]
+    sizes = [s for leg in others for s in ((leg.leg.size, leg.offset) if isinstance(leg, Read) else (leg.size,))]
+    is_read = any(isinstance(leg, Read) and index in leg.indices for leg in others)
+    is_free = str(index.size) in network.runtime_sizes() and not any(size.has(index.size) for size in sizes)
+    given = [access for access in region.accesses if index in access.indices]
+    return is_free and not is_read and all(_stands_alone(network, access, index) for access in given)
+
+
+def _stands_alone(network: Network, access: Access, index: Index) -> bool:
+    """Whether parts of an access can be taken along an index: an input's axis, or a leg of an earlier result."""
+    if access.legs.count(index) != 1:
+        return False
+    port = next((port for port in network.inputs if port.name == access.source), None)
+    if port is None:
+        return any(equation.name == access.source for equation in network.equations)
+    leg = network.sources()[access.source].legs[access.legs.index(index)]
+    return (leg,) in tuple(tuple(axis) for axis in port.axes)
