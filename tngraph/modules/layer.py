@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tngraph.errors import PlanError, SizeError
-from tngraph.language.binding import bind_sizes
+from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
 from tngraph.plans.pipeline import plan_for_serving
