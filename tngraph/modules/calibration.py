@@ -1,8 +1,8 @@
 """The numbers of a `Machine`, measured: kernels of many shapes are timed on a device, and the model is fitted to them.
 
-Kernels are timed in turns of a fraction of a millisecond, each as often as fits, and the lower quartile of its turns
-counts: what else runs on the machine lengthens some turns of every kernel and not all turns of one. Every third kernel
-is kept from the fit, to say how far the model is right about kernels it has not seen.
+Kernels are timed in turns of a fraction of a millisecond, each as often as fits, and the shortest of its turns counts:
+what else runs on the machine lengthens some turns of every kernel and not all turns of one. Every third kernel is kept
+from the fit, to say how far the model is right about kernels it has not seen.
 """
 
 from __future__ import annotations
@@ -313,8 +313,8 @@ class _Turns:
         self.spent += spent
 
     def measurement(self) -> Measurement:
-        """The lower quartile; the first turn, which warms up, counts where it is the only one."""
-        return Measurement(self.kernel, float(np.quantile(self.times[1:] or self.times, 0.25)))
+        """The shortest turn."""
+        return Measurement(self.kernel, min(self.times))
 
 
 @torch.no_grad()

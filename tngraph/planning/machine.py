@@ -57,18 +57,18 @@ class Machine:
         seconds_per_product: of every kernel of matrix products [s].
     """
 
-    operations_per_second: float = 9.0e10
+    operations_per_second: float = 9.5e10
     half_rows: float = 2.0
-    half_columns: float = 17.0
-    half_summed: float = 5.0
-    cached_per_second: float = 3.3e10
-    elements_per_second: float = 9.0e9
-    cache: float = 2.6e6
-    fresh_per_second: float = 9.5e8
+    half_columns: float = 21.0
+    half_summed: float = 4.3
+    cached_per_second: float = 3.9e10
+    elements_per_second: float = 7.6e9
+    cache: float = 3.0e6
+    fresh_per_second: float = 1.0e9
     reused: float = 8.4e6
-    doubling_run: float = 100.0
+    doubling_run: float = 115.0
     seconds_per_kernel: float = 1.5e-6
-    seconds_per_product: float = 4e-6
+    seconds_per_product: float = 3e-6
     is_integral = False
 
     def __call__(self, work: Work) -> Any:
