@@ -22,7 +22,7 @@ from tngraph.planning.objectives import Goal, Price
 from tngraph.planning.region import leg_indices, legs_size
 
 _MATRIX = ("contract", "conv")
-_SILENT = ("load", "read", "embed", "view")
+_SILENT = ("load", "read", "embed", "view", "arrange", "join")
 _DIFFERENTIATED = (*_MATRIX, "mul", "scale", "pointwise")
 """Kinds whose gradient with respect to an operand is work of the same volume."""
 
@@ -192,19 +192,27 @@ def last_uses(
     """
     alias = aliases(operations)
     held = {alias[k] for k in kept}
-    inside = {number: block for block in blocks for number in range(block.first, block.last + 1)}
+    around = _blocks_around(blocks)
     last: dict[int, int] = {}
     for number, op in enumerate(operations):
         if op.kind != "load":
             last[number] = number
-            block = inside.get(number)
             for operand in (alias[operand] for operand in op.operands):
-                last[operand] = block.last if block is not None and operand < block.first else number
+                last[operand] = next((b.last for b in around.get(number, ()) if operand < b.first), number)
     drops: dict[int, list[int]] = {}
     for value, user in last.items():
         if operations[value].kind != "load" and value not in held:
             drops.setdefault(user, []).append(value)
     return drops
+
+
+def _blocks_around(blocks: Iterable[Block]) -> dict[int, list[Block]]:
+    """The blocks that every operation stands in, the outermost first."""
+    around: dict[int, list[Block]] = {}
+    for block in sorted(blocks, key=lambda block: block.first - block.last):
+        for number in range(block.first, block.last + 1):
+            around.setdefault(number, []).append(block)
+    return around
 
 
 def aliases(operations: Sequence[Operation]) -> list[int]:

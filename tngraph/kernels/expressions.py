@@ -14,18 +14,19 @@ Calls stand for what PyTorch calls so, with these arguments:
 | unfold | axis, size, step | gather | axis (at positions, the second operand) |
 | index_select | axis (at positions) | diagonal | first axis, second axis |
 | unsqueeze | axis | flip | axes |
+| expand | | | |
 | mm, bmm, mul, add, sub | | scale | factor |
 | sum | axes | pointwise | the function and its numbers |
 | conv | stride, padding, dilation | diag_embed | |
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |
-| accumulate | the indices of the slices | | |
+| accumulate | the indices of the slices | join | axis, size of a part |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,11 +77,18 @@ def flip(operand: Expression, axes: Sequence[int]) -> Expression:
     return Call("flip", (operand,), tuple(axes), operand.shape) if axes else operand
 
 
+def variables(code: Expression) -> Iterator[Variable]:
+    """The names in an expression, from the left."""
+    if isinstance(code, Variable):
+        yield code
+    else:
+        for operand in code.operands:
+            yield from variables(operand)
+
+
 def value_names(code: Expression) -> frozenset[str]:
     """The names of the earlier values in an expression."""
-    if isinstance(code, Variable):
-        return frozenset({code.name} if code.kind == "value" else ())
-    return frozenset().union(*map(value_names, code.operands))
+    return frozenset(variable.name for variable in variables(code) if variable.kind == "value")
 
 
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import sympy
 
-from tngraph.kernels.expressions import Call, Expression, Variable
+from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.kernels import Kernel, Kernels, find_drops
 from tngraph.kernels.layout import call_sizes
 from tngraph.kernels.schedule import Block, Operation, Schedule
@@ -151,7 +151,7 @@ def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[
     fixed: list[bool] = []
     for op in operations:
         is_same = op.access is None or varying.is_same(op.access)
-        stands_alone = op.kind not in ("view", "accumulate") and not op.loops
+        stands_alone = op.kind not in ("view", "accumulate", "join") and not op.loops
         fixed.append(is_same and stands_alone and all(fixed[operand] for operand in op.operands))
     return frozenset(number for number, op in enumerate(operations) if fixed[number] and op.kind != "load")
 
@@ -273,15 +273,6 @@ class _Hoist:
         kept = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
         keys = tuple(self.digests.get(op.name, "") if op.kind != "load" else repr(op) for op in operations)
         return Folding(Kernels(operations, (), kept, tuple(self.buffers.values())), keys, tuple(self.buffers))
-
-
-def variables(code: Expression) -> Iterator[Variable]:
-    """The names in an expression, from the left."""
-    if isinstance(code, Variable):
-        yield code
-    else:
-        for operand in code.operands:
-            yield from variables(operand)
 
 
 def _is_given(code: Expression) -> bool:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tngraph.kernels.cost import aliases, last_uses
-from tngraph.kernels.expressions import Call, Expression, Variable, value_names
+from tngraph.kernels.expressions import Call, Expression, Variable, permute, value_names, variables
+from tngraph.kernels.forms import gives_rows, operand_axes
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage
 from tngraph.kernels.windows import MOST_SPATIAL, convolve, lay_taps, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
-from tngraph.planning.region import bare_legs, is_unit, leg_size
+from tngraph.planning.region import Form, bare_legs, is_unit, leg_size, legs_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,20 @@ class Kernels:
         inside = [line for line in self.lines if block.first <= line.number <= block.last]
         made = {self.operations[line.number].name for line in inside}
         return frozenset(name for line in inside for name in value_names(line.code)) - made
+
+    def parts(self, last: int) -> dict[Variable, int]:
+        """What the block of tiles that ends with an operation takes a part of, with the axis that is cut."""
+        block = next(block for block in self.blocks if block.kind == "tiles" and block.last == last)
+        tile = self.operations[last].tile
+        assert tile is not None
+        inside = [line for line in self.lines if block.first <= line.number <= block.last]
+        made = {self.operations[line.number].name for line in inside}
+        given = dict.fromkeys(variable for line in inside for variable in variables(line.code))
+        return {
+            variable: variable.shape.index(tile.index.size)
+            for variable in given
+            if variable.name not in made and tile.index.size in variable.shape
+        }
 
 
 def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule, numbers: Mapping[str, int]) -> Kernels:
@@ -210,6 +225,8 @@ def _compute(function: str, operands: tuple[Expression, ...], axes: Axes, *argum
 
 
 def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    if op.form is not None:
+        return _contract_as(op.form, operands, context)
     left, right, shared, rows, columns = _split(operands, wanted, context)
     batch = tuple(leg for leg in shared if leg in op.legs)
     summed = tuple(leg for leg in shared if leg not in op.legs)
@@ -217,6 +234,27 @@ def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], 
     a = arrange(left, (*outer, rows, summed))
     b = arrange(right, (*outer, summed, columns))
     return _compute("bmm" if batch else "mm", (a, b), (*outer, rows, columns))
+
+
+def _contract_as(form: Form, operands: Sequence[Tensor], context: Context) -> Tensor:
+    """A contraction in a given form."""
+    orders = [tensor.legs for tensor in operands]
+    axes = [operand_axes(form, orders, side, context.numbers) for side in (0, 1)]
+    left, right = (0, 1) if gives_rows(form, orders, 0) else (1, 0)
+    a = _matrices(operands[left], form, axes[left], form.rows, -2)
+    b = _matrices(operands[right], form, axes[right], form.columns, -1)
+    outer: Axes = (form.outer,) if form.outer else ()
+    return _compute("bmm" if outer else "mm", (a, b), (*outer, form.rows, form.columns))
+
+
+def _matrices(tensor: Tensor, form: Form, axes: Axes, own: tuple[Leg, ...], place: int) -> Expression:
+    """An operand as matrices, its own legs at a place; one that lacks the outer legs is repeated for all products."""
+    code = arrange(tensor, axes)
+    if axes[place] != own:
+        code = permute(code, (0, 2, 1) if len(axes) == 3 else (1, 0))
+    if form.outer and len(axes) == 2:
+        code = Call("expand", (code,), (), (legs_size(form.outer), *code.shape))
+    return code
 
 
 class _Split(NamedTuple):
@@ -248,6 +286,10 @@ def _orient(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context)
 
 
 def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    if op.form is not None:
+        first, second = operands
+        axes = _runs(op.form.legs, lambda leg: (leg in first.legs, leg in second.legs))
+        return _compute("mul", (_broadcast(first, axes), _broadcast(second, axes)), axes)
     left, right, shared, rows, columns = _split(operands, wanted, context)
     axes = tuple(axis for axis in (shared, rows, columns) if axis)
     return _compute("mul", (_broadcast(left, axes), _broadcast(right, axes)), axes)
@@ -335,6 +377,18 @@ def _view(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
     return Tensor(arrange(operands[0], axes), axes)
 
 
+def _arrange(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    return Tensor(arrange(operands[0], op.axes), op.axes)
+
+
+def _join(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    """The whole, of which a part is what the operand has."""
+    assert op.tile is not None
+    axes = _runs(op.legs, lambda leg: leg == op.tile.index)  # type: ignore[union-attr]
+    place = axes.index((op.tile.index,))
+    return Tensor(Call("join", (arrange(operands[0], axes),), (place, op.tile.size), axes_shape(axes)), axes)
+
+
 def _accumulate(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
     """The whole, to which a slice is added where it belongs."""
     own = [leg for leg in op.legs if leg not in op.loops]
@@ -370,4 +424,6 @@ RULES: Mapping[str, Rule] = {
     "pointwise": _pointwise,
     "view": _view,
     "accumulate": _accumulate,
+    "arrange": _arrange,
+    "join": _join,
 }

@@ -11,7 +11,7 @@ Which call is a view depends on which sizes are 1, so it runs at numbers; every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from math import prod
@@ -22,7 +22,7 @@ import sympy
 from tngraph.errors import SizeError
 from tngraph.kernels.cost import maximum
 from tngraph.kernels.expressions import Call, Expression, Shape, Variable
-from tngraph.kernels.kernels import Kernels
+from tngraph.kernels.kernels import Kernel, Kernels
 from tngraph.kernels.schedule import Block
 from tngraph.kernels.strides import (
     Ints,
@@ -37,7 +37,7 @@ from tngraph.kernels.strides import (
 )
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.planning.region import leg_size
+from tngraph.planning.region import Tile, leg_size
 
 ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
@@ -74,11 +74,13 @@ class Memory:
         moments: the storages alive together, wherever more are alive than just before and just after.
         kept: the storages that autograd keeps.
         keepers: each storage that is kept, with the operation that makes it and those that keep it.
+        moved: what is copied into another order.
     """
 
     moments: tuple[tuple[Storage, ...], ...]
     kept: tuple[Storage, ...]
     keepers: tuple[tuple[Storage, int, frozenset[int]], ...] = ()
+    moved: tuple[Storage, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -98,7 +100,17 @@ class Memory:
     @property
     def saved_formula(self) -> sympy.Expr:
         """What is kept, in the sizes of the network [bytes]."""
-        return sympy.Add(*(storage.formula for storage in self.kept))
+        return sympy.expand(sympy.Add(*(storage.formula for storage in self.kept)))
+
+    @property
+    def moves(self) -> int:
+        """What is written by copies into another order [bytes]."""
+        return sum(storage.bytes for storage in self.moved)
+
+    @property
+    def moves_formula(self) -> sympy.Expr:
+        """The same in the sizes of the network [bytes]."""
+        return sympy.expand(sympy.Add(*(storage.formula for storage in self.moved)))
 
 
 def trace_memory(
@@ -112,22 +124,13 @@ def trace_memory(
         trained: the tensors that take a gradient; the peak is that of a run without gradients all the same.
         itemsize: of a number [bytes].
     """
-    trace = _Trace(numbers, frozenset(trained), itemsize)
-    starts = {block.first: block for block in kernels.blocks}
-    for line in kernels.lines:
-        trace.number = line.number
-        if line.number in starts:
-            trace.enter(kernels, starts[line.number])
-        trace.bind(kernels.operations[line.number].name, trace.evaluate(line.code))
-        for number in line.dropped:
-            trace.release(trace.values.pop(kernels.operations[number].name))
-        if trace.block is not None and line.number == trace.block.last:
-            trace.leave()
+    trace = _Trace(kernels, numbers, frozenset(trained), itemsize)
+    trace.run(kernels.lines)
     for result in kernels.results:
         trace.evaluate(result)
     trace.note()
     keepers = ((storage, trace.makers[storage], frozenset(by)) for storage, by in trace.keepers.items())
-    return Memory(tuple(trace.moments), tuple(trace.kept.values()), tuple(keepers))
+    return Memory(tuple(trace.moments), tuple(trace.kept.values()), tuple(keepers), tuple(trace.moved))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,24 +146,137 @@ class _Array:
     is_trained: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Parts that run alike.
+
+    Attributes:
+        size: the run-time size that is cut.
+        rows: what it is in such a part, and as a formula `rows_formula`.
+        count: how many such parts there are, and as a formula.
+        whole: what it is in all.
+    """
+
+    size: sympy.Symbol
+    rows: int
+    rows_formula: sympy.Expr
+    count: int
+    formula: sympy.Expr
+    whole: int = 1
+
+
 class _Trace:
     """A run in progress. What `evaluate` returns is held by its caller, who releases it."""
 
-    def __init__(self, numbers: Mapping[str, int], trained: Collection[str], itemsize: int) -> None:
-        self.numbers, self.trained, self.itemsize = numbers, trained, itemsize
+    def __init__(self, kernels: Kernels, numbers: Mapping[str, int], trained: Collection[str], itemsize: int) -> None:
+        self.kernels, self.numbers, self.trained, self.itemsize = kernels, numbers, trained, itemsize
+        self.starts = {block.first: block for block in kernels.blocks if block.kind in ("slices", "recompute")}
+        self.tiles = {block.first: block for block in kernels.blocks if block.kind == "tiles"}
         self.values: dict[str, _Array] = {}
         self.holders: dict[Storage, int] = {}
         self.kept: dict[Storage, Storage] = {}
         self.number = 0
         self.makers: dict[Storage, int] = {}
         self.keepers: dict[Storage, set[int]] = {}
+        self.moved: list[Storage] = []
         self.block: Block | None = None
         self.loops: tuple[sympy.Expr, ...] = ()
+        self.part: _Part | None = None
         self.given: tuple[_Array, ...] = ()
         self.made: set[Storage] = set()
         self.moments: list[tuple[Storage, ...]] = []
         self._has_grown = False
         self._known: dict[sympy.Expr, int] = {}
+
+    def run(self, lines: Sequence[Kernel]) -> None:
+        """Run lines one after the other; those of tiles as often as their parts differ in what is alive."""
+        k = 0
+        while k < len(lines):
+            line, block = lines[k], self.tiles.get(lines[k].number)
+            if block is not None and self.part is None:
+                inside = [each for each in lines[k:] if each.number <= block.last]
+                self.run_tiles(block, inside)
+                line, k = inside[-1], k + len(inside)
+                dropped = [number for number in line.dropped if number < block.first]
+            else:
+                self._run_line(line)
+                dropped, k = [*line.dropped], k + 1
+            for number in dropped:
+                self.release(self.values.pop(self.kernels.operations[number].name))
+            if self.block is not None and line.number == self.block.last:
+                self.leave()
+
+    def _run_line(self, line: Kernel) -> None:
+        self.number = line.number
+        if line.number in self.starts:
+            self.enter(self.kernels, self.starts[line.number])
+        self.bind(self.kernels.operations[line.number].name, self.evaluate(line.code))
+
+    def run_tiles(self, block: Block, lines: Sequence[Kernel]) -> None:
+        """Run lines part by part: what all full parts but one have made is there when the last two run.
+
+        A value that is no larger than a part runs whole.
+        """
+        op = self.kernels.operations[block.last]
+        assert op.tile is not None
+        index, size = op.tile.index, op.tile.size
+        rows = self._size(index.size)
+        full = (rows - 1) // size
+        count = sympy.floor((index.size - 1) / sympy.Integer(size))
+        if full == 0:
+            whole = self._run_part(block, lines, _Part(index.size, rows, index.size, 1, sympy.S.One, rows))
+        else:
+            first = self._run_part(block, lines, _Part(index.size, size, sympy.Integer(size), full, count, rows))
+            self.release(first)
+            stack = self._stack(first, full - 1, count - 1)
+            another = self._run_part(block, lines, _Part(index.size, size, sympy.Integer(size), 0, sympy.S.Zero, rows))
+            self.release(another)
+            self.release(stack)
+            stack = self._stack(first, full, count)
+            rest = _Part(index.size, rows - full * size, index.size - size * count, 1, sympy.S.One, rows)
+            last = self._run_part(block, lines, rest)
+            shape = lines[-1].code.shape
+            sizes = self._sizes(shape)
+            made = Storage(shape, prod(sizes), self.itemsize)
+            whole = _Array(Layout(sizes, contiguous_strides(sizes)), made, self.itemsize, last.is_trained)
+            self._hold(whole)
+            self.release(stack)
+            self.release(last)
+        self.bind(op.name, whole)
+
+    def _stack(self, part: _Array, count: int, formula: sympy.Expr) -> _Array:
+        """So many parts, alive together."""
+        if part.storage is None:
+            return part
+        shape = (formula, *part.storage.shape)
+        stack = replace(part, storage=Storage(shape, count * part.storage.count, part.unit))
+        self._hold(stack)
+        return stack
+
+    def _run_part(self, block: Block, lines: Sequence[Kernel], part: _Part) -> _Array:
+        """Run lines where an index has as many values as one part, and what is given is cut to it."""
+        numbers, known, values = self.numbers, self._known, dict(self.values)
+        self.part, self._known = part, {}
+        self.numbers = {**numbers, str(part.size): part.rows}
+        for variable, axis in self.kernels.parts(block.last).items():
+            if variable.kind == "value":
+                sizes = self.values[variable.name].layout.sizes
+                cut = Layout((*sizes[:axis], part.rows, *sizes[axis + 1 :]), values[variable.name].layout.strides)
+                self.values[variable.name] = replace(values[variable.name], layout=cut)
+        self.made = set()
+        for line in lines[:-1]:
+            self._run_line(line)
+            for number in line.dropped:
+                self.release(self.values.pop(self.kernels.operations[number].name))
+        self.number = lines[-1].number
+        result = self.evaluate(lines[-1].code)
+        inside = [self.kernels.operations[line.number].name for line in lines[:-1]]
+        for name in inside:
+            if name in self.values and name not in values:
+                self.release(self.values.pop(name))
+        self.part, self.numbers, self._known = None, numbers, known
+        self.values.update({name: values[name] for name in values if name in self.values})
+        return result
 
     def bind(self, name: str, array: _Array) -> None:
         """Give a value its name; what had it is let go."""
@@ -188,6 +304,8 @@ class _Trace:
 
     def evaluate(self, code: Expression) -> _Array:
         """The tensor an expression makes."""
+        if isinstance(code, Call) and code.function == "join":
+            return self.evaluate(code.operands[0])
         if isinstance(code, Call) and code.function == "accumulate":
             part = self.evaluate(code.operands[0])
             self.release(part)
@@ -204,7 +322,13 @@ class _Trace:
 
     def _given(self, code: Variable) -> _Array:
         sizes = self._sizes(code.shape)
-        return _Array(Layout(sizes, contiguous_strides(sizes)), None, self.itemsize, code.name in self.trained)
+        strides = contiguous_strides(sizes)
+        if self.part is not None:
+            whole = self.part.whole
+            strides = contiguous_strides(
+                tuple(whole if size == self.part.size else n for size, n in zip(code.shape, sizes, strict=True))
+            )
+        return _Array(Layout(sizes, strides), None, self.itemsize, code.name in self.trained)
 
     def _sizes(self, shape: Shape) -> Ints:
         return tuple(map(self._size, shape))
@@ -225,7 +349,10 @@ class _Trace:
                 ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
                 self._unit(code, operands),
             )
-            array = _Array(Layout(sizes, strides), Storage(code.shape, prod(sizes), unit), unit, any(needs))
+            made = Storage(self._formulas(code.shape), prod(sizes), unit)
+            array = _Array(Layout(sizes, strides), made, unit, any(needs))
+            if code.function in COPIES:
+                self.moved.extend(self._times(made))
         self._hold(array)
         if any(needs) and code.function in SAVES:
             self._keep([*operands, array], SAVES[code.function](code, needs))
@@ -246,7 +373,8 @@ class _Trace:
             if self.block is not None and self.block.kind == "recompute":
                 self._keep_given()
             elif storage is not None:
-                self.kept[storage] = self._times(storage)
+                for kept in self._times(storage):
+                    self.kept[storage] = kept
 
     def _keep_given(self) -> None:
         """What runs once more in the backward pass keeps what it is given, and nothing that it makes."""
@@ -254,13 +382,22 @@ class _Trace:
             if array.storage is not None:
                 self.kept[array.storage] = array.storage
 
-    def _times(self, storage: Storage) -> Storage:
-        """As much as all slices make of a storage that each makes anew."""
-        if storage not in self.made or not self.loops:
-            return storage
-        return replace(
-            storage, shape=(*storage.shape, *self.loops), count=storage.count * prod(self._sizes(self.loops))
-        )
+    def _times(self, storage: Storage) -> Iterator[Storage]:
+        """As much as all slices, or all parts that run so, make of a storage that each makes anew."""
+        if self.part is not None and storage in self.made:
+            if self.part.count:
+                shape = (self.part.formula, *storage.shape)
+                yield replace(storage, shape=shape, count=storage.count * self.part.count)
+        elif storage not in self.made or not self.loops:
+            yield storage
+        else:
+            count = storage.count * prod(self._sizes(self.loops))
+            yield replace(storage, shape=(*storage.shape, *self.loops), count=count)
+
+    def _formulas(self, shape: Shape) -> Shape:
+        """A shape in the sizes of the network, where a part may have a formula for its own."""
+        part = self.part
+        return shape if part is None else tuple(size.xreplace({part.size: part.rows_formula}) for size in shape)
 
     def _hold(self, array: _Array) -> None:
         if array.storage is not None:
@@ -286,6 +423,9 @@ class _Trace:
             self.moments.append(tuple(self.holders))
         self._has_grown = False
 
+
+COPIES = ("reshape", "contiguous")
+"""What copies a tensor into another order, where it is no view."""
 
 View = Callable[[Layout, Ints, tuple[Any, ...]], Ints | None]
 
@@ -329,6 +469,7 @@ VIEWS: Mapping[str, View] = {
     "unfold": _unfolded,
     "diagonal": _diagonal,
     "unsqueeze": lambda layout, sizes, arguments: (*layout.strides, 1),
+    "expand": lambda layout, sizes, arguments: (0,) * (len(sizes) - len(layout.sizes)) + layout.strides,
 }
 """The strides of what a call returns where it is a view, and None where it is a copy."""
 
@@ -429,26 +570,29 @@ MOST_ORDERED = 4
 """So many sizes are tried in every order, to find one where windows fit what they slide over."""
 
 
-def generic_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
+def generic_sizes(network: Network, numbers: Mapping[str, int], tiles: Iterable[Tile] = ()) -> dict[str, int]:
     """Numbers for all sizes at which no index has size 1 and none equals another by chance.
 
     Args:
         network: whose sizes they are.
         numbers: what is taken where there are none, as for a window that never slides.
+        tiles: indices that are to have several parts, the last of which is not full.
     """
+    cut = {str(tile.index.size): tile.size for tile in tiles}
     settable = network.settable_sizes()
     free = [size.name for size in (*settable, *network.sizes) if size.value is None or size in settable]
     free = list(dict.fromkeys(free))  # run-time sizes last, and so largest: windows slide over them
     for order in (free, *permutations(free[:MOST_ORDERED])):
-        found = _number(network, list(dict.fromkeys([*order, *free])))
+        found = _number(network, list(dict.fromkeys([*order, *free])), cut)
         if found is not None:
             return found
     return dict(numbers)
 
 
-def _number(network: Network, order: Sequence[str]) -> dict[str, int] | None:
+def _number(network: Network, order: Sequence[str], cut: Mapping[str, int]) -> dict[str, int] | None:
     """Primes for sizes in this order, and what the others derive; None where an index has no more than one entry."""
     found = {name: int(sympy.prime(FIRST_PRIME + APART * k)) for k, name in enumerate(order)}
+    found.update({name: int(sympy.nextprime(3 * size + found[name])) for name, size in cut.items()})
     try:
         for size in network.sizes:
             if size.name not in found and size.value is not None:

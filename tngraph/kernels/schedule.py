@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tngraph.kernels.forms import is_copied, operand_axes
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.region import ContractionTree, StepKind, bare_legs, legs_size, sliced_legs
+from tngraph.planning.region import ContractionTree, Form, StepKind, Tile, bare_legs, legs_size, sliced_legs
 
-Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate"]
+Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate", "arrange", "join"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,10 @@ class Operation:
     """One line of the schedule.
 
     Attributes:
-        kind: what it does; ``load``, ``read``, ``embed`` and ``view`` do no arithmetic. A ``view`` ends a region that
-            has other trees in other regimes: its operand with an axis per leg. An ``accumulate`` ends one that runs
-            slice by slice: it adds each slice to the whole.
+        kind: what it does; ``load``, ``read``, ``embed``, ``view``, ``arrange`` and ``join`` do no arithmetic. A
+            ``view`` ends a region that has other trees in other regimes: its operand with an axis per leg. An
+            ``accumulate`` ends one that runs slice by slice: it adds each slice to the whole. A ``join`` ends one that
+            runs in parts, and puts them side by side; an ``arrange`` before it lays a value out once for all parts.
         operands: the numbers of the values it takes.
         legs: the legs of its result.
         name: the name of its result: a tensor's, an equation's, or ``t1``, ``t2``, ….
@@ -51,6 +53,9 @@ class Operation:
         function: of a ``pointwise``.
         pattern: of an ``embed``, the operand's index on each leg of the result.
         loops: the indices it runs for every value of; of a load, those of its legs that it has one value of.
+        form: of a step that is laid out, how it is one kernel.
+        axes: of an ``arrange``, the axes it makes.
+        tile: of a ``join``, how large a part is.
     """
 
     kind: Kind
@@ -62,6 +67,9 @@ class Operation:
     function: Function | None = None
     pattern: tuple[Index, ...] = ()
     loops: tuple[Index, ...] = ()
+    form: Form | None = None
+    axes: tuple[tuple[Leg, ...], ...] = ()
+    tile: Tile | None = None
 
 
 class _Writer:
@@ -107,14 +115,15 @@ class Block:
 
     Attributes:
         kind: ``branch``, a region with another tree in another regime; ``slices``, a region that runs slice by slice;
-            ``recompute``, operations that run once more in the backward pass.
+            ``tiles``, the part of a region that runs for some values of an index at a time; ``recompute``, operations
+            that run once more in the backward pass.
         first: operation.
         last: operation.
         equation: whose region it is.
         term: of the equation.
     """
 
-    kind: Literal["branch", "slices", "recompute"]
+    kind: Literal["branch", "slices", "tiles", "recompute"]
     first: int
     last: int
     equation: str = ""
@@ -160,11 +169,11 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
     total = -1
     for k in numbers:
         term, pattern, start = equation.terms[k], stage.patterns[k], len(writer.operations)
-        sign = -1 if term.scale < 0 and total >= 0 else 1
-        value = _write_term(writer, stage.trees[k], sign * term.scale)
+        sign, before = -1 if term.scale < 0 and total >= 0 else 1, len(writer.blocks)
+        value = _write_term(writer, stage.trees[k], sign * term.scale, (equation.name, k))
         if stage.branches and stage.branches[k]:
             value = writer.put("view", (value,), stage.trees[k].region.legs)
-            writer.blocks.append(Block("branch", start, value, equation.name, k))
+            writer.blocks.insert(before, Block("branch", start, value, equation.name, k))
         if stage.trees[k].sliced:
             value = _write_accumulation(writer, stage.trees[k], start, value)
             writer.blocks.append(_slices(writer, start, value, equation.name, k))
@@ -175,25 +184,76 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
     return total
 
 
-def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float) -> int:
-    """The tree's steps, and the factor after the smallest of its values; what no slice changes comes first."""
+def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, place: tuple[str, int]) -> int:
+    """The tree's steps, and the factor after the smallest of its values; what no slice or part changes comes first."""
     count = len(tree.region.accesses)
     legs = [sliced_legs(access, tree.sliced) for access in tree.region.accesses] + [step.legs for step in tree.steps]
-    loops = _loops(tree)
+    loops, moving = _loops(tree), _moving(tree)
     scalable = [k for k in range(len(legs)) if scale != 1 and (k >= count or not loops[k])]
     smallest = min(scalable, key=lambda k: evaluate_size(legs_size(legs[k]), writer.sizes), default=-1)
     where: dict[int, int] = {}
-    for k in sorted(range(len(legs)), key=lambda k: (k >= count and bool(loops[k]), k)):
+
+    def write(k: int, operands: tuple[int, ...]) -> None:
         if k < count:
             access = tree.region.accesses[k]
-            source = (writer.results[access.source],) if access.source in writer.results else ()
-            where[k] = writer.put("load", source, legs[k], access=access, loops=loops[k])
+            where[k] = writer.put("load", operands, legs[k], access=access, loops=loops[k])
         else:
-            step = tree.steps[k - count]
-            where[k] = writer.put(step.kind, tuple(where[o] for o in step.operands), legs[k], loops=loops[k])
+            form = tree.forms[k - count] if tree.forms else None
+            where[k] = writer.put(tree.steps[k - count].kind, operands, legs[k], loops=loops[k], form=form)
         if k == smallest:
             where[k] = writer.put("scale", (where[k],), legs[k], number=scale, loops=loops[k])
-    return where[len(legs) - 1]
+
+    for k, access in enumerate(tree.region.accesses):
+        write(k, _source(writer, access, moving[k]))
+    for k in sorted(range(count, len(legs)), key=lambda k: (bool(loops[k]), k)):
+        if not moving[k]:
+            write(k, tuple(where[o] for o in tree.steps[k - count].operands))
+    parts = [k for k in range(count, len(legs)) if moving[k]]
+    if not parts:
+        return where[len(legs) - 1]
+    given = {k: _arrange_still(writer, tree, k - count, where, moving) for k in parts}
+    start = len(writer.operations)
+    for k in parts:
+        write(k, tuple(given[k].get(o, where.get(o, -1)) for o in tree.steps[k - count].operands))
+    value = writer.put("join", (where[len(legs) - 1],), tree.region.legs, tile=tree.tile)
+    writer.blocks.append(Block("tiles", start, value, *place))
+    return value
+
+
+def _source(writer: _Writer, access: Access, is_moving: bool) -> tuple[int, ...]:
+    """The result that an access reads; with an axis per leg where parts are taken of it."""
+    if access.source not in writer.results:
+        return ()
+    result = writer.results[access.source]
+    if not is_moving:
+        return (result,)
+    legs = writer.operations[result].legs
+    return (writer.put("arrange", (result,), legs, axes=tuple((leg,) for leg in legs)),)
+
+
+def _moving(tree: ContractionTree) -> list[bool]:
+    """For every value of a tree whether it is another one in each part."""
+    index = tree.tile.index if tree.tile is not None else None
+    moving = [index in bare_legs(access) for access in tree.region.accesses]
+    for step in tree.steps:
+        moving.append(any(moving[o] for o in step.operands))
+    return moving
+
+
+def _arrange_still(
+    writer: _Writer, tree: ContractionTree, number: int, where: Mapping[int, int], moving: Sequence[bool]
+) -> dict[int, int]:
+    """The operands of a step that are the same for all parts, each laid out once as the step takes it."""
+    step, given = tree.steps[number], {}
+    if not tree.forms or step.kind != "contract":
+        return {}
+    orders = [tree.order(o) for o in step.operands]
+    for side, operand in enumerate(step.operands):
+        axes = operand_axes(tree.forms[number], orders, side, writer.sizes)
+        if not moving[operand] and is_copied(orders[side], axes):
+            legs = tuple(leg for axis in axes for leg in axis)
+            given[operand] = writer.put("arrange", (where[operand],), legs, axes=axes)
+    return given
 
 
 def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import indent, shorten
+from types import MappingProxyType
 from typing import NamedTuple
 
 import sympy
 
 from tngraph.kernels.cost import volume, work_unit
-from tngraph.kernels.expressions import Expression, Variable
-from tngraph.kernels.folding import variables
+from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.kernels import Kernel, Kernels
 from tngraph.kernels.layout import call_sizes
 from tngraph.kernels.schedule import Block, Operation
@@ -68,20 +68,37 @@ class Body:
         for key, variants in self.plan.variants.items():
             for k, numbers in enumerate(variants):
                 regime = self.plan.regimes[numbers[0]]
-                block = next(b for b in regime.schedule.blocks if (b.equation, b.term) == key)
+                block = next(b for b in regime.schedule.blocks if b.kind == "branch" and (b.equation, b.term) == key)
+                for inner in regime.schedule.blocks:
+                    if _is_inside(inner, block):
+                        found[*key, k, inner.kind, inner.first] = self._part(regime, inner, f"_{k + 1}_part")
                 doc = f"{block.equation}{self._describe(numbers)}: {self._drawing(regime, block)}"
-                found[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc)
+                inside = {
+                    inner.first: found[*key, k, inner.kind, inner.first]
+                    for inner in regime.schedule.blocks
+                    if _is_inside(inner, block)
+                }
+                found[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc, inside)
         regime = self.plan.regimes[0]
         for block in regime.schedule.blocks:
             if block.kind == "slices":
                 doc = f"A slice of {block.equation}: {self._drawing(regime, block)}"
                 found[block.kind, block.first] = self._method(regime, block, self._stem(block, "_slice"), doc)
+            if block.kind == "tiles" and not any(_is_inside(block, other) for other in regime.schedule.blocks):
+                found[block.kind, block.first] = self._part(regime, block, "_part")
             if block.kind == "recompute":
                 value = regime.operations[block.last].name
                 doc = f"{value}, made once more in the backward pass instead of being kept"
                 stem = f"_make_{value.replace('.', '_')}"
                 found[block.kind, block.first] = self._method(regime, block, stem, doc)
         return found
+
+    def _part(self, regime: Regime, block: Block, end: str) -> Method:
+        """The method of a part of a region."""
+        tile = regime.operations[block.last].tile
+        assert tile is not None
+        doc = f"{block.equation} for up to {tile.size} of {tile.index.name}: {self._drawing(regime, block)}"
+        return self._method(regime, block, self._stem(block, end), doc)
 
     def _stem(self, block: Block, end: str) -> str:
         term = f"_term_{block.term + 1}" if block.term else ""
@@ -91,10 +108,13 @@ class Body:
         stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
         return shorten(draw_tree(stage.trees[block.term]), LONGEST_DOC, placeholder=" …")
 
-    def _method(self, regime: Regime, block: Block, stem: str, doc: str) -> Method:
+    def _method(
+        self, regime: Regime, block: Block, stem: str, doc: str, methods: Mapping[int, Method] = MappingProxyType({})
+    ) -> Method:
         """The lines of a block as a method, which returns the value of the last."""
         lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
-        code = [text for line in lines[:-1] for text in self._line(regime.kernels, line, line.dropped)]
+        inner = [other for other in regime.kernels.blocks if _is_inside(other, block)]
+        code = list(self._run(regime.kernels, lines[:-1], inner, methods))
         last = lines[-1]
         if block.kind == "recompute":
             code.append(f"# {self._comment(regime.operations, last)}")
@@ -102,6 +122,22 @@ class Body:
         name, arguments = self.names.method(stem), tuple(self._given(code, regime, block))
         body = "\n".join([f'"""{doc}."""', *self.names.size_lines(code), *code])
         return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
+
+    def _run(
+        self, kernels: Kernels, lines: Iterable[Kernel], blocks: Sequence[Block], methods: Mapping[int, Method]
+    ) -> Iterator[str]:
+        """Lines, and calls of the methods of the blocks among them, by the first operation of each."""
+        for line in lines:
+            block = next((block for block in blocks if block.first <= line.number <= block.last), None)
+            if block is None:
+                yield from self._line(kernels, line, line.dropped)
+            elif line.number == block.last:
+                if block.kind == "branch":
+                    yield from self._call_branch(kernels, line, block)
+                else:
+                    calls = {"slices": self._call_slices, "tiles": self._call_tiles, "recompute": self._call_recompute}
+                    yield from calls[block.kind](kernels, line, methods[block.first])
+                yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
 
     def _describe(self, numbers: Sequence[int]) -> str:
         """For which sizes some regimes run, where one size decides."""
@@ -123,17 +159,11 @@ class Body:
     def lines(self) -> Iterator[str]:
         """The lines of ``forward``, and what it returns."""
         kernels = self.plan.regimes[0].kernels
-        inside = {number: block for block in kernels.blocks for number in range(block.first, block.last + 1)}
-        calls = {"branch": self._call_branch, "slices": self._call_slices, "recompute": self._call_recompute}
         if self.plan.variants and len(self.plan.free) != 1:
             yield from self._choose_order()
-        for line in kernels.lines:
-            block = inside.get(line.number)
-            if block is None:
-                yield from self._line(kernels, line, line.dropped)
-            elif line.number == block.last:
-                yield from calls[block.kind](kernels, line, block)
-                yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
+        outer = [block for block in kernels.blocks if not any(_is_inside(block, other) for other in kernels.blocks)]
+        methods = {block.first: self.methods[block.kind, block.first] for block in outer if block.kind != "branch"}
+        yield from self._run(kernels, kernels.lines, outer, methods)
         yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
 
     def refold(self) -> Iterator[str]:
@@ -186,15 +216,36 @@ class Body:
         price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
         return f"{format_value(op.name, line.legs)} = {format_step(operations, line.number)}{price}"
 
-    def _call_recompute(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+    def _call_recompute(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
         """The call of a method whose values are not kept for the backward pass."""
-        method, op = self.methods[block.kind, block.first], kernels.operations[line.number]
+        op = kernels.operations[line.number]
         arguments = ", ".join([f"self.{method.name}", *method.arguments, "use_reentrant=False"])
         yield f"{self.names.values[op.name]} = checkpoint({arguments}, preserve_rng_state=False)"
 
-    def _call_slices(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+    def _call_tiles(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+        """The calls of a method for one part after the other, in one graph for all where PyTorch traces."""
+        op = kernels.operations[line.number]
+        assert op.tile is not None
+        name, size = self.names.values[op.name], self.names.show(op.tile.index.size)
+        parts = {
+            (self.names.arguments if variable.kind == "input" else self.names.values)[variable.name]: axis
+            for variable, axis in kernels.parts(line.number).items()
+        }
+        cuts = [f"{part}.split({op.tile.size}{f', {axis}' if axis else ''})" for part, axis in parts.items()]
+        first, axis = next(iter(parts.items()))
+        given = [f"{first}.shape[{axis}]" if argument == size else argument for argument in method.arguments]
+        over = cuts[0] if len(cuts) == 1 else f"zip({', '.join(cuts)})"
+        made = f"self.{method.name}({', '.join(given)}) for {', '.join(parts)} in {over}"
+        place = line.code.arguments[0] if isinstance(line.code, Call) else 0
+        yield f"# {self._comment(kernels.operations, line)}"
+        yield f"if {size} > {op.tile.size} and not torch.compiler.is_compiling():"
+        yield f"    {name} = torch.cat([{made}]{f', {place}' if place else ''})"
+        yield "else:"
+        yield f"    {name} = self.{method.name}({', '.join(method.arguments)})"
+
+    def _call_slices(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
         """The loop over the slices that this process is to add up, and the sum over all processes."""
-        method, op = self.methods[block.kind, block.first], kernels.operations[line.number]
+        op = kernels.operations[line.number]
         name, number = self.names.values[op.name], self.names.number
         yield f"# {self._comment(kernels.operations, line)}"
         shape = self.words.sizes([leg_size(leg) for leg in op.legs])
@@ -261,6 +312,11 @@ class Body:
             test = " and ".join(f"{name} <= {other}" for other in costs[k + 1 :])
             yield f"{'elif' if k else 'if'} {test}:" if test else "else:"
             yield f"    {order} = {k + 1}"
+
+
+def _is_inside(block: Block, other: Block) -> bool:
+    """Whether a block stands in another one."""
+    return block != other and other.first <= block.first and block.last <= other.last
 
 
 def _words(code: Iterable[str]) -> set[str]:

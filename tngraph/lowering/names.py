@@ -44,7 +44,7 @@ MODULE_ATTRIBUTES = frozenset(
 
 KEYWORDS = frozenset(keyword.kwlist)
 LOCALS = KEYWORDS | {"self", "torch", "nn", "F", "math", "super", "param", "sum", "tuple", "min", "max", "ValueError"}
-LOCALS |= {"device", "dtype", "range", "checkpoint"}
+LOCALS |= {"device", "dtype", "range", "checkpoint", "zip"}
 """What a variable of the generated methods may not be called."""
 
 

@@ -13,11 +13,11 @@ opt_einsum and cotengra, hyperedges included.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import sympy
 
@@ -46,6 +46,31 @@ class Step:
     kind: StepKind
 
 
+class Form(NamedTuple):
+    """How a step is one kernel, and the order its result lies in: `outer`, `rows`, `columns`.
+
+    A contraction is as many matrix products as the outer legs have values; one operand gives the rows, the other the
+    columns. Every other step has the order alone, as its columns.
+    """
+
+    outer: tuple[Leg, ...]
+    rows: tuple[Leg, ...]
+    columns: tuple[Leg, ...]
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The legs of the result in memory order."""
+        return (*self.outer, *self.rows, *self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A run-time index that the steps on it run for so many values of at a time, one after the other."""
+
+    index: Index
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class ContractionTree:
     """Single assignment: values 0…n-1 are the region's accesses, step k makes value n+k; the last is the result.
@@ -56,6 +81,8 @@ class ContractionTree:
         is_proven: whether no other tree is cheaper.
         is_pinned: whether its order was given by hand.
         sliced: indices that the steps run for one value at a time, and that stand on none of them.
+        forms: of every step; empty where each step takes its operands as they come.
+        tile: what the steps run for in parts, so that a part stays in cache.
     """
 
     region: Region
@@ -63,6 +90,13 @@ class ContractionTree:
     is_proven: bool
     is_pinned: bool = False
     sliced: tuple[Index, ...] = ()
+    forms: tuple[Form, ...] = ()
+    tile: Tile | None = None
+
+    def order(self, value: int) -> tuple[Leg, ...]:
+        """The legs of a value in memory order, where the tree is laid out."""
+        count = len(self.region.accesses)
+        return bare_legs(self.region.accesses[value]) if value < count else self.forms[value - count].legs
 
 
 MOST_FOLDED = 6
@@ -122,6 +156,24 @@ def plain_leg(leg: Leg) -> Leg:
         if coefficient == 1 and is_same(leg.leg.size, index.size):
             return index
     return leg
+
+
+T = TypeVar("T")
+
+
+def arrangements(outer: tuple[T, ...], own: tuple[T, ...], summed: tuple[T, ...]) -> tuple[tuple[T, ...], ...]:
+    """The orders in which the operand of a product is taken as it lies; those that a copy is made in come first."""
+    return (*outer, *own, *summed), (*outer, *summed, *own), (*own, *outer, *summed), (*summed, *outer, *own)
+
+
+def common_run(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> int:
+    """The entries that lie side by side in both orders."""
+    run = 1
+    for ours, theirs in zip(reversed(order), reversed(wanted), strict=False):
+        if ours != theirs:
+            break
+        run *= size(ours)
+    return run
 
 
 def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:

@@ -219,7 +219,7 @@ def _value_key(op: Operation, below: Sequence[int]) -> int:
         return below[0] + _digest(op.number)
     if op.kind == "load" and not below:
         return _digest(op.name)
-    return below[0] if op.kind in ("load", "view", "accumulate") else sum(below)
+    return below[0] if op.kind in ("load", "view", "accumulate", "arrange", "join") else sum(below)
 
 
 def _digest(*parts: object) -> int:
@@ -229,7 +229,7 @@ def _digest(*parts: object) -> int:
 def _draw(op: Operation, drawn: Sequence[str]) -> str:
     """What an operation computes as nested names; no longer than can be shown."""
     parts = [drawn[operand] for operand in op.operands]
-    if op.kind == "load" or (op.kind in ("view", "read", "embed", "accumulate") and parts):
+    if op.kind == "load" or (op.kind in ("view", "read", "embed", "accumulate", "arrange", "join") and parts):
         return parts[0] if parts else op.name
     if op.kind == "add":
         sign = "-" if op.number < 0 else "+"

@@ -184,7 +184,8 @@ class Regime:
 
     @cached_property
     def _memory(self) -> Memory:
-        return self.memory(generic_sizes(self.network, self.sizes))
+        tiles = [tree.tile for tree in self.trees if tree.tile is not None]
+        return self.memory(generic_sizes(self.network, self.sizes, tiles))
 
     def memory(self, numbers: Mapping[str, int], itemsize: int | None = None) -> Memory:
         """What a call holds, exact at any sizes, those that are 1 or equal by chance included.

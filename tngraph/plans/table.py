@@ -51,8 +51,10 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
         return f"{op.number} * {names[0]}"
     if op.kind == "pointwise" and op.function is not None:
         return f"{op.function.name}({names[0]})"
-    if op.kind == "view":
+    if op.kind in ("view", "arrange"):
         return names[0]
+    if op.kind == "join" and op.tile is not None:
+        return f"{names[0]} for {op.tile.size} of {op.tile.index.name} at a time"
     if op.kind == "accumulate":
         return f"sum of {names[0]} over {', '.join(index.name for index in op.loops)}"
     return " * ".join(names) if len(names) > 1 else f"{op.kind}({names[0]})"

@@ -1,0 +1,51 @@
+"""What a contraction in a given form takes: each operand as matrices, with the axes and in the order it wants.
+
+The schedule asks so that what never changes is laid out once; the kernels, so that they take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tngraph.language.network import Leg
+from tngraph.language.sizes import evaluate_size
+from tngraph.planning.region import Form, arrangements, common_run, leg_size, legs_size
+
+Legs = tuple[Leg, ...]
+
+
+def operand_axes(form: Form, orders: Sequence[Legs], side: int, numbers: Mapping[str, int]) -> tuple[Legs, ...]:
+    """The axes an operand is brought to: the outer legs, if it has them, and two sides of matrices.
+
+    Args:
+        form: of the contraction.
+        orders: the legs of both operands as they lie.
+        side: which operand.
+        numbers: an integer for every size; the summed legs come as the larger operand has them.
+    """
+    sizes = [evaluate_size(legs_size(order), numbers) for order in orders]
+    large, small = orders if sizes[0] >= sizes[1] else reversed(orders)
+    summed = tuple(leg for leg in large if leg in small and leg not in form.legs)
+    is_left = gives_rows(form, orders, side)
+    own = form.rows if is_left else form.columns
+    sides = (own, summed) if is_left else (summed, own)
+    outer = form.outer if set(form.outer).issubset(orders[side]) else ()
+    if orders[side] not in arrangements(outer, *sides):
+        plain, turned = (
+            common_run(orders[side], order, lambda leg: evaluate_size(leg_size(leg), numbers))
+            for order in arrangements(outer, *sides)[:2]
+        )
+        sides = sides if plain >= turned else sides[::-1]
+    return (outer, *sides) if outer else sides
+
+
+def gives_rows(form: Form, orders: Sequence[Legs], side: int) -> bool:
+    """Whether an operand is the one whose own legs are the rows."""
+    is_first = set(orders[0]).issuperset(form.rows) and set(orders[1]).issuperset(form.columns)
+    return is_first == (side == 0)
+
+
+def is_copied(order: Legs, axes: Sequence[Legs]) -> bool:
+    """Whether bringing a value to these axes copies it: transposing matrices alone does not."""
+    outer = axes[0] if len(axes) == 3 else ()
+    return order not in arrangements(outer, *axes[-2:])

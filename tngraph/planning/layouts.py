@@ -1,0 +1,278 @@
+"""In which order the axes of every intermediate lie: the ways to make each step one kernel, and the fastest of all.
+
+A contraction is one matrix product, or many at once: of what it keeps, the legs `outer` count the products, `rows`
+come from the one operand and `columns` from the other, and the result lies in that order. An operand is taken as it
+lies where its outer legs, those of its own and those that are summed stand together, the matrix innermost; else it is
+copied into such an order. An operand that lacks the outer legs is the same for all products.
+
+`lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value the
+orders it may have and the least time to get there. A result may have any order that one kernel makes of operands as
+they lie, or of one that is copied with its legs kept in order or turned around once. All these are searched; where a
+value has more than `MOST_ORDERS`, the fastest are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from tngraph.language.network import Leg
+from tngraph.language.sizes import evaluate_size
+from tngraph.planning.machine import Machine
+from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, common_run, leg_size
+
+MOST_ORDERS = 32
+"""The orders of one value that are kept."""
+_LAID_OUT = {"contract", "mul", "sum"}
+"""The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
+
+Order = tuple[int, ...]
+"""Legs by number, the slowest first."""
+
+
+class Run(NamedTuple):
+    """What a tree is laid out for.
+
+    Attributes:
+        numbers: an integer for every named size.
+        machine: on which it runs.
+        trained: the leaves that a gradient flows to, as bits.
+        fixed: the leaves that are arranged before the first call, or once for all tiles, as bits.
+        is_output: whether the result is put out, in the order of the region's legs.
+    """
+
+    numbers: Mapping[str, int]
+    machine: Machine
+    trained: int = 0
+    fixed: int = 0
+    is_output: bool = True
+
+
+def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
+    """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
+    if tree.sliced or any(step.kind not in _LAID_OUT for step in tree.steps):
+        return tree
+    program = _Program(tree, run)
+    for number in range(len(tree.steps)):
+        program.add(number)
+    return replace(tree, forms=program.forms())
+
+
+class Copied(NamedTuple):
+    """What is copied of an operand, and the entries that stay side by side [elements]."""
+
+    elements: int
+    run: int
+
+
+NOT_COPIED = Copied(0, 1)
+
+
+class _Way(NamedTuple):
+    """One kernel: which orders it takes, which it makes, and what it does.
+
+    Attributes:
+        operands: the orders of the two operands.
+        form: how many legs of the result are outer, and how many of the rest are rows.
+        order: of the result.
+        shape: products, rows, columns and the summed size.
+        copies: of either operand the elements that are copied, and the entries that stay side by side.
+        is_left: whether the first operand gives the rows.
+        is_broadcast: of the operands in order, whether it lacks outer legs.
+    """
+
+    operands: tuple[Order, Order]
+    form: tuple[int, int]
+    order: Order
+    shape: tuple[int, int, int, int]
+    copies: tuple[Copied, Copied]
+    is_left: bool
+    is_broadcast: tuple[bool, bool]
+
+
+class _Best(NamedTuple):
+    """The least time to a value in one order, and the way there."""
+
+    seconds: float
+    operands: tuple[Order, ...]
+    form: tuple[int, int]
+
+
+@dataclass
+class _Program:
+    """The dynamic program: the orders of every value so far."""
+
+    tree: ContractionTree
+    run: Run
+    nodes: list[dict[Order, _Best]] = field(default_factory=list)
+    leaves: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = [bare_legs(access) for access in self.tree.region.accesses]
+        self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
+        self.number = {leg: k for k, leg in enumerate(self.legs)}
+        self.sizes = [evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs]
+        for k, legs in enumerate(given):
+            self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, (), (0, 0))})
+            self.leaves.append(1 << k)
+
+    def add(self, number: int) -> None:
+        """The orders of the result of a step."""
+        step = self.tree.steps[number]
+        kept = frozenset(self.number[leg] for leg in step.legs)
+        self.leaves.append(sum({self.leaves[o] for o in step.operands}))
+        if step.kind == "sum":
+            (operand,) = step.operands
+            found = {
+                tuple(leg for leg in order if leg in kept): _Best(best.seconds, (order,), (0, 0))
+                for order, best in self.nodes[operand].items()
+            }
+        elif step.kind == "mul":
+            found = self._multiply(step.operands)
+        else:
+            found = self._contract(step.operands, kept)
+        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[:MOST_ORDERS]
+        self.nodes.append(dict(fastest))
+
+    def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:
+        """An elementwise product lies as its larger operand, the legs that this lacks after any of its own."""
+        found: dict[Order, _Best] = {}
+        for first, a in self.nodes[operands[0]].items():
+            for second, b in self.nodes[operands[1]].items():
+                large, small = sorted((first, second), key=lambda order: -self.size(order))
+                extra = tuple(leg for leg in small if leg not in large)
+                for cut in range(len(large) + 1) if extra else (0,):
+                    order = (*large[:cut], *extra, *large[cut:])
+                    seconds = a.seconds + b.seconds
+                    if order not in found or seconds < found[order].seconds:
+                        found[order] = _Best(seconds, (first, second), (0, 0))
+        return found
+
+    def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
+        first, second = (self.nodes[o] for o in operands)
+        ways = [way for a in first for b in second for way in _ways(a, b, kept, self.sizes)]
+        before = np.array([first[way.operands[0]].seconds + second[way.operands[1]].seconds for way in ways])
+        seconds = before + self._time(ways, operands)
+        if self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1 and self.run.is_output:
+            seconds = seconds + self._put_out(ways)
+        found: dict[Order, _Best] = {}
+        for way, total in zip(ways, seconds.tolist(), strict=True):
+            if way.order not in found or total < found[way.order].seconds:
+                found[way.order] = _Best(total, way.operands, way.form)
+        return found
+
+    def _time(self, ways: Sequence[_Way], operands: Sequence[int]) -> np.ndarray:
+        """The seconds of kernels and of their gradients."""
+        machine, leaves = self.run.machine, [self.leaves[o] for o in operands]
+        batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
+        total = machine.product(batch, rows, columns, summed)
+        for side, bits in enumerate(leaves):
+            copied, run = np.array([way.copies[side] for way in ways], dtype=np.float64).T
+            passes = 1 + bool(bits & self.run.trained)
+            if bits & ~self.run.fixed:
+                total = total + passes * np.where(copied > 0, machine.copy(copied, run), 0)
+            if bits & self.run.trained:
+                gives_rows = np.array([way.is_left == (side == 0) for way in ways])
+                own = np.where(gives_rows, rows, columns)
+                of_rows = machine.product(batch, rows, summed, columns)
+                of_columns = machine.product(batch, summed, columns, rows)
+                is_spread = np.array([way.is_broadcast[side] for way in ways])
+                spread = np.where(is_spread, machine.elementwise(batch * own * summed), 0)
+                total = total + np.where(gives_rows, of_rows, of_columns) + spread
+        return np.asarray(total)
+
+    def _put_out(self, ways: Sequence[_Way]) -> np.ndarray:
+        """The seconds of the copies into the order of the result."""
+        wanted = tuple(self.number[leg] for leg in self.tree.region.legs if leg in self.number)
+        passes = 1 + bool(self.leaves[-1] & self.run.trained)
+        copied = np.array([0 if way.order == wanted else self.size(way.order) for way in ways], dtype=np.float64)
+        run = np.array([common_run(way.order, wanted, self.sizes.__getitem__) for way in ways], dtype=np.float64)
+        return np.asarray(passes * np.where(copied > 0, self.run.machine.copy(copied, run), 0))
+
+    def size(self, order: Order) -> int:
+        """The elements of a value."""
+        return prod(self.sizes[leg] for leg in order)
+
+    def forms(self) -> tuple[Form, ...]:
+        """The forms of the fastest way to the result."""
+        count = len(self.tree.region.accesses)
+        chosen: dict[int, Order] = {}
+        root = len(self.nodes) - 1
+        chosen[root] = min(self.nodes[root], key=lambda order: self.nodes[root][order].seconds)
+        forms: list[Form] = []
+        for number in range(root, count - 1, -1):
+            order = chosen[number]
+            best = self.nodes[number][order]
+            outer, rows = best.form
+            legs = tuple(self.legs[k] for k in order)
+            forms.append(Form(legs[:outer], legs[outer : outer + rows], legs[outer + rows :]))
+            chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
+        return tuple(reversed(forms))
+
+
+def _ways(first: Order, second: Order, kept: frozenset[int], sizes: Sequence[int]) -> Iterator[_Way]:
+    """Every way to contract two operands that lie so."""
+    shared = {*first} & {*second}
+    for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
+        if prod(sizes[k] for k in spine) * 8 < prod(sizes[k] for k in other):
+            continue  # to keep the order of the much smaller one gains nothing
+        outer = tuple(k for k in spine if k in shared and k in kept)
+        summed = tuple(k for k in spine if k in shared and k not in kept)
+        own = tuple(k for k in spine if k not in shared)
+        others = tuple(k for k in other if k not in shared)
+        for columns in dict.fromkeys((others, (*others[1:], *others[:1]), (*others[-1:], *others[:-1]))):
+            needed = _arranged(other, outer, columns, summed, sizes)
+            for front, middle, copied in _cuts(spine, outer, own, summed, sizes):
+                for order, form, is_spine in _results((*outer, *front), middle, columns):
+                    yield _Way(
+                        (first, second),
+                        form,
+                        order,
+                        _shape(order, form, summed, sizes),
+                        (copied, needed) if is_first else (needed, copied),
+                        is_spine == is_first,
+                        (False, bool(front)) if is_first else (bool(front), False),
+                    )
+
+
+def _cuts(
+    spine: Order, outer: Order, own: Order, summed: Order, sizes: Sequence[int]
+) -> Iterator[tuple[Order, Order, Copied]]:
+    """An operand's own legs in two: those that count products, and those that stand beside the columns."""
+    turned = (own, (*own[1:], *own[:1])) if len(own) > 1 else (own,)
+    if outer:
+        yield from (((), order, _arranged(spine, outer, order, summed, sizes)) for order in turned)
+        return
+    places = [k for k, leg in enumerate(spine) if leg in summed]
+    before, behind = spine[: places[0]], spine[places[-1] + 1 :]
+    is_together = places[-1] - places[0] == len(places) - 1
+    if is_together and before and behind:
+        yield before, behind, NOT_COPIED
+    for order in turned:
+        copied = _arranged(spine, (), order, summed, sizes)
+        yield from ((order[:cut], order[cut:], copied) for cut in range(len(order) or 1))
+
+
+def _results(products: Order, own: Order, columns: Order) -> Iterator[tuple[Order, tuple[int, int], bool]]:
+    """The orders one kernel makes, with the sizes of its parts and whether the operand that is cut gives the rows."""
+    yield (*products, *own, *columns), (len(products), len(own)), True
+    yield (*products, *columns, *own), (len(products), len(columns)), False
+
+
+def _shape(order: Order, form: tuple[int, int], summed: Order, sizes: Sequence[int]) -> tuple[int, int, int, int]:
+    outer, rows = form
+    parts = (order[:outer], order[outer : outer + rows], order[outer + rows :], summed)
+    a, b, c, d = (prod(sizes[k] for k in part) for part in parts)
+    return a, b, c, d
+
+
+def _arranged(order: Order, outer: Order, own: Order, summed: Order, sizes: Sequence[int]) -> Copied:
+    """What is copied so that an operand has these parts side by side."""
+    if order in arrangements(outer, own, summed):
+        return NOT_COPIED
+    run = max(common_run(order, wanted, sizes.__getitem__) for wanted in arrangements(outer, own, summed)[:2])
+    return Copied(prod(sizes[k] for k in order), run)
