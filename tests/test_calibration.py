@@ -101,6 +101,13 @@ def test_a_matrix_times_one_vector_runs_either_way():
     assert machine.product(64, 1024, 1, 512) > machine.product(64, 1, 1024, 512)
 
 
+def test_a_step_of_one_operand_is_one_pass():
+    machine = Machine()
+    assert machine(Work(600, 600, 0, 20, 0, 0)) == machine.elementwise(600, written=20)
+    trained = machine.elementwise(600, written=20) + machine.elementwise(20, written=600)
+    assert machine(Work(600, 600, 0, 20, 1, 0)) == trained
+
+
 def test_sizes_beyond_any_integer_of_numpy_are_priced():
     assert 0 < Machine()(Work(2**100, 2**62, 2**62, 2**62, 1, 1)) < np.inf
 

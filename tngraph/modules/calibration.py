@@ -242,7 +242,7 @@ def describe_device(device: str | torch.device) -> str:
     if made.type == "cpu":
         count = torch.get_num_threads()
         return f"cpu {_processor()}, {count} thread{'s' if count > 1 else ''}"
-    name = getattr(torch.get_device_module(made), "get_device_name", None)
+    name = getattr(getattr(torch, made.type, None), "get_device_name", None)
     return made.type if name is None else f"{made.type} {name(made)}"
 
 
@@ -340,7 +340,7 @@ def measure_kernels(
         found = list(_take_first_turns(kernels, (x, y), seconds, end))
     except (RuntimeError, NotImplementedError) as error:
         raise PlanError(
-            f"{made} does not calculate with {name_dtype(dtype)}\n  PyTorch says: {_first_line(error)}"
+            f"{made} cannot be measured with {name_dtype(dtype)}\n  PyTorch says: {_first_line(error)}"
         ) from None
     queue = [(1, each.spent, k) for k, each in enumerate(found)]
     heapify(queue)
@@ -358,11 +358,16 @@ def _make_operands(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Te
     return x.uniform_(-1, 1, generator=generator), y.uniform_(-1, 1, generator=generator)
 
 
+def _waiting(device: torch.device) -> Callable[[], None]:
+    """What waits for the kernels of a device; those of a processor are over when their call is."""
+    return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
+
+
 def _take_first_turns(
     kernels: Sequence[Kernel], operands: tuple[Tensor, Tensor], seconds: float, end: float
 ) -> Iterator[_Turns]:
     """The kernels that are worth their time, as the ones before tell, with a turn each."""
-    wait = getattr(torch.get_device_module(operands[0].device), "synchronize", lambda: None)
+    wait = _waiting(operands[0].device)
     ratios = [1.0]
     for kernel in kernels:
         expected = float(predict(Machine(), [kernel])[0])

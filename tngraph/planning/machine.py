@@ -24,7 +24,7 @@ class Work(NamedTuple):
     Attributes:
         operations: multiplications of the forward pass [operations].
         left: elements of the one operand [elements].
-        right: elements of the other [elements].
+        right: elements of the other, 0 where there is none [elements].
         result: elements written [elements].
         left_grad: 1 where a gradient flows to the one operand in training, else 0.
         right_grad: the same of the other.
@@ -72,13 +72,16 @@ class Machine:
     is_integral = False
 
     def __call__(self, work: Work) -> Any:
-        """The time of a step and of its gradients, each as one matrix product [s]."""
-        rows, columns, summed = (np.maximum(1, work.operations / each) for each in (work.right, work.left, work.result))
+        """The time of a step and of its gradients, each as one matrix product; of one operand, as one pass [s]."""
+        others = np.maximum(1, work.right), work.left, work.result
+        rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
         batch = work.operations / (rows * columns * summed)
         forward = self.either_way(batch, rows, columns, summed)
         left = work.left_grad * self.either_way(batch, rows, summed, columns)
         right = work.right_grad * self.either_way(batch, summed, columns, rows)
-        return forward + left + right
+        alone = self.elementwise(work.left, written=work.result)
+        alone = alone + work.left_grad * self.elementwise(work.result, written=work.left)
+        return np.where(work.right == 0, alone, forward + left + right)[()]
 
     def either_way(self, batch: Any, rows: Any, columns: Any, summed: Any) -> Any:
         """The time of the products or of their transposes, whichever is the less [s]."""
