@@ -447,13 +447,21 @@ def seconds(work: tuple[int, ...]) -> float:
         return min(one_way(*shape), one_way(shape[1], shape[0], shape[2]))
 
     def one_way(rows: float, columns: float, summed: float) -> float:
-        rate = machine.operations_per_second
-        for size, half in ((rows, machine.half_rows), (columns, machine.half_columns), (summed, machine.half_summed)):
-            rate *= size**2 / (size**2 + half**2)
-        moved = (batch * rows * summed, batch * summed * columns, batch * rows * columns)
-        speeds = [machine.cached_per_second if n <= machine.cache else machine.elements_per_second for n in moved]
-        traffic = sum(n / speed for n, speed in zip(moved, speeds, strict=True))
-        return max(batch * rows * columns * summed / rate, traffic) + machine.seconds_per_kernel
+        sides = ordered(rows, columns)
+        if batch <= 1 and min(rows, columns) <= 1:
+            sides = min(sides, ordered(columns, rows))
+        arithmetic = batch * sides * (summed + machine.half_summed) / machine.operations_per_second
+        result = batch * rows * columns
+        fresh = result / machine.fresh_per_second if result > machine.reused else 0
+        traffic = sum(map(moved, (batch * rows * summed, batch * summed * columns, result)))
+        return arithmetic + traffic + fresh + machine.seconds_per_product
+
+    def ordered(rows: float, columns: float) -> float:
+        return (rows + machine.half_rows) * (columns**2 + 3 * machine.half_columns**2) ** 0.5
+
+    def moved(n: float) -> float:
+        beyond = max(0, n - machine.cache)
+        return (n - beyond) / machine.cached_per_second + beyond / machine.elements_per_second
 
     left_grad, right_grad = grads
     total = product(rows, columns, summed)

@@ -1,7 +1,8 @@
 """The command ``tngraph``: arguments in, exit code out.
 
 Exit codes: 0 fine; 1 a file is wrong, or a module does not do what its plan says; 2 the command line itself is wrong.
-Results go to standard output, errors to standard error as they are. Only ``verify`` imports torch.
+Results go to standard output, errors to standard error as they are. Only ``verify``, ``calibrate`` and ``--machine``
+import torch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import Annotated
 import typer
 
 import tngraph
-from tngraph.errors import NetworkError, SizeError, TngraphError, VerificationError
+from tngraph.errors import NetworkError, PlanError, SizeError, TngraphError, VerificationError
 from tngraph.kernels.memory import DOUBLE
 from tngraph.language.families import named_family
 from tngraph.language.files import explain, write_whole
 from tngraph.language.sizes import evaluate_size
+from tngraph.planning.machine import Machine
 from tngraph.planning.region import legs_size
+from tngraph.plans.machines import save_machine
 from tngraph.plans.plans import Plan
 from tngraph.plans.saving import format_plan_file
 from tngraph.report.gallery import describe, entries, format_entry, format_list, record
@@ -38,7 +41,7 @@ from tngraph.report.records import (
     plan_record,
     verification_record,
 )
-from tngraph.report.terminal import show_plan, show_source, show_text, show_verification
+from tngraph.report.terminal import show_calibration, show_plan, show_source, show_text, show_verification
 from tngraph.request import (
     AsJson,
     Batch,
@@ -47,6 +50,7 @@ from tngraph.request import (
     Force,
     Frozen,
     Largest,
+    MachineOf,
     MemoryLimit,
     Minimize,
     Mode,
@@ -170,6 +174,7 @@ def list_families(
     epilog=_examples(
         "tngraph plan fc2_mpo.tn --batch 128 --set D=8",
         "tngraph plan fc2_mpo.tn --batch 128 --mode train --frozen w1 --minimize writes --memory-limit 64MiB",
+        "tngraph plan fc2_mpo.tn --batch 128 --minimize time --machine cpu",
         'tngraph plan fc2_mpo.tn --order "((x w1) (w2 (w3 w4)))" --save pinned.json',
         "tngraph plan pinned.json --batch 1 --json",
     )
@@ -183,6 +188,7 @@ def plan(
     order: Orders = None,
     mode: Mode = None,
     minimize: Minimize = None,
+    machine: MachineOf = None,
     memory_limit: MemoryLimit = None,
     largest: Largest = None,
     frozen: Frozen = None,
@@ -196,6 +202,8 @@ def plan(
     asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
     asked = replace(asked, largest=largest, trials=trials, seconds=seconds)
     with _errors_reported():
+        if machine is not None:
+            asked = replace(asked, minimize=_machine(machine, minimize))
         source = asked.plan(file)
         given = source.sizes if source.is_saved else {}
         if save is not None:
@@ -330,6 +338,45 @@ def verify(
             _show_json(verification_record(result))
         else:
             show_verification(result)
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph calibrate",
+        "tngraph calibrate --device cuda --dtype bfloat16 --seconds 10",
+    )
+)
+def calibrate(
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="As PyTorch names it.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="TYPE", help="float32, float64, bfloat16, or float16.")
+    ] = "float32",
+    seconds: Annotated[float, typer.Option("--seconds", metavar="T", help="How long to measure.")] = 5.0,
+) -> None:
+    """Measure a device, for plans that minimize time on it."""
+    with _errors_reported():
+        from tngraph.modules.calibration import read_dtype, run_calibration
+
+        found = run_calibration(device, read_dtype(dtype), seconds)
+        show_calibration(found)
+        try:
+            place = save_machine(found.machine, found.device, found.dtype)
+        except OSError as error:
+            raise PlanError(f"the numbers cannot be kept: {explain(error)}\n  TNGRAPH_CACHE names a folder") from None
+        show_text("not kept: TNGRAPH_CACHE is off" if place is None else f"kept in {place}")
+
+
+def _machine(device: str, minimize: str | None) -> Machine:
+    """The machine that `calibrate` measured, in float32, or the one built in.
+
+    Raises:
+        typer.BadParameter: time is not what is minimized.
+    """
+    if minimize != "time":
+        raise typer.BadParameter("it goes with --minimize time", param_hint="--machine")
+    from tngraph.modules.calibration import machine_for
+
+    return machine_for(device)
 
 
 def _request(

@@ -16,6 +16,7 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import decode
+from tngraph.planning.machine import Machine
 from tngraph.planning.search import Search
 from tngraph.plans.fronts import Front
 from tngraph.plans.loading import LONGEST_PLAN, is_plan_file, parse_plan
@@ -46,6 +47,10 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists
 Mode = Annotated[str | None, typer.Option("--mode", metavar="MODE", help="What for: infer (default), train, or serve.")]
 Minimize = Annotated[
     str | None, typer.Option("--minimize", metavar="WHAT", help="flops (default), memory, writes, or time.")
+]
+MachineOf = Annotated[
+    str | None,
+    typer.Option("--machine", metavar="DEVICE", help="Whose time: cpu or cuda, as `tngraph calibrate` measured it."),
 ]
 MemoryLimit = Annotated[
     str | None,
@@ -97,7 +102,7 @@ class Request:
     seed: int = 0
     order: str | Mapping[str, str] | None = None
     mode: str | None = None
-    minimize: str | None = None
+    minimize: str | Machine | None = None
     memory_limit: int | None = None
     frozen: tuple[str, ...] = ()
     largest: int | None = None

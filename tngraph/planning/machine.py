@@ -1,9 +1,11 @@
 """What a step takes on a machine: seconds of matrix products, copies and elementwise kernels, by their shapes.
 
-A kernel takes the longer of its arithmetic and its memory traffic, and the time to start it. A matrix product gets to
-the rate of a large one as its rows, columns and summed size grow; what a kernel reads and writes goes at the speed of
-the cache up to a size, and at that of fresh memory beyond. `tngraph.modules.calibration` measures the numbers of a
-device; those of the class are of two cores of a server, in float32.
+A kernel takes the time to start it, its arithmetic and its memory traffic, one after the other; more of anything never
+takes less time. A matrix product gets to the rate of a large one as its rows, columns and summed size grow. What is
+read and written goes at the speed of the cache up to a size and at that of memory beyond, and a result that is so large
+that the allocator asks the system for it is slower still, because the system clears its pages first.
+`tngraph.modules.calibration` measures the numbers of a device; those of the class are of two cores of a server, in
+float32.
 
 Source: the roofline of Williams, Waterman and Patterson (2009), with an efficiency for small shapes.
 """
@@ -22,7 +24,7 @@ class Work(NamedTuple):
     Attributes:
         operations: multiplications of the forward pass [operations].
         left: elements of the one operand [elements].
-        right: elements of the other [elements].
+        right: elements of the other, 0 where there is none [elements].
         result: elements written [elements].
         left_grad: 1 where a gradient flows to the one operand in training, else 0.
         right_grad: the same of the other.
@@ -43,34 +45,43 @@ class Machine:
     Attributes:
         operations_per_second: multiply-adds of a large matrix product [MAC/s].
         half_rows: rows of the left operand at which a product runs at half of that [elements].
-        half_columns: columns of the right operand, as much [elements].
+        half_columns: columns of the right operand, as much; fewer take hardly less time [elements].
         half_summed: the summed size, as much [elements].
-        cached_per_second: read or written, of values that stay in cache [elements/s].
-        elements_per_second: read or written, of larger ones [elements/s].
-        cache: the largest value that stays in cache [elements].
-        half_run: the entries side by side at which a permuted copy goes half as fast as a plain one [elements].
-        seconds_per_kernel: of every kernel [s].
+        cached_per_second: read or written, in cache [elements/s].
+        elements_per_second: read or written, beyond it [elements/s].
+        cache: what of a value goes at the speed of the cache [elements].
+        fresh_per_second: written into memory that is new, in addition [elements/s].
+        reused: the largest result for which memory is used again [elements].
+        doubling_run: the entries side by side at which reading for a permuted copy takes twice as long [elements].
+        seconds_per_kernel: of every kernel but a product [s].
+        seconds_per_product: of every kernel of matrix products [s].
     """
 
     operations_per_second: float = 9.5e10
-    half_rows: float = 4.0
-    half_columns: float = 16.0
-    half_summed: float = 12.0
-    cached_per_second: float = 2.5e10
-    elements_per_second: float = 2.0e9
-    cache: float = 4.0e6
-    half_run: float = 6.0
-    seconds_per_kernel: float = 4e-6
+    half_rows: float = 2.0
+    half_columns: float = 21.0
+    half_summed: float = 4.3
+    cached_per_second: float = 3.9e10
+    elements_per_second: float = 7.6e9
+    cache: float = 3.0e6
+    fresh_per_second: float = 1.0e9
+    reused: float = 8.4e6
+    doubling_run: float = 115.0
+    seconds_per_kernel: float = 1.5e-6
+    seconds_per_product: float = 3e-6
     is_integral = False
 
     def __call__(self, work: Work) -> Any:
-        """The time of a step and of its gradients, each as one matrix product [s]."""
-        rows, columns, summed = (np.maximum(1, work.operations / each) for each in (work.right, work.left, work.result))
+        """The time of a step and of its gradients, each as one matrix product; of one operand, as one pass [s]."""
+        others = np.maximum(1, work.right), work.left, work.result
+        rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
         batch = work.operations / (rows * columns * summed)
         forward = self.either_way(batch, rows, columns, summed)
         left = work.left_grad * self.either_way(batch, rows, summed, columns)
         right = work.right_grad * self.either_way(batch, summed, columns, rows)
-        return forward + left + right
+        alone = self.elementwise(work.left, written=work.result)
+        alone = alone + work.left_grad * self.elementwise(work.result, written=work.left)
+        return np.where(work.right == 0, alone, forward + left + right)[()]
 
     def either_way(self, batch: Any, rows: Any, columns: Any, summed: Any) -> Any:
         """The time of the products or of their transposes, whichever is the less [s]."""
@@ -78,26 +89,37 @@ class Machine:
 
     def product(self, batch: Any, rows: Any, columns: Any, summed: Any) -> Any:
         """The time of so many matrix products in one kernel [s]."""
-        reached = _reached(rows, self.half_rows) * _reached(columns, self.half_columns)
-        reached = reached * _reached(summed, self.half_summed)
-        arithmetic = batch * rows * columns * summed / (self.operations_per_second * reached)
+        sides = (rows + self.half_rows) * self._reach(columns)
+        turned = (columns + self.half_rows) * self._reach(rows)  # a matrix times one vector runs either way
+        sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, turned), sides)
+        arithmetic = batch * sides * (summed + self.half_summed) / self.operations_per_second
         traffic = self.pass_over(batch * rows * summed) + self.pass_over(batch * summed * columns)
-        traffic = traffic + self.pass_over(batch * rows * columns)
-        return np.maximum(arithmetic, traffic) + self.seconds_per_kernel
+        return arithmetic + traffic + self.write(batch * rows * columns) + self.seconds_per_product
 
     def copy(self, elements: Any, run: Any) -> Any:
         """The time of a copy in another order, in which so many entries stay side by side [s]."""
-        return 2 * self.pass_over(elements) * (1 + self.half_run / run) + self.seconds_per_kernel
+        reading = self.pass_over(elements) * (1 + (self.doubling_run / run) ** _BY_RUN)
+        return reading + self.write(elements) + self.seconds_per_kernel
 
-    def elementwise(self, *elements: Any) -> Any:
-        """The time of a kernel that reads and writes values of these sizes once [s]."""
-        return sum(map(self.pass_over, elements)) + self.seconds_per_kernel
+    def elementwise(self, *elements: Any, written: Any = 0) -> Any:
+        """The time of a kernel that passes once over values of these sizes and writes a new one [s]."""
+        return sum(map(self.pass_over, elements)) + self.write(written) + self.seconds_per_kernel
 
     def pass_over(self, elements: Any) -> Any:
-        """The time to read or write a value once [s]."""
-        return elements / np.where(elements <= self.cache, self.cached_per_second, self.elements_per_second)
+        """The time to read a value once, or to write one into memory that is there [s]."""
+        cached = np.minimum(1.0 * elements, self.cache)
+        return cached / self.cached_per_second + (elements - cached) / self.elements_per_second
+
+    def write(self, elements: Any) -> Any:
+        """The time to write a new value [s]."""
+        return self.pass_over(elements) + np.where(elements > self.reused, elements / self.fresh_per_second, 0.0)
+
+    def _reach(self, columns: Any) -> Any:
+        """As many columns as take the time of these at the full rate: twice as many where they are half."""
+        return np.hypot(columns, _TWICE * self.half_columns)
 
 
-def _reached(size: Any, half: float) -> Any:
-    """The share of the full rate at a size, one half at `half`."""
-    return size**2 / (size**2 + half**2)
+_BY_RUN = 0.7
+"""How reading for a copy gets slower with shorter runs, as measured: less than in proportion."""
+_TWICE = 3**0.5
+"""hypot(1, √3) is 2."""

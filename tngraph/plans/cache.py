@@ -122,6 +122,14 @@ def _folder() -> Path | None:
     return Path(chosen or _default_folder())
 
 
+def named_folder(name: str) -> Path | None:
+    """Where something else is kept than searches: in the folder that is chosen, or beside that of the searches."""
+    folder = _folder()
+    if folder is None:
+        return None
+    return (folder if os.environ.get("TNGRAPH_CACHE") else folder.parent) / name
+
+
 @lru_cache(maxsize=1)
 def _default_folder() -> str:
     return str(Path(user_cache_dir("tngraph", appauthor=False)) / "searches")

@@ -18,6 +18,7 @@ from tngraph.plans.plans import Plan
 from tngraph.report.records import step_records
 
 if TYPE_CHECKING:
+    from tngraph.modules.calibration import Calibration
     from tngraph.modules.verification import Verification
 
 
@@ -62,6 +63,21 @@ def show_verification(result: Verification) -> None:
     console = Console()
     console.print(text.partition("\n")[0], markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+
+
+def show_calibration(found: Calibration) -> None:
+    """The numbers of a machine, some of the kernels it was held against, and how often it was right."""
+    if not sys.stdout.isatty():
+        return show_text(str(found))
+    numbers = _table(("machine", "number", "unit"), numbers=(1,))
+    kernels = _table(("kernel", "measured [us]", "model [us]", "ratio"), numbers=(1, 2, 3))
+    for table, rows in ((numbers, found.numbers()), (kernels, found.sample())):
+        for row in rows:
+            table.add_row(*map(Text, row))
+    console = Console()
+    console.print(f"{found.device}, {found.dtype}", markup=False, highlight=False, soft_wrap=True)
+    console.print(numbers, kernels)
+    console.print(found.verdict(), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_progress(done: int, total: int | None, cost: Price) -> None:

@@ -1,0 +1,437 @@
+"""The numbers of a `Machine`, measured: kernels of many shapes are timed on a device, and the model is fitted to them.
+
+Kernels are timed in turns of a fraction of a millisecond, each as often as fits, and the shortest of its turns counts:
+what else runs on the machine lengthens some turns of every kernel and not all turns of one. Every third kernel is kept
+from the fit, to say how far the model is right about kernels it has not seen.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from heapq import heapify, heappop, heappush
+from math import inf, prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tngraph.errors import PlanError
+from tngraph.planning.machine import Machine
+from tngraph.plans.machines import load_machine, save_machine
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+LARGEST = 36_000_000
+"""The largest value in a kernel [elements]."""
+TURN = 3e-4
+"""How long a kernel is called again and again before the next one has its turn [s]."""
+LONGEST = 0.02
+"""A kernel that is expected to take more than this share of the time is left out."""
+ROUNDS = 3
+"""So many turns every kernel has before they are shared out by the time they take."""
+HELD_OUT = 3
+"""One kernel of so many is kept from the fit."""
+FEWEST = 0.75
+"""Where the model is right up to a factor of 2 of a smaller share, something disturbed the measurement."""
+_SIZES = (1, 2, 4, 4, 8, 8, 16, 16, 32, 32, 64, 64, 128, 256, 512, 784, 1024, 2048, 4096, 65536)
+_BATCHES = (4, 16, 64, 256, 1024, 4096)
+_RUNS = (1, 1, 2, 4, 8, 16, 32, 64, 128)
+_STEPS = (2.0, 1.5, 1.2, 1.1, 1.05, 1.02)
+_TOLERATED = 0.3
+"""Beyond this error of a logarithm an outlier weighs in proportion, as in Huber's loss, and not by its square."""
+
+
+class Kernel(NamedTuple):
+    """One call of PyTorch: what kind of kernel, and its sizes as the rules of that kind take them."""
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {' × '.join(f'{size:,}' for size in self.sizes)}"
+
+
+class _Rule(NamedTuple):
+    """What a kind of kernel is: the sizes of what it takes and makes, its call, and its time in the model."""
+
+    values: Callable[..., tuple[int, ...]]
+    call: Callable[..., Callable[[], object]]
+    seconds: Callable[..., Any]
+
+
+def _values_of_product(b: int, r: int, c: int, s: int) -> tuple[int, ...]:
+    return b * r * s, b * s * c, b * r * c
+
+
+def _call_matrix(x: Tensor, y: Tensor, b: int, r: int, c: int, s: int) -> Callable[[], object]:
+    left, right = x[: r * s].view(r, s), y[: s * c].view(s, c)
+    return lambda: torch.mm(left, right)
+
+
+def _call_matrices(x: Tensor, y: Tensor, b: int, r: int, c: int, s: int) -> Callable[[], object]:
+    left, right = x[: b * r * s].view(b, r, s), y[: b * s * c].view(b, s, c)
+    return lambda: torch.bmm(left, right)
+
+
+def _call_broadcast(x: Tensor, y: Tensor, b: int, r: int, c: int, s: int) -> Callable[[], object]:
+    left, right = x[: r * s].view(r, s).expand(b, r, s), y[: b * s * c].view(b, s, c)
+    return lambda: torch.bmm(left, right)
+
+
+def _call_copy(order: tuple[int, ...]) -> Callable[..., Callable[[], object]]:
+    def call(x: Tensor, y: Tensor, *shape: int) -> Callable[[], object]:
+        permuted = x[: prod(shape)].view(shape).permute(order)
+        return lambda: permuted.contiguous()
+
+    return call
+
+
+def _call_relu(x: Tensor, y: Tensor, n: int) -> Callable[[], object]:
+    value = x[:n]
+    return lambda: torch.relu(value)
+
+
+def _call_add(x: Tensor, y: Tensor, n: int) -> Callable[[], object]:
+    first, second = x[:n], y[:n]
+    return lambda: torch.add(first, second)
+
+
+_RULES: Mapping[str, _Rule] = {
+    "matrix": _Rule(_values_of_product, _call_matrix, Machine.product),
+    "matrices": _Rule(_values_of_product, _call_matrices, Machine.product),
+    "broadcast": _Rule(_values_of_product, _call_broadcast, Machine.product),
+    "copy": _Rule(lambda *n: (prod(n),), _call_copy((0, 2, 1, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
+    "reverse": _Rule(lambda *n: (prod(n),), _call_copy((2, 1, 0, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
+    "relu": _Rule(lambda n: (n,), _call_relu, lambda m, n: m.elementwise(n, written=n)),
+    "add": _Rule(lambda n: (n,), _call_add, lambda m, n: m.elementwise(n, n, written=n)),
+}
+_SHARES = {"matrix": 70, "matrices": 60, "broadcast": 20, "copy": 40, "reverse": 20, "relu": 20, "add": 10}
+"""How many kernels of each kind are measured."""
+
+
+class Measurement(NamedTuple):
+    """What a kernel took [s]."""
+
+    kernel: Kernel
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A machine and what it was fitted to.
+
+    Attributes:
+        device: its whole name.
+        dtype: the type of numbers.
+        machine: the numbers that fit best.
+        fitted: what they were fitted to.
+        held_out: what the fit has not seen.
+    """
+
+    device: str
+    dtype: str
+    machine: Machine
+    fitted: tuple[Measurement, ...]
+    held_out: tuple[Measurement, ...]
+
+    def share_within(self, factor: float) -> float:
+        """The share of the kernels kept from the fit of which the model is right up to a factor."""
+        errors = np.abs(np.log(_ratios(self.machine, self.held_out or self.fitted)))
+        return float(np.mean(errors <= np.log(factor)))
+
+    def numbers(self) -> list[tuple[str, str, str]]:
+        """A row per number of the machine: its name, value and unit."""
+        return [
+            (each.name.replace("_", " "), f"{getattr(self.machine, each.name):.3g}", _unit(each.name))
+            for each in fields(self.machine)
+        ]
+
+    def sample(self, most: int = 16) -> list[tuple[str, str, str, str]]:
+        """A row for some of the kernels kept from the fit: what it is, measured and in the model [us], their ratio."""
+        shown = sorted(self.held_out or self.fitted)
+        shown = shown[:: max(1, -(-len(shown) // most))]
+        ratios = _ratios(self.machine, shown)
+        return [
+            (str(kernel), f"{1e6 * seconds:,.1f}", f"{1e6 * seconds * ratio:,.1f}", f"{ratio:.2f}")
+            for (kernel, seconds), ratio in zip(shown, ratios, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        numbers = [f"  {name:<22} {number:>9} [{unit}]" for name, number, unit in self.numbers()]
+        cells = [("kernel", "measured [us]", "model [us]", "ratio"), *self.sample()]
+        width = max(len(row[0]) for row in cells)
+        kernels = [f"{name:<{width}} {measured:>14} {model:>12} {ratio:>6}" for name, measured, model, ratio in cells]
+        return "\n".join([f"{self.device}, {self.dtype}", *numbers, "", *kernels, "", self.verdict()])
+
+    def verdict(self) -> str:
+        """How right the model is, in a sentence, and where it is not, what may be the reason."""
+        within = ", ".join(f"{self.share_within(factor):.0%} within {factor:g} times" for factor in (1.3, 2))
+        told = f"of {len(self.held_out or self.fitted)} kernels kept from the fit: {within} the time measured"
+        is_disturbed = self.share_within(2) < FEWEST
+        return told + "\n  that is little: calibrate again when nothing else runs, or for longer" * is_disturbed
+
+
+def _unit(name: str) -> str:
+    if name.endswith("per_second"):
+        return "MAC/s" if name.startswith("operations") else "elements/s"
+    return "s" if name.startswith("seconds") else "elements"
+
+
+def calibrate(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 5) -> Machine:
+    """Measure a device for about so many seconds, and keep its numbers for `machine_for`.
+
+    Args:
+        device: as PyTorch names it.
+        dtype: the type of numbers.
+        seconds: to measure for [s].
+
+    Raises:
+        PlanError: there is no such device, or it does not compute with the type.
+        OSError: the numbers cannot be kept.
+    """
+    found = run_calibration(device, dtype, seconds)
+    save_machine(found.machine, found.device, found.dtype)
+    return found.machine
+
+
+def run_calibration(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 5
+) -> Calibration:
+    """Measure a device, fit a machine to it, and keep nothing; see `calibrate`."""
+    measured = measure_kernels(draw_kernels(), device, dtype, seconds)
+    held_out = tuple(each for k, each in enumerate(measured) if k % HELD_OUT == HELD_OUT - 1)
+    fitted = tuple(each for k, each in enumerate(measured) if k % HELD_OUT != HELD_OUT - 1)
+    return Calibration(describe_device(device), name_dtype(dtype), fit_machine(fitted), fitted, held_out)
+
+
+def machine_for(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
+    """The machine as `calibrate` measured it, at the number of threads there is now, or else the one built in."""
+    return load_machine(describe_device(device), name_dtype(dtype)) or Machine()
+
+
+def read_dtype(name: str) -> torch.dtype:
+    """The type of numbers of a name.
+
+    Raises:
+        PlanError: it is none that is measured.
+    """
+    if name not in DTYPES:
+        raise PlanError(f"the dtype is {name!r}\n  dtypes: {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    """The name of a type of numbers, as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_device(device: str | torch.device) -> str:
+    """The whole name of a device: its type and model, and of a processor the threads that PyTorch uses.
+
+    Raises:
+        PlanError: there is no such device.
+    """
+    made = _find_device(device)
+    if made.type == "cpu":
+        count = torch.get_num_threads()
+        return f"cpu {_processor()}, {count} thread{'s' if count > 1 else ''}"
+    name = getattr(getattr(torch, made.type, None), "get_device_name", None)
+    return made.type if name is None else f"{made.type} {name(made)}"
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    try:
+        made = torch.device(device)
+        torch.empty(1, device=made)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise PlanError(f"the device {str(device)!r} cannot be used\n  PyTorch says: {_first_line(error)}") from None
+    return made
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def draw_kernels(seed: int = 0) -> list[Kernel]:
+    """Kernels as factorised layers have them, from what fits in cache to what does not; those that take least first."""
+    rng, found = random.Random(seed), []
+    for kind, count in _SHARES.items():
+        sizes = iter(lambda kind=kind: _draw_sizes(kind, rng), None)  # type: ignore[misc]
+        fitting = (each for each in sizes if max(_RULES[kind].values(*each)) <= LARGEST and prod(each) >= 512)
+        found += [Kernel(kind, each) for each, _ in zip(fitting, range(count), strict=False)]
+    return sorted(dict.fromkeys(found), key=lambda kernel: float(predict(Machine(), [kernel])[0]))
+
+
+def _draw_sizes(kind: str, rng: random.Random) -> tuple[int, ...]:
+    if kind in ("relu", "add"):
+        return (round(10 ** rng.uniform(3, np.log10(LARGEST))),)
+    if kind in ("copy", "reverse"):
+        outer, first, second = rng.choice((1, 4, 16, 64, 256)), rng.choice(_SIZES[2:-1]), rng.choice(_SIZES[2:-1])
+        return (outer if kind == "copy" else max(4, outer)), first, second, rng.choice(_RUNS)
+    batch = 1 if kind == "matrix" else rng.choice(_BATCHES)
+    return batch, rng.choice(_SIZES), rng.choice(_SIZES), rng.choice(_SIZES)
+
+
+@dataclass
+class _Turns:
+    """The turns of one kernel so far."""
+
+    kernel: Kernel
+    call: Callable[[], object]
+    wait: Callable[[], None]
+    times: list[float] = field(default_factory=list)
+    spent: float = 0.0
+
+    def take(self) -> None:
+        """Call the kernel for a while; the first call of a short one finds its operands in cache for the others."""
+        last = self.times[-1] if self.times else 0.0
+        if last < 1e-3:
+            self.call()
+        self.wait()
+        count = max(1, min(1000, int(TURN / last))) if last else 1
+        start = time.perf_counter()
+        for _ in range(count):
+            self.call()
+        self.wait()
+        spent = time.perf_counter() - start
+        self.times.append(max(spent / count, 1e-9))
+        self.spent += spent
+
+    def measurement(self) -> Measurement:
+        """The shortest turn."""
+        return Measurement(self.kernel, min(self.times))
+
+
+@torch.no_grad()
+def measure_kernels(
+    kernels: Sequence[Kernel], device: str | torch.device, dtype: torch.dtype, seconds: float
+) -> tuple[Measurement, ...]:
+    """What kernels take on a device, in turns, until the time is over; large ones may be left out.
+
+    Args:
+        kernels: those that take least first.
+        device: as PyTorch names it.
+        dtype: the type of numbers.
+        seconds: to measure for, at least one kernel [s].
+
+    Raises:
+        PlanError: there is no such device, it does not compute with the type, or the time is not positive.
+    """
+    if not 0 < seconds < inf:
+        raise PlanError(f"calibrating cannot take {seconds!r} seconds\n  give a positive number")
+    made, end = _find_device(device), time.perf_counter() + seconds
+    try:
+        x, y = _make_operands(made, dtype)
+        found = list(_take_first_turns(kernels, (x, y), seconds, end))
+    except (RuntimeError, NotImplementedError) as error:
+        raise PlanError(
+            f"{made} cannot be measured with {name_dtype(dtype)}\n  PyTorch says: {_first_line(error)}"
+        ) from None
+    queue = [(1, each.spent, k) for k, each in enumerate(found)]
+    heapify(queue)
+    while queue and time.perf_counter() < end:
+        *_, k = heappop(queue)
+        found[k].take()
+        heappush(queue, (min(len(found[k].times), ROUNDS), found[k].spent, k))
+    return tuple(each.measurement() for each in found)
+
+
+def _make_operands(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two stores of random numbers, of which operands are parts."""
+    generator = torch.Generator(device).manual_seed(0)
+    x, y = (torch.empty(LARGEST, device=device, dtype=dtype) for _ in range(2))
+    return x.uniform_(-1, 1, generator=generator), y.uniform_(-1, 1, generator=generator)
+
+
+def _waiting(device: torch.device) -> Callable[[], None]:
+    """What waits for the kernels of a device; those of a processor are over when their call is."""
+    return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
+
+
+def _take_first_turns(
+    kernels: Sequence[Kernel], operands: tuple[Tensor, Tensor], seconds: float, end: float
+) -> Iterator[_Turns]:
+    """The kernels that are worth their time, as the ones before tell, with a turn each."""
+    wait = _waiting(operands[0].device)
+    ratios = [1.0]
+    for kernel in kernels:
+        expected = float(predict(Machine(), [kernel])[0])
+        if expected * np.quantile(ratios[-20:], 0.25) > LONGEST * seconds:
+            continue
+        turns = _Turns(kernel, _RULES[kernel.kind].call(*operands, *kernel.sizes), wait)
+        turns.take()
+        ratios.append(turns.times[0] / expected)
+        yield turns
+        if time.perf_counter() > end:
+            return
+
+
+def predict(machine: Machine, kernels: Sequence[Kernel]) -> np.ndarray:
+    """What kernels take in the model [s]."""
+    return _Table(kernels).seconds(machine)
+
+
+def _ratios(machine: Machine, measured: Sequence[Measurement]) -> np.ndarray:
+    """By how much the model is above what was measured."""
+    return predict(machine, [each.kernel for each in measured]) / [each.seconds for each in measured]
+
+
+class _Table:
+    """Kernels in columns, kind by kind, so that a machine is asked for all at once."""
+
+    def __init__(self, kernels: Sequence[Kernel]) -> None:
+        self.count, self.columns = len(kernels), {}
+        for kind in dict.fromkeys(kernel.kind for kernel in kernels):
+            places = [k for k, kernel in enumerate(kernels) if kernel.kind == kind]
+            self.columns[kind] = places, np.array([kernels[k].sizes for k in places], dtype=np.float64).T
+
+    def seconds(self, machine: Machine) -> np.ndarray:
+        """What each takes [s]."""
+        found = np.empty(self.count)
+        for kind, (places, columns) in self.columns.items():
+            found[places] = _RULES[kind].seconds(machine, *columns)
+        return found
+
+
+def fit_machine(measured: Sequence[Measurement], start: Machine | None = None) -> Machine:
+    """The machine whose logarithms of times are nearest to what was measured.
+
+    Numbers are changed one after the other by ever smaller factors, as long as that helps. What nothing measured
+    depends on stays as it was at the start.
+
+    Source: the pattern search of Hooke and Jeeves (1961), the loss of Huber (1964).
+    """
+    table, machine = _Table([each.kernel for each in measured]), start or Machine()
+    wanted = np.log([each.seconds for each in measured])
+
+    def loss(machine: Machine) -> float:
+        error = np.abs(np.log(table.seconds(machine)) - wanted)
+        inner = np.minimum(error, _TOLERATED)
+        return float(np.sum(inner * (error - inner / 2)))
+
+    least = loss(machine)
+    for step in _STEPS:
+        is_better = True
+        while is_better:
+            is_better = False
+            for name, factor in ((each.name, factor) for each in fields(machine) for factor in (step, 1 / step)):
+                changed = replace(machine, **{name: getattr(machine, name) * factor})
+                found = loss(changed)
+                if found < least * (1 - 1e-6):
+                    machine, least, is_better = changed, found, True
+    return machine

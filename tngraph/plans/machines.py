@@ -1,0 +1,75 @@
+"""Machines that were measured, on disk: one file per device and type of numbers, in the folder `machines` of the cache.
+
+``TNGRAPH_CACHE`` moves the folder, or turns it ``off``, as it does for what searches found. A file appears whole; one
+that is damaged, or of another device, is as good as none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import asdict
+from math import inf
+from pathlib import Path
+
+from tngraph.language.files import read_bytes, write_whole
+from tngraph.planning.machine import Machine
+from tngraph.plans.cache import named_folder
+
+LONGEST_PROFILE = 2**16
+"""The longest file that is read [bytes]."""
+
+
+def save_machine(machine: Machine, device: str, dtype: str) -> Path | None:
+    """Keep the numbers of a machine, in place of those that were kept before.
+
+    Args:
+        machine: as it was measured.
+        device: the whole name of the device, with its threads.
+        dtype: the type of numbers, as ``float32``.
+
+    Returns:
+        The file; None where nothing is kept on disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    place = _place(device, dtype)
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fields = {"device": device, "dtype": dtype, "machine": asdict(machine)}
+        write_whole(place, json.dumps(fields, indent=2) + "\n")
+    return place
+
+
+def load_machine(device: str, dtype: str) -> Machine | None:
+    """The numbers that were kept for a device and a type of numbers; None where there are none."""
+    place = _place(device, dtype)
+    if place is not None:
+        with suppress(OSError, ValueError, RecursionError):
+            return _parse_profile(read_bytes(place, LONGEST_PROFILE), device, dtype)
+    return None
+
+
+def _place(device: str, dtype: str) -> Path | None:
+    folder = named_folder("machines")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{device} {dtype}".lower()).strip("-")
+    return None if folder is None else folder / f"{name[-200:]}.json"
+
+
+def _parse_profile(data: bytes, device: str, dtype: str) -> Machine:
+    """The machine in a file.
+
+    Raises:
+        ValueError: it holds none, or that of another device.
+    """
+    fields = json.loads(data)
+    if not isinstance(fields, dict) or (fields.get("device"), fields.get("dtype")) != (device, dtype):
+        raise ValueError("the file is of another device")
+    numbers = fields.get("machine")
+    if not isinstance(numbers, dict) or numbers.keys() != asdict(Machine()).keys():
+        raise ValueError("the file has no machine")
+    if not all(type(number) in (int, float) and 0 < number < inf for number in numbers.values()):
+        raise ValueError("a number of the machine is not positive")
+    return Machine(**{name: float(number) for name, number in numbers.items()})
