@@ -113,14 +113,14 @@ def test_a_matrix_product_saves_what_the_gradients_need():
 
 
 def test_a_permutation_that_moves_size_one_is_free():
-    """The transposed input is copied before the product, unless the axis it moves has one entry."""
-    text = "network n { size m; input x[i:m, j:3, k:4]; param w[j, o:2]; y[i, k, o] = x * w; output y[i, k, o] }"
+    """What is summed does not lie together and is copied before the product, unless what lies between has one entry."""
+    text = """network n { size m; input x[i:m, j:3, k:4, l:2]; param w[j, l, o:2]; y[i, k, o] = x * w; output y[i, k, o] }"""
     plan = tg.plan(tg.parse(text))
     m = symbol("m")
-    assert plan.peak == 4 * (12 * m + 8 * m)
-    assert [plan.at(m=2).peak, plan.at(m=1).peak] == [160, 32]
+    assert (plan.peak, plan.moves) == (4 * (24 * m + 8 * m), 4 * 24 * m)
+    assert [plan.at(m=2).peak, plan.at(m=1).peak] == [256, 128]
     one = tg.plan(tg.parse(text.replace("k:4", "k:1")))
-    assert (one.peak, one.at(m=5).peak) == (8 * m, 40)
+    assert (one.peak, one.moves, one.at(m=5).peak) == (8 * m, 0, 40)
 
 
 @pytest.mark.parametrize("function", ["mm", "conv", "pointwise"])

@@ -44,7 +44,7 @@ class Clock:
             self.copy(operands[0], any(needs))
         else:
             passes = 1 + sum(needs) if code.function not in ("sum", "add", "sub") else 1 + any(needs)
-            self.add(passes * self.machine.elementwise(*(prod(each.sizes) for each in operands), prod(sizes)))
+            self.add(passes * self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes)))
 
     def copy(self, given: Layout, is_trained: bool) -> None:
         """A copy in the order of the axes; its gradient is copied back."""

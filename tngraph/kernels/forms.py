@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from tngraph.language.network import Leg
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.region import Form, arrangements, common_run, leg_size, legs_size
+from tngraph.planning.region import Form, arrangements, common_run, leg_size
 
 Legs = tuple[Leg, ...]
 
@@ -21,14 +21,11 @@ def operand_axes(form: Form, orders: Sequence[Legs], side: int, numbers: Mapping
         form: of the contraction.
         orders: the legs of both operands as they lie.
         side: which operand.
-        numbers: an integer for every size; the summed legs come as the larger operand has them.
+        numbers: an integer for every size, at which ways to copy are compared.
     """
-    sizes = [evaluate_size(legs_size(order), numbers) for order in orders]
-    large, small = orders if sizes[0] >= sizes[1] else reversed(orders)
-    summed = tuple(leg for leg in large if leg in small and leg not in form.legs)
     is_left = gives_rows(form, orders, side)
     own = form.rows if is_left else form.columns
-    sides = (own, summed) if is_left else (summed, own)
+    sides = (own, form.summed) if is_left else (form.summed, own)
     outer = form.outer if set(form.outer).issubset(orders[side]) else ()
     if orders[side] not in arrangements(outer, *sides):
         plain, turned = (

@@ -71,14 +71,15 @@ def is_possible(tree: ContractionTree, number: int) -> bool:
     """Whether the form of a step is one kernel on its operands as their own forms lay them out."""
     step, form = tree.steps[number], tree.forms[number]
     if step.kind != "contract":
-        return not form.outer and not form.rows
+        return not (form.outer or form.rows or form.summed)
     first, second = (set(tree.order(o)) for o in step.operands)
     shared = first & second & set(form.legs)
     sides = [(first - second, second - first), (second - first, first - second)]
     given = [each for each in sides if each[0].issuperset(form.rows) and each[1].issuperset(form.columns)]
     outer = set(form.outer)
     is_common = outer == shared or (not shared and (outer <= first - second or outer <= second - first))
-    return bool(given) and is_common
+    is_summed = sorted(map(repr, form.summed)) == sorted(map(repr, (first & second) - shared))
+    return bool(given) and is_common and is_summed
 
 
 class Copied(NamedTuple):
@@ -98,6 +99,7 @@ class _Way(NamedTuple):
         operands: the orders of the two operands.
         form: how many legs of the result are outer, and how many of the rest are rows.
         order: of the result.
+        summed: the order of the summed legs.
         shape: products, rows, columns and the summed size.
         copies: of either operand the elements that are copied, and the entries that stay side by side.
         is_left: whether the first operand gives the rows.
@@ -107,6 +109,7 @@ class _Way(NamedTuple):
     operands: tuple[Order, Order]
     form: tuple[int, int]
     order: Order
+    summed: Order
     shape: tuple[int, int, int, int]
     copies: tuple[Copied, Copied]
     is_left: bool
@@ -118,7 +121,8 @@ class _Best(NamedTuple):
 
     seconds: float
     operands: tuple[Order, ...]
-    form: tuple[int, int]
+    form: tuple[int, int] = (0, 0)
+    summed: Order = ()
 
 
 class _Sizes(tuple[int, ...]):
@@ -147,9 +151,10 @@ class _Program:
         given = [bare_legs(access) for access in self.tree.region.accesses]
         self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
         self.number = {leg: k for k, leg in enumerate(self.legs)}
+        self.rank = {self.number[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.number}
         self.sizes = _Sizes(evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs)
         for k, legs in enumerate(given):
-            self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, (), (0, 0))})
+            self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, ())})
             self.leaves.append(1 << k)
 
     def add(self, number: int) -> None:
@@ -160,7 +165,7 @@ class _Program:
         if step.kind == "sum":
             (operand,) = step.operands
             found = {
-                tuple(leg for leg in order if leg in kept): _Best(best.seconds, (order,), (0, 0))
+                tuple(leg for leg in order if leg in kept): _Best(best.seconds, (order,))
                 for order, best in self.nodes[operand].items()
             }
         elif step.kind == "mul":
@@ -181,12 +186,12 @@ class _Program:
                     order = (*large[:cut], *extra, *large[cut:])
                     seconds = a.seconds + b.seconds
                     if order not in found or seconds < found[order].seconds:
-                        found[order] = _Best(seconds, (first, second), (0, 0))
+                        found[order] = _Best(seconds, (first, second))
         return found
 
     def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
         first, second = (self.nodes[o] for o in operands)
-        ways = [way for a in first for b in second for way in _ways(a, b, kept, self.sizes)]
+        ways = [way for a in first for b in second for way in _ways(a, b, kept, self.sizes, self.rank)]
         before = np.array([first[way.operands[0]].seconds + second[way.operands[1]].seconds for way in ways])
         seconds = before + self._time(ways, operands)
         if self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1 and self.run.is_output:
@@ -194,7 +199,7 @@ class _Program:
         found: dict[Order, _Best] = {}
         for way, total in zip(ways, seconds.tolist(), strict=True):
             if way.order not in found or total < found[way.order].seconds:
-                found[way.order] = _Best(total, way.operands, way.form)
+                found[way.order] = _Best(total, way.operands, way.form, way.summed)
         return found
 
     def _time(self, ways: Sequence[_Way], operands: Sequence[int]) -> np.ndarray:
@@ -242,14 +247,14 @@ class _Program:
             order = chosen[number]
             best = self.nodes[number][order]
             outer, rows = best.form
-            legs = tuple(self.legs[k] for k in order)
-            forms.append(Form(legs[:outer], legs[outer : outer + rows], legs[outer + rows :]))
+            parts = order[:outer], order[outer : outer + rows], order[outer + rows :], best.summed
+            forms.append(Form(*(tuple(self.legs[k] for k in part) for part in parts)))
             chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
         return tuple(reversed(forms))
 
 
-def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes) -> Iterator[_Way]:
-    """Every way to contract two operands that lie so."""
+def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]) -> Iterator[_Way]:
+    """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
         if sizes.of(spine) * 8 < sizes.of(other):
@@ -258,14 +263,15 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes) -> I
         summed = tuple(k for k in spine if k in shared and k not in kept)
         own = tuple(k for k in spine if k not in shared)
         others = tuple(k for k in other if k not in shared)
-        for columns in dict.fromkeys((others, (*others[1:], *others[:1]), (*others[-1:], *others[:-1]))):
+        for columns in _turned(others, rank):
             needed = _arranged(other, outer, columns, summed, sizes)
-            for front, middle, copied in _cuts(spine, outer, own, summed, sizes):
+            for front, middle, copied in _cuts(spine, outer, own, summed, sizes, rank):
                 for order, form, is_spine in _results((*outer, *front), middle, columns):
                     yield _Way(
                         (first, second),
                         form,
                         order,
+                        summed,
                         _shape(order, form, summed, sizes),
                         (copied, needed) if is_first else (needed, copied),
                         is_spine == is_first,
@@ -274,10 +280,10 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes) -> I
 
 
 def _cuts(
-    spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes
+    spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[tuple[Order, Order, Copied]]:
     """An operand's own legs in two: those that count products, and those that stand beside the columns."""
-    turned = (own, (*own[1:], *own[:1])) if len(own) > 1 else (own,)
+    turned = _turned(own, rank)
     if outer:
         yield from (((), order, _arranged(spine, outer, order, summed, sizes)) for order in turned)
         return
@@ -289,6 +295,14 @@ def _cuts(
     for order in turned:
         copied = _arranged(spine, (), order, summed, sizes)
         yield from ((order[:cut], order[cut:], copied) for cut in range(len(order) or 1))
+
+
+def _turned(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
+    """Legs as they are, with the first one last or the last one first, and as they are put out, others around these."""
+    put_out = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
+    bonds = tuple(leg for leg in legs if leg not in rank)
+    around = ((*put_out, *bonds), (*bonds, *put_out))
+    return dict.fromkeys((legs, (*legs[1:], *legs[:1]), (*legs[-1:], *legs[:-1]), *around))
 
 
 def _results(products: Order, own: Order, columns: Order) -> Iterator[tuple[Order, tuple[int, int], bool]]:

@@ -50,12 +50,13 @@ class Form(NamedTuple):
     """How a step is one kernel, and the order its result lies in: `outer`, `rows`, `columns`.
 
     A contraction is as many matrix products as the outer legs have values; one operand gives the rows, the other the
-    columns. Every other step has the order alone, as its columns.
+    columns, and the legs `summed` lie in that order in both. Every other step has an order alone, as its columns.
     """
 
     outer: tuple[Leg, ...]
     rows: tuple[Leg, ...]
     columns: tuple[Leg, ...]
+    summed: tuple[Leg, ...] = ()
 
     @property
     def legs(self) -> tuple[Leg, ...]:
@@ -92,6 +93,11 @@ class ContractionTree:
     sliced: tuple[Index, ...] = ()
     forms: tuple[Form, ...] = ()
     tile: Tile | None = None
+
+    def legs_of(self, value: int) -> tuple[Leg, ...]:
+        """The legs of a value in no order."""
+        count = len(self.region.accesses)
+        return bare_legs(self.region.accesses[value]) if value < count else self.steps[value - count].legs
 
     def order(self, value: int) -> tuple[Leg, ...]:
         """The legs of a value in memory order, where the tree is laid out."""

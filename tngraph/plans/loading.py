@@ -377,11 +377,15 @@ def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tu
     for number, (given, step) in enumerate(zip(data, tree.steps, strict=False), 1):
         at = f"{where}, form {number}"
         parts = _check_fields(given, at, _FORM)
-        legs = {format_leg(leg): leg for leg in step.legs}
-        shown = [name for part in Form._fields for name in parts[part]]
-        if sorted(shown) != sorted(legs):
-            raise PlanError(f"{at} has the legs {_written(shown)}, where its step has {_written([*legs])}")
-        forms.append(Form(*(tuple(legs[name] for name in parts[part]) for part in Form._fields)))
+        known = {format_leg(leg): leg for o in step.operands for leg in tree.legs_of(o)}
+        unknown = [name for part in Form._fields for name in parts[part] if name not in known]
+        if unknown:
+            raise PlanError(f"{at} has the leg {_shown(unknown[0])}, which its operands do not have")
+        form = Form(*(tuple(known[name] for name in parts[part]) for part in Form._fields))
+        if sorted(map(format_leg, form.legs)) != sorted(map(format_leg, step.legs)):
+            shown = _written([format_leg(leg) for leg in form.legs])
+            raise PlanError(f"{at} has the legs {shown}, where its step has {_written(show_step(step)['legs'])}")
+        forms.append(form)
     made = replace(tree, forms=tuple(forms))
     for number in range(len(forms)):
         if not is_possible(made, number):

@@ -352,6 +352,11 @@ class Plan:
         return self._formula("saved")
 
     @cached_property
+    def moves(self) -> sympy.Expr:
+        """What a call copies into another order, where no size is 1 [bytes]."""
+        return self._formula("moves")
+
+    @cached_property
     def folding(self) -> Folding:
         """What runs before the first call, whichever regime that is for."""
         return merge_foldings([regime.folding for regime in self.regimes])
