@@ -323,6 +323,7 @@ VIEWS: Mapping[str, View] = {
     "contiguous": lambda layout, sizes, arguments: layout.strides if is_contiguous(layout) else None,
     "permute": _permuted,
     "movedim": _moved,
+    "expand": lambda layout, sizes, arguments: (0,) * (len(sizes) - len(layout.sizes)) + layout.strides,
     "narrow": lambda layout, sizes, arguments: layout.strides,
     "select": lambda layout, sizes, arguments: _without(layout, arguments[0]),
     "every": _stepped,
