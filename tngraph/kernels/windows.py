@@ -218,16 +218,18 @@ class _Slide:
 
 
 def _slides(signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], context: Context) -> tuple[_Slide, ...]:
-    """The axes of a convolution as the signal has them: positions it does not resolve stay where they are, if they can.
+    """The axes of a convolution as the signal has them.
 
-    To make them part of the batch would copy the signal.
+    Positions behind the channels that it does not resolve are axes of it too: to make them rows would copy the signal.
     """
     by_read = {each.read: each for each in resolved}
+    is_behind = not any(leg in kernel.legs for leg in signal.legs)
     slides: list[_Slide] = []
     for leg in signal.legs:
+        is_behind = is_behind or leg in kernel.legs
         if leg in by_read:
             slides.append(_Slide((leg,), by_read[leg]))
-        elif context.is_position(leg) and leg not in kernel.legs:
+        elif is_behind and context.is_position(leg) and leg not in kernel.legs:
             beside = slides.pop().legs if slides and slides[-1].resolved is None else ()
             slides.append(_Slide((*beside, leg)))
     if len(slides) > MOST_SPATIAL:
