@@ -262,6 +262,8 @@ def convolve(
     weight = flip(weight, [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_flipped])
     if len(slides) == MOST_SPATIAL:
         code, weight = _in_order(code), _in_order(weight)
+    elif kernel.legs[-1] in channels:
+        weight = _in_order(weight)  # with its channels last it would have the signal copied so, and the result lie so
     options = (
         tuple(slide.resolved.stride if slide.resolved else 1 for slide in slides),
         tuple(0 if pad is None or None in pads else pad for pad in pads),
