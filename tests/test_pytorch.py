@@ -207,7 +207,7 @@ FEATURES: dict[str, str] = {
     "complex": "complex",
 }
 
-PLAIN = ("circular padding", "several kernels, depthwise", "one size read twice")
+PLAIN = ("conv_cp", "circular padding", "several kernels, depthwise", "one size read twice")
 TWO_GRAPHS = (
     "on a CPU in float32, PyTorch chooses between oneDNN and its own convolution by `batch >= 16` while it traces, for"
     " a convolution without stride and dilation; nn.Conv2d is two graphs for the same reason"

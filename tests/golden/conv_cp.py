@@ -49,27 +49,18 @@ class conv_cp(nn.Module):
         width = x.shape[3]
         if x.shape[1] != 64:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s have 64")
-        # t1[batch, h + kh - 1, w + kw - 1, r] = x * a: 64*R*batch*height*width MAC
-        t1 = torch.mm(
-            x.reshape(batch, 64, height*width).permute(0, 2, 1).reshape(batch*height*width, 64),
-            self.a,
-        )
-        # t2[r, batch, h, w + kw - 1] = t1 * kv: 3*R*batch*height*width MAC
-        t2 = torch.bmm(
-            F.pad(t1.reshape(batch, height, width, R), (0, 0, 0, 0, 1, 1)).unfold(1, 3, 1).reshape(batch*height*width, R, 3).permute(1, 0, 2),
-            self.kv.reshape(R, 3, 1),
-        )
+        # t1[batch, r, h + kh - 1, w + kw - 1] = x * a: 64*R*batch*height*width MAC
+        t1 = torch.bmm(self.a.t().expand(batch, R, 64), x.reshape(batch, 64, height*width))
+        # t2[batch, r, h, w + kw - 1] = t1 * kv: 3*R*batch*height*width MAC
+        t2 = F.conv2d(t1.reshape(batch, R, height, width), self.kv.reshape(R, 1, 3, 1), padding=(1, 0), groups=R)
         del t1
-        # t3[r, batch, h, w] = t2 * kw_: 3*R*batch*height*width MAC
-        t3 = torch.bmm(
-            F.pad(t2.reshape(R, batch, height, width), (1, 1)).unfold(3, 3, 1).reshape(R, batch*height*width, 3),
-            self.kw_.reshape(R, 3, 1),
-        )
+        # t3[batch, r, h, w] = t2 * kw_: 3*R*batch*height*width MAC
+        t3 = F.conv2d(t2, self.kw_.reshape(R, 1, 1, 3), padding=(0, 1), groups=R)
         del t2
-        # y[batch, h, w, t] = t3 * c: 128*R*batch*height*width MAC
-        y = torch.mm(t3.reshape(R, batch*height*width).t(), self.c)
+        # y[batch, t, h, w] = t3 * c: 128*R*batch*height*width MAC
+        y = torch.bmm(self.c.t().expand(batch, 128, R), t3.reshape(batch, R, height*width))
         del t3
-        return y.reshape(batch, height, width, 128).permute(0, 3, 1, 2)
+        return y.reshape(batch, 128, height, width)
 
     def extra_repr(self):
         return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

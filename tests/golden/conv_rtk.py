@@ -52,32 +52,26 @@ class conv_rtk(nn.Module):
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s1, s2 have 64 = 8 * 8")
         h = (height - 1)//2 + 1
         w = (width - 1)//2 + 1
-        # t1[batch, s2, 2*h + kh - 1, 2*w + kw - 1, p1] = x * u1: 64*R*batch*height*width MAC
-        t1 = torch.mm(
-            x.reshape(batch, 8, 8*height*width).permute(0, 2, 1).reshape(8*batch*height*width, 8),
-            self.u1,
-        )
-        # t2[batch, 2*h + kh - 1, 2*w + kw - 1, p1, p2] = t1 * u2: 8*R**2*batch*height*width MAC
-        t2 = torch.mm(
-            t1.reshape(batch, 8, R*height*width).permute(0, 2, 1).reshape(R*batch*height*width, 8),
-            self.u2,
-        )
+        # t1[batch, p1, s2, 2*h + kh - 1, 2*w + kw - 1] = x * u1: 64*R*batch*height*width MAC
+        t1 = torch.bmm(self.u1.t().expand(batch, R, 8), x.reshape(batch, 8, 8*height*width))
+        # t2[batch, p1, p2, 2*h + kh - 1, 2*w + kw - 1] = t1 * u2: 8*R**2*batch*height*width MAC
+        t2 = torch.bmm(self.u2.t().expand(R*batch, R, 8), t1.reshape(R*batch, 8, height*width))
         del t1
         # t3[batch, q1, q2, h, w] = t2 * core: 9*R**4*batch*h*w MAC
         t3 = F.conv2d(
-            t2.reshape(batch, height, width, R**2).permute(0, 3, 1, 2).contiguous(),
+            t2.reshape(batch, R**2, height, width),
             self.core.reshape(R**2, 3, 3, R**2).permute(3, 0, 1, 2),
             stride=(2, 2),
             padding=(1, 1),
         )
         del t2
-        # t4[batch, q2, h, w, t1] = t3 * v1: 16*R**2*batch*h*w MAC
-        t4 = torch.mm(t3.reshape(batch, R, R*h*w).permute(0, 2, 1).reshape(R*batch*h*w, R), self.v1)
+        # t4[batch, t1, q2, h, w] = t3 * v1: 16*R**2*batch*h*w MAC
+        t4 = torch.bmm(self.v1.t().expand(batch, 16, R), t3.reshape(batch, R, R*h*w))
         del t3
-        # y[batch, h, w, t1, t2] = t4 * v2: 256*R*batch*h*w MAC
-        y = torch.mm(t4.reshape(batch, R, 16*h*w).permute(0, 2, 1).reshape(16*batch*h*w, R), self.v2)
+        # y[batch, t1, t2, h, w] = t4 * v2: 256*R*batch*h*w MAC
+        y = torch.bmm(self.v2.t().expand(16*batch, 16, R), t4.reshape(16*batch, R, h*w))
         del t4
-        return y.reshape(batch, h, w, 256).permute(0, 3, 1, 2)
+        return y.reshape(batch, 256, h, w)
 
     def extra_repr(self):
         return f"R={self.R}, params={sum(p.numel() for p in self.parameters())}"

@@ -17,7 +17,7 @@ Calls stand for what PyTorch calls so, with these arguments:
 | expand | | | |
 | mm, bmm, mul, add, sub | | scale | factor |
 | sum | axes | pointwise | the function and its numbers |
-| conv | stride, padding, dilation | diag_embed | |
+| conv | stride, padding, dilation, groups | diag_embed | |
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |

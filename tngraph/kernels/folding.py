@@ -256,6 +256,8 @@ class _Hoist:
         """Whether a buffer is worth having: of a folded value, or of a stored tensor that lies in another order."""
         if isinstance(code, Variable):
             return code.kind == "value" and code.name in self.folded
+        if code.function == "expand":  # a view of what may be stored
+            return False
         names = [*variables(code)]
         is_fixed = bool(names) and all(v.kind == "stored" or v.name in self.folded for v in names)
         return is_fixed and not _is_given(code) and not _varies(code, self.runtime) and self._fits(code)

@@ -1,8 +1,7 @@
 """What every printed line does: from the operations of a schedule to PyTorch expressions.
 
 Contractions become one (batched) matrix product, convolutions one ``F.conv*``, so that what PyTorch's
-FLOP counter sees is the MAC of the plan, forward and backward. A grouped convolution is a product of unfolded
-windows instead: the counter charges a grouped convolution's weight gradient once per pair of groups.
+FLOP counter sees is the MAC of the plan, forward and backward.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from tngraph.kernels.expressions import Call, Expression, Variable, permute, val
 from tngraph.kernels.forms import gives_rows, operand_axes
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage
-from tngraph.kernels.windows import MOST_SPATIAL, convolve, lay_taps, resolved_reads, unfold
+from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
 from tngraph.planning.region import Form, bare_legs, is_unit, leg_size, legs_size
 
@@ -90,7 +89,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         numbers: sizes at which values are compared to choose which is arranged for which [elements].
     """
     operations = schedule.operations
-    context = Context(numbers, call_sizes(network))
+    context = Context(numbers, call_sizes(network), find_positions(stages))
     outputs = [schedule.results[port.name] for port in network.outputs]
     drops = find_drops(schedule, outputs)
     loader = _Loader(network, stages, context)
@@ -105,6 +104,19 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
     return Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+
+
+def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:
+    """The indices that are left of reads once the windows are summed."""
+    regions = [tree.region for stage in stages for tree in stage.trees]
+    reads = [(region, leg) for region in regions for access in region.accesses for leg in access.legs]
+    return frozenset(
+        index
+        for region, read in reads
+        if isinstance(read, Read) and len(read.terms) > 1
+        for index in read.indices
+        if index in region.legs
+    )
 
 
 def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]:
@@ -348,10 +360,14 @@ def _conv(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
     if ours and theirs:
         return _conv(op, [first, lay_taps(second, theirs, context)], wanted, context)
     signal, kernel, resolved = (first, second, ours) if ours else (second, first, theirs)
-    batch = [leg for leg in signal.legs if leg in kernel.legs and leg in op.legs]
-    if batch or len(resolved) > MOST_SPATIAL:
-        return _contract(op, [lay_taps(signal, resolved, context), kernel], wanted, context)
-    return convolve(signal, kernel, resolved, op.legs, context)
+    if can_convolve(signal, kernel, resolved, op.legs, context):
+        return convolve(signal, kernel, resolved, op.legs, context)
+    return _contract(op, [lay_taps(signal, resolved, context), kernel], wanted, context)
+
+
+def _mix(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    """A contraction, of which that of channels is one of its own."""
+    return mix_channels(operands, op.legs, context) or _contract(op, operands, wanted, context)
 
 
 def _scale(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
@@ -413,7 +429,7 @@ def _pointwise(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg],
 Rule = Callable[[Operation, Sequence[Tensor], Sequence[Leg], Context], Tensor]
 
 RULES: Mapping[str, Rule] = {
-    "contract": _contract,
+    "contract": _mix,
     "conv": _conv,
     "mul": _mul,
     "sum": _sum,

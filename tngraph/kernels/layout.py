@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import sympy
 
 from tngraph.kernels.expressions import Expression, Shape, permute, reshape
-from tngraph.language.network import Leg, Network
+from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.region import legs_size
 
@@ -79,10 +79,16 @@ class Context:
     """What every rule needs: the numbers of sizes where a choice depends on them.
 
     `runtime` names the sizes that are read off shapes: what PyTorch would fix in a traced graph may not depend on them.
+    `positions` are the indices that convolutions resolve to, such as height and width.
     """
 
     numbers: Mapping[str, int]
     runtime: frozenset[str] = frozenset()
+    positions: frozenset[Index] = frozenset()
+
+    def is_position(self, leg: Leg) -> bool:
+        """Whether a leg is what a window slides over, or has slid over."""
+        return isinstance(leg, Read) or leg in self.positions
 
     def is_fixed(self, expr: sympy.Expr) -> bool:
         """Whether a size is known once the module is built."""

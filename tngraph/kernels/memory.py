@@ -490,13 +490,13 @@ VIEWS: Mapping[str, View] = {
     "contiguous": lambda layout, sizes, arguments: layout.strides if is_contiguous(layout) else None,
     "permute": _permuted,
     "movedim": _moved,
+    "expand": lambda layout, sizes, arguments: (0,) * (len(sizes) - len(layout.sizes)) + layout.strides,
     "narrow": lambda layout, sizes, arguments: layout.strides,
     "select": lambda layout, sizes, arguments: _without(layout, arguments[0]),
     "every": _stepped,
     "unfold": _unfolded,
     "diagonal": _diagonal,
     "unsqueeze": lambda layout, sizes, arguments: (*layout.strides, 1),
-    "expand": lambda layout, sizes, arguments: (0,) * (len(sizes) - len(layout.sizes)) + layout.strides,
 }
 """The strides of what a call returns where it is a view, and None where it is a copy."""
 

@@ -9,13 +9,15 @@ from math import gcd
 import sympy
 
 from tngraph.kernels.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis
-from tngraph.kernels.layout import Context, Tensor, arrange, axes_shape, separate
+from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, separate
 from tngraph.language.network import Index, Leg, Read
 from tngraph.language.sizes import is_same
-from tngraph.planning.region import leg_size, position_range
+from tngraph.planning.region import leg_size, legs_size, position_range
 
 MOST_SPATIAL = 3
 """PyTorch convolves over at most three dimensions at once."""
+FEWEST_POSITIONS = 32
+"""With fewer of them a sample, a matrix product over all samples is faster, copies and all [elements]."""
 Window = tuple[int, Read, sympy.Expr, sympy.Expr]
 """An axis, the read on it, and the first and last position that are needed."""
 Sides = tuple[sympy.Expr, sympy.Expr]
@@ -187,35 +189,117 @@ def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> 
     return Tensor(code, separate(legs))
 
 
+def can_convolve(
+    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
+) -> bool:
+    """Whether a convolution is one ``F.conv*``: along few axes, in groups that are as many at every call."""
+    groups = tuple(leg for leg in signal.legs if leg in kernel.legs and leg in legs)
+    return len(resolved) <= MOST_SPATIAL and context.is_fixed(legs_size(groups))
+
+
+@dataclass(frozen=True, slots=True)
+class _Slide:
+    """An axis of a convolution: a read that it resolves, or legs along which the kernel has one entry."""
+
+    legs: tuple[Leg, ...]
+    resolved: Resolved | None = None
+
+    @property
+    def taps(self) -> tuple[Leg, ...]:
+        """The kernel's axis."""
+        return (self.resolved.kernel,) if self.resolved is not None else ()
+
+    @property
+    def result(self) -> tuple[Leg, ...]:
+        """What is left of it."""
+        if self.resolved is None:
+            return self.legs
+        return (self.resolved.rest,) if self.resolved.rest is not None else ()
+
+
+def _slides(signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], context: Context) -> tuple[_Slide, ...]:
+    """The axes of a convolution as the signal has them.
+
+    Positions behind the channels that it does not resolve are axes of it too: to make them rows would copy the signal.
+    """
+    by_read = {each.read: each for each in resolved}
+    is_behind = not any(leg in kernel.legs for leg in signal.legs)
+    slides: list[_Slide] = []
+    for leg in signal.legs:
+        is_behind = is_behind or leg in kernel.legs
+        if leg in by_read:
+            slides.append(_Slide((leg,), by_read[leg]))
+        elif is_behind and context.is_position(leg) and leg not in kernel.legs:
+            beside = slides.pop().legs if slides and slides[-1].resolved is None else ()
+            slides.append(_Slide((*beside, leg)))
+    if len(slides) > MOST_SPATIAL:
+        return tuple(slide for slide in slides if slide.resolved is not None)
+    return tuple(slides)
+
+
 def convolve(
     signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
 ) -> Tensor:
-    """One ``F.conv*`` over all resolved reads; legs of the signal alone are its batch, shared ones its channels."""
-    reads = [each.read for each in resolved]
-    taps = [each.kernel for each in resolved]
-    rows = tuple(leg for leg in signal.legs if leg not in reads and leg in legs)
-    channels = tuple(leg for leg in signal.legs if leg not in reads and leg not in legs)
-    columns = tuple(leg for leg in kernel.legs if leg not in taps and leg not in channels)
-    code = arrange(signal, (rows, channels, *separate(reads)))
-    pads = [_padding(each) for each in resolved]
-    if any(pad is None for pad in pads):
-        windows = [(2 + k, each.read, each.start, each.last) for k, each in enumerate(resolved)]
-        code = _extend(code, windows, context)
+    """One ``F.conv*`` over all resolved reads.
+
+    Legs of the signal alone are its batch, legs of both its channels where they are summed, and its groups where not.
+    """
+    slides = _slides(signal, kernel, resolved, context)
+    placed = [leg for slide in slides for leg in (*slide.legs, *slide.taps)]
+    shared = tuple(leg for leg in signal.legs if leg in kernel.legs)
+    groups, channels = (tuple(leg for leg in shared if (leg in legs) == is_kept) for is_kept in (True, False))
+    rows, columns = (
+        tuple(leg for leg in tensor.legs if leg not in shared and leg not in placed) for tensor in (signal, kernel)
+    )
+    code = arrange(signal, (rows, groups + channels, *(slide.legs for slide in slides)))
+    pads = [_padding(slide.resolved) for slide in slides]
+    if None in pads:
+        reads = [(2 + k, slide.resolved) for k, slide in enumerate(slides) if slide.resolved is not None]
+        code = _extend(code, [(axis, each.read, each.start, each.last) for axis, each in reads], context)
     elif isinstance(code, Call) and code.function == "permute":
         code = contiguous(code)  # inductor cannot keep a permuted view of unknown strides for the backward pass
-    weight = arrange(kernel, (columns, channels, *separate(taps)))
-    weight = flip(weight, [2 + k for k, each in enumerate(resolved) if each.is_flipped])
-    if len(resolved) == MOST_SPATIAL:
+    weight = arrange(kernel, (groups + columns, channels, *(slide.taps for slide in slides)))
+    weight = flip(weight, [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_flipped])
+    if len(slides) == MOST_SPATIAL:
         code, weight = _in_order(code), _in_order(weight)
+    elif kernel.legs[-1] in channels:
+        weight = _in_order(weight)  # with its channels last it would have the signal copied so, and the result lie so
     options = (
-        tuple(each.stride for each in resolved),
+        tuple(slide.resolved.stride if slide.resolved else 1 for slide in slides),
         tuple(0 if pad is None or None in pads else pad for pad in pads),
-        tuple(each.dilation for each in resolved),
+        tuple(slide.resolved.dilation if slide.resolved else 1 for slide in slides),
+        legs_size(groups),
     )
-    rests = tuple(() if each.rest is None else (each.rest,) for each in resolved)
-    axes = (rows, columns, *rests)
+    axes = (rows, groups + columns, *(slide.result for slide in slides))
     code = Call("conv", (code, weight), options, axes_shape(axes))
-    return Tensor(flip(code, [2 + k for k, each in enumerate(resolved) if each.is_reversed]), axes)
+    turned = [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_reversed]
+    return Tensor(flip(code, turned), axes)
+
+
+def mix_channels(operands: Sequence[Tensor], legs: Sequence[Leg], context: Context) -> Tensor | None:
+    """A product over channels that stand before the positions, which stay there; None where they do not, or are few.
+
+    ``weight @ signal`` per sample, the weight being one for all of them, is what a convolution with windows of one
+    entry computes. It takes no copy where the channels lie side by side.
+    """
+    signal, weight = operands if any(map(context.is_position, operands[0].legs)) else (operands[1], operands[0])
+    channels = tuple(leg for leg in signal.legs if leg in weight.legs)
+    kept = any(leg in legs for leg in channels)
+    if kept or not channels or any(map(context.is_position, weight.legs)) or not context.is_position(signal.legs[-1]):
+        return None
+    start = signal.legs.index(channels[0])
+    rows = signal.legs[:start]
+    positions = tuple(leg for leg in signal.legs[start:] if leg not in channels)
+    columns = tuple(leg for leg in weight.legs if leg not in channels)
+    if channels[-1] == signal.legs[-1] or context.size(positions) < FEWEST_POSITIONS:
+        return None
+    factor = arrange(weight, (columns, channels))
+    if not rows:
+        axes: Axes = (columns, positions)
+        return Tensor(Call("mm", (factor, arrange(signal, (channels, positions))), (), axes_shape(axes)), axes)
+    axes = (rows, columns, positions)
+    factor = Call("expand", (factor,), (), axes_shape((rows, columns, channels)))
+    return Tensor(Call("bmm", (factor, arrange(signal, (rows, channels, positions))), (), axes_shape(axes)), axes)
 
 
 def _in_order(code: Expression) -> Expression:
@@ -225,8 +309,10 @@ def _in_order(code: Expression) -> Expression:
     return code if is_given or is_done else contiguous(code)
 
 
-def _padding(each: Resolved) -> int | None:
+def _padding(each: Resolved | None) -> int | None:
     """The ``padding`` argument that does it, or None where the axis has to be extended by hand."""
+    if each is None:
+        return 0
     pad = -each.start
     if each.read.wrap or not pad.is_Integer or pad < 0:
         return None

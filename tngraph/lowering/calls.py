@@ -136,8 +136,10 @@ def _sum(call: Call, operands: Sequence[str], words: Words) -> str:
 
 
 def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
-    named = zip(("stride", "padding", "dilation"), call.arguments, (1, 0, 1), strict=True)
+    named = zip(("stride", "padding", "dilation"), call.arguments[:3], (1, 0, 1), strict=True)
     options = [f"{name}={numbers}" for name, numbers, default in named if set(numbers) != {default}]
+    groups = call.arguments[3]
+    options += [f"groups={words.names.show(groups)}"] * (groups != 1)
     return _wrap(f"F.conv{len(call.shape) - 2}d", [*operands, *options])
 
 
@@ -154,8 +156,8 @@ def _ones(call: Call, operands: Sequence[str], words: Words) -> str:
 RULES: Mapping[str, Rule] = {
     "reshape": _reshape,
     "permute": _permute,
-    "contiguous": _method("contiguous"),
     "expand": lambda call, operands, words: f"{operands[0]}.expand({words.sizes(call.shape)})",
+    "contiguous": _method("contiguous"),
     "movedim": _method("movedim"),
     "pad": _pad,
     "narrow": _narrow,

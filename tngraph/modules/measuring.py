@@ -1,4 +1,4 @@
-"""What a run of a module really holds: the bytes alive at once, and those that autograd keeps."""
+"""What a run of a module really does: the FLOPs it takes, the bytes alive at once, and those that autograd keeps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,36 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+_CONV_BACKWARD = torch.ops.aten.convolution_backward
+
+
+def conv_backward_flops(*arguments: Any, out_shape: Any) -> int:
+    """The FLOPs of the gradients of a convolution: a correction of PyTorch's counter, which overcharges groups.
+
+    The gradient of a weight `(out, in / groups, *taps)` takes as many products as the forward pass: a channel of the
+    result meets the channels of its own group. PyTorch's formula multiplies it with those of all groups. What it says
+    of weights without groups, and of signals, is left as it is.
+
+    Args:
+        arguments: those of ``aten::convolution_backward``, tensors as shapes.
+        out_shape: of the gradients of signal, weight and bias.
+    """
+    *given, groups, mask = arguments
+
+    def count(*wanted: bool) -> int:
+        flops: int = flop_registry[_CONV_BACKWARD](*given, groups, (*wanted, False), out_val=out_shape)
+        return flops
+
+    return count(mask[0], False) + count(False, mask[1]) // int(groups)
+
+
+def measure_flops(call: Callable[[], object]) -> int:
+    """What `FlopCounterMode` counts for a call, weight gradients of grouped convolutions corrected [FLOPs]."""
+    with FlopCounterMode(display=False, custom_mapping={_CONV_BACKWARD: conv_backward_flops}) as counter:
+        call()
+    return int(counter.get_total_flops())
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]

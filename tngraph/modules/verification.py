@@ -1,8 +1,8 @@
 """Checking a layer against the reference meaning and against what PyTorch counts.
 
 Values and gradients are compared in float64 with `tngraph.evaluate` and `tngraph.gradients`; FLOPs, forward and forward
-with backward, with ``torch.utils.flop_counter.FlopCounterMode``, equal to the last unit; params with the module's; the
-peak and what autograd saves with the storages of a run, to the last byte.
+with backward, with what ``torch.utils.flop_counter`` counts, see `measuring`, equal to the last unit; params with the
+module's; the peak and what autograd saves with the storages of a run, to the last byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tngraph.errors import SizeError, VerificationError
 from tngraph.kernels.cost import evaluate_count
@@ -26,7 +25,7 @@ from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.lowering.printing import Source
-from tngraph.modules.measuring import measure_peak, measure_saved
+from tngraph.modules.measuring import measure_flops, measure_peak, measure_saved
 from tngraph.plans.plans import Plan
 
 TOLERANCE = 1e-8
@@ -338,20 +337,24 @@ def _check_costs(
 def _check_flops(
     layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
 ) -> list[Check]:
-    """What `FlopCounterMode` counts for a call, and for a call with its backward pass.
+    """What PyTorch counts for a call, and for a call with its backward pass.
 
     It is ``forward`` that is called: the counter's module hooks fail on modules that return a param.
     """
     counts = plan.regime_of(numbers).counts(numbers)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        layer.forward(*inputs)
-    checks = [_count("forward", "FLOPs", counts.flops, counter.get_total_flops())]
     leaves = _leaves(plan, inputs)
-    with FlopCounterMode(display=False) as counter:
+
+    def train() -> None:
         outputs = [output for output in _tuple(layer.forward(*leaves)) if output.grad_fn is not None]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    return [*checks, _count("forward and backward", "FLOPs", counts.training_flops, counter.get_total_flops())]
+
+    with torch.no_grad():
+        forward = measure_flops(lambda: layer.forward(*inputs))
+    return [
+        _count("forward", "FLOPs", counts.flops, forward),
+        _count("forward and backward", "FLOPs", counts.training_flops, measure_flops(train)),
+    ]
 
 
 def _check_memory(
