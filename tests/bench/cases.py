@@ -66,8 +66,8 @@ class Case:
     core: str = "W.g{}"
     bias: str = ""
     function: str = ""
-    window: Modes = ()
-    image: Modes = ()
+    window: tuple[()] | tuple[int, int] = ()
+    image: tuple[()] | tuple[int, int] = ()
     batches: Modes = LINEAR_BATCHES
 
     @property
@@ -120,9 +120,7 @@ def adtn(name: str, about: str, features: tuple[int, int], layers: int) -> Case:
 def conv(name: str, about: str, network: tg.Network, kind: Kind, ranks: Modes, modes: Sequence[Modes] = ()) -> Case:
     """A padded 3 × 3 convolution of 64 to 128 channels on 32 × 32 positions."""
     rows, columns = modes or ((64,), (128,))
-    return Case(
-        name, about, network, kind, rows, columns, ranks, window=(3, 3), image=(32, 32), batches=CONV_BATCHES
-    )
+    return Case(name, about, network, kind, rows, columns, ranks, window=(3, 3), image=(32, 32), batches=CONV_BATCHES)
 
 
 WINDOW_FIRST = tg.parse("""network rtt_conv {

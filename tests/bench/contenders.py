@@ -6,8 +6,9 @@ A contender that cannot be built, fails, or does not agree with the compiled lay
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from tests.bench.einsums import (
     contract_by_torch,
     contract_in_order,
 )
-from tests.bench.libraries import LACKING, LIBRARIES
+from tests.bench.libraries import LACKING, LIBRARIES, Builder
 
 Mode = Literal["infer", "train"]
 Forward = Callable[[Tensor], Tensor]
@@ -115,7 +116,7 @@ def gather(case: Case, batch: int, is_training: bool, setting: Setting, with_com
     """
     torch.manual_seed(0)
     layer = compile_case(case, "train" if is_training else "infer", batch, setting)
-    ours = as_contender(OURS, layer)
+    ours = as_contender(OURS, layer, setting)
     x = make_input(case, batch, setting)
     expected = probe(ours, x, is_training)
     found, omitted = [ours], dict[str, str]()
@@ -137,37 +138,41 @@ def offers(
     case: Case, batch: int, layer: tg.Layer, setting: Setting, with_compiled: bool
 ) -> Iterator[tuple[str, Callable[[], Contender]]]:
     """Name and builder of every contender but the compiled layer."""
-    params = dict(layer.named_parameters())
-    values = {name: param.detach() for name, param in params.items()}
-    shape = case.input_shape(batch)
+    params, shape = dict(layer.named_parameters()), case.input_shape(batch)
     if with_compiled:
-        yield COMPILED, lambda: Contender("", torch.compile(layer), tuple(layer.parameters()))
-    yield DENSE, lambda: as_contender("", make_dense(case), setting)
+        yield COMPILED, partial(make_compiled, layer)
+    yield DENSE, lambda: as_contender(DENSE, make_dense(case), setting)
     for name, contractor in EINSUMS.items():
-        yield name, lambda c=contractor: make_einsums(layer.plan.merged, params, shape, c)  # type: ignore[misc]
+        yield name, partial(make_einsums, layer.plan.merged, params, shape, contractor)
     for name, builders in LIBRARIES.items():
         if case.kind in builders:
-            yield name, lambda b=builders[case.kind]: as_contender("", finish(case, b(case, on_cpu(values)), values), setting)  # type: ignore[misc]
-        elif name == "by hand" and case.kind in IN_ORDER:
-            network = case.network if case.kind == "adtn" else layer.plan.merged
-            yield name, lambda n=network: make_einsums(n, params, shape, contract_in_order)  # type: ignore[misc]
+            yield name, partial(make_foreign, case, builders[case.kind], params, setting)
+    if case.kind in IN_ORDER:
+        # the gates of a generator are decoded first, as its paper does; those of a circuit act on the input
+        network = case.network if case.kind == "adtn" else layer.plan.merged
+        yield "by hand", partial(make_einsums, network, params, shape, contract_in_order)
 
 
-def on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values as libraries build with them."""
-    return {name: value.to("cpu", torch.float32) for name, value in values.items()}
-
-
-def as_contender(name: str, layer: nn.Module, setting: Setting | None = None) -> Contender:
+def as_contender(name: str, layer: nn.Module, setting: Setting) -> Contender:
     """A module to time, moved to where everything is."""
-    if setting is not None:
-        layer = layer.to(setting.device, setting.dtype)
+    layer = layer.to(setting.device, setting.dtype)
     return Contender(name, layer, tuple(param for param in layer.parameters() if param.requires_grad))
 
 
-def make_einsums(network: tg.Network, params: Mapping[str, Tensor], shape: tuple[int, ...], by: Contractor) -> Contender:
+def make_compiled(layer: tg.Layer) -> Contender:
+    """``torch.compile`` of the compiled layer."""
+    return Contender(COMPILED, torch.compile(layer), tuple(layer.parameters()))
+
+
+def make_einsums(network: tg.Network, params: Mapping[str, Tensor], shape: Sequence[int], by: Contractor) -> Contender:
     """A network's einsums over the compiled layer's own params."""
-    return Contender("", Einsums(network, params, shape, by), tuple(params.values()))
+    return Contender("einsum", Einsums(network, params, shape, by), tuple(params.values()))
+
+
+def make_foreign(case: Case, build: Builder, params: Mapping[str, Tensor], setting: Setting) -> Contender:
+    """A library's layer with a copy of the params; libraries build on the processor and in float32."""
+    values = {name: param.detach().to("cpu", torch.float32) for name, param in params.items()}
+    return as_contender("foreign", finish(case, build(case, values), values), setting)
 
 
 def make_dense(case: Case) -> nn.Module:
@@ -212,7 +217,8 @@ def probe(contender: Contender, x: Tensor, is_training: bool) -> list[Tensor]:
                 return [contender.forward(x)]
         x = x.detach().clone().requires_grad_()
         y = contender.forward(x)
-        (gradient,) = torch.autograd.grad(y, [x], torch.linspace(-1, 1, y.numel()).to(y).reshape(y.shape))
+        direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+        (gradient,) = torch.autograd.grad(y, [x], direction)
         return [y.detach(), gradient]
 
 

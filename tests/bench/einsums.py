@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import tngraph as tg
 from tngraph.language.binding import bind_sizes, index_sizes
-from tngraph.language.network import Access, Core, Equation, Index, Port, Read
+from tngraph.language.network import Access, Core, Equation, Index, Port, Read, Term
 
 Contraction = Callable[..., Tensor]
 Contractor = Callable[[str, Sequence[tuple[int, ...]]], Contraction]
@@ -44,24 +44,25 @@ class Product:
     scale: float
 
 
-def write_product(accesses: Sequence[Access], scale: float, legs: Sequence[Index], extents: Mapping[str, int]) -> Product:
+def write_product(term: Term, legs: Sequence[Index], extents: Mapping[str, int]) -> Product:
     """The einsum of one term under the legs of its equation."""
+    accesses = term.accesses
     names = list(dict.fromkeys(index.name for access in accesses for index in access.indices))
     letters = {name: opt_einsum.get_symbol(k) for k, name in enumerate(names)}
     sides = ["".join(letters[index.name] for index in access.indices) for access in accesses]
     present = "".join(letters[leg.name] for leg in legs if leg.name in letters)
     return Product(
         f"{','.join(sides)}->{present}",
-        tuple(accesses),
+        accesses,
         tuple(tuple(extents[index.name] for index in access.indices) for access in accesses),
         tuple(extents[leg.name] if leg.name in letters else 1 for leg in legs),
-        scale,
+        term.scale,
     )
 
 
 def write_products(equation: Equation, extents: Mapping[str, int]) -> tuple[Product, ...]:
     """The einsums that an equation is the sum of."""
-    return tuple(write_product(term.accesses, term.scale, equation.legs, extents) for term in equation.terms)
+    return tuple(write_product(term, equation.legs, extents) for term in equation.terms)
 
 
 def read_windows(source: Tensor, access: Access, sizes: Mapping[str, int], extents: Mapping[str, int]) -> Tensor:
@@ -196,7 +197,7 @@ def contract_in_order(text: str, shapes: Sequence[tuple[int, ...]]) -> Contracti
 
 
 def contract_by_cotengra(text: str, shapes: Sequence[tuple[int, ...]]) -> Contraction:
-    """cotengra's expression, in the best order that its ``auto-hq`` finds."""
+    """Cotengra's expression, in the best order that its ``auto-hq`` finds."""
     import cotengra
 
     if is_plain(text):
@@ -231,4 +232,5 @@ def _indices(text: str) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
 
 
 def _sizes(inputs: Sequence[Sequence[str]], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    return {index: size for side, shape in zip(inputs, shapes, strict=True) for index, size in zip(side, shape, strict=True)}
+    every = zip(inputs, shapes, strict=True)
+    return {index: size for side, shape in every for index, size in zip(side, shape, strict=True)}

@@ -22,7 +22,9 @@ from torch.nn import functional
 from tests.bench.cases import Case, Kind
 
 Params = Mapping[str, Tensor]
-Builder = Callable[[Case, Params], nn.Module]
+Foreign = Any
+"""A module of a library that is published without types."""
+Builder = Callable[[Case, Params], Foreign]
 
 
 @contextlib.contextmanager
@@ -60,6 +62,11 @@ def shared(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone().contiguous())
 
 
+def split(x: Tensor, modes: Sequence[int]) -> Tensor:
+    """The features of an input as their modes: ``(batch, modes…)``."""
+    return x.reshape(x.shape[0], *modes)
+
+
 class ByHand(nn.Module):
     """A forward written by hand over params copied from a case.
 
@@ -78,7 +85,7 @@ class ByHand(nn.Module):
 # tensorly-torch.
 
 
-def tensorly_linear(case: Case, factorization: str, rank: Any) -> Any:
+def tensorly_linear(case: Case, factorization: str, rank: Any) -> Foreign:
     """Its layer; it contracts input and factors by one einsum."""
     tltorch = load("tltorch")
     with quiet():
@@ -87,17 +94,17 @@ def tensorly_linear(case: Case, factorization: str, rank: Any) -> Any:
         )
 
 
-def tensorly_chain(case: Case, params: Params) -> nn.Module:
+def tensorly_chain(case: Case, params: Params) -> Foreign:
     """Its block tensor train, with cores ``(left, out, in, right)``."""
-    layer: nn.Module = tensorly_linear(case, "blocktt", (1, *case.ranks, 1))
+    layer = tensorly_linear(case, "blocktt", (1, *case.ranks, 1))
     for factor, core in zip(layer.weight.factors, as_chain(case, params), strict=True):
         fill(factor, core.transpose(1, 2))
     return layer
 
 
-def tensorly_cp(case: Case, params: Params) -> nn.Module:
+def tensorly_cp(case: Case, params: Params) -> Foreign:
     """Its CP, with weights of the terms that stay one."""
-    layer: nn.Module = tensorly_linear(case, "cp", case.ranks[0])
+    layer = tensorly_linear(case, "cp", case.ranks[0])
     fill(layer.weight.weights, torch.ones(case.ranks))
     factors = [params[name] for name in numbered("W.a", case.rows)]
     factors = [params[name].T for name in numbered("W.c", case.columns)] + factors
@@ -106,10 +113,10 @@ def tensorly_cp(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tensorly_tucker(case: Case, params: Params) -> nn.Module:
+def tensorly_tucker(case: Case, params: Params) -> Foreign:
     """Its Tucker, with the columns first."""
     sites = len(case.rows)
-    layer: nn.Module = tensorly_linear(case, "tucker", case.ranks[sites:] + case.ranks[:sites])
+    layer = tensorly_linear(case, "tucker", case.ranks[sites:] + case.ranks[:sites])
     fill(layer.weight.core, params["W.core"].permute(*range(sites, 2 * sites), *range(sites)))
     factors = [params[name].T for name in numbered("W.v", case.columns)]
     factors += [params[name] for name in numbered("W.u", case.rows)]
@@ -118,18 +125,18 @@ def tensorly_tucker(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tensorly_conv(case: Case, factorization: str, rank: Any, **options: Any) -> Any:
+def tensorly_conv(case: Case, factorization: str, rank: Any, **options: Any) -> Foreign:
     """Its convolution, factor after factor."""
-    tltorch = load("tltorch")
+    tltorch, features = load("tltorch"), (case.in_features, case.out_features)
     with quiet():
         return tltorch.FactorizedConv(
-            case.in_features, case.out_features, case.window, padding=1, factorization=factorization, rank=rank, **options
+            *features, case.window, padding=1, factorization=factorization, rank=rank, **options
         )
 
 
-def tensorly_cp_conv(case: Case, params: Params) -> nn.Module:
+def tensorly_cp_conv(case: Case, params: Params) -> Foreign:
     """Its CP convolution: one depthwise convolution per axis of the window."""
-    layer: nn.Module = tensorly_conv(case, "cp", case.ranks[0])
+    layer = tensorly_conv(case, "cp", case.ranks[0])
     fill(layer.weight.weights, torch.ones(case.ranks))
     factors = [params["W.c1"].T, params["W.a1"], params["W.k1"].T, params["W.k2"].T]
     for target, factor in zip(layer.weight.factors, factors, strict=True):
@@ -137,10 +144,10 @@ def tensorly_cp_conv(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tensorly_tucker_conv(case: Case, params: Params) -> nn.Module:
+def tensorly_tucker_conv(case: Case, params: Params) -> Foreign:
     """Its Tucker convolution; it has factors on the window too, which are the identity here."""
     r1, r2 = case.ranks
-    layer: nn.Module = tensorly_conv(case, "tucker", (r2, r1, *case.window), fixed_rank_modes="spatial")
+    layer = tensorly_conv(case, "tucker", (r2, r1, *case.window), fixed_rank_modes="spatial")
     fill(layer.weight.core, params["W.core"].permute(3, 0, 1, 2))
     factors = [params["W.v1"].T, params["W.u1"], *map(torch.eye, case.window)]
     for target, factor in zip(layer.weight.factors, factors, strict=True):
@@ -148,9 +155,9 @@ def tensorly_tucker_conv(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tensorly_tt_conv(case: Case, params: Params) -> nn.Module:
+def tensorly_tt_conv(case: Case, params: Params) -> Foreign:
     """Its tensor train convolution: one convolution per axis of the window."""
-    layer: nn.Module = tensorly_conv(case, "tt", (1, *case.ranks, 1))
+    layer = tensorly_conv(case, "tt", (1, *case.ranks, 1))
     for target, name in zip(layer.weight.factors, case.core_names(4), strict=True):
         fill(target, params[name])
     return layer
@@ -159,29 +166,29 @@ def tensorly_tt_conv(case: Case, params: Params) -> nn.Module:
 # tednet.
 
 
-def tednet_chain(case: Case, params: Params) -> nn.Module:
+def tednet_chain(case: Case, params: Params) -> Foreign:
     """Its tensor train layer, with cores ``(in, out, left, right)``; it sweeps from left to right."""
     with quiet():
-        layer: nn.Module = load("tednet.tnn.tensor_train").TTLinear(case.rows, case.columns, case.ranks, bias=False)
+        layer = load("tednet.tnn.tensor_train").TTLinear(case.rows, case.columns, case.ranks, bias=False)
     for k, core in enumerate(as_chain(case, params)):
         fill(getattr(layer, f"node{k}"), core.permute(1, 2, 0, 3))
     return layer
 
 
-def tednet_ring(case: Case, params: Params) -> nn.Module:
+def tednet_ring(case: Case, params: Params) -> Foreign:
     """Its tensor ring layer: a core per leg, ``(left, leg, right)``."""
     ranks = (case.ranks[-1], *case.ranks[:-1])
     with quiet():
-        layer: nn.Module = load("tednet.tnn.tensor_ring").TRLinear(case.rows, case.columns, ranks, bias=False)
+        layer = load("tednet.tnn.tensor_ring").TRLinear(case.rows, case.columns, ranks, bias=False)
     for k, name in enumerate(case.core_names(len(case.ranks))):
         fill(getattr(layer, f"node{k}"), params[name])
     return layer
 
 
-def tednet_cp(case: Case, params: Params) -> nn.Module:
+def tednet_cp(case: Case, params: Params) -> Foreign:
     """Its CP layer: a loop over the terms, with a vector per leg and term."""
     with quiet():
-        layer: nn.Module = load("tednet.tnn.cp").CPLinear(case.rows, case.columns, case.ranks[0], bias=False)
+        layer = load("tednet.tnn.cp").CPLinear(case.rows, case.columns, case.ranks[0], bias=False)
     factors = [params[name].T for name in numbered("W.a", case.rows)]
     factors += [params[name] for name in numbered("W.c", case.columns)]
     for j, factor in enumerate(factors):
@@ -190,10 +197,10 @@ def tednet_cp(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tednet_cp_conv(case: Case, params: Params) -> nn.Module:
+def tednet_cp_conv(case: Case, params: Params) -> Foreign:
     """Its CP convolution, which rebuilds the dense kernel term by term."""
     with quiet():
-        layer: nn.Module = load("tednet.tnn.cp").CPConv2D(
+        layer = load("tednet.tnn.cp").CPConv2D(
             case.in_features, case.out_features, case.ranks[0], case.window, padding=1, bias=False
         )
     nodes = {"in": params["W.a1"].T, "out": params["W.c1"], "k0": params["W.k1"], "k1": params["W.k2"]}
@@ -203,10 +210,10 @@ def tednet_cp_conv(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tednet_tucker_conv(case: Case, params: Params) -> nn.Module:
+def tednet_tucker_conv(case: Case, params: Params) -> Foreign:
     """Its Tucker-2 convolution."""
     with quiet():
-        layer: nn.Module = load("tednet.tnn.tucker2").TK2Conv2D(
+        layer = load("tednet.tnn.tucker2").TK2Conv2D(
             case.in_features, case.out_features, list(case.ranks), case.window, padding=1, bias=False
         )
     fill(layer.node0, params["W.u1"])
@@ -215,10 +222,10 @@ def tednet_tucker_conv(case: Case, params: Params) -> nn.Module:
     return layer
 
 
-def tednet_rtt_conv(case: Case, params: Params) -> nn.Module:
+def tednet_rtt_conv(case: Case, params: Params) -> Foreign:
     """Its tensor train convolution: the window first, on every channel, then the chain."""
     with quiet():
-        layer: nn.Module = load("tednet.tnn.tensor_train").TTConv2D(
+        layer = load("tednet.tnn.tensor_train").TTConv2D(
             list(case.rows), list(case.columns), list(case.ranks), case.window, padding=1, bias=False
         )
     fill(layer.kernel.weight, params["kernel"])
@@ -230,7 +237,7 @@ def tednet_rtt_conv(case: Case, params: Params) -> nn.Module:
 # torchTT and tensorkrowch.
 
 
-def torchtt_chain(case: Case, params: Params) -> nn.Module:
+def torchtt_chain(case: Case, params: Params) -> Foreign:
     """Its linear layer, with cores ``(left, out, in, right)``; its bias is left out."""
     with quiet():
         layer = load("torchtt.nn").LinearLayerTT(list(case.rows), list(case.columns), [1, *case.ranks, 1])
@@ -244,13 +251,14 @@ def torchtt_chain(case: Case, params: Params) -> nn.Module:
 
         def forward(self, x: Tensor) -> Tensor:
             # what `torchtt.TT(cores) @ x` runs, without making a TT of the cores at each call
-            return self.multiply(list(self.cores), x.unflatten(1, case.rows)).flatten(1)
+            result: Tensor = self.multiply(list(self.cores), split(x, case.rows))
+            return result.flatten(1)
 
     return Applied()
 
 
-def tensorkrowch_chain(case: Case, params: Params) -> nn.Module:
-    """A `TensorNetwork` of its own kind: its MPO takes product states only, so the sweep is written here, and traced."""
+def tensorkrowch_chain(case: Case, params: Params) -> Foreign:
+    """A `TensorNetwork` of nodes: the library's own MPO takes product states only, so the sweep is written here."""
     tk = load("tensorkrowch")
     rows, count = case.rows, len(case.rows)
 
@@ -281,7 +289,7 @@ def tensorkrowch_chain(case: Case, params: Params) -> nn.Module:
             return result
 
         def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = super().forward(x.unflatten(1, rows))
+            result: Tensor = super().forward(split(x, rows))
             return result.flatten(1)
 
     with quiet():
@@ -316,13 +324,13 @@ class HandTucker(ByHand):
     def forward(self, x: Tensor) -> Tensor:
         """Mode after mode; each product puts its new mode last, so that the next one stands first again."""
         count = len(self.rows)
-        batch, y = x.shape[0], x.unflatten(1, self.rows)
+        batch, y = x.shape[0], split(x, self.rows)
         rows, core, columns = self.params[:count], self.params[count], self.params[count + 1 :]
         for factor in rows:
             y = torch.tensordot(y, factor, ([1], [0]))
         ranks = core.shape[count:]
         y = y.reshape(batch, -1) @ core.reshape(-1, prod(ranks))
-        y = y.unflatten(1, ranks)
+        y = split(y, ranks)
         for factor in columns:
             y = torch.tensordot(y, factor, ([1], [0]))
         return y.reshape(batch, -1)
@@ -334,7 +342,7 @@ class HandBTT(ByHand):
     def forward(self, x: Tensor) -> Tensor:
         """g1 is ``(i1, i2, o1·r)`` and g2 ``(o1, i1·r, o2)``."""
         batch, (n1, _), (m1, m2) = x.shape[0], self.rows, self.columns
-        y = torch.bmm(x.unflatten(1, self.rows).transpose(0, 1), self.params[0])
+        y = torch.bmm(split(x, self.rows).transpose(0, 1), self.params[0])
         y = y.view(n1, batch, m1, -1).permute(2, 1, 0, 3).reshape(m1, batch, -1)
         return torch.bmm(y, self.params[1]).transpose(0, 1).reshape(batch, m1 * m2)
 
@@ -344,7 +352,7 @@ class HandMonarch(ByHand):
 
     def forward(self, x: Tensor) -> Tensor:
         """w1 is ``(i1, o2, i2)`` and w2 ``(o2, o1, i1)``."""
-        y = torch.bmm(x.unflatten(1, self.rows).transpose(0, 1), self.params[0].transpose(1, 2))
+        y = torch.bmm(split(x, self.rows).transpose(0, 1), self.params[0].transpose(1, 2))
         y = torch.bmm(y.permute(2, 1, 0), self.params[1].transpose(1, 2))
         return y.permute(1, 2, 0).reshape(x.shape[0], -1)
 

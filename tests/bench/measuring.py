@@ -8,10 +8,11 @@ the whole: a slow one takes part in few.
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -69,8 +70,38 @@ class Clock:
         return (time.perf_counter() - began) / repeats
 
 
+class Neighbours:
+    """How much of the processor other processes take, from the moment it is made on.
+
+    Threads that wait for each other at every step are slowed many times over by a busy core, and that differently from
+    contender to contender: a cell that was measured beside others is worth little.
+    """
+
+    def __init__(self) -> None:
+        self.start = _ticks()
+
+    def share(self) -> float | None:
+        """Their part of all cores' time; None where the system does not say."""
+        if self.start is None or (now := _ticks()) is None or now[0] == self.start[0]:
+            return None
+        total, busy, own = (after - before for after, before in zip(now, self.start, strict=True))
+        return max(0.0, (busy - own) / total)
+
+
+def _ticks() -> tuple[float, float, float] | None:
+    """Time of all cores together, of those at work, and of this process [clock ticks]."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return None
+    user, nice, system, idle, waiting, interrupts, soft, stolen = fields
+    busy = user + nice + system + interrupts + soft + stolen
+    own = os.times()
+    return busy + idle + waiting, busy, (own.user + own.system) * os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def without_collection() -> Any:
+def without_collection() -> Iterator[None]:
     """No garbage collection inside."""
     gc.collect()
     gc.disable()
@@ -191,8 +222,6 @@ def read_processor() -> str:
 
 
 def _cores() -> Sequence[int]:
-    import os
-
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -25,7 +26,7 @@ CONTENDERS: Mapping[str, str] = {
     "tensorly-torch": "`FactorizedLinear` and `FactorizedConv`, `factorized`",
     "tednet": "`TTLinear`, `TRLinear`, `CPLinear`, `CPConv2D`, `TK2Conv2D`, `TTConv2D`",
     "torchTT": "a tensor train matrix times a dense tensor",
-    "tensorkrowch": "a traced `TensorNetwork` of nodes",
+    "tensorkrowch": "a `TensorNetwork` of nodes, contracted from left to right",
     "by hand": "what a careful person writes: `nn.Sequential` of small convolutions, batched products, or the steps of "
     "the paper's code in their order",
 }
@@ -121,8 +122,15 @@ a slow minute is shared by all. Those that compute the same are given the same p
 with tngraph's before anything is timed: values, and in training the gradient of the input. A turn repeats a call until
 it lasts about {method["seconds_per_turn"] * 1e3:.0f} ms; a time is the median of up to {method["most_rounds"]} turns,
 and of at least {method["least_rounds"]}, within {method["budget"]:g} s per cell. `~` marks a time whose interquartile
-range is more than {100 * NOISY:.0f} % of it, and `¹` one of a single call, which took more than {method["too_long"]:g} s.
+range is more than {100 * NOISY:.0f} % of it, and `¹` one of a single call, because that took more than
+{method["too_long"]:g} s. While a cell was measured, other processes took {disturbed(results["cells"])} of the processor.
 *Forward* runs without gradients; *forward+backward* takes the gradients of the input and of every param."""
+
+
+def disturbed(cells: Sequence[Cell]) -> str:
+    """The part of the processor that other processes took."""
+    parts = [cell["disturbed"] for cell in cells]
+    return f"{100 * median(parts):.1f} % (median) to {100 * max(parts):.1f} %"
 
 
 def summary(found: Mapping[str, Any]) -> str:
