@@ -66,8 +66,8 @@ class Case:
     core: str = "W.g{}"
     bias: str = ""
     function: str = ""
-    window: tuple[()] | tuple[int, int] = ()
-    image: tuple[()] | tuple[int, int] = ()
+    window: Modes = ()
+    image: Modes = ()
     batches: Modes = LINEAR_BATCHES
 
     @property

@@ -179,7 +179,8 @@ def make_dense(case: Case) -> nn.Module:
     """The dense layer of the same shape, with the same bias and function, and another weight."""
     has_bias = bool(case.bias)
     if case.window:
-        layer: nn.Module = nn.Conv2d(case.in_features, case.out_features, case.window, padding=1, bias=has_bias)
+        height, width = case.window
+        layer: nn.Module = nn.Conv2d(case.in_features, case.out_features, (height, width), padding=1, bias=has_bias)
     else:
         layer = nn.Linear(case.in_features, case.out_features, bias=has_bias)
     return Finished(layer, None, case.function) if case.function else layer

@@ -7,6 +7,7 @@ einsum needs to express a convolution.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -204,7 +205,9 @@ def contract_by_cotengra(text: str, shapes: Sequence[tuple[int, ...]]) -> Contra
         return contract_by_torch(text, shapes)
     inputs, output = _indices(text)
     sizes = _sizes(inputs, shapes)
-    expression = cotengra.array_contract_expression(inputs, output, sizes, optimize="auto-hq")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optional packages that it looks for
+        expression = cotengra.array_contract_expression(inputs, output, sizes, optimize="auto-hq")
     return lambda *operands: expression(*operands)
 
 
@@ -216,12 +219,15 @@ def contract_by_quimb(text: str, shapes: Sequence[tuple[int, ...]]) -> Contracti
     if is_plain(text):
         return contract_by_torch(text, shapes)
     inputs, output = _indices(text)
-    path = cotengra.array_contract_path(inputs, output, _sizes(inputs, shapes), optimize="auto-hq")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = cotengra.array_contract_path(inputs, output, _sizes(inputs, shapes), optimize="auto-hq")
 
     def contract(*operands: Tensor) -> Tensor:
         tensors = [qtn.Tensor(data, inds) for data, inds in zip(operands, inputs, strict=True)]
         made = qtn.TensorNetwork(tensors, virtual=True)
-        return made.contract(output_inds=output, optimize=path, preserve_tensor=True).data
+        result: Tensor = made.contract(output_inds=output, optimize=path, preserve_tensor=True).data
+        return result
 
     return contract
 

@@ -315,7 +315,8 @@ class HandCP(ByHand):
             left = (left[:, None, :] * factor).flatten(0, 1)
         for factor in columns[1:]:
             right = (right[:, :, None] * factor[:, None, :]).flatten(1)
-        return x @ left @ right
+        y: Tensor = x @ left @ right
+        return y
 
 
 class HandTucker(ByHand):
@@ -405,8 +406,8 @@ def hand_cp_conv(case: Case, params: Params) -> nn.Module:
 
 def hand_tucker_conv(case: Case, params: Params) -> nn.Module:
     """1 × 1, a small convolution, 1 × 1."""
-    r1, r2 = case.ranks
-    core = nn.Conv2d(r1, r2, case.window, padding=1, bias=False)
+    (r1, r2), (height, width) = case.ranks, case.window
+    core = nn.Conv2d(r1, r2, (height, width), padding=1, bias=False)
     return nn.Sequential(
         pointwise_conv(params["W.u1"].T),
         with_weight(core, params["W.core"].permute(3, 0, 1, 2)),

@@ -185,22 +185,27 @@ def measure_copy(clock: Clock, size: int) -> float:
 
 
 def best(call: Call, clock: Clock) -> float:
-    """The shortest of seven calls, after one to warm up [seconds]."""
+    """The shortest of eleven calls, after one to warm up [seconds]."""
     call()
-    return min(clock.time(call) for _ in range(7))
+    return min(clock.time(call) for _ in range(11))
 
 
-def describe_machine(clock: Clock, dtype: torch.dtype, is_quick: bool) -> dict[str, Any]:
-    """What the run is on: rates, processor and versions, and nothing that names the machine."""
-    on_gpu = clock.device.type == "cuda"
+def measure_rates(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
+    """What the device does at best: arithmetic and copies."""
     return {
-        "matmul_flops_per_second": measure_matmul(clock, dtype, 8192 if on_gpu else 1024 if is_quick else 2048),
+        "matmul_flops_per_second": measure_matmul(clock, dtype, 8192 if clock.device.type == "cuda" else 2048),
         "copy_bytes_per_second": measure_copy(clock, 2**28),
+    }
+
+
+def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the run is on: processor and versions, and nothing that names the machine."""
+    return {
         "processor": read_processor(),
-        "accelerator": torch.cuda.get_device_name(clock.device) if on_gpu else None,
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cores": len(_cores()),
         "threads": torch.get_num_threads(),
-        "device": clock.device.type,
+        "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "system": platform.system(),
         "python": platform.python_version(),

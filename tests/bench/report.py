@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from rich.table import Table
@@ -108,23 +109,25 @@ def introduction(results: Results) -> str:
     machine, method = results["machine"], results["method"]
     where = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
     versions = ", ".join(f"{name} {v}" for name, v in machine["libraries"].items() if v is not None)
-    return f"""# Performance
-
-How long the layers of the papers take, compiled by tngraph, beside the dense layer they replace and beside what else
-one could write for them. `make bench` measures it and writes this page; slower cases are in it like all others.
-
-**Machine.** {where}, {machine["threads"]} threads, {machine["dtype"]}. Python {machine["python"]}, torch \
-{machine["torch"]}; {versions}. A large matrix product runs at {machine["matmul_flops_per_second"] / 1e9:,.0f} GFLOP/s
-and a large copy at {machine["copy_bytes_per_second"] / 1e9:,.1f} GB/s, both measured in the same run.
-
-**Method.** All contenders of a cell (a case, a batch, a pass) run in one process, in turns, round after round, so that
-a slow minute is shared by all. Those that compute the same are given the same params, and their results are compared
-with tngraph's before anything is timed: values, and in training the gradient of the input. A turn repeats a call until
-it lasts about {method["seconds_per_turn"] * 1e3:.0f} ms; a time is the median of up to {method["most_rounds"]} turns,
-and of at least {method["least_rounds"]}, within {method["budget"]:g} s per cell. `~` marks a time whose interquartile
-range is more than {100 * NOISY:.0f} % of it, and `¹` one of a single call, because that took more than
-{method["too_long"]:g} s. While a cell was measured, other processes took {disturbed(results["cells"])} of the processor.
-*Forward* runs without gradients; *forward+backward* takes the gradients of the input and of every param."""
+    paragraphs = (
+        "How long the layers of the papers take, compiled by tngraph, beside the dense layer they replace and beside "
+        "what else one could write for them. `make bench` measures it and writes this page; cases where tngraph is "
+        "slower are in it like all others.",
+        f"**Machine.** {where}, {machine['threads']} threads, {machine['dtype']}. Python {machine['python']}, torch "
+        f"{machine['torch']}; {versions}. A large matrix product runs at "
+        f"{machine['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s and a large copy at "
+        f"{machine['copy_bytes_per_second'] / 1e9:,.1f} GB/s, both measured in the same run.",
+        "**Method.** All contenders of a cell (a case, a batch, a pass) run in one process, in turns, round after "
+        "round, so that a slow minute is shared by all. Those that compute the same are given the same params, and "
+        "their results are compared with tngraph's before anything is timed: values, and in training the gradient of "
+        f"the input. A turn repeats a call until it lasts about {method['seconds_per_turn'] * 1e3:.0f} ms; a time is "
+        f"the median of up to {method['most_rounds']} turns, and of at least {method['least_rounds']}, within "
+        f"{method['budget']:g} s per cell. `~` marks a time whose interquartile range is more than {100 * NOISY:.0f} % "
+        f"of it, and `¹` one of a single call, because that took more than {method['too_long']:g} s. While a cell was "
+        f"measured, other processes took {disturbed(results['cells'])} of the processor.",
+        "*Forward* runs without gradients; *forward and backward* takes the gradients of the input and of every param.",
+    )
+    return "\n\n".join(("# Performance", *(fill(paragraph, 120, break_on_hyphens=False) for paragraph in paragraphs)))
 
 
 def disturbed(cells: Sequence[Cell]) -> str:

@@ -29,7 +29,6 @@ def write_cell(
     field: Field,
     timings: Mapping[str, Timing],
     failed: Mapping[str, str],
-    machine: Mapping[str, Any],
     itemsize: int,
 ) -> dict[str, Any]:
     """A cell of the results.
@@ -41,14 +40,12 @@ def write_cell(
         field: who took part.
         timings: what each took.
         failed: who failed while being timed, with the error.
-        machine: its rates.
         itemsize: of a number [bytes].
     """
     counts = field.layer.plan.at(**case.sizes(batch))
     flops = counts.training_flops if is_training else counts.flops
     moved = count_bytes(case, batch, is_training, counts.params, itemsize)
     ours = timings[OURS].median
-    ideal = max(flops / machine["matmul_flops_per_second"], moved / machine["copy_bytes_per_second"])
     return {
         "case": case.name,
         "batch": batch,
@@ -59,10 +56,20 @@ def write_cell(
         "plan_flops": flops,
         "dense_flops": case.dense_flops(batch, is_training),
         "compulsory_bytes": moved,
-        "ideal_seconds": ideal,
-        "roofline": ideal / ours,
         "model_seconds": model_seconds(field.layer, case.sizes(batch)),
     }
+
+
+def add_roofline(cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell with its ideal time, and that divided by the compiled layer's.
+
+    Args:
+        cell: without them, or with those of other rates.
+        machine: the best rates that were seen on it.
+    """
+    arithmetic = cell["plan_flops"] / machine["matmul_flops_per_second"]
+    ideal = max(arithmetic, cell["compulsory_bytes"] / machine["copy_bytes_per_second"])
+    return {**cell, "ideal_seconds": ideal, "roofline": ideal / cell["timings"][OURS]["median"]}
 
 
 def count_bytes(case: Case, batch: int, is_training: bool, params: int, itemsize: int) -> int:
