@@ -17,7 +17,7 @@ from rich.console import Console
 
 from tests.bench import measuring, report
 from tests.bench.cases import CASES, Case
-from tests.bench.contenders import Setting, gather, make_call, make_input
+from tests.bench.contenders import Setting, gather, make_call, make_cotangent, make_input
 from tests.bench.measuring import Clock, Neighbours, measure
 from tests.bench.results import Cell, add_roofline, describe_case, summarise, write_cell
 
@@ -126,8 +126,8 @@ def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of foreign libraries, at every call
         field = gather(case, batch, is_training, how.setting, how.with_compiled)
-        x = make_input(case, batch, how.setting)
-        calls = {each.name: make_call(each, x, is_training) for each in field.contenders}
+        x, cotangent = make_input(case, batch, how.setting), make_cotangent(case, batch, how.setting)
+        calls = {each.name: make_call(each, x, cotangent, is_training) for each in field.contenders}
         tried = []
         for _ in range(how.tries):
             neighbours = Neighbours()

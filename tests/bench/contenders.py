@@ -123,8 +123,9 @@ def gather(case: Case, batch: int, is_training: bool, setting: Setting, with_com
     for name, build in offers(case, batch, layer, setting, with_compiled):
         try:
             contender = replace(build(), name=name)
+            results = probe(contender, x, is_training)
             if name != DENSE:
-                check(probe(contender, x, is_training), expected, setting)
+                check(results, expected, setting)
             found.append(contender)
         except Exception as error:  # whatever a foreign library does, the rest is timed
             omitted[name] = describe(error)
@@ -198,19 +199,25 @@ def make_input(case: Case, batch: int, setting: Setting) -> Tensor:
     return torch.randn(case.input_shape(batch), device=setting.device, dtype=setting.dtype)
 
 
-def make_call(contender: Contender, x: Tensor, is_training: bool) -> Callable[[], object]:
+def make_cotangent(case: Case, batch: int, setting: Setting) -> Tensor:
+    """A random direction that gradients are taken in."""
+    return torch.randn(case.output_shape(batch), device=setting.device, dtype=setting.dtype)
+
+
+def make_call(contender: Contender, x: Tensor, cotangent: Tensor, is_training: bool) -> Callable[[], object]:
     """What is timed: a forward pass, or a forward pass and the gradients of the input and of every param."""
     if not is_training:
         return torch.no_grad()(lambda: contender.forward(x))
     x = x.detach().clone().requires_grad_()
-    with torch.no_grad():
-        cotangent = torch.randn_like(contender.forward(x))
     wanted = [x, *contender.params]
     return lambda: torch.autograd.grad(contender.forward(x), wanted, cotangent)
 
 
 def probe(contender: Contender, x: Tensor, is_training: bool) -> list[Tensor]:
-    """What a contender computes: the output, and in training the gradient of the input for a fixed direction."""
+    """What a contender computes: the output, and in training the gradient of the input for a fixed direction.
+
+    It does what is timed later, all gradients included, so that nothing has to be warmed up or compiled then.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not is_training:
@@ -219,7 +226,7 @@ def probe(contender: Contender, x: Tensor, is_training: bool) -> list[Tensor]:
         x = x.detach().clone().requires_grad_()
         y = contender.forward(x)
         direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-        (gradient,) = torch.autograd.grad(y, [x], direction)
+        gradient, *_ = torch.autograd.grad(y, [x, *contender.params], direction)
         return [y.detach(), gradient]
 
 
