@@ -107,13 +107,13 @@ def page(results: Results) -> str:
 def introduction(results: Results) -> str:
     """Method and machine."""
     machine, method = results["machine"], results["method"]
-    where = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
+    where = machine["accelerator"] or f"{machine['processor']}, {counted(machine['cores'], 'core')}"
     versions = ", ".join(f"{name} {v}" for name, v in machine["libraries"].items() if v is not None)
     paragraphs = (
         "How long the layers of the papers take, compiled by tngraph, beside the dense layer they replace and beside "
         "what else one could write for them. `make bench` measures it and writes this page; cases where tngraph is "
         "slower are in it like all others.",
-        f"**Machine.** {where}, {machine['threads']} threads, {machine['dtype']}. Python {machine['python']}, torch "
+        f"**Machine.** {where}, {counted(machine['threads'], 'thread')}, {machine['dtype']}. Python {machine['python']}, torch "
         f"{machine['torch']}; {versions}. A large matrix product runs at "
         f"{machine['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s and a large copy at "
         f"{machine['copy_bytes_per_second'] / 1e9:,.1f} GB/s, both measured in the same run.",
@@ -221,3 +221,8 @@ def _percent(value: float | None) -> str:
 
 def _ordinal(number: int) -> str:
     return {2: "half", 3: "third", 4: "quarter"}.get(number, f"1/{number}")
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
