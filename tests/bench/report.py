@@ -113,8 +113,8 @@ def introduction(results: Results) -> str:
         "How long the layers of the papers take, compiled by tngraph, beside the dense layer they replace and beside "
         "what else one could write for them. `make bench` measures it and writes this page; cases where tngraph is "
         "slower are in it like all others.",
-        f"**Machine.** {where}, {counted(machine['threads'], 'thread')}, {machine['dtype']}. Python {machine['python']}, torch "
-        f"{machine['torch']}; {versions}. A large matrix product runs at "
+        f"**Machine.** {where}, {counted(machine['threads'], 'thread')}, {machine['dtype']}. "
+        f"Python {machine['python']}, torch {machine['torch']}; {versions}. A large matrix product runs at "
         f"{machine['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s and a large copy at "
         f"{machine['copy_bytes_per_second'] / 1e9:,.1f} GB/s, both measured in the same run.",
         "**Method.** All contenders of a cell (a case, a batch, a pass) run in one process, in turns, round after "
