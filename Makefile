@@ -55,6 +55,9 @@ $(VENV)/large.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) '.[large]'
 	@touch $@
 
+# torchTT is compiled against this torch: isolated, its build would fetch another one. Without it one column is missing.
 $(VENV)/bench.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) '.[bench]'
+	-$(BIN)/python -m pip install --disable-pip-version-check 'setuptools>=70.1' 'setuptools-scm>=8' ninja
+	-$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps torchTT
 	@touch $@

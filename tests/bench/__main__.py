@@ -1,121 +1,150 @@
-"""How fast the compiled FC-2 layer (784 → 256, four sites, D = 4) is beside what else one could write for it.
-
-    make bench
-
-Every candidate computes relu(W x + b) with a bias and, the dense one excepted, from cores of the same shapes. They
-are timed in turns, round after round, so that a slow minute of the machine is shared by all; each number is a median.
-A ratio above 1 is how many times longer a candidate takes than the compiled layer.
-"""
+"""Time compiled layers beside what else one could write for them: ``python -m tests.bench --help``."""
 
 from __future__ import annotations
 
-import contextlib
-import statistics
+import json
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Annotated, Any
 
-import tednet.tnn.tensor_train
-import tltorch
 import torch
+import typer
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
 
-import tngraph as tg
+from tests.bench import measuring, report
+from tests.bench.cases import CASES, Case
+from tests.bench.contenders import Setting, gather, make_call, make_cotangent, make_input
+from tests.bench.measuring import Clock, Neighbours, measure
+from tests.bench.results import Cell, add_roofline, describe_case, summarise, write_cell
 
-SPEC = Path(__file__).parents[2] / "examples" / "specs" / "fc2_mpo.tn"
-IN, OUT, BOND = (4, 7, 7, 4), (4, 4, 4, 4), 4
-BATCHES = (1, 32, 512)
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results.json"
+PAGE = ROOT / "docs" / "performance.md"
 THREADS = 2
-ROUNDS = 31
-SECONDS_PER_TURN = 0.01
-
-Call = Callable[[], object]
-
-
-class Einsum(nn.Module):
-    """The layer as one `torch.einsum` over the compiled layer's own parameters, in the order torch picks."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.cores = dict(layer.named_parameters())
-
-    def forward(self, x: Tensor) -> Tensor:
-        cores = [self.cores[name] for name in ("w1", "w2", "w3", "w4")]
-        y = torch.einsum("zabcd,aep,pbfq,qcgr,rdh->zefgh", x.unflatten(1, IN), *cores)
-        return torch.relu(y + self.cores["bias"]).flatten(1)
+QUICK_BUDGET = 0.5
+UNDISTURBED = 0.05
+"""A cell is measured again if other processes took more than this part of the processor."""
 
 
-def make_candidates() -> dict[str, nn.Module]:
-    """Name to layer, each `(batch, 784)` to `(batch, 256)`; the compiled one first."""
-    compiled = tg.compile(tg.load(SPEC))
-    tensorly = tltorch.FactorizedLinear(IN, OUT, bias=True, factorization="blocktt", rank=BOND)
-    for parameter in tensorly.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    with contextlib.redirect_stdout(None):  # it prints its compression ratio
-        tt = tednet.tnn.tensor_train.TTLinear(IN, OUT, [BOND] * 3)
-    return {
-        "compiled": compiled,
-        "dense": nn.Sequential(nn.Linear(784, 256), nn.ReLU()),
-        "torch.einsum": Einsum(compiled),
-        "tensorly-torch": nn.Sequential(tensorly, nn.ReLU()),
-        "tednet": nn.Sequential(tt, nn.ReLU()),
+@dataclass(frozen=True)
+class Run:
+    """How a run is made.
+
+    Attributes:
+        setting: device and type.
+        threads: of torch.
+        budget: per cell [seconds].
+        tries: how often a cell is measured at most, until no other process is in the way.
+        is_quick: with one batch per case.
+        with_compiled: with ``torch.compile`` of the compiled layer.
+    """
+
+    setting: Setting
+    threads: int
+    budget: float
+    tries: int
+    is_quick: bool
+    with_compiled: bool
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Cases with such names alone, as in a shell: 'conv*'.")] = "*",
+    quick: Annotated[bool, typer.Option(help="Little time per cell, one try, and one batch per case.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16.")] = "float32",
+    compiled: Annotated[bool, typer.Option(help="With torch.compile of the compiled layer.")] = False,
+    threads: Annotated[int, typer.Option(help="Of torch.")] = THREADS,
+    budget: Annotated[float, typer.Option(help="Seconds per cell.")] = 4.0,
+    tries: Annotated[int, typer.Option(help="Measure a cell so often while other processes are in the way.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Where the results go; the page is made of full runs alone.")] = None,
+    page: Annotated[bool, typer.Option("--report", help="Time nothing: make the page of the last results.")] = False,
+) -> None:
+    """Time every case, print a table per pass, and keep the results."""
+    if page:
+        write_page(json.loads((out or RESULTS).read_text()))
+        return
+    how = Run(
+        Setting(torch.device(device), getattr(torch, dtype)),
+        threads,
+        QUICK_BUDGET if quick else budget,
+        1 if quick else tries,
+        quick,
+        compiled,
+    )
+    is_full = (only, quick, device, dtype, threads) == ("*", False, "cpu", "float32", THREADS)
+    target = out or (RESULTS if is_full else None)
+    results = run([case for case in CASES if fnmatch(case.name, only)], how, target)
+    console = Console(width=None if Console().is_terminal else 220)
+    for table in report.tables(results):
+        console.print(table)
+    console.print_json(json.dumps({k: v for k, v in results["summary"].items() if k != "contenders"}))
+    if target == RESULTS:
+        write_page(results)
+
+
+def run(cases: Sequence[Case], how: Run, target: Path | None) -> dict[str, Any]:
+    """Time cases, cell by cell; the results are kept after every case, so that a run that is stopped is not lost."""
+    torch.set_num_threads(how.threads)
+    began, clock, cells = time.perf_counter(), Clock(how.setting.device), list[dict[str, Any]]()
+    machine = measuring.describe_machine(clock.device, how.setting.dtype)
+    rates = measuring.measure_rates(clock, how.setting.dtype)
+    results: dict[str, Any] = {}
+    for number, case in enumerate(cases, 1):
+        for batch in case.batches[1:2] if how.is_quick else case.batches:
+            cells += [run_cell(case, batch, is_training, how) for is_training in (False, True)]
+        if number == len(cases):  # once more: the better one is nearer to what the machine can do
+            again = measuring.measure_rates(clock, how.setting.dtype)
+            rates = {name: max(rate, again[name]) for name, rate in rates.items()}
+        results = collect(cases[:number], cells, {**machine, **rates}, how)
+        if target is not None:
+            target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        print(f"{time.perf_counter() - began:6.0f} s  {case.name}", flush=True)
+    return results
+
+
+def collect(cases: Sequence[Case], cells: Sequence[Cell], machine: Mapping[str, Any], how: Run) -> dict[str, Any]:
+    """The results so far, as they are kept."""
+    rated = [add_roofline(cell, machine) for cell in cells]
+    method = {
+        "budget": how.budget,
+        "tries": how.tries,
+        "seconds_per_turn": measuring.SECONDS_PER_TURN,
+        "most_rounds": measuring.MOST_ROUNDS,
+        "least_rounds": measuring.LEAST_ROUNDS,
+        "too_long": measuring.TOO_LONG,
     }
+    described = [describe_case(case) for case in cases]
+    return {"machine": machine, "method": method, "summary": summarise(rated), "cases": described, "cells": rated}
 
 
-def make_call(layer: nn.Module, x: Tensor, backward: bool) -> Call:
-    """One turn of `layer`: forward, or forward and the gradients of every parameter and of the input."""
-    if not backward:
-        return torch.no_grad()(lambda: layer(x))
-    x = x.clone().requires_grad_()
-    parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    if isinstance(layer, Einsum):
-        parameters = list(layer.cores.values())
-    return lambda: torch.autograd.grad(layer(x).sum(), [x, *parameters])
+def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, Any]:
+    """One case at one batch in one pass; of several tries the one that others disturbed least."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of foreign libraries, at every call
+        field = gather(case, batch, is_training, how.setting, how.with_compiled)
+        x, cotangent = make_input(case, batch, how.setting), make_cotangent(case, batch, how.setting)
+        calls = {each.name: make_call(each, x, cotangent, is_training) for each in field.contenders}
+        tried = []
+        for _ in range(how.tries):
+            neighbours = Neighbours()
+            measured = measure(calls, Clock(how.setting.device), how.budget)
+            tried.append((neighbours.share() or 0.0, *measured))
+            if tried[-1][0] <= UNDISTURBED:
+                break
+    disturbed, timings, failed = min(tried, key=lambda one: one[0])
+    cell = write_cell(case, batch, is_training, field, timings, failed, how.setting.dtype.itemsize)
+    return {**cell, "disturbed": disturbed}
 
 
-def measure(calls: dict[str, Call]) -> dict[str, float]:
-    """Median seconds of one call of each, timed in turns."""
-    repeats = {name: max(1, round(SECONDS_PER_TURN / time_once(call, 3))) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            times[name].append(time_once(call, repeats[name]))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def time_once(call: Call, repeats: int) -> float:
-    """Mean seconds of `repeats` calls, after one that is not counted."""
-    call()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - began) / repeats
-
-
-def main() -> None:
-    """Check that the candidates agree where they share weights, time them, print the ratios."""
-    torch.manual_seed(0)
-    torch.set_num_threads(THREADS)
-    candidates = make_candidates()
-    names = list(candidates)
-    table = Table(title=f"FC-2 MPO layer, float32, {THREADS} threads, medians of {ROUNDS} rounds", title_justify="left")
-    table.add_column("batch", justify="right")
-    table.add_column("pass")
-    table.add_column("compiled [µs]", justify="right")
-    for name in names[1:]:
-        table.add_column(f"{name} / compiled", justify="right")
-    for batch in BATCHES:
-        x = torch.randn(batch, 784)
-        torch.testing.assert_close(candidates["torch.einsum"](x), candidates["compiled"](x))
-        for backward in (False, True):
-            seconds = measure({name: make_call(layer, x, backward) for name, layer in candidates.items()})
-            ratios = (f"{seconds[name] / seconds['compiled']:.2f}" for name in names[1:])
-            label = "with backward" if backward else "forward"
-            table.add_row(str(batch), label, f"{seconds['compiled'] * 1e6:.0f}", *ratios)
-    Console(width=110).print(table)
+def write_page(results: dict[str, Any]) -> None:
+    """Write ``docs/performance.md``."""
+    PAGE.write_text(report.page(results))
+    print(f"wrote {PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
