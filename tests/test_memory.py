@@ -114,7 +114,9 @@ def test_a_matrix_product_saves_what_the_gradients_need():
 
 def test_a_permutation_that_moves_size_one_is_free():
     """What is summed does not lie together and is copied before the product, unless what lies between has one entry."""
-    text = """network n { size m; input x[i:m, j:3, k:4, l:2]; param w[j, l, o:2]; y[i, k, o] = x * w; output y[i, k, o] }"""
+    text = (
+        "network n { size m; input x[i:m, j:3, k:4, l:2]; param w[j, l, o:2]; y[i, k, o] = x * w; output y[i, k, o] }"
+    )
     plan = tg.plan(tg.parse(text))
     m = symbol("m")
     assert (plan.peak, plan.moves) == (4 * (24 * m + 8 * m), 4 * 24 * m)

@@ -84,8 +84,7 @@ class Field:
 
 def compile_case(case: Case, mode: Mode, batch: int, setting: Setting) -> tg.Layer:
     """The compiled layer of a case, for a forward pass (``infer``) or for training (``train``)."""
-    options: dict[str, str] = {}  # once tg.compile takes them: {"mode": mode, "minimize": "time"}
-    return tg.compile(case.network, case.sizes(batch), device=setting.device, dtype=setting.dtype, **options)  # type: ignore[arg-type]
+    return tg.compile(case.network, case.sizes(batch), mode=mode, device=setting.device, dtype=setting.dtype)
 
 
 class Finished(nn.Module):

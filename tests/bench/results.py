@@ -86,9 +86,10 @@ def positions(case: Case) -> int:
     return count
 
 
-def model_seconds(layer: tg.Layer, sizes: Mapping[str, int]) -> float | None:
-    """What the plan's own model of a machine predicts; None until a plan says so."""
-    return None
+def model_seconds(layer: tg.Layer, sizes: Mapping[str, int]) -> float:
+    """What the plan's own model of a machine predicts [s]."""
+    numbers = layer.plan.values(**sizes)
+    return layer.plan.regime_of(numbers).seconds(numbers)
 
 
 def describe_case(case: Case) -> dict[str, Any]:
