@@ -1,8 +1,8 @@
 """The command ``tngraph``: arguments in, exit code out.
 
 Exit codes: 0 fine; 1 a file is wrong, or a module does not do what its plan says; 2 the command line itself is wrong.
-Results go to standard output, errors to standard error as they are. Only ``verify``, ``calibrate`` and ``--machine``
-import torch.
+Results go to standard output, errors to standard error as they are. Only ``verify``, ``calibrate``, ``tune`` and
+``--machine`` import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,7 @@ from tngraph.request import (
     Trials,
     load_network,
     parse_bytes,
+    parse_numbers,
     parse_orders,
     parse_sizes,
 )
@@ -364,6 +365,41 @@ def calibrate(
         except OSError as error:
             raise PlanError(f"the numbers cannot be kept: {explain(error)}\n  TNGRAPH_CACHE names a folder") from None
         show_text("not kept: TNGRAPH_CACHE is off" if place is None else f"kept in {place}")
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph tune fc2_mpo.tn --batch 1,32,512",
+        "tngraph tune fc2_mpo.tn --set D=8 --batch 64 --mode train --save tuned.json",
+    )
+)
+def tune(
+    file: File,
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batches: Annotated[
+        str, typer.Option("--batch", metavar="N,N,...", help="The values of the first run-time size to measure at.")
+    ] = "1,32,512",
+    mode: Mode = None,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="As PyTorch names it.")] = "cpu",
+    seed: Seed = 0,
+    save: Save = None,
+    force: Force = False,
+) -> None:
+    """Measure the best few ways to run a network on random inputs, and keep the fastest."""
+    values = parse_numbers(batches)
+    with _errors_reported():
+        from tngraph.modules.tuning import random_calls
+        from tngraph.modules.tuning import tune as tune_network
+
+        given = parse_sizes(sizes, None)
+        made, runtime = load_network(file, network, given)
+        calls = random_calls(made, runtime, values)
+        options: dict[str, Any] = {"mode": mode or "infer", "search": tngraph.Search(seed=seed), "device": device}
+        found = tune_network(made, runtime, calls, **options)
+        show_text(str(found))
+        if save is not None:
+            _write(Path(save), format_plan_file(found.plan), force)
 
 
 def _machine(device: str, minimize: str | None) -> Machine:

@@ -178,6 +178,18 @@ def parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str, 
     return sizes
 
 
+def parse_numbers(text: str) -> list[int]:
+    """Positive integers with commas between them, as ``1,32,512``.
+
+    Raises:
+        typer.BadParameter: they are none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,18}", part) and int(part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is not N,N,... with positive integers, as 1,32,512", param_hint="--batch")
+    return list(dict.fromkeys(map(int, parts)))
+
+
 def parse_orders(items: Sequence[str]) -> str | dict[str, str] | None:
     """The orders of ``--order`` by equation, or the only one.
 

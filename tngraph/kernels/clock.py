@@ -1,8 +1,9 @@
 """The time of the calls of a module on a machine, from the strides they meet: what `minimize="time"` compares.
 
-Views take none. A copy goes as fast as entries stay side by side; a product as its shape allows; everything else reads
-and writes its values once. In training every call runs once more for each operand that a gradient flows to, a copy is
-undone by another, and the gradient of a matrix that many products share is summed over these.
+A view takes what it takes to start a kernel. A copy goes as fast as entries stay side by side; a product as its shape
+allows; everything else reads and writes its values once. In training every call runs once more for each operand that a
+gradient flows to, a copy is undone by another, and the gradient of a matrix that many products share is summed over
+these.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Clock:
         else:
             passes = 1 + sum(needs) if code.function not in ("sum", "add", "sub") else 1 + any(needs)
             self.add(passes * self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes)))
+
+    def view(self, is_trained: bool) -> None:
+        """A view, which takes what it takes to start one; its gradient is another."""
+        self.add((1 + is_trained) * self.machine.seconds_per_kernel)
 
     def copy(self, given: Layout, is_trained: bool) -> None:
         """A copy in the order of the axes; its gradient is copied back."""

@@ -369,6 +369,8 @@ class _Trace:
         strides = view(layouts[0], sizes, code.arguments) if view is not None else None
         if strides is not None:
             array = replace(operands[0], layout=Layout(sizes, strides))
+            if self.clock is not None:
+                self.clock.view(any(needs))
         else:
             strides, unit = (
                 ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),

@@ -8,6 +8,7 @@ import torch
 
 from tngraph.errors import PlanError
 from tngraph.language.network import Network
+from tngraph.modules.calibration import machine_for
 from tngraph.modules.layer import Layer, build, layer_class
 from tngraph.modules.tuning import tune as tune_network
 from tngraph.planning.objectives import Mode, Objective
@@ -38,7 +39,7 @@ def compile(
             build its module with.
         mode: ``infer``, for calls; ``train``, for calls with their backward pass; ``serve``, for weights that never
             change. It decides which plan is the best; the module does all of it either way.
-        minimize: the objective, as for `tngraph.plan`.
+        minimize: the objective, as for `tngraph.plan`; ``time`` is that of the device, if it was calibrated.
         tune: inputs of the calls that are to be fast: a tensor, or one per input; or a list of such calls, as of
             several batch sizes. The ways that the model likes best are measured on them and the fastest are kept (see
             `tngraph.modules.tuning.tune`).
@@ -55,7 +56,9 @@ def compile(
             raise PlanError("a plan has been made, and is not tuned\n  give the network it was made for")
         return build(network, sizes, device, dtype)
     if tune is None:
-        plan = plan_network(network, sizes, mode=mode, minimize=minimize, search=search)
+        itemsize = (dtype or torch.get_default_dtype()).itemsize
+        objective = machine_for(device or "cpu", dtype or torch.get_default_dtype()) if minimize == "time" else minimize
+        plan = plan_network(network, sizes, mode=mode, minimize=objective, itemsize=itemsize, search=search)
     else:
         calls = _calls(tune, len(network.inputs))
         plan = tune_network(network, sizes, calls, mode=mode, search=search, device=device, dtype=dtype).plan

@@ -17,6 +17,7 @@ import torch
 from tngraph.errors import PlanError
 from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
+from tngraph.modules.calibration import describe_device, machine_for, name_dtype
 from tngraph.modules.layer import Layer, layer_class
 from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
@@ -79,7 +80,7 @@ def tune(
         inputs: what the layer is called with: one sequence of tensors per size that counts. With one run-time size,
             the fastest way at each holds up to the middle, on a log scale, between it and the next.
         mode: ``infer`` measures a call, ``train`` a call with its backward pass, ``serve`` a call on folded weights.
-        machine: whose model proposes; the default one when absent.
+        machine: whose model proposes; that of the device, if it was calibrated, when absent.
         search: seed and effort.
         device: where it runs; that of the inputs when absent.
         dtype: of the params; that of the inputs when absent.
@@ -99,7 +100,7 @@ def tune(
         if len(points) > 1:
             raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
         fixed.update(next(iter(points)))
-    machine, itemsize = machine or Machine(), runner.dtype.itemsize
+    machine, itemsize = machine or machine_for(runner.device, runner.dtype), runner.dtype.itemsize
     finder = timed_search(network, fixed, machine=machine, mode=mode, itemsize=itemsize, search=search)
     trials: list[Measured] = []
     kept: list[tuple[Candidate, Measured]] = []
@@ -116,17 +117,23 @@ def tune(
     return Tuning(finder.plan(found, [trial for _, trial in kept]), tuple(trials))
 
 
-def random_calls(network: Network, sizes: Mapping[str, int], values: Iterable[int]) -> list[list[torch.Tensor]]:
-    """Random inputs of a network for several values of its first run-time size.
+def random_calls(
+    network: Network, sizes: Mapping[str, int], values: Iterable[int], seed: int = 0
+) -> list[list[torch.Tensor]]:
+    """Random inputs of a network for several values of its first run-time size that has no number; one call if all do.
 
-    Raises:
-        PlanError: it has none.
+    Args:
+        network: whose inputs they are.
+        sizes: numbers for the other run-time sizes, and compile-time ones.
+        values: of the size.
+        seed: of the numbers.
     """
-    if not network.runtime_sizes():
-        raise PlanError(f"{network.name} has no run-time size\n  there is one way to call it")
-    name, generator = network.runtime_sizes()[0], torch.Generator().manual_seed(0)
-    known = compile_time_sizes(network, {key: sizes[key] for key in sizes if key not in network.runtime_sizes()})
-    return [[x.float() for x in random_inputs(network, known, generator, {name: value})] for value in values]
+    generator = torch.Generator().manual_seed(seed)
+    runtime = {name: number for name, number in sizes.items() if name in network.runtime_sizes()}
+    known = compile_time_sizes(network, {name: sizes[name] for name in sizes if name not in runtime})
+    free = [name for name in network.runtime_sizes() if name not in runtime][:1]
+    points = [dict.fromkeys(free, value) for value in values] if free else [{}]
+    return [[x.float() for x in random_inputs(network, known, generator, {**runtime, **point})] for point in points]
 
 
 def _bind(network: Network, given: Sequence[torch.Tensor], sizes: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -147,6 +154,7 @@ class _Runner:
         self, finder: TimedSearch, tried: Sequence[Candidate], inputs: Sequence[torch.Tensor], at: Sizes
     ) -> list[Measured]:
         """Median seconds of a call of each, in turns."""
+        settle_memory(self.device)
         given = [x.to(self.device) for x in inputs]
         plans = [finder.plan([(1, None, each.trees)]) for each in tried]
         layers = [layer_class(plan)(device=self.device, dtype=self.dtype) for plan in plans]
@@ -156,8 +164,7 @@ class _Runner:
         for _ in range(ROUNDS):
             for call, count, taken in zip(calls, repeats, times, strict=True):
                 taken.append(self._time(call, count))
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        where = name, str(self.dtype).removeprefix("torch."), at
+        where = describe_device(self.device), name_dtype(self.dtype), at
         return [
             Measured(*where, finder.describe(each), each.seconds, statistics.median(taken))
             for each, taken in zip(tried, times, strict=True)
@@ -176,6 +183,15 @@ class _Runner:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def settle_memory(device: torch.device) -> None:
+    """Bring the memory of the process to where it is after some work: blocks that are freed are kept and used again.
+
+    The C library of Linux hands small blocks back to the system until it has seen a large one freed, up to 32 MiB.
+    """
+    if device.type == "cpu":
+        torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _make_call(layer: Layer, inputs: Sequence[torch.Tensor], mode: Mode) -> Callable[[], object]:
