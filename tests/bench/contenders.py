@@ -27,6 +27,9 @@ from tests.bench.einsums import (
     contract_in_order,
 )
 from tests.bench.libraries import LACKING, LIBRARIES, Builder
+from tngraph.modules.layer import build
+from tngraph.modules.tuning import Tuning, tune
+from tngraph.plans.plans import Measured
 
 Mode = Literal["infer", "train"]
 Forward = Callable[[Tensor], Tensor]
@@ -73,18 +76,26 @@ class Field:
 
     Attributes:
         layer: the compiled layer.
+        trials: what was measured to tune it, the model's own choice first.
         contenders: in the order of columns, the compiled layer first.
         omitted: by name the reason.
     """
 
     layer: tg.Layer
+    trials: tuple[Measured, ...]
     contenders: tuple[Contender, ...]
     omitted: Mapping[str, str]
 
 
+def tune_case(case: Case, mode: Mode, batch: int, setting: Setting) -> Tuning:
+    """What `tngraph.compile` does with ``tune=``: for a forward pass (``infer``) or for training (``train``)."""
+    inputs = [(make_input(case, batch, setting),)]
+    return tune(case.network, case.sizes(batch), inputs, mode=mode, device=setting.device, dtype=setting.dtype)
+
+
 def compile_case(case: Case, mode: Mode, batch: int, setting: Setting) -> tg.Layer:
-    """The compiled layer of a case, for a forward pass (``infer``) or for training (``train``)."""
-    return tg.compile(case.network, case.sizes(batch), mode=mode, device=setting.device, dtype=setting.dtype)
+    """The compiled layer of a case."""
+    return build(tune_case(case, mode, batch, setting).plan, device=setting.device, dtype=setting.dtype)
 
 
 class Finished(nn.Module):
@@ -114,14 +125,15 @@ def gather(case: Case, batch: int, is_training: bool, setting: Setting, with_com
         with_compiled: with ``torch.compile`` of the compiled layer.
     """
     torch.manual_seed(0)
-    layer = compile_case(case, "train" if is_training else "infer", batch, setting)
+    tuned = tune_case(case, "train" if is_training else "infer", batch, setting)
+    layer = build(tuned.plan, device=setting.device, dtype=setting.dtype)
     ours = as_contender(OURS, layer, setting)
     x = make_input(case, batch, setting)
     expected = probe(ours, x, is_training)
     found, omitted = [ours], dict[str, str]()
-    for name, build in offers(case, batch, layer, setting, with_compiled):
+    for name, make in offers(case, batch, layer, setting, with_compiled):
         try:
-            contender = replace(build(), name=name)
+            contender = replace(make(), name=name)
             results = probe(contender, x, is_training)
             if name != DENSE:
                 check(results, expected, setting)
@@ -131,7 +143,7 @@ def gather(case: Case, batch: int, is_training: bool, setting: Setting, with_com
     for name, builders in LIBRARIES.items():
         if case.kind not in builders and not (name == "by hand" and case.kind in IN_ORDER):
             omitted[name] = LACKING[name]
-    return Field(layer, tuple(found), omitted)
+    return Field(layer, tuned.trials, tuple(found), omitted)
 
 
 def offers(

@@ -10,13 +10,23 @@ from typing import Any
 from rich.table import Table
 
 from tests.bench.contenders import DENSE, NAMES, OURS
-from tests.bench.results import FAST_ENOUGH, LARGE, MUCH_LESS, PASSES, Cell, fastest_rival, rival_ratio
+from tests.bench.results import (
+    FAST_ENOUGH,
+    LARGE,
+    MODEL_FACTOR,
+    MUCH_LESS,
+    NEAR_BEST,
+    PASSES,
+    Cell,
+    fastest_rival,
+    rival_ratio,
+)
 
 Results = Mapping[str, Any]
 NOISY = 0.1
 """A spread above this is marked."""
 CONTENDERS: Mapping[str, str] = {
-    OURS: "the module that `tngraph.compile` prints",
+    OURS: "the module that `tngraph.compile` makes with `tune=` the input that is timed",
     "torch.compile": "`torch.compile` of that module",
     DENSE: "`nn.Linear` or `nn.Conv2d` of the same shape, with as many weights as the layer replaces",
     "torch.einsum": "one n-ary `torch.einsum`, which asks opt_einsum for an order at every call",
@@ -155,6 +165,16 @@ def summary(found: Mapping[str, Any]) -> str:
         f"{ratio(far['geometric_mean'])} | |",
         f"| part of the ideal speed, in cells of more than {LARGE / 1e9:g} GFLOP | {roofline['cells']} | "
         f"{_percent(roofline['geometric_mean'])} | |",
+    ]
+    model = found["model"]
+    lines += [
+        "",
+        fill(
+            f"The model of the machine chooses by itself in {model['cells']} cells: {_percent(model['near_best'])} of its "
+            f"choices take at most {NEAR_BEST:g} times as long as the best that tuning measured, and what it says of them "
+            f"is within a factor of {MODEL_FACTOR} in {_percent(model['within_factor'])}.",
+            120,
+        ),
     ]
     lines += slow("Slower than the fastest other code", rival["slow"])
     lines += slow("Slower than the dense layer, with fewer FLOPs", fewer["slow"])

@@ -11,6 +11,7 @@ import tngraph as tg
 from tests.bench.cases import Case
 from tests.bench.contenders import COMPILED, DENSE, OURS, Field
 from tests.bench.measuring import Timing
+from tngraph.plans.plans import Measured
 
 Cell = Mapping[str, Any]
 PASSES = ("forward", "forward+backward")
@@ -18,6 +19,10 @@ FAST_ENOUGH = 0.9
 """A ratio below this is listed."""
 LARGE = 10**9
 """From so many FLOPs on a cell counts for the roofline: below, it is the overhead of calls that takes the time."""
+NEAR_BEST = 1.15
+"""The model's choice is near the best one if it takes at most so many times as long."""
+MODEL_FACTOR = 2
+"""The model's time is near the measured one if neither is more than so many times the other."""
 MUCH_LESS = 4
 """How many times fewer FLOPs than dense make a cell one where a clear gain is expected."""
 
@@ -56,7 +61,7 @@ def write_cell(
         "plan_flops": flops,
         "dense_flops": case.dense_flops(batch, is_training),
         "compulsory_bytes": moved,
-        "model_seconds": model_seconds(field.layer, case.sizes(batch)),
+        "choice": write_choice(field.trials),
     }
 
 
@@ -86,10 +91,10 @@ def positions(case: Case) -> int:
     return count
 
 
-def model_seconds(layer: tg.Layer, sizes: Mapping[str, int]) -> float:
-    """What the plan's own model of a machine predicts [s]."""
-    numbers = layer.plan.values(**sizes)
-    return layer.plan.regime_of(numbers).seconds(numbers)
+def write_choice(trials: Sequence[Measured]) -> dict[str, float]:
+    """What the model of the machine would have run, what it said of it, and the best that was measured [s]."""
+    first = trials[0]
+    return {"model": first.model, "measured": first.seconds, "best": min(trial.seconds for trial in trials)}
 
 
 def describe_case(case: Case) -> dict[str, Any]:
@@ -137,6 +142,7 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
         "fastest_rival": _ratios(rivals),
         "roofline": {"cells": len(large), "geometric_mean": _mean(large)},
         "dense_with_fewer_flops": _ratios(fewer),
+        "model": _of_model(cells),
         "dense_with_far_fewer_flops": {"cells": len(far_fewer), "geometric_mean": _mean(far_fewer)},
         "contenders": {
             name: {pass_: _of_contender(cells, name, pass_) for pass_ in PASSES} for name in _contenders(cells)
@@ -151,6 +157,22 @@ def _ratios(found: Mapping[str, float]) -> dict[str, Any]:
         "minimum": min(found.values(), default=None),
         "slow": {name: ratio for name, ratio in sorted(found.items(), key=lambda pair: pair[1]) if ratio < FAST_ENOUGH},
     }
+
+
+def _of_model(cells: Sequence[Cell]) -> dict[str, Any]:
+    """How often the model's choice is near the best that was measured, and its time near the measured one."""
+    choices = [cell["choice"] for cell in cells]
+    off = [choice["measured"] / choice["model"] for choice in choices]
+    return {
+        "cells": len(cells),
+        "near_best": _share(choice["measured"] <= NEAR_BEST * choice["best"] for choice in choices),
+        "within_factor": _share(1 / MODEL_FACTOR <= ratio <= MODEL_FACTOR for ratio in off),
+    }
+
+
+def _share(found: Iterable[bool]) -> float | None:
+    every = list(found)
+    return sum(every) / len(every) if every else None
 
 
 def _of_contender(cells: Sequence[Cell], name: str, pass_: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ copied into such an order. An operand that lacks the outer legs is the same for 
 `lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value the
 orders it may have and the least time to get there. A result may have any order that one kernel makes of operands as
 they lie, or of one that is copied with its legs kept in order or turned around once. All these are searched; where a
-value has more than `MOST_ORDERS`, the fastest are kept.
+value has more than `MOST_ORDERS`, or a tree many steps, the fastest are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from tngraph.planning.machine import Machine
 from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, common_run, leg_size
 
 MOST_ORDERS = 12
-"""The orders of one value that are kept."""
+"""The orders of one value that are kept, in a tree of few steps."""
+MOST_KEPT = 72
+"""The orders of all values together that are kept, but for `LEAST_ORDERS` of each."""
+LEAST_ORDERS = 3
 _LAID_OUT = {"contract", "mul", "sum"}
 """The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
 
@@ -172,7 +175,8 @@ class _Program:
             found = self._multiply(step.operands)
         else:
             found = self._contract(step.operands, kept)
-        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[:MOST_ORDERS]
+        most = min(MOST_ORDERS, max(LEAST_ORDERS, MOST_KEPT // len(self.tree.steps)))
+        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[:most]
         self.nodes.append(dict(fastest))
 
     def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:

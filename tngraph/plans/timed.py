@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tngraph.language.network import Access, Index, Network, Read
+from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
@@ -114,8 +115,10 @@ class TimedSearch:
         return replace(tree, tile=Tile(index, part))
 
     def _tree(self, slot: Slot, rate: Rate, numbers: dict[str, int]) -> ContractionTree:
-        """The tree of a slot that is the best at some sizes, laid out for them."""
-        topology = Topology(slot.region, numbers, replace(slot.pricing, rate=rate))
+        """The tree of a slot that is the best at some sizes, laid out for them; a large one is searched for once."""
+        is_large = len(slot.region.accesses) > MOST_LEAVES
+        searched = self.task.numbers if is_large else numbers
+        topology = Topology(slot.region, searched, replace(slot.pricing, rate=rate))
         key = slot, rate, tuple(topology.sizes)
         if key not in self._trees:
             self._trees[key] = replace(search_tree(topology, self.task.search), is_proven=False)
