@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tngraph as tg
 from tests.networks import networks
 from tngraph.language.network import Network
-from tngraph.plans import cache, pipeline, tasks
+from tngraph.plans import cache, pipeline, tasks, timed
 
 RING = "examples/specs/ring_tied.tn"
 CHAIN = """network chain { size batch; size D = 4; input x[batch, b0:D]; index b{1..5}: D
@@ -32,8 +32,8 @@ WINDOWS = """network windows { size batch; size h; input x[batch, p:h, q:9]; par
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The searches that are made, by what they are made with."""
     made: list[str] = []
-    places = {"find_pieces": pipeline, "search_tree": tasks, "_solve_points": pipeline}
-    for name, module in places.items():
+    places = [("find_pieces", pipeline), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", pipeline)]
+    for name, module in places:
         inner = getattr(module, name)
 
         def count(*args: Any, name: str = name, inner: Any = inner) -> Any:

@@ -170,9 +170,9 @@ def summary(found: Mapping[str, Any]) -> str:
     lines += [
         "",
         fill(
-            f"The model of the machine chooses by itself in {model['cells']} cells: {_percent(model['near_best'])} of its "
-            f"choices take at most {NEAR_BEST:g} times as long as the best that tuning measured, and what it says of them "
-            f"is within a factor of {MODEL_FACTOR} in {_percent(model['within_factor'])}.",
+            f"In {model['cells']} cells the model of the machine chose by itself: {_percent(model['near_best'])} of "
+            f"its choices take at most {NEAR_BEST:g} times as long as the best that tuning measured, and what it says "
+            f"of them is within a factor of {MODEL_FACTOR} in {_percent(model['within_factor'])}.",
             120,
         ),
     ]

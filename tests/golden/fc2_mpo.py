@@ -49,7 +49,7 @@ class fc2_mpo(nn.Module):
         if x.shape[1] != 784:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
         # t4[batch, o1, o2, o3, o4], in the order that is best here
-        if batch <= 1:
+        if not torch.compiler.is_exporting() and batch <= 1:
             t4 = self._y_1(x, batch)
         else:
             t4 = self._y_2(x, batch)
@@ -64,24 +64,27 @@ class fc2_mpo(nn.Module):
     def _y_1(self, x, batch):
         """y for batch 1: ((((w1 w2) x) w3) w4)."""
         D = self.D
-        # t1[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
-        t1 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
-        # t2[batch, i3, i4, o1, o2, b2] = t1 * x: 12544*D*batch MAC
-        t2 = torch.bmm(
-            x.reshape(batch, 28, 28).permute(0, 2, 1),
-            t1.reshape(4, 4, 7, 4*D).permute(0, 2, 1, 3).reshape(28, 16*D).expand(batch, 28, 16*D),
+        # t1[i2, i1, o1, o2, b2] = w1 * w2: 448*D**2 MAC
+        t1 = torch.bmm(self.w1.reshape(16, D).expand(7, 16, D), self.w2.reshape(D, 7, 4*D).permute(1, 0, 2))
+        # t2[o1, o2, b2, batch, i3, i4] = t1 * x: 12544*D*batch MAC
+        t2 = torch.mm(
+            t1.reshape(28, 16*D).t(),
+            x.reshape(batch, 4, 7, 28).permute(2, 1, 0, 3).reshape(28, 28*batch),
         )
         del t1
-        # t3[o3, b3, i4, o1, o2, batch] = t2 * w3: 1792*D**2*batch MAC
+        # t3[o3, b3, batch, o1, o2, i4] = t2 * w3: 1792*D**2*batch MAC
         t3 = torch.mm(
-            self.w3.reshape(D, 7, 4*D).permute(1, 0, 2).reshape(7*D, 4*D).t(),
-            t2.reshape(batch, 7, 64, D).permute(2, 0, 1, 3).reshape(64*batch, 7*D).t(),
+            self.w3.reshape(7*D, 4*D).t(),
+            t2.reshape(16, D, batch, 7, 4).permute(1, 3, 2, 0, 4).reshape(7*D, 64*batch),
         )
         del t2
-        # t4[o3, o4, o1, o2, batch] = t3 * w4: 1024*D*batch MAC
-        t4 = torch.bmm(self.w4.reshape(4*D, 4).t().expand(4, 4, 4*D), t3.reshape(4, 4*D, 16*batch))
+        # t4[batch, o1, o2, o3, o4] = t3 * w4: 1024*D*batch MAC
+        t4 = torch.mm(
+            t3.reshape(4, D, 16*batch, 4).permute(2, 0, 1, 3).reshape(64*batch, 4*D),
+            self.w4.reshape(4*D, 4),
+        )
         del t3
-        return t4.reshape(4, 4, 4, 4, batch).permute(4, 2, 3, 0, 1)
+        return t4.reshape(batch, 4, 4, 4, 4)
 
     def _y_2(self, x, batch):
         """y for batch ≥ 2: ((x (w3 w4)) (w1 w2))."""
@@ -94,15 +97,15 @@ class fc2_mpo(nn.Module):
             x.reshape(28*batch, 28).t(),
         )
         del t1
-        # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
-        t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
-        # t4[o1, o2, o3, batch, o4] = t2 * t3: 7168*D*batch MAC
+        # t3[i2, o2, b2, i1, o1] = w1 * w2: 448*D**2 MAC
+        t3 = torch.mm(self.w2.reshape(D, 28*D).t(), self.w1.reshape(16, D).t())
+        # t4[o2, o1, batch, o3, o4] = t2 * t3: 7168*D*batch MAC
         t4 = torch.mm(
-            t3.reshape(4, 4, 7, 4, D).permute(1, 3, 4, 0, 2).reshape(16, 28*D),
-            t2.reshape(4, D, 4*batch, 28).permute(2, 0, 1, 3).reshape(16*batch, 28*D).t(),
+            t3.reshape(7, 4, 4*D, 4).permute(2, 0, 1, 3).reshape(28*D, 16).t(),
+            t2.reshape(4, D, 4, batch, 28).permute(3, 2, 0, 1, 4).reshape(16*batch, 28*D).t(),
         )
         del t2, t3
-        return t4.reshape(4, 4, 4, batch, 4).permute(3, 0, 1, 2, 4)
+        return t4.reshape(4, 4, batch, 4, 4).permute(2, 1, 0, 3, 4)
 
     def extra_repr(self):
         return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"

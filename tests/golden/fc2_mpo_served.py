@@ -51,21 +51,18 @@ class fc2_mpo(nn.Module):
         batch = x.shape[0]
         if x.shape[1] != 784:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
-        # t2[o4, b2, o3, batch, i1, i2] = x * t1: 12544*D*batch MAC
-        t2 = torch.mm(self.folded_1, x.reshape(28*batch, 28).t())
-        # t4[o1, o2, o3, batch, o4] = t2 * t3: 7168*D*batch MAC
-        t4 = torch.mm(
-            self.folded_2,
-            t2.reshape(4, D, 4*batch, 28).permute(2, 0, 1, 3).reshape(16*batch, 28*D).t(),
-        )
+        # t2[batch, i1, i2, b2, o3, o4] = x * t1: 12544*D*batch MAC
+        t2 = torch.mm(x.reshape(28*batch, 28), self.folded_1)
+        # t4[batch, o1, o2, o3, o4] = t2 * t3: 7168*D*batch MAC
+        t4 = torch.bmm(self.folded_2.expand(batch, 16, 28*D), t2.reshape(batch, 28*D, 16))
         del t2
-        # t5[o1, o2, o3, batch, o4] = t4 + bias: 256*batch elementwise
-        t5 = t4.reshape(64, batch, 4) + self.bias.reshape(64, 1, 4)
+        # t5[batch, o1, o2, o3, o4] = t4 + bias: 256*batch elementwise
+        t5 = t4.reshape(batch, 256) + self.bias.reshape(256)
         del t4
-        # y[o1, o2, o3, batch, o4] = relu(t5): 256*batch elementwise
+        # y[batch, o1, o2, o3, o4] = relu(t5): 256*batch elementwise
         y = torch.relu(t5)
         del t5
-        return y.permute(1, 0, 2).reshape(batch, 256)
+        return y
 
     @torch.no_grad()
     def refold(self, *_):
@@ -76,10 +73,10 @@ class fc2_mpo(nn.Module):
         # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
         t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
         # t1, as calls read it: 448*D elements
-        folded_1 = t1.reshape(D, 7, 4, 4, 4).permute(4, 0, 2, 1, 3).reshape(16*D, 28)
+        folded_1 = t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D)
         self.register_buffer("folded_1", folded_1.clone(memory_format=torch.contiguous_format), persistent=False)
         # t3, as calls read it: 448*D elements
-        folded_2 = t3.reshape(4, 4, 7, 4, D).permute(1, 3, 4, 0, 2).reshape(16, 28*D)
+        folded_2 = t3.reshape(4, 4, 7, 4, D).permute(1, 3, 0, 2, 4).reshape(16, 28*D)
         self.register_buffer("folded_2", folded_2.clone(memory_format=torch.contiguous_format), persistent=False)
 
     def extra_repr(self):

@@ -54,9 +54,9 @@ class ring_tied(nn.Module):
         if x.shape[6] != 2:
             raise ValueError(f"axis 6 of x has size {x.shape[6]}, and its indices i6 have 2")
         # y[batch, o1, o2, o3, o4, o5, o6], in the order that is best here
-        if batch <= 1:
+        if not torch.compiler.is_exporting() and batch <= 1:
             y = self._y_1(x, batch)
-        elif batch <= 7:
+        elif not torch.compiler.is_exporting() and batch <= 7:
             y = self._y_2(x, batch)
         else:
             y = self._y_3(x, batch)
@@ -100,54 +100,54 @@ class ring_tied(nn.Module):
         D = self.D
         # t1[b4, i4, o4, i5, o5, b6] = g * g: 16*D**3 MAC
         t1 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t2[i6, o6, b1, b4, i4, o4, i5, o5] = t1 * g: 64*D**3 MAC
-        t2 = torch.mm(self.g.reshape(D, 4*D).t(), t1.reshape(16*D, D).t())
+        # t2[b4, i4, o4, i5, o5, i6, o6, b1] = t1 * g: 64*D**3 MAC
+        t2 = torch.mm(t1.reshape(16*D, D), self.g.reshape(D, 4*D))
         del t1
-        # t3[batch, i1, i2, i3, b1, b4, o4, o5, o6] = x * t2: 512*D**2*batch MAC
+        # t3[b4, o4, o5, o6, b1, batch, i1, i2, i3] = x * t2: 512*D**2*batch MAC
         t3 = torch.mm(
-            x.reshape(8*batch, 8),
-            t2.reshape(2, 2, D**2, 2, 2, 2, 2).permute(3, 5, 0, 2, 4, 6, 1).reshape(8, 8*D**2),
+            t2.reshape(D, 2, 2, 2, 2, 2, 2*D).permute(1, 3, 5, 0, 2, 4, 6).reshape(8, 8*D**2).t(),
+            x.reshape(8*batch, 8).t(),
         )
         del t2
-        # t4[b1, i1, o1, i2, o2, b3] = g * g: 16*D**3 MAC
-        t4 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t5[i3, o3, b4, b1, i1, o1, i2, o2] = t4 * g: 64*D**3 MAC
+        # t4[i2, b1, i1, o1, o2, b3] = g * g: 16*D**3 MAC
+        t4 = torch.bmm(self.g.reshape(4*D, D).expand(2, 4*D, D), self.g.reshape(D, 2, 2*D).permute(1, 0, 2))
+        # t5[i3, o3, b4, i2, b1, i1, o1, o2] = t4 * g: 64*D**3 MAC
         t5 = torch.mm(self.g.reshape(D, 4*D).t(), t4.reshape(16*D, D).t())
         del t4
-        # t6[batch, o1, o2, o3, o4, o5, o6] = t3 * t5: 512*D**2*batch MAC
-        t6 = torch.bmm(
-            t5.reshape(2, 2, D, D, 2, 2, 2, 2).permute(5, 7, 1, 4, 6, 0, 3, 2).reshape(8, 8*D**2).expand(batch, 8, 8*D**2),
-            t3.reshape(batch, 8*D**2, 8),
+        # t6[o3, o1, o2, batch, o4, o5, o6] = t3 * t5: 512*D**2*batch MAC
+        t6 = torch.mm(
+            t5.reshape(2, 2, D, 2, 2*D, 4).permute(2, 4, 3, 0, 1, 5).reshape(8*D**2, 8).t(),
+            t3.reshape(D, 8, D, batch, 8).permute(3, 1, 0, 2, 4).reshape(8*batch, 8*D**2).t(),
         )
         del t3, t5
-        return t6.reshape(batch, 2, 2, 2, 2, 2, 2)
+        return t6.reshape(2, 2, 2, batch, 2, 2, 2).permute(3, 1, 2, 0, 4, 5, 6)
 
     def _y_3(self, x, batch):
         """y for batch ≥ 8: (x (((g g) g) ((g g) g)))."""
         D = self.D
         # t1[b6, i6, o6, i1, o1, b2] = g * g: 16*D**3 MAC
         t1 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t2[i6, b5, i5, o5, o6, i1, o1, b2] = t1 * g: 64*D**3 MAC
-        t2 = torch.bmm(self.g.reshape(4*D, D).expand(2, 4*D, D), t1.reshape(D, 2, 8*D).permute(1, 0, 2))
+        # t2[b5, i5, o5, i6, o6, i1, o1, b2] = t1 * g: 64*D**3 MAC
+        t2 = torch.mm(self.g.reshape(4*D, D), t1.reshape(D, 16*D))
         del t1
         # t3[b2, i2, o2, i3, o3, b4] = g * g: 16*D**3 MAC
         t3 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
         # t4[i4, o4, b5, b2, i2, o2, i3, o3] = t3 * g: 64*D**3 MAC
         t4 = torch.mm(self.g.reshape(D, 4*D).t(), t3.reshape(16*D, D).t())
         del t3
-        # t5[i4, o4, i2, o2, i3, o3, i5, o5, o6, i1, o1, i6] = t2 * t4: 4096*D**2 MAC
+        # t5[i4, o4, i2, o2, i3, o3, i5, i6, i1, o1, o5, o6] = t2 * t4: 4096*D**2 MAC
         t5 = torch.bmm(
             t4.reshape(4, D**2, 16).permute(0, 2, 1),
-            t2.reshape(2, D, 32, D).permute(2, 0, 1, 3).reshape(64, D**2).t().expand(4, D**2, 64),
+            t2.reshape(D, 2, 2, 2, 2, 4, D).permute(1, 3, 5, 2, 4, 0, 6).reshape(64, D**2).t().expand(4, D**2, 64),
         )
         del t2, t4
-        # t6[batch, o1, o4, o2, o3, o5, o6] = x * t5: 4096*batch MAC
+        # t6[batch, o1, o2, o3, o4, o5, o6] = x * t5: 4096*batch MAC
         t6 = torch.mm(
             x.reshape(batch, 64),
-            t5.reshape(2, 2, 2, 2, 2, 2, 2, 4, 2, 2, 2).permute(9, 1, 3, 5, 7, 8, 2, 4, 0, 6, 10).reshape(64, 64).t(),
+            t5.reshape(2, 2, 2, 2, 2, 2, 4, 2, 2, 4).permute(7, 2, 4, 0, 6, 8, 3, 5, 1, 9).reshape(64, 64),
         )
         del t5
-        return t6.reshape(batch, 2, 2, 2, 2, 2, 2).permute(0, 1, 3, 4, 2, 5, 6)
+        return t6.reshape(batch, 2, 2, 2, 2, 2, 2)
 
     def extra_repr(self):
         return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"

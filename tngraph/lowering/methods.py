@@ -238,7 +238,7 @@ class Body:
         made = f"self.{method.name}({', '.join(given)}) for {', '.join(parts)} in {over}"
         place = line.code.arguments[0] if isinstance(line.code, Call) else 0
         yield f"# {self._comment(kernels.operations, line)}"
-        yield f"if {size} > {op.tile.size} and not torch.compiler.is_compiling():"
+        yield f"if not torch.compiler.is_compiling() and {size} > {op.tile.size}:"
         yield f"    {name} = torch.cat([{made}]{f', {place}' if place else ''})"
         yield "else:"
         yield f"    {name} = self.{method.name}({', '.join(method.arguments)})"
@@ -274,9 +274,14 @@ class Body:
         for k in range(len(variants)):
             method = self.methods[block.equation, block.term, k]
             is_last = k == len(variants) - 1
-            yield "else:" if is_last else f"{'elif' if k else 'if'} {self._condition(variants, k)}:"
+            yield "else:" if is_last else f"{'elif' if k else 'if'} {self._tested(variants, k)}:"
             call = f"self.{method.name}({', '.join(method.arguments)})"
             yield f"    {self.names.values[op.name]} = {call}"
+
+    def _tested(self, variants: Sequence[Sequence[int]], k: int) -> str:
+        """The condition of a variant, which no graph is exported under: the last one is for all sizes then."""
+        condition = self._condition(variants, k)
+        return f"not torch.compiler.is_exporting() and {f'({condition})' if ' or ' in condition else condition}"
 
     def _condition(self, variants: Sequence[Sequence[int]], k: int) -> str:
         """When the regimes of the k-th variant run, given that those of the variants before it do not."""

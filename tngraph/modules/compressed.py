@@ -20,6 +20,7 @@ from tngraph.modules.compiling import compile
 from tngraph.modules.layer import Layer
 from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
+from tngraph.planning.machine import Work
 from tngraph.planning.search import Search
 from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.plans.plans import Plan
@@ -150,7 +151,7 @@ class Compressed(nn.Module):
             counts,
             params=counts.params + self.bias.numel(),
             elementwise=counts.elementwise + kept,
-            cost=counts.cost + kept,
+            cost=counts.cost + self.plan.goal.rate(Work(kept, kept, self.bias.numel(), kept, 0, 0)),
             largest=max(counts.largest, kept),
         )
 

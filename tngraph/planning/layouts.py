@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -25,11 +26,13 @@ from tngraph.language.sizes import evaluate_size
 from tngraph.planning.machine import Machine
 from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, common_run, leg_size
 
-MOST_ORDERS = 12
-"""The orders of one value that are kept, in a tree of few steps."""
-MOST_KEPT = 72
-"""The orders of all values together that are kept, but for `LEAST_ORDERS` of each."""
-LEAST_ORDERS = 3
+MOST_ORDERS = 8
+"""The orders of one value that are kept."""
+MOST_KEPT = 48
+"""The orders of all values of a tree that are kept, but for `LEAST_ORDERS` of each."""
+LEAST_ORDERS = 2
+MOST_PAIRS = 16
+"""The pairs of orders of two operands that are joined, those of the least time together."""
 _LAID_OUT = {"contract", "mul", "sum"}
 """The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
 
@@ -195,7 +198,8 @@ class _Program:
 
     def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
         first, second = (self.nodes[o] for o in operands)
-        ways = [way for a in first for b in second for way in _ways(a, b, kept, self.sizes, self.rank)]
+        pairs = sorted(product(first, second), key=lambda pair: first[pair[0]].seconds + second[pair[1]].seconds)
+        ways = [way for a, b in pairs[:MOST_PAIRS] for way in _ways(a, b, kept, self.sizes, self.rank)]
         before = np.array([first[way.operands[0]].seconds + second[way.operands[1]].seconds for way in ways])
         seconds = before + self._time(ways, operands)
         if self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1 and self.run.is_output:
@@ -298,7 +302,8 @@ def _cuts(
         yield before, behind, NOT_COPIED
     for order in turned:
         copied = _arranged(spine, (), order, summed, sizes)
-        yield from ((order[:cut], order[cut:], copied) for cut in range(len(order) or 1))
+        cuts = sorted({0, 1, len(order) - 1}) if len(order) > 1 else (0,)
+        yield from ((order[:cut], order[cut:], copied) for cut in cuts)
 
 
 def _turned(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:

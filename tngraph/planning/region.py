@@ -94,6 +94,11 @@ class ContractionTree:
     forms: tuple[Form, ...] = ()
     tile: Tile | None = None
 
+    @property
+    def way(self) -> tuple[object, ...]:
+        """All that decides what runs."""
+        return self.steps, self.forms, self.tile
+
     def legs_of(self, value: int) -> tuple[Leg, ...]:
         """The legs of a value in no order."""
         count = len(self.region.accesses)

@@ -416,7 +416,7 @@ class Plan:
             for block in (block for block in regime.schedule.blocks if block.kind == "branch"):
                 stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
                 trees = found.setdefault((block.equation, block.term), {})
-                trees.setdefault(stage.trees[block.term].steps, []).append(number)
+                trees.setdefault(stage.trees[block.term].way, []).append(number)
         return {key: tuple(map(tuple, trees.values())) for key, trees in found.items()}
 
     def values(self, /, **sizes: int) -> dict[str, int]:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tngraph.language.network import Access, Index, Network, Read
+from tngraph.language.sizes import evaluate_size
 from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
-from tngraph.planning.regimes import Range, has_sizes
+from tngraph.planning.regimes import Piece, Range, has_sizes
 from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs
 from tngraph.planning.search import search_tree
 from tngraph.plans.assembly import Cleaned, assemble_plan
+from tngraph.plans.cache import cache_key, find_cached
 from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.table import draw_stages
 from tngraph.plans.tasks import Slot, Task
@@ -118,10 +120,13 @@ class TimedSearch:
         """The tree of a slot that is the best at some sizes, laid out for them; a large one is searched for once."""
         is_large = len(slot.region.accesses) > MOST_LEAVES
         searched = self.task.numbers if is_large else numbers
-        topology = Topology(slot.region, searched, replace(slot.pricing, rate=rate))
+        pricing, search = replace(slot.pricing, rate=rate), self.task.search
+        topology = Topology(slot.region, searched, pricing)
         key = slot, rate, tuple(topology.sizes)
         if key not in self._trees:
-            self._trees[key] = replace(search_tree(topology, self.task.search), is_proven=False)
+            known = cache_key(slot.region, pricing, search, lambda size: evaluate_size(size, searched))
+            (piece,) = find_cached(topology, known, lambda: [Piece(1, None, search_tree(topology, search))])
+            self._trees[key] = replace(piece.tree, is_proven=False)
         return self.lay_out(slot, self._trees[key], numbers)
 
     def lay_out(self, slot: Slot, tree: ContractionTree, numbers: dict[str, int]) -> ContractionTree:

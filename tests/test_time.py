@@ -1,0 +1,289 @@
+"""Plans for time: axis orders, parts and what is measured, each beside an independent count or a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+import tngraph as tg
+from tngraph.cli import app
+from tngraph.modules import tuning
+from tngraph.modules.calibration import describe_device
+from tngraph.modules.tuning import tune
+from tngraph.planning import layouts
+from tngraph.planning.layouts import Run, lay_out
+from tngraph.planning.machine import Machine
+from tngraph.planning.region import ContractionTree, Tile
+from tngraph.plans.pipeline import timed_search
+from tngraph.plans.plans import Plan
+from tngraph.plans.timed import SAMPLED
+
+FC2 = "examples/specs/fc2_mpo.tn"
+NTT = "examples/specs/fc_ntt.tn"
+CHAIN = """network chain {
+  size batch
+  size R = 3
+  input x[batch, (i1:4, i2:5, i3:2)]
+  param a[i1, o1:3, r1:R]
+  param b[r1, i2, o2:4, r2:R]
+  param c[r2, i3, o3:5]
+  y[batch, o1, o2, o3] = x * a * b * c
+  output y[batch, (o1, o2, o3)]
+}"""
+COPYING = "network n { size m; input x[i:m, j:3, k:4, l:2]; param w[j, l, o:2]; y[i, k, o] = x * w; output y[i, k, o] }"
+SMALL_CACHE = Machine(cache=2e3, elements_per_second=1e8, reused=4e3, fresh_per_second=1e8, seconds_per_product=1e-7)
+"""A machine on which parts pay for small layers."""
+
+
+def in_parts(plan: Plan, size: int) -> Plan:
+    """The plan with every region that depends on the batch in parts."""
+    (regime,) = plan.regimes
+    stages = []
+    for stage in regime.stages:
+        batch = next(index for index in stage.equation.legs if index.name == "batch")
+        trees = [replace(t, tile=Tile(batch, size)) if batch in t.region.legs and t.steps else t for t in stage.trees]
+        stages.append(replace(stage, trees=tuple(trees)))
+    return Plan((replace(regime, stages=tuple(stages)),))
+
+
+@pytest.mark.parametrize("mode", ["infer", "train", "serve"])
+@pytest.mark.parametrize("spec", [FC2, NTT])
+@pytest.mark.parametrize("batch", [3, 4, 5, 8, 11, 13])
+def test_parts_compute_and_hold_what_the_plan_says(spec: str, mode: str, batch: int):
+    """Fewer rows than a part, one full part, a row more, several full parts, and a last one of any size."""
+    plan = in_parts(tg.plan(tg.load(spec), {"batch": 8}, mode=mode), 4)
+    layer = tg.compile(plan)
+    assert layer.verify(sizes={"batch": batch}).is_equal
+    assert ".split(4)" in layer.source
+
+
+def test_the_bytes_of_parts_are_formulas_beyond_the_size_of_a_part():
+    regime = in_parts(tg.plan(tg.parse(CHAIN), {"batch": 8}, mode="train"), 4).regimes[0]
+    for batch in (6, 7, 8, 10, 12, 15, 28, 30):
+        numbers = {"batch": batch, "R": 3}
+        memory = regime.memory(numbers)
+        assert int(regime.peak.xreplace({s: numbers[s.name] for s in regime.peak.free_symbols})) == memory.peak
+        assert int(regime.saved.xreplace({s: numbers[s.name] for s in regime.saved.free_symbols})) == memory.saved
+        assert int(regime.moves.xreplace({s: numbers[s.name] for s in regime.moves.free_symbols})) == memory.moves
+
+
+def test_what_parts_share_is_laid_out_once():
+    source = tg.emit(in_parts(tg.plan(tg.parse(CHAIN), {"batch": 64}, order="((x a) b) c"), 16))
+    forward, part = source.split("def _y_part")
+    assert ".permute" in forward.split("torch.cat")[0].split("batch = x.shape[0]")[1] or "self.b.permute" not in part
+    assert "self.b.permute" not in part
+
+
+def test_a_traced_layer_has_no_parts():
+    layer = tg.compile(in_parts(tg.plan(tg.parse(CHAIN), {"batch": 8}), 4))
+    x = torch.randn(11, 40)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=False).module()
+    for rows in (2, 7, 32):
+        y = torch.randn(rows, 40)
+        torch.testing.assert_close(exported(y), layer(y))
+
+
+def test_parts_work_under_vmap_and_have_second_derivatives():
+    layer = tg.compile(in_parts(tg.plan(tg.parse(CHAIN), {"batch": 8}), 2)).double()
+    x = torch.randn(3, 5, 40, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+    assert torch.autograd.gradgradcheck(layer, (x[0],), fast_mode=True)
+
+
+class Copies(TorchDispatchMode):
+    """Adds up the bytes of the clones of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.clone.default:
+            self.bytes += result.untyped_storage().nbytes()
+        return result
+
+
+@pytest.mark.parametrize("spec", [*map(str, sorted(Path("examples/specs").glob("*.tn"))), CHAIN, COPYING])
+@pytest.mark.parametrize("mode", ["infer", "serve"])
+def test_moves_are_what_a_run_copies(spec: str, mode: str):
+    network = tg.load(spec) if spec.endswith(".tn") else tg.parse(spec)
+    plan = tg.plan(network, dict.fromkeys(network.runtime_sizes(), 16), mode=mode)
+    layer, copies = tg.compile(plan), Copies()
+    runtime = dict.fromkeys(network.runtime_sizes(), 16)
+    numbers = {name: value for name, value in plan.values().items() if name not in runtime}
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuning.random_inputs(network, tuning.compile_time_sizes(network, {}), generator, runtime)
+    with torch.no_grad(), copies:
+        layer(*(x.float() for x in inputs))
+    assert copies.bytes == plan.regimes[0].memory({**numbers, **plan.values()}).moves
+
+
+def every_way(tree: ContractionTree, run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
+    """The least time of all choices of a kernel for every step, one after the other and none left out."""
+    program = layouts._Program(tree, run)
+    least = float("inf")
+
+    def go_on(number: int) -> None:
+        nonlocal least
+        if number == len(tree.steps):
+            least = min(least, *(best.seconds for best in program.nodes[-1].values()))
+            return
+        program.add(number)
+        made = program.nodes.pop()
+        for order, best in made.items():
+            program.nodes.append({order: best})
+            go_on(number + 1)
+            program.nodes.pop()
+        program.leaves.pop()
+
+    for name in ("MOST_ORDERS", "MOST_KEPT"):
+        monkeypatch.setattr(layouts, name, 10**9)
+    go_on(0)
+    return least
+
+
+@pytest.mark.parametrize(("batch", "trained"), [*product((1, 64), (0, 15))])
+def test_the_orders_of_axes_are_the_best_of_all(batch: int, trained: int, monkeypatch: pytest.MonkeyPatch):
+    tree = replace(tg.plan(tg.parse(CHAIN), {"batch": batch}, order="((x a) b) c").regimes[0].trees[0], forms=())
+    run = Run({"batch": batch, "R": 3}, Machine(), trained)
+    program = layouts._Program(tree, run)
+    for number in range(len(tree.steps)):
+        program.add(number)
+    found = min(best.seconds for best in program.nodes[-1].values())
+    assert found == pytest.approx(every_way(tree, run, monkeypatch), rel=1e-9)
+    assert lay_out(tree, run).forms == program.forms()
+
+
+def test_a_chain_needs_no_copy_of_a_large_value():
+    """The axes of every intermediate are chosen so that the next product takes it as it lies."""
+    plan = tg.plan(tg.load(FC2), {"batch": 64}, order="(((x w1) w2) w3) w4")
+    intermediate = plan.at().largest * 4
+    assert plan.regimes[0].memory(plan.values()).moves < intermediate
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_the_fastest_candidate_runs_at_every_size_compared(mode: str):
+    finder = timed_search(tg.load(FC2), machine=SMALL_CACHE, mode=mode)
+    plan = tg.plan(tg.load(FC2), mode=mode, minimize=SMALL_CACHE)
+    for value in SAMPLED:
+        best = finder.candidates(batch=value)[0].seconds
+        regime = plan.regime(batch=value)
+        leaving = 3 * SMALL_CACHE.seconds_per_kernel  # a method's result is given an axis per leg
+        assert regime.seconds(plan.values(batch=value)) <= best / 0.97 + leaving
+    assert any(tree.tile for regime in plan.regimes for tree in regime.trees)
+    for before, after in zip(plan.regimes, plan.regimes[1:], strict=False):
+        numbers = plan.values(batch=after.low)
+        assert after.seconds(numbers) < before.seconds(numbers)
+
+
+def test_every_regime_of_a_plan_for_time_is_verified():
+    assert tg.compile(tg.plan(tg.load(FC2), minimize=SMALL_CACHE, mode="train")).verify(sizes={"batch": 37}).is_equal
+
+
+def test_a_plan_with_forms_and_parts_is_read_as_it_was_saved(tmp_path: Path):
+    plan = tg.plan(tg.load(FC2), minimize=SMALL_CACHE)
+    plan.save(tmp_path / "plan.json")
+    loaded = tg.load_plan(tmp_path / "plan.json")
+    assert loaded == plan
+    assert tg.emit(loaded) == tg.emit(plan)
+
+
+def forms_of(fields: dict[str, Any]) -> list[dict[str, list[str]]]:
+    (tree,) = [tree for tree in fields["regimes"][-1]["trees"]["y"] if tree["forms"]]
+    return tree["forms"]
+
+
+WRONG = {
+    "a leg of nothing": (lambda f: forms_of(f)[0]["rows"].append("nothing"), "which its operands do not have"),
+    "a leg less": (lambda f: forms_of(f)[-1]["rows"].clear(), "where its step has"),
+    "rows and columns of one operand": (
+        lambda f: forms_of(f)[-1].update(rows=forms_of(f)[-1]["rows"] + forms_of(f)[-1]["columns"], columns=[]),
+        "is no matrix product",
+    ),
+    "no order of what is summed": (lambda f: forms_of(f)[0].update(summed=[]), "is no matrix product"),
+    "a form less": (lambda f: forms_of(f).pop(), "forms for"),
+    "parts of a weight": (
+        lambda f: [t.update(tile={"index": "o1", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        "cannot be taken of all",
+    ),
+    "parts of nothing": (
+        lambda f: [t.update(tile={"index": "zz", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        "cannot be cut there",
+    ),
+    "a part of no rows": (
+        lambda f: [t.update(tile={"index": "batch", "size": 0}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        "not a positive integer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_with_other_forms_or_parts_is_refused(name: str, tmp_path: Path):
+    edit, complaint = WRONG[name]
+    place = tmp_path / "plan.json"
+    tg.plan(tg.load(FC2)).save(place)
+    fields = json.loads(place.read_text())
+    edit(fields)
+    place.write_text(json.dumps(fields))
+    with pytest.raises(tg.PlanError, match=complaint):
+        tg.load_plan(place)
+
+
+def test_tuning_keeps_the_fastest_that_was_measured(tmp_path: Path):
+    network = tg.load(FC2)
+    found = tune(network, inputs=[(torch.randn(b, 784),) for b in (64, 2)], machine=SMALL_CACHE)
+    sizes = [trial.sizes for trial in found.trials]
+    assert set(sizes) == {(("batch", 2),), (("batch", 64),)}
+    for at, kept in zip(sorted(set(sizes)), found.plan.measured, strict=True):
+        assert kept.seconds == min(trial.seconds for trial in found.trials if trial.sizes == at)
+        assert kept.device == describe_device("cpu")
+    assert found.plan.regimes[0].high in (None, 11)  # the middle of 2 and 64 on a log scale
+    assert str(found).count("kept") == 2
+    found.plan.save(tmp_path / "tuned.json")
+    assert tg.load_plan(tmp_path / "tuned.json").measured == found.plan.measured
+
+
+@pytest.mark.parametrize("mode", ["infer", "train", "serve"])
+def test_a_layer_compiled_for_a_call_runs_it(mode: str):
+    x = torch.randn(9, 784)
+    layer = tg.compile(tg.load(FC2), mode=mode, tune=x)
+    assert layer.plan.goal.mode == mode
+    assert [dict(each.sizes) for each in layer.plan.measured] == [{"batch": 9}]
+    assert layer.verify(sizes={"batch": 9}).is_equal
+    several = tg.compile(tg.load(FC2), mode=mode, tune=[x, torch.randn(100, 784)])
+    assert len(several.plan.measured) == 2
+
+
+def test_a_plan_is_not_tuned_and_nothing_to_tune_for_is_an_error():
+    with pytest.raises(tg.PlanError, match="a plan has been made"):
+        tg.compile(tg.plan(tg.load(FC2)), tune=torch.randn(1, 784))
+    with pytest.raises(tg.PlanError, match="nothing to tune for"):
+        tune(tg.load(FC2))
+
+
+def test_the_command_tunes_shows_and_saves(tmp_path: Path):
+    place = tmp_path / "tuned.json"
+    result = CliRunner().invoke(app, ["tune", FC2, "--batch", "1, 16", "--save", str(place)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("at ")
+    assert result.stdout.count("kept") == 2
+    assert len(tg.load_plan(place).measured) == 2
+
+
+@pytest.mark.parametrize("batches", ["0", "1,,2", "x", "-1"])
+def test_wrong_batches_are_errors_of_the_command_line(batches: str):
+    result = CliRunner().invoke(app, ["tune", FC2, "--batch", batches])
+    assert result.exit_code == 2
+    assert "positive integers" in result.stderr
