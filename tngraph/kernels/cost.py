@@ -40,6 +40,7 @@ class Counts:
         largest: the largest value a step writes [elements].
         peak: the most that a call without gradients holds at once, inputs and params not counted [bytes].
         saved: what autograd keeps of a call with gradients as the goal says, params and inputs not counted [bytes].
+        moves: what a call copies into another order [bytes].
         folded: buffers computed before the first call, in ``serve`` [bytes].
         cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
     """
@@ -52,6 +53,7 @@ class Counts:
     largest: int
     peak: int
     saved: int
+    moves: int
     folded: int
     cost: Price
 

@@ -48,14 +48,12 @@ class Run(NamedTuple):
         machine: on which it runs.
         trained: the leaves that a gradient flows to, as bits.
         fixed: the leaves that are arranged before the first call, or once for all tiles, as bits.
-        is_output: whether the result is put out, in the order of the region's legs.
     """
 
     numbers: Mapping[str, int]
     machine: Machine
     trained: int = 0
     fixed: int = 0
-    is_output: bool = True
 
 
 def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
@@ -202,7 +200,7 @@ class _Program:
         ways = [way for a, b in pairs[:MOST_PAIRS] for way in _ways(a, b, kept, self.sizes, self.rank)]
         before = np.array([first[way.operands[0]].seconds + second[way.operands[1]].seconds for way in ways])
         seconds = before + self._time(ways, operands)
-        if self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1 and self.run.is_output:
+        if self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1:
             seconds = seconds + self._put_out(ways)
         found: dict[Order, _Best] = {}
         for way, total in zip(ways, seconds.tolist(), strict=True):

@@ -237,7 +237,7 @@ class Regime:
         """The counts at these numbers of all sizes."""
         known = {name: evaluate_count(getattr(self, name), numbers) for name in COUNTS}
         memory = self.memory(numbers)
-        return Counts(**known, peak=memory.peak, saved=memory.saved, cost=self.price(numbers))
+        return Counts(**known, peak=memory.peak, saved=memory.saved, moves=memory.moves, cost=self.price(numbers))
 
     def alone(self, numbers: Mapping[str, int]) -> Plan:
         """This regime as a plan of its own, for all sizes; these numbers are what its counts are shown at."""

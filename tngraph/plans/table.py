@@ -125,6 +125,11 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     if plan.dense is not None:
         ratio = evaluate_count(plan.dense.params, numbers) / max(1, evaluate_count(plan.params, numbers))
         yield f"  compression  {ratio:.1f} dense entries per param"
+    if isinstance(plan.goal.rate, Machine):
+        yield f"  time         {regime.seconds(numbers):.3g} [s], by the model of the machine"
+    for each in plan.measured:
+        where = ", ".join(f"{name} = {value}" for name, value in each.sizes)
+        yield f"  measured     {each.seconds:.3g} [s] {f'at {where} ' if where else ''}on {each.device}, {each.dtype}"
     yield f"  order        {_describe_proof(plan, regime)}"
     if plan.unpinned is not None:
         yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
@@ -181,7 +186,7 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
 def count_rows(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[tuple[str, sympy.Expr, int, str]]:
     """The totals of a regime: label, formula, what it is at these numbers, unit."""
     memory = regime.memory(numbers)
-    exact = {"peak": memory.peak, "saved": memory.saved}
+    exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
     for label, expr, unit in _counts(plan, regime):
         yield label, expr, exact.get(label, evaluate_count(expr, numbers)), unit
 
@@ -198,6 +203,7 @@ def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]
     yield "largest", regime.largest, "elements"
     yield "peak", regime.peak, "bytes"
     yield "saved", regime.saved, "bytes"
+    yield "moves", regime.moves, "bytes"
     if plan.goal.mode == "serve":
         yield "folded", plan.folded, "bytes"
 

@@ -51,6 +51,7 @@ def plan_record(plan: Plan, /, **sizes: int) -> Record:
         **_count(plan_totals(plan, regime), numbers),
         "peak_bytes": memory.peak,
         "saved_bytes": memory.saved,
+        "moves_bytes": memory.moves,
         "region_count": len(regime.trees),
         "proven_region_count": sum(tree.is_proven for tree in regime.trees),
         "free_sizes": list(plan.free),
@@ -79,6 +80,7 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
         "largest_elements": regime.largest,
         "peak_bytes": regime.peak,
         "saved_bytes": regime.saved,
+        "moves_bytes": regime.moves,
         **({"folded_bytes": plan.folded} if plan.goal.mode == "serve" else {}),
         "cost_operations": regime.cost,
     }
