@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from tngraph.modules.calibration import name_dtype, waiting
+
 Call = Callable[[], object]
 SECONDS_PER_TURN = 0.005
 MOST_ROUNDS = 61
@@ -51,12 +53,7 @@ class Clock:
     """Wall-clock seconds of calls on a device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def synchronise(self) -> None:
-        """Wait for what a device has been given to do."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.device, self.synchronise = device, waiting(device)
 
     def time(self, call: Call, repeats: int = 1) -> float:
         """Mean seconds of so many calls; of several, after one that is not counted."""
@@ -206,7 +203,7 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
         "cores": len(_cores()),
         "threads": torch.get_num_threads(),
         "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_dtype(dtype),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

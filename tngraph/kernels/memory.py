@@ -211,19 +211,23 @@ class _Trace:
                 inside = [each for each in lines[k:] if each.number <= block.last]
                 self.run_tiles(block, inside)
                 line, k = inside[-1], k + len(inside)
-                dropped = [number for number in line.dropped if number < block.first]
+                self._drop(number for number in line.dropped if number < block.first)
             else:
                 self._run_line(line)
-                dropped, k = [*line.dropped], k + 1
-            for number in dropped:
-                self.release(self.values.pop(self.kernels.operations[number].name))
+                self._drop(line.dropped)
+                k += 1
             if self.block is not None and line.number == self.block.last:
                 self.leave()
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        """Let go of the values of some operations."""
+        for number in numbers:
+            self.release(self.values.pop(self.kernels.operations[number].name))
 
     def _run_line(self, line: Kernel) -> None:
         self.number = line.number
         if line.number in self.starts:
-            self.enter(self.kernels, self.starts[line.number])
+            self.enter(self.starts[line.number])
         self.bind(self.kernels.operations[line.number].name, self.evaluate(line.code))
 
     def run_tiles(self, block: Block, lines: Sequence[Kernel]) -> None:
@@ -283,16 +287,10 @@ class _Trace:
                 cut = Layout((*sizes[:axis], part.rows, *sizes[axis + 1 :]), values[variable.name].layout.strides)
                 self.values[variable.name] = replace(values[variable.name], layout=cut)
         self.made = set()
-        for line in lines[:-1]:
-            self._run_line(line)
-            for number in line.dropped:
-                self.release(self.values.pop(self.kernels.operations[number].name))
+        self.run(lines[:-1])
         self.number = lines[-1].number
         result = self.evaluate(lines[-1].code)
-        inside = [self.kernels.operations[line.number].name for line in lines[:-1]]
-        for name in inside:
-            if name in self.values and name not in values:
-                self.release(self.values.pop(name))
+        self._drop(number for number in lines[-1].dropped if number >= block.first)
         self.part, self.numbers, self._known = None, numbers, known
         if self.clock is not None:
             self.clock.times = 1
@@ -306,11 +304,11 @@ class _Trace:
         if before is not None:
             self.release(before)
 
-    def enter(self, kernels: Kernels, block: Block) -> None:
+    def enter(self, block: Block) -> None:
         """Call the method of a block; what slices add up to is there before the first."""
         self.block, self.made = block, set()
-        self.given = tuple(self.values[name] for name in sorted(kernels.given(block)))
-        whole = kernels.operations[block.last]
+        self.given = tuple(self.values[name] for name in sorted(self.kernels.given(block)))
+        whole = self.kernels.operations[block.last]
         self.loops = tuple(index.size for index in whole.loops)
         if self.clock is not None:
             self.clock.times = prod(self._sizes(self.loops))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import indent, shorten
-from types import MappingProxyType
 from typing import NamedTuple
 
 import sympy
@@ -69,15 +68,13 @@ class Body:
             for k, numbers in enumerate(variants):
                 regime = self.plan.regimes[numbers[0]]
                 block = next(b for b in regime.schedule.blocks if b.kind == "branch" and (b.equation, b.term) == key)
-                for inner in regime.schedule.blocks:
-                    if _is_inside(inner, block):
-                        found[*key, k, inner.kind, inner.first] = self._part(regime, inner, f"_{k + 1}_part")
-                doc = f"{block.equation}{self._describe(numbers)}: {self._drawing(regime, block)}"
                 inside = {
-                    inner.first: found[*key, k, inner.kind, inner.first]
+                    inner.first: self._part(regime, inner, f"_{k + 1}_part")
                     for inner in regime.schedule.blocks
                     if _is_inside(inner, block)
                 }
+                found.update({(*key, k, first): part for first, part in inside.items()})
+                doc = f"{block.equation}{self._describe(numbers)}: {self._drawing(regime, block)}"
                 found[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc, inside)
         regime = self.plan.regimes[0]
         for block in regime.schedule.blocks:
@@ -109,12 +106,12 @@ class Body:
         return shorten(draw_tree(stage.trees[block.term]), LONGEST_DOC, placeholder=" …")
 
     def _method(
-        self, regime: Regime, block: Block, stem: str, doc: str, methods: Mapping[int, Method] = MappingProxyType({})
+        self, regime: Regime, block: Block, stem: str, doc: str, methods: Mapping[int, Method] | None = None
     ) -> Method:
         """The lines of a block as a method, which returns the value of the last."""
         lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
         inner = [other for other in regime.kernels.blocks if _is_inside(other, block)]
-        code = list(self._run(regime.kernels, lines[:-1], inner, methods))
+        code = list(self._run(regime.kernels, lines[:-1], inner, methods or {}))
         last = lines[-1]
         if block.kind == "recompute":
             code.append(f"# {self._comment(regime.operations, last)}")

@@ -358,7 +358,7 @@ def _make_operands(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Te
     return x.uniform_(-1, 1, generator=generator), y.uniform_(-1, 1, generator=generator)
 
 
-def _waiting(device: torch.device) -> Callable[[], None]:
+def waiting(device: torch.device) -> Callable[[], None]:
     """What waits for the kernels of a device; those of a processor are over when their call is."""
     return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
 
@@ -367,7 +367,7 @@ def _take_first_turns(
     kernels: Sequence[Kernel], operands: tuple[Tensor, Tensor], seconds: float, end: float
 ) -> Iterator[_Turns]:
     """The kernels that are worth their time, as the ones before tell, with a turn each."""
-    wait = _waiting(operands[0].device)
+    wait = waiting(operands[0].device)
     ratios = [1.0]
     for kernel in kernels:
         expected = float(predict(Machine(), [kernel])[0])

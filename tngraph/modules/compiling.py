@@ -56,9 +56,9 @@ def compile(
             raise PlanError("a plan has been made, and is not tuned\n  give the network it was made for")
         return build(network, sizes, device, dtype)
     if tune is None:
-        itemsize = (dtype or torch.get_default_dtype()).itemsize
-        objective = machine_for(device or "cpu", dtype or torch.get_default_dtype()) if minimize == "time" else minimize
-        plan = plan_network(network, sizes, mode=mode, minimize=objective, itemsize=itemsize, search=search)
+        numbers = dtype or torch.get_default_dtype()
+        objective = machine_for(device or "cpu", numbers) if minimize == "time" else minimize
+        plan = plan_network(network, sizes, mode=mode, minimize=objective, itemsize=numbers.itemsize, search=search)
     else:
         calls = _calls(tune, len(network.inputs))
         plan = tune_network(network, sizes, calls, mode=mode, search=search, device=device, dtype=dtype).plan

@@ -17,7 +17,7 @@ import torch
 from tngraph.errors import PlanError
 from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
-from tngraph.modules.calibration import describe_device, machine_for, name_dtype
+from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
 from tngraph.modules.layer import Layer, layer_class
 from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
@@ -172,17 +172,14 @@ class _Runner:
 
     def _time(self, call: Callable[[], object], count: int) -> float:
         """Mean seconds of so many calls, after one that is not counted."""
+        wait = waiting(self.device)
         call()
-        self._wait()
+        wait()
         began = time.perf_counter()
         for _ in range(count):
             call()
-        self._wait()
+        wait()
         return (time.perf_counter() - began) / count
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def settle_memory(device: torch.device) -> None:

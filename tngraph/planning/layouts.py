@@ -47,7 +47,7 @@ class Run(NamedTuple):
         numbers: an integer for every named size.
         machine: on which it runs.
         trained: the leaves that a gradient flows to, as bits.
-        fixed: the leaves that are arranged before the first call, or once for all tiles, as bits.
+        fixed: the leaves that are arranged before the first call, as bits.
     """
 
     numbers: Mapping[str, int]
@@ -185,7 +185,7 @@ class _Program:
         found: dict[Order, _Best] = {}
         for first, a in self.nodes[operands[0]].items():
             for second, b in self.nodes[operands[1]].items():
-                large, small = sorted((first, second), key=lambda order: -self.size(order))
+                large, small = sorted((first, second), key=lambda order: -self.sizes.of(order))
                 extra = tuple(leg for leg in small if leg not in large)
                 for cut in range(len(large) + 1) if extra else (0,):
                     order = (*large[:cut], *extra, *large[cut:])
@@ -232,15 +232,11 @@ class _Program:
 
     def _put_out(self, ways: Sequence[_Way]) -> np.ndarray:
         """The seconds of the copies into the order of the result."""
-        wanted = tuple(self.number[leg] for leg in self.tree.region.legs if leg in self.number)
+        wanted = tuple(self.rank)
         passes = 1 + bool(self.leaves[-1] & self.run.trained)
-        copied = np.array([0 if way.order == wanted else self.size(way.order) for way in ways], dtype=np.float64)
+        copied = np.array([0 if way.order == wanted else self.sizes.of(way.order) for way in ways], dtype=np.float64)
         run = np.array([common_run(way.order, wanted, self.sizes.__getitem__) for way in ways], dtype=np.float64)
         return np.asarray(passes * np.where(copied > 0, self.run.machine.copy(copied, run), 0))
-
-    def size(self, order: Order) -> int:
-        """The elements of a value."""
-        return self.sizes.of(order)
 
     def forms(self) -> tuple[Form, ...]:
         """The forms of the fastest way to the result."""

@@ -153,6 +153,11 @@ class Goal:
     most_folded: int | None = None
 
     @property
+    def machine(self) -> Machine:
+        """Whose time plans go by: that of the objective, or else the one built in."""
+        return self.rate if isinstance(self.rate, Machine) else Machine()
+
+    @property
     def is_bounded(self) -> bool:
         """Whether memory decides what is planned; in ``serve`` a limit decides what is folded."""
         is_limited = self.mode != "serve" and (self.memory_limit is not None or self.minimize == "memory")

@@ -14,10 +14,10 @@ from tngraph.planning.region import ContractionTree, Topology
 from tngraph.planning.search import find_order
 from tngraph.planning.slicing import slice_tree, tree_order
 from tngraph.planning.trees import Order, build_tree, order_cost
-from tngraph.plans.assembly import assemble_plan, clean_equations
+from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.fronts import FrontSearch
 from tngraph.plans.plans import Plan, Regime
-from tngraph.plans.tasks import Slot, Task, find_tree, slots_of
+from tngraph.plans.tasks import Slot, Task, clean_slots, find_tree
 
 
 def plan_within(task: Task, merged: Network, most: int) -> Plan:
@@ -57,8 +57,7 @@ def check_given(task: Task) -> None:
 
 def front_search(task: Task, merged: Network) -> FrontSearch:
     """How the trees of a network are found, cut and put together."""
-    cleaned = clean_equations(merged, merged.equations)
-    slots = [slot for each in slots_of(task, merged, cleaned) for slot in each]
+    cleaned, slots = clean_slots(task, merged)
 
     def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
         trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]

@@ -23,12 +23,12 @@ from tngraph.planning.regimes import Piece, Range, Solver, find_pieces, has_size
 from tngraph.planning.region import ContractionTree, Topology
 from tngraph.planning.rewrites import drop_unused, merge_chains
 from tngraph.planning.search import Search
-from tngraph.plans.assembly import assemble_plan, clean_equations
+from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.bounded import check_given, front_search, plan_within
 from tngraph.plans.cache import cache_key, find_cached
 from tngraph.plans.fronts import Front, find_front
 from tngraph.plans.plans import Plan
-from tngraph.plans.tasks import Slot, Task, find_tree, merge_where_cheaper, slots_of
+from tngraph.plans.tasks import Slot, Task, clean_slots, find_tree, merge_where_cheaper
 from tngraph.plans.timed import TimedSearch, find_timed, lay_out_all
 
 GRID = (1, 32, 1024)
@@ -137,13 +137,7 @@ def timed_search(
     """
     goal = make_goal(_check_network(network), mode, machine, itemsize=itemsize)
     task = _make_task(network, sizes, goal, search)
-    return _timed_search(task, merge_where_cheaper(task, merge_chains(drop_unused(network))), machine)
-
-
-def _timed_search(task: Task, merged: Network, machine: Machine) -> TimedSearch:
-    cleaned = clean_equations(merged, merged.equations)
-    slots = [slot for each in slots_of(task, merged, cleaned) for slot in each]
-    return TimedSearch(task, merged, cleaned, slots, machine)
+    return TimedSearch(task, merge_where_cheaper(task, merge_chains(drop_unused(network))))
 
 
 def _plan(task: Task, chained: Network) -> Plan:
@@ -251,10 +245,9 @@ def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | 
 def _find_regimes(task: Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
     if isinstance(task.goal.rate, Machine) and not task.pins:
-        timed = _timed_search(task, merged, task.goal.rate)
+        timed = TimedSearch(task, merged)
         return timed.plan(find_timed(timed))
-    cleaned = clean_equations(merged, merged.equations)
-    slots = [slot for each in slots_of(task, merged, cleaned) for slot in each]
+    cleaned, slots = clean_slots(task, merged)
     is_additive = isinstance(task.goal.rate, Weighted)
     found: list[Range]
     if len(task.free) == 1:

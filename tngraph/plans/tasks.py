@@ -124,6 +124,12 @@ def slots_of(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterato
         ]
 
 
+def clean_slots(task: Task, merged: Network) -> tuple[tuple[Cleaned, ...], list[Slot]]:
+    """The equations of a merged network with their terms as regions, and the slots of all regions in order."""
+    cleaned = clean_equations(merged, merged.equations)
+    return cleaned, [slot for each in slots_of(task, merged, cleaned) for slot in each]
+
+
 def _pricing(goal: Goal, region: Region, trained: Container[str], varying: Varying) -> Pricing:
     bits = [(1 << k, access) for k, access in enumerate(region.accesses)]
     grads = sum(bit for bit, access in bits if goal.mode == "train" and access.source in trained)

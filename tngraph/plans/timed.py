@@ -15,16 +15,15 @@ from tngraph.language.network import Access, Index, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.layouts import Run, lay_out
-from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
 from tngraph.planning.regimes import Piece, Range, has_sizes
 from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs
 from tngraph.planning.search import search_tree
-from tngraph.plans.assembly import Cleaned, assemble_plan
+from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.cache import cache_key, find_cached
 from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.table import draw_stages
-from tngraph.plans.tasks import Slot, Task
+from tngraph.plans.tasks import Slot, Task, clean_slots
 
 SAMPLED = (1, 4, 16, 64, 256, 1024)
 """The values of a free size at which candidates are compared; in between the model says where one takes over."""
@@ -56,18 +55,17 @@ class TimedSearch:
     Attributes:
         task: what to plan.
         merged: the network that is contracted.
-        cleaned: its equations.
-        slots: its regions.
-        machine: on which it runs.
     """
 
     task: Task
     merged: Network
-    cleaned: Sequence[Cleaned]
-    slots: Sequence[Slot]
-    machine: Machine
     _trees: dict[object, ContractionTree] = field(default_factory=dict)
     _laid: dict[object, ContractionTree] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cleaned, self.slots = clean_slots(self.task, self.merged)
+        self.machine = self.task.goal.machine
+        self.tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
 
     def candidates(self, **sizes: int) -> list[Candidate]:
         """All ways that are tried at some sizes, the fastest first."""
@@ -93,11 +91,10 @@ class TimedSearch:
         made = assemble_plan(
             self.task.network, self.merged, self.cleaned, [(1, None, trees)], numbers, self.task.goal, ()
         )
-        return made.regimes[0].seconds(numbers, self.machine)
+        return made.regimes[0].seconds(numbers)
 
     def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
-        tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
-        sizes = {str(index.size) for index in tiles if index is not None}
+        sizes = {str(index.size) for index in self.tiles if index is not None}
         rates: tuple[Rate, ...] = (self.machine, Weighted())
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
@@ -108,7 +105,7 @@ class TimedSearch:
                 for rate in rates:
                     yield tuple(
                         self._tile(self._tree(slot, rate, smaller), index, part)
-                        for slot, index in zip(self.slots, tiles, strict=True)
+                        for slot, index in zip(self.slots, self.tiles, strict=True)
                     )
 
     def _tile(self, tree: ContractionTree, index: Index | None, part: int) -> ContractionTree:
@@ -165,8 +162,7 @@ def find_timed(search: TimedSearch) -> list[Range]:
 
 
 def lay_out_all(task: Task, slots: Sequence[Slot], found: Sequence[Range]) -> list[Range]:
-    """Ranges whose trees are laid out, each as where it runs first; those that are stay as they are."""
-    machine = task.goal.rate if isinstance(task.goal.rate, Machine) else Machine()
+    """Ranges whose trees are laid out, each as where it runs first."""
     known: dict[object, ContractionTree] = {}
     made: list[Range] = []
     for low, high, trees in found:
@@ -177,8 +173,8 @@ def lay_out_all(task: Task, slots: Sequence[Slot], found: Sequence[Range]) -> li
             numbers = task.numbers_at(**{name: value})
         for slot, tree in zip(slots, trees, strict=True):
             if (slot, tree) not in known:
-                run = Run(numbers, machine, slot.pricing.trained, slot.pricing.fixed)
-                known[slot, tree] = tree if tree.forms else lay_out(tree, run)
+                run = Run(numbers, task.goal.machine, slot.pricing.trained, slot.pricing.fixed)
+                known[slot, tree] = lay_out(tree, run)
         made.append((low, high, tuple(known[pair] for pair in zip(slots, trees, strict=True))))
     return made
 
