@@ -89,23 +89,23 @@ class fc2_mpo(nn.Module):
     def _y_2(self, x, batch):
         """y for batch ≥ 2: ((x (w3 w4)) (w1 w2))."""
         D = self.D
-        # t1[i4, o4, b2, i3, o3] = w3 * w4: 448*D**2 MAC
-        t1 = torch.mm(self.w4.reshape(D, 16).t(), self.w3.reshape(28*D, D).t())
-        # t2[o4, b2, o3, batch, i1, i2] = x * t1: 12544*D*batch MAC
+        # t1[b2, i3, o3, i4, o4] = w3 * w4: 448*D**2 MAC
+        t1 = torch.mm(self.w3.reshape(28*D, D), self.w4.reshape(D, 16))
+        # t2[batch, i1, i2, b2, o3, o4] = x * t1: 12544*D*batch MAC
         t2 = torch.mm(
-            t1.reshape(4, 4*D, 7, 4).permute(2, 0, 1, 3).reshape(28, 16*D).t(),
-            x.reshape(28*batch, 28).t(),
+            x.reshape(28*batch, 28),
+            t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
         )
         del t1
-        # t3[i2, o2, b2, i1, o1] = w1 * w2: 448*D**2 MAC
-        t3 = torch.mm(self.w2.reshape(D, 28*D).t(), self.w1.reshape(16, D).t())
-        # t4[o2, o1, batch, o3, o4] = t2 * t3: 7168*D*batch MAC
-        t4 = torch.mm(
-            t3.reshape(7, 4, 4*D, 4).permute(2, 0, 1, 3).reshape(28*D, 16).t(),
-            t2.reshape(4, D, 4, batch, 28).permute(3, 2, 0, 1, 4).reshape(16*batch, 28*D).t(),
+        # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
+        t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
+        # t4[batch, o1, o2, o3, o4] = t2 * t3: 7168*D*batch MAC
+        t4 = torch.bmm(
+            t3.reshape(4, 4, 7, 4, D).permute(1, 3, 0, 2, 4).reshape(16, 28*D).expand(batch, 16, 28*D),
+            t2.reshape(batch, 28*D, 16),
         )
         del t2, t3
-        return t4.reshape(4, 4, batch, 4, 4).permute(2, 1, 0, 3, 4)
+        return t4.reshape(batch, 4, 4, 4, 4)
 
     def extra_repr(self):
         return f"D={self.D}, params={sum(p.numel() for p in self.parameters())}"

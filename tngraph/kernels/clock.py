@@ -63,11 +63,12 @@ class Clock:
         left, right = operands
         batch = left.sizes[0] if len(left.sizes) == 3 else 1
         rows, summed, columns = left.sizes[-2], left.sizes[-1], right.sizes[-1]
-        total = self.machine.product(batch, rows, columns, summed)
+        of_rows, of_columns = map(is_turned, operands)
+        total = self.machine.product(batch, rows, columns, summed, of_rows, of_columns)
         if needs[0]:
-            total += self.machine.product(batch, rows, summed, columns) + self._spread(left)
+            total += self.machine.product(batch, rows, summed, columns, False, not of_columns) + self._spread(left)
         if needs[1]:
-            total += self.machine.product(batch, summed, columns, rows) + self._spread(right)
+            total += self.machine.product(batch, summed, columns, rows, not of_rows, False) + self._spread(right)
         return float(total)
 
     def _spread(self, operand: Layout) -> float:
@@ -80,6 +81,11 @@ class Clock:
         _, kernel = operands
         positions = sizes[0] * prod(sizes[2:])
         return float(self.machine.product(1, positions, kernel.sizes[0], prod(kernel.sizes[1:])))
+
+
+def is_turned(layout: Layout) -> bool:
+    """Whether matrices lie transposed."""
+    return layout.strides[-1] != 1 and layout.sizes[-1] != 1
 
 
 def run_length(layout: Layout) -> int:

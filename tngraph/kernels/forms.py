@@ -5,34 +5,27 @@ The schedule asks so that what never changes is laid out once; the kernels, so t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tngraph.language.network import Leg
-from tngraph.language.sizes import evaluate_size
-from tngraph.planning.region import Form, arrangements, common_run, leg_size
+from tngraph.planning.region import Form, arrangements
 
 Legs = tuple[Leg, ...]
 
 
-def operand_axes(form: Form, orders: Sequence[Legs], side: int, numbers: Mapping[str, int]) -> tuple[Legs, ...]:
+def operand_axes(form: Form, orders: Sequence[Legs], side: int) -> tuple[Legs, ...]:
     """The axes an operand is brought to: the outer legs, if it has them, and two sides of matrices.
 
     Args:
         form: of the contraction.
         orders: the legs of both operands as they lie.
         side: which operand.
-        numbers: an integer for every size, at which ways to copy are compared.
     """
     is_left = gives_rows(form, orders, side)
-    own = form.rows if is_left else form.columns
-    sides = (own, form.summed) if is_left else (form.summed, own)
+    sides = (form.rows, form.summed) if is_left else (form.summed, form.columns)
+    if form.turned[not is_left]:
+        sides = sides[::-1]
     outer = form.outer if set(form.outer).issubset(orders[side]) else ()
-    if orders[side] not in arrangements(outer, *sides):
-        plain, turned = (
-            common_run(orders[side], order, lambda leg: evaluate_size(leg_size(leg), numbers))
-            for order in arrangements(outer, *sides)[:2]
-        )
-        sides = sides if plain >= turned else sides[::-1]
     return (outer, *sides) if outer else sides
 
 
@@ -43,6 +36,6 @@ def gives_rows(form: Form, orders: Sequence[Legs], side: int) -> bool:
 
 
 def is_copied(order: Legs, axes: Sequence[Legs]) -> bool:
-    """Whether bringing a value to these axes copies it: transposing matrices alone does not."""
+    """Whether bringing a value to these axes copies it."""
     outer = axes[0] if len(axes) == 3 else ()
     return order not in arrangements(outer, *axes[-2:])

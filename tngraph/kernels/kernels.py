@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from tngraph.kernels.cost import aliases, last_uses
 from tngraph.kernels.expressions import Call, Expression, Variable, permute, value_names, variables
-from tngraph.kernels.forms import gives_rows, operand_axes
-from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, separate
+from tngraph.kernels.forms import gives_rows, is_copied, operand_axes
+from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage
 from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
@@ -251,18 +251,18 @@ def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], 
 def _contract_as(form: Form, operands: Sequence[Tensor], context: Context) -> Tensor:
     """A contraction in a given form."""
     orders = [tensor.legs for tensor in operands]
-    axes = [operand_axes(form, orders, side, context.numbers) for side in (0, 1)]
+    axes = [operand_axes(form, orders, side) for side in (0, 1)]
     left, right = (0, 1) if gives_rows(form, orders, 0) else (1, 0)
-    a = _matrices(operands[left], form, axes[left], form.rows, -2)
-    b = _matrices(operands[right], form, axes[right], form.columns, -1)
+    a = _matrices(operands[left], form, axes[left], form.turned[0])
+    b = _matrices(operands[right], form, axes[right], form.turned[1])
     outer: Axes = (form.outer,) if form.outer else ()
     return _compute("bmm" if outer else "mm", (a, b), (*outer, form.rows, form.columns))
 
 
-def _matrices(tensor: Tensor, form: Form, axes: Axes, own: tuple[Leg, ...], place: int) -> Expression:
-    """An operand as matrices, its own legs at a place; one that lacks the outer legs is repeated for all products."""
-    code = arrange(tensor, axes)
-    if axes[place] != own:
+def _matrices(tensor: Tensor, form: Form, axes: Axes, is_turned: bool) -> Expression:
+    """An operand as matrices; one that lacks the outer legs is repeated for all products."""
+    code = lay(tensor, axes) if is_copied(tensor.legs, axes) else arrange(tensor, axes)
+    if is_turned:
         code = permute(code, (0, 2, 1) if len(axes) == 3 else (1, 0))
     if form.outer and len(axes) == 2:
         code = Call("expand", (code,), (), (legs_size(form.outer), *code.shape))
@@ -394,7 +394,7 @@ def _view(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
 
 
 def _arrange(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    return Tensor(arrange(operands[0], op.axes), op.axes)
+    return Tensor(lay(operands[0], op.axes), op.axes)
 
 
 def _join(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:

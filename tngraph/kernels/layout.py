@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from tngraph.kernels.expressions import Expression, Shape, permute, reshape
+from tngraph.kernels.expressions import Call, Expression, Shape, contiguous, permute, reshape
 from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.region import legs_size
@@ -59,6 +59,12 @@ def arrange(tensor: Tensor, axes: Axes) -> Expression:
     permuted = tuple(blocks[k] for k in order)
     code = permute(code, order)
     return code if permuted == axes else reshape(code, axes_shape(axes))
+
+
+def lay(tensor: Tensor, axes: Axes) -> Expression:
+    """The same, in the order of the axes in memory: what would be a view of another order is copied."""
+    code = arrange(tensor, axes)
+    return contiguous(code) if isinstance(code, Call) and code.function == "permute" else code
 
 
 def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:

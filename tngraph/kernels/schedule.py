@@ -249,7 +249,7 @@ def _arrange_still(
         return {}
     orders = [tree.order(o) for o in step.operands]
     for side, operand in enumerate(step.operands):
-        axes = operand_axes(tree.forms[number], orders, side, writer.sizes)
+        axes = operand_axes(tree.forms[number], orders, side)
         if not moving[operand] and is_copied(orders[side], axes):
             legs = tuple(leg for axis in axes for leg in axis)
             given[operand] = writer.put("arrange", (where[operand],), legs, axes=axes)

@@ -19,6 +19,7 @@ from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
 from tngraph.modules.layer import Layer, layer_class
+from tngraph.modules.products import MeasuredMachine, Products
 from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
@@ -101,7 +102,8 @@ def tune(
             raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
         fixed.update(next(iter(points)))
     machine, itemsize = machine or machine_for(runner.device, runner.dtype), runner.dtype.itemsize
-    finder = timed_search(network, fixed, machine=machine, mode=mode, itemsize=itemsize, search=search)
+    bench = MeasuredMachine.like(machine, Products(runner.device, runner.dtype))
+    finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
     trials: list[Measured] = []
     kept: list[tuple[Candidate, Measured]] = []
     for at, given in sorted(points.items(), key=lambda point: point[0]):

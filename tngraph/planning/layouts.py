@@ -31,6 +31,8 @@ MOST_ORDERS = 8
 MOST_KEPT = 48
 """The orders of all values of a tree that are kept, but for `LEAST_ORDERS` of each."""
 LEAST_ORDERS = 2
+SMALL = 8
+"""An operand that has so many times fewer entries than the other is worth a copy that makes the product faster."""
 MOST_PAIRS = 16
 """The pairs of orders of two operands that are joined, those of the least time together."""
 _LAID_OUT = {"contract", "mul", "sum"}
@@ -106,6 +108,7 @@ class _Way(NamedTuple):
         summed: the order of the summed legs.
         shape: products, rows, columns and the summed size.
         copies: of either operand the elements that are copied, and the entries that stay side by side.
+        turned: whether the matrices of the rows lie transposed, and those of the columns.
         is_left: whether the first operand gives the rows.
         is_broadcast: of the operands in order, whether it lacks outer legs.
     """
@@ -116,6 +119,7 @@ class _Way(NamedTuple):
     summed: Order
     shape: tuple[int, int, int, int]
     copies: tuple[Copied, Copied]
+    turned: tuple[bool, bool]
     is_left: bool
     is_broadcast: tuple[bool, bool]
 
@@ -127,6 +131,7 @@ class _Best(NamedTuple):
     operands: tuple[Order, ...]
     form: tuple[int, int] = (0, 0)
     summed: Order = ()
+    turned: tuple[bool, bool] = (False, False)
 
 
 class _Sizes(tuple[int, ...]):
@@ -205,7 +210,7 @@ class _Program:
         found: dict[Order, _Best] = {}
         for way, total in zip(ways, seconds.tolist(), strict=True):
             if way.order not in found or total < found[way.order].seconds:
-                found[way.order] = _Best(total, way.operands, way.form, way.summed)
+                found[way.order] = _Best(total, way.operands, way.form, way.summed, way.turned)
         return found
 
     def _time(self, ways: Sequence[_Way], operands: Sequence[int]) -> np.ndarray:
@@ -214,7 +219,8 @@ class _Program:
         if not self.leaves[-1] & ~self.run.fixed:
             return np.zeros(len(ways))
         batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
-        total = machine.product(batch, rows, columns, summed)
+        of_rows, of_columns = np.array([way.turned for way in ways]).T
+        total = machine.product(batch, rows, columns, summed, of_rows, of_columns)
         for side, bits in enumerate(leaves):
             copied, run = np.array([way.copies[side] for way in ways], dtype=np.float64).T
             passes = 1 + bool(bits & self.run.trained)
@@ -223,11 +229,11 @@ class _Program:
             if bits & self.run.trained:
                 gives_rows = np.array([way.is_left == (side == 0) for way in ways])
                 own = np.where(gives_rows, rows, columns)
-                of_rows = machine.product(batch, rows, summed, columns)
-                of_columns = machine.product(batch, summed, columns, rows)
+                left = machine.product(batch, rows, summed, columns, False, ~of_columns)
+                right = machine.product(batch, summed, columns, rows, ~of_rows, False)
                 is_spread = np.array([way.is_broadcast[side] for way in ways])
                 spread = np.where(is_spread, machine.elementwise(batch * own * summed), 0)
-                total = total + np.where(gives_rows, of_rows, of_columns) + spread
+                total = total + np.where(gives_rows, left, right) + spread
         return np.asarray(total)
 
     def _put_out(self, ways: Sequence[_Way]) -> np.ndarray:
@@ -250,7 +256,7 @@ class _Program:
             best = self.nodes[number][order]
             outer, rows = best.form
             parts = order[:outer], order[outer : outer + rows], order[outer + rows :], best.summed
-            forms.append(Form(*(tuple(self.legs[k] for k in part) for part in parts)))
+            forms.append(Form(*(tuple(self.legs[k] for k in part) for part in parts), best.turned))
             chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
         return tuple(reversed(forms))
 
@@ -259,45 +265,78 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank
     """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
-        if sizes.of(spine) * 8 < sizes.of(other):
+        if sizes.of(spine) * SMALL < sizes.of(other):
             continue  # to keep the order of the much smaller one gains nothing
         outer = tuple(k for k in spine if k in shared and k in kept)
         summed = tuple(k for k in spine if k in shared and k not in kept)
         own = tuple(k for k in spine if k not in shared)
         others = tuple(k for k in other if k not in shared)
+        is_small = sizes.of(other) * SMALL <= sizes.of(spine)
         for columns in _turned(others, rank):
-            needed = _arranged(other, outer, columns, summed, sizes)
-            for front, middle, copied in _cuts(spine, outer, own, summed, sizes, rank):
-                for order, form, is_spine in _results((*outer, *front), middle, columns):
-                    yield _Way(
-                        (first, second),
-                        form,
-                        order,
-                        summed,
-                        _shape(order, form, summed, sizes),
-                        (copied, needed) if is_first else (needed, copied),
-                        is_spine == is_first,
-                        (False, bool(front)) if is_first else (bool(front), False),
-                    )
+            for front, middle, lies in _cuts(spine, outer, own, summed, sizes, rank):
+                for ours, theirs in product(lies, _lies(other, outer, columns, summed, sizes, is_small)):
+                    for order, form, is_spine in _results((*outer, *front), middle, columns):
+                        yield _Way(
+                            (first, second),
+                            form,
+                            order,
+                            summed,
+                            _shape(order, form, summed, sizes),
+                            (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied),
+                            _turned_matrices(
+                                *((ours, middle, theirs, columns) if is_spine else (theirs, columns, ours, middle)),
+                                summed,
+                            ),
+                            is_spine == is_first,
+                            (False, bool(front)) if is_first else (bool(front), False),
+                        )
+
+
+def _turned_matrices(left: _Lie, rows: Order, right: _Lie, columns: Order, summed: Order) -> tuple[bool, bool]:
+    """Which of two matrices lie transposed; vectors do not."""
+    return bool(rows and summed) and not left.is_own_first, bool(columns and summed) and right.is_own_first
+
+
+class _Lie(NamedTuple):
+    """One way in which an operand may lie: whether its own legs come before the summed ones, and what is copied."""
+
+    is_own_first: bool
+    copied: Copied
+
+
+def _lies(
+    order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
+) -> tuple[_Lie, ...]:
+    """As an operand lies, if that will do, else copied; a small one may be copied all the same."""
+    found: list[_Lie] = []
+    for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
+        wanted = arrangements(outer, first, second)
+        if order in wanted:
+            found.append(_Lie(is_own_first, NOT_COPIED))
+        else:
+            run = common_run(order, wanted[0], sizes.__getitem__)
+            found.append(_Lie(is_own_first, Copied(sizes.of(order), run)))
+    natural = tuple(lie for lie in found if lie.copied == NOT_COPIED)
+    return tuple(found) if is_small or not natural else natural[:1]
 
 
 def _cuts(
     spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
-) -> Iterator[tuple[Order, Order, Copied]]:
+) -> Iterator[tuple[Order, Order, tuple[_Lie, ...]]]:
     """An operand's own legs in two: those that count products, and those that stand beside the columns."""
     turned = _turned(own, rank)
     if outer:
-        yield from (((), order, _arranged(spine, outer, order, summed, sizes)) for order in turned)
+        yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in turned)
         return
     places = [k for k, leg in enumerate(spine) if leg in summed]
     before, behind = spine[: places[0]], spine[places[-1] + 1 :]
     is_together = places[-1] - places[0] == len(places) - 1
     if is_together and before and behind:
-        yield before, behind, NOT_COPIED
+        yield before, behind, (_Lie(False, NOT_COPIED),)
     for order in turned:
-        copied = _arranged(spine, (), order, summed, sizes)
         cuts = sorted({0, 1, len(order) - 1}) if len(order) > 1 else (0,)
-        yield from ((order[:cut], order[cut:], copied) for cut in cuts)
+        for cut in cuts:
+            yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
 
 
 def _turned(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
@@ -318,11 +357,3 @@ def _shape(order: Order, form: tuple[int, int], summed: Order, sizes: _Sizes) ->
     outer, rows = form
     parts = order[:outer], order[outer : outer + rows], order[outer + rows :], summed
     return sizes.of(parts[0]), sizes.of(parts[1]), sizes.of(parts[2]), sizes.of(parts[3])
-
-
-def _arranged(order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes) -> Copied:
-    """What is copied so that an operand has these parts side by side."""
-    if order in arrangements(outer, own, summed):
-        return NOT_COPIED
-    run = max(common_run(order, wanted, sizes.__getitem__) for wanted in arrangements(outer, own, summed)[:2])
-    return Copied(sizes.of(order), run)

@@ -87,8 +87,10 @@ class Machine:
         """The time of the products or of their transposes, whichever is the less [s]."""
         return np.minimum(self.product(batch, rows, columns, summed), self.product(batch, columns, rows, summed))
 
-    def product(self, batch: Any, rows: Any, columns: Any, summed: Any) -> Any:
-        """The time of so many matrix products in one kernel [s]."""
+    def product(
+        self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
+    ) -> Any:
+        """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
         sides = (rows + self.half_rows) * self._reach(columns)
         turned = (columns + self.half_rows) * self._reach(rows)  # a matrix times one vector runs either way
         sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, turned), sides)

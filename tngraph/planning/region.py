@@ -50,13 +50,16 @@ class Form(NamedTuple):
     """How a step is one kernel, and the order its result lies in: `outer`, `rows`, `columns`.
 
     A contraction is as many matrix products as the outer legs have values; one operand gives the rows, the other the
-    columns, and the legs `summed` lie in that order in both. Every other step has an order alone, as its columns.
+    columns, and the legs `summed` lie in that order in both. A matrix that is `turned` lies transposed: that of the
+    rows with the summed legs before its rows, that of the columns with them after its columns. Every other step has
+    an order alone, as its columns.
     """
 
     outer: tuple[Leg, ...]
     rows: tuple[Leg, ...]
     columns: tuple[Leg, ...]
     summed: tuple[Leg, ...] = ()
+    turned: tuple[bool, bool] = (False, False)
 
     @property
     def legs(self) -> tuple[Leg, ...]:
@@ -172,9 +175,9 @@ def plain_leg(leg: Leg) -> Leg:
 T = TypeVar("T")
 
 
-def arrangements(outer: tuple[T, ...], own: tuple[T, ...], summed: tuple[T, ...]) -> tuple[tuple[T, ...], ...]:
-    """The orders in which the operand of a product is taken as it lies; those that a copy is made in come first."""
-    return (*outer, *own, *summed), (*outer, *summed, *own), (*own, *outer, *summed), (*summed, *outer, *own)
+def arrangements(outer: tuple[T, ...], first: tuple[T, ...], second: tuple[T, ...]) -> tuple[tuple[T, ...], ...]:
+    """The orders in which matrices with these sides are taken as they lie; a copy is made in the first one."""
+    return (*outer, *first, *second), (*first, *outer, *second)
 
 
 def common_run(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> int:

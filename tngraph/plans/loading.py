@@ -120,6 +120,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "an integer from 0 or null": lambda value: value is None or (type(value) is int and value == 0) or _is_count(value),
     "a positive number": _is_rate,
     "a list": lambda value: isinstance(value, list),
+    "two truth values": lambda value: isinstance(value, list) and [type(each) for each in value] == [bool, bool],
     "a list of texts": _is_texts,
     "an object": lambda value: isinstance(value, dict),
 }
@@ -159,7 +160,8 @@ _TREE = {
     "forms": "a list",
     "tile": "anything",
 }
-_FORM = dict.fromkeys(Form._fields, "a list of texts")
+_PARTS = Form._fields[:-1]
+_FORM = {**dict.fromkeys(_PARTS, "a list of texts"), "turned": "two truth values"}
 _MEASURED = {
     "device": "text",
     "dtype": "text",
@@ -378,10 +380,11 @@ def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tu
         at = f"{where}, form {number}"
         parts = _check_fields(given, at, _FORM)
         known = {format_leg(leg): leg for o in step.operands for leg in tree.legs_of(o)}
-        unknown = [name for part in Form._fields for name in parts[part] if name not in known]
+        unknown = [name for part in _PARTS for name in parts[part] if name not in known]
         if unknown:
             raise PlanError(f"{at} has the leg {_shown(unknown[0])}, which its operands do not have")
-        form = Form(*(tuple(known[name] for name in parts[part]) for part in Form._fields))
+        first, second = parts["turned"]
+        form = Form(*(tuple(known[name] for name in parts[part]) for part in _PARTS), (first, second))
         if sorted(map(format_leg, form.legs)) != sorted(map(format_leg, step.legs)):
             shown = _written([format_leg(leg) for leg in form.legs])
             raise PlanError(f"{at} has the legs {shown}, where its step has {_written(show_step(step)['legs'])}")

@@ -118,6 +118,7 @@ def timed_search(
     sizes: Mapping[str, int] | None = None,
     *,
     machine: Machine,
+    bench: Machine | None = None,
     mode: Mode = "infer",
     itemsize: int = 4,
     search: Search | None = None,
@@ -128,6 +129,7 @@ def timed_search(
         network: what to plan.
         sizes: as for `plan`.
         machine: on which it runs.
+        bench: the same as it was measured, by which ways are laid out and compared.
         mode: as for `plan`.
         itemsize: of an element [bytes].
         search: seed and effort.
@@ -137,7 +139,7 @@ def timed_search(
     """
     goal = make_goal(_check_network(network), mode, machine, itemsize=itemsize)
     task = _make_task(network, sizes, goal, search)
-    return TimedSearch(task, merge_where_cheaper(task, merge_chains(drop_unused(network))))
+    return TimedSearch(task, merge_where_cheaper(task, merge_chains(drop_unused(network))), bench)
 
 
 def _plan(task: Task, chained: Network) -> Plan:

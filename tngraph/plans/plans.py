@@ -34,6 +34,7 @@ from tngraph.kernels.memory import Memory, generic_sizes, trace_memory
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage, write_schedule
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import product, symbol
+from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree, legs_size
 from tngraph.planning.sizing import given_sizes, number_sizes
@@ -202,13 +203,14 @@ class Regime:
         """What a call copies into another order, where no size is 1 [bytes]."""
         return self._memory.moves_formula
 
-    def seconds(self, numbers: Mapping[str, int]) -> float:
-        """What the goal's machine takes for a call, in training with its backward pass, as far as its model goes [s].
+    def seconds(self, numbers: Mapping[str, int], machine: Machine | None = None) -> float:
+        """What a machine takes for a call, in training with its backward pass, as far as its model goes [s].
 
         Args:
             numbers: an integer for every named size.
+            machine: that of the goal, when absent.
         """
-        clock = Clock(self.goal.machine)
+        clock = Clock(machine or self.goal.machine)
         trained = self.goal.trained if self.goal.mode != "infer" else ()
         trace_memory(self.kernels, numbers, trained, self.goal.itemsize, clock)
         return clock.seconds

@@ -160,8 +160,9 @@ def show_step(step: Step) -> Fields:
 
 
 def show_form(form: Form) -> Fields:
-    """The legs of a form in the language."""
-    return {part: [format_leg(leg) for leg in legs] for part, legs in zip(form._fields, form, strict=True)}
+    """The legs of a form in the language, and which of its matrices lie transposed."""
+    parts = {part: [format_leg(leg) for leg in legs] for part, legs in zip(form._fields[:-1], form[:-1], strict=True)}
+    return {**parts, "turned": list(form.turned)}
 
 
 def show_legs(step: Step) -> list[str]:

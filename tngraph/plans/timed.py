@@ -15,6 +15,7 @@ from tngraph.language.network import Access, Index, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.layouts import Run, lay_out
+from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
 from tngraph.planning.regimes import Piece, Range, has_sizes
 from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs
@@ -55,16 +56,18 @@ class TimedSearch:
     Attributes:
         task: what to plan.
         merged: the network that is contracted.
+        bench: the machine that axes are laid out for and candidates are compared on; that of the goal, when absent.
     """
 
     task: Task
     merged: Network
+    bench: Machine | None = None
     _trees: dict[object, ContractionTree] = field(default_factory=dict)
     _laid: dict[object, ContractionTree] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cleaned, self.slots = clean_slots(self.task, self.merged)
-        self.machine = self.task.goal.machine
+        self.machine = self.bench or self.task.goal.machine
         self.tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
 
     def candidates(self, **sizes: int) -> list[Candidate]:
@@ -91,11 +94,11 @@ class TimedSearch:
         made = assemble_plan(
             self.task.network, self.merged, self.cleaned, [(1, None, trees)], numbers, self.task.goal, ()
         )
-        return made.regimes[0].seconds(numbers)
+        return made.regimes[0].seconds(numbers, self.machine)
 
     def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
-        rates: tuple[Rate, ...] = (self.machine, Weighted())
+        rates: tuple[Rate, ...] = (self.task.goal.machine, Weighted())
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
         for part in PARTS:
