@@ -14,7 +14,10 @@ from math import prod
 
 from tngraph.kernels.expressions import Call
 from tngraph.kernels.strides import Ints, Layout
-from tngraph.planning.machine import Machine
+from tngraph.planning.machine import Copy, Machine, find_copy
+
+_KERNELS_PER_FUNCTION = 10
+"""So many kernels can be started while Python calls a function of its own, and later its backward pass."""
 
 
 @dataclass
@@ -53,11 +56,15 @@ class Clock:
 
     def copy(self, given: Layout, is_trained: bool) -> None:
         """A copy in the order of the axes; its gradient is copied back."""
-        self.add((1 + is_trained) * self.machine.copy(prod(given.sizes), run_length(given)))
+        self.add((1 + is_trained) * self.machine.rearrange(copy_of(given)))
 
     def part(self) -> None:
         """What it takes to cut a part and to call a method with it."""
         self.add(2 * self.machine.seconds_per_kernel)
+
+    def function(self) -> None:
+        """What it takes to call a function that has a backward pass of its own."""
+        self.add(_KERNELS_PER_FUNCTION * self.machine.seconds_per_kernel)
 
     def _product(self, operands: Sequence[Layout], needs: Sequence[bool]) -> float:
         left, right = operands
@@ -88,11 +95,8 @@ def is_turned(layout: Layout) -> bool:
     return layout.strides[-1] != 1 and layout.sizes[-1] != 1
 
 
-def run_length(layout: Layout) -> int:
-    """The entries that lie side by side where a tensor is walked in the order of its axes [elements]."""
-    run = 1
-    for size, stride in zip(reversed(layout.sizes), reversed(layout.strides), strict=True):
-        if size != 1 and stride != run:
-            break
-        run *= size
-    return run
+def copy_of(layout: Layout) -> Copy:
+    """The copy of a tensor in the order of its axes."""
+    axes = range(len(layout.sizes))
+    lying = sorted(axes, key=lambda axis: -layout.strides[axis])
+    return find_copy(lying, axes, layout.sizes.__getitem__)

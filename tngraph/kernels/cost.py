@@ -8,7 +8,7 @@ operations, counted beside FLOPs and never mixed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
 
 
-def training_macs(operations: Sequence[Operation], trained: Iterable[str], blocks: Iterable[Block] = ()) -> sympy.Expr:
+def training_macs(operations: Sequence[Operation], trained: Iterable[str], blocks: Sequence[Block] = ()) -> sympy.Expr:
     """The multiply-adds of a forward and a backward pass: each step once more per operand a gradient flows to [MAC].
 
     Args:
@@ -101,13 +101,22 @@ def training_macs(operations: Sequence[Operation], trained: Iterable[str], block
     """
     needs = needs_gradient(operations, trained)
     again = recomputed(operations, needs, blocks)
-    return sympy.Add(
-        *(
-            volume(operations, k) * (1 + (k in again) + sum(needs[o] for o in op.operands))
-            for k, op in enumerate(operations)
-            if op.kind in _MATRIX
-        )
+    made = (
+        volume(operations, k) * (1 + (k in again) + sum(needs[o] for o in op.operands))
+        for k, op in enumerate(operations)
+        if op.kind in _MATRIX
     )
+    return sympy.Add(*made, *_macs_of_slopes(operations, needs, blocks))
+
+
+def _macs_of_slopes(
+    operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]
+) -> Iterator[sympy.Expr]:
+    """The gradients of products of entries that are planned as products of matrices, since they sum [MAC]."""
+    for number, side, form in (slope for block in blocks for slope in block.products):
+        op = operations[number]
+        if op.kind == "mul" and needs[op.operands[side]] and form.is_matrix:
+            yield volume(operations, number)
 
 
 def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]) -> frozenset[int]:
@@ -180,14 +189,15 @@ def param_count(network: Network) -> sympy.Expr:
 
 
 def last_uses(
-    operations: Sequence[Operation], kept: Iterable[int], blocks: Iterable[Block] = ()
+    operations: Sequence[Operation], kept: Iterable[int], blocks: Sequence[Block] = ()
 ) -> dict[int, list[int]]:
     """The values that are used last by each operation, aliases (loads of results) followed to what they alias.
 
     Args:
         operations: a schedule.
         kept: values that outlive it (the outputs).
-        blocks: operations in methods of their own: what these are given is held by their caller until they return.
+        blocks: operations in methods of their own: what these are given is held by their caller until they return, and
+            what they return for a backward pass until then, too.
 
     Returns:
         Operation number to the values that may be dropped after it.
@@ -201,6 +211,7 @@ def last_uses(
             last[number] = number
             for operand in (alias[operand] for operand in op.operands):
                 last[operand] = next((b.last for b in around.get(number, ()) if operand < b.first), number)
+    last.update({value: block.last for block in blocks for value in block.kept})
     drops: dict[int, list[int]] = {}
     for value, user in last.items():
         if operations[value].kind != "load" and value not in held:

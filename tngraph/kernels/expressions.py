@@ -64,6 +64,9 @@ def reshape(operand: Expression, shape: Sequence[sympy.Expr]) -> Call:
 
 def permute(operand: Expression, order: Sequence[int]) -> Call:
     """A view whose axis k is axis ``order[k]`` of the operand."""
+    if isinstance(operand, Call) and operand.function == "permute":
+        (source,) = operand.operands
+        return permute(source, [operand.arguments[k] for k in order])
     return Call("permute", (operand,), tuple(order), tuple(operand.shape[k] for k in order))
 
 

@@ -7,14 +7,15 @@ FLOP counter sees is the MAC of the plan, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from tngraph.kernels.backward import Backward, differentiate
 from tngraph.kernels.cost import aliases, last_uses
-from tngraph.kernels.expressions import Call, Expression, Variable, permute, value_names, variables
+from tngraph.kernels.expressions import Call, Expression, Variable, permute, variables
 from tngraph.kernels.forms import gives_rows, is_copied, operand_axes
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
-from tngraph.kernels.schedule import Block, Operation, Schedule, Stage
+from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
 from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
 from tngraph.planning.region import Form, bare_legs, is_unit, leg_size, legs_size
@@ -51,32 +52,33 @@ class Kernels:
         blocks: the operations whose lines stand in methods of their own.
         lines: one per operation but for loads, which stand inside of lines.
         results: what is returned, in order.
+        backward: the backward passes that are planned, by the first operation of their blocks.
     """
 
     operations: tuple[Operation, ...]
     blocks: tuple[Block, ...]
     lines: tuple[Kernel, ...]
     results: tuple[Expression, ...]
+    backward: Mapping[int, Backward] = field(default_factory=dict)
 
     def given(self, block: Block) -> frozenset[str]:
         """The names of the values from before a block that its lines use."""
+        return frozenset(variable.name for variable in self.tensors(block) if variable.kind == "value")
+
+    def tensors(self, block: Block) -> tuple[Variable, ...]:
+        """What the lines of a block use that they do not make, in order."""
         inside = [line for line in self.lines if block.first <= line.number <= block.last]
         made = {self.operations[line.number].name for line in inside}
-        return frozenset(name for line in inside for name in value_names(line.code)) - made
+        used = dict.fromkeys(variable for line in inside for variable in variables(line.code))
+        return tuple(v for v in used if v.kind != "value" or v.name not in made)
 
     def parts(self, last: int) -> dict[Variable, int]:
         """What the block of tiles that ends with an operation takes a part of, with the axis that is cut."""
         block = next(block for block in self.blocks if block.kind == "tiles" and block.last == last)
         tile = self.operations[last].tile
         assert tile is not None
-        inside = [line for line in self.lines if block.first <= line.number <= block.last]
-        made = {self.operations[line.number].name for line in inside}
-        given = dict.fromkeys(variable for line in inside for variable in variables(line.code))
-        return {
-            variable: variable.shape.index(tile.index.size)
-            for variable in given
-            if variable.name not in made and tile.index.size in variable.shape
-        }
+        size = tile.index.size
+        return {given: given.shape.index(size) for given in self.tensors(block) if size in given.shape}
 
 
 def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule, numbers: Mapping[str, int]) -> Kernels:
@@ -103,7 +105,20 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         lines.append(Kernel(number, result.code, result.axes, drops[number]))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
-    return Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+    made = Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+
+    def multiply(product: Product, op: Operation, operands: Sequence[Tensor]) -> Tensor:
+        if op.kind == "mul" and not product.form.is_matrix:
+            return _mul(replace(op, form=product.form), operands, (), context)
+        return _contract_as(product.form, operands, context)
+
+    planned = [block for block in schedule.blocks if block.kind == "planned"]
+    return replace(
+        made,
+        backward={
+            block.first: differentiate(block, operations, tensors, made.tensors(block), multiply) for block in planned
+        },
+    )
 
 
 def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:

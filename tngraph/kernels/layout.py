@@ -8,7 +8,7 @@ already fits, a view where only the fusing differs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
@@ -62,9 +62,16 @@ def arrange(tensor: Tensor, axes: Axes) -> Expression:
 
 
 def lay(tensor: Tensor, axes: Axes) -> Expression:
-    """The same, in the order of the axes in memory: what would be a view of another order is copied."""
+    """The same, copied into the order of the axes before they are fused.
+
+    A ``reshape`` alone is at some sizes a view with gaps, of which PyTorch copies matrix by matrix what it multiplies.
+    """
     code = arrange(tensor, axes)
-    return contiguous(code) if isinstance(code, Call) and code.function == "permute" else code
+    if not isinstance(code, Call) or tensor.legs == tuple(leg for axis in axes for leg in axis):
+        return code
+    if code.function == "permute":
+        return contiguous(code)
+    return replace(code, operands=(contiguous(code.operands[0]),))
 
 
 def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:

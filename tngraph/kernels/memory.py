@@ -20,6 +20,7 @@ from typing import Any
 import sympy
 
 from tngraph.errors import SizeError
+from tngraph.kernels.backward import Backward
 from tngraph.kernels.clock import Clock
 from tngraph.kernels.cost import maximum
 from tngraph.kernels.expressions import Call, Expression, Shape, Variable
@@ -184,7 +185,8 @@ class _Trace:
     ) -> None:
         self.kernels, self.numbers, self.trained, self.itemsize = kernels, numbers, trained, itemsize
         self.clock = clock
-        self.starts = {block.first: block for block in kernels.blocks if block.kind in ("slices", "recompute")}
+        entered = ("slices", "recompute", "planned")
+        self.starts = {block.first: block for block in kernels.blocks if block.kind in entered}
         self.tiles = {block.first: block for block in kernels.blocks if block.kind == "tiles"}
         self.values: dict[str, _Array] = {}
         self.holders: dict[Storage, int] = {}
@@ -229,6 +231,40 @@ class _Trace:
         if line.number in self.starts:
             self.enter(self.starts[line.number])
         self.bind(self.kernels.operations[line.number].name, self.evaluate(line.code))
+        if self.is_planned and self.block is not None and line.number == self.block.last:
+            self._differentiate(self.block)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether what runs now has a planned backward pass, so that PyTorch follows none of it."""
+        return self.block is not None and self.block.kind == "planned"
+
+    def _differentiate(self, block: Block) -> None:
+        """Keep what a planned backward pass reads, and tell the clock of its lines."""
+        backward = self.kernels.backward[block.first]
+        arrays = [self.values[v.name] if v.kind == "value" else self._given(v) for v in backward.given]
+        trained = {place for place, array in enumerate(arrays) if array.is_trained}
+        if not trained:
+            return
+        for array in (*arrays, *(self.values[variable.name] for variable in backward.kept)):
+            if array.storage is not None:
+                self.keepers.setdefault(array.storage, set()).add(block.last)
+                for kept in self._times(array.storage):
+                    self.kept[array.storage] = kept
+        if self.clock is not None:
+            self._run_backward(backward, trained, self.clock)
+
+    def _run_backward(self, backward: Backward, trained: Collection[int], clock: Clock) -> None:
+        clock.function()
+        trace = _Trace(self.kernels, self.numbers, (), self.itemsize, clock)
+        trace.part, trace.block, trace._known = self.part, self.block, self._known
+        trace.values = dict(self.values)
+        sizes = self._sizes(backward.start.shape)
+        trace.values[backward.start.name] = _Array(Layout(sizes, contiguous_strides(sizes)), None, self.itemsize, False)
+        for line in backward.lines:
+            if not line.needs.isdisjoint(trained):
+                variable, code = line.made
+                trace.values[variable.name] = trace.evaluate(code)
 
     def run_tiles(self, block: Block, lines: Sequence[Kernel]) -> None:
         """Run lines part by part: what all full parts but one have made is there when the last two run.
@@ -306,7 +342,10 @@ class _Trace:
 
     def enter(self, block: Block) -> None:
         """Call the method of a block; what slices add up to is there before the first."""
-        self.block, self.made = block, set()
+        self.block = block
+        if block.kind == "planned":
+            return
+        self.made = set()
         self.given = tuple(self.values[name] for name in sorted(self.kernels.given(block)))
         whole = self.kernels.operations[block.last]
         self.loops = tuple(index.size for index in whole.loops)
@@ -321,9 +360,9 @@ class _Trace:
 
     def leave(self) -> None:
         """Return from the method of a block."""
-        self.block, self.loops = None, ()
-        if self.clock is not None:
+        if not self.is_planned and self.clock is not None:
             self.clock.times = 1
+        self.block, self.loops = None, ()
 
     def evaluate(self, code: Expression) -> _Array:
         """The tensor an expression makes."""
@@ -364,11 +403,12 @@ class _Trace:
     def _call(self, code: Call, operands: Sequence[_Array]) -> _Array:
         sizes, layouts = self._sizes(code.shape), [operand.layout for operand in operands]
         view, needs = VIEWS.get(code.function), [operand.is_trained for operand in operands]
+        followed = [need and not self.is_planned for need in needs]
         strides = view(layouts[0], sizes, code.arguments) if view is not None else None
         if strides is not None:
             array = replace(operands[0], layout=Layout(sizes, strides))
             if self.clock is not None:
-                self.clock.view(any(needs))
+                self.clock.view(any(followed))
         else:
             strides, unit = (
                 ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
@@ -379,9 +419,9 @@ class _Trace:
             if code.function in COPIES:
                 self.moved.extend(self._times(made))
             if self.clock is not None:
-                self.clock.call(code, layouts, sizes, needs)
+                self.clock.call(code, layouts, sizes, followed)
         self._hold(array)
-        if any(needs) and code.function in SAVES:
+        if any(followed) and code.function in SAVES:
             self._keep([*operands, array], SAVES[code.function](code, needs))
         return array
 

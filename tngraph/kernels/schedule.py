@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tngraph.kernels.forms import is_copied, operand_axes
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
@@ -80,6 +80,7 @@ class _Writer:
         self.operations: list[Operation] = []
         self.results: dict[str, int] = {}
         self.blocks: list[Block] = []
+        self.constants = {core.name for core in network.cores if core.role == "const"}
         self._taken = {*network.sources()}
         self._made = 0
 
@@ -109,6 +110,20 @@ class _Writer:
         return replace(op, name=f"t{self._made}")
 
 
+class Product(NamedTuple):
+    """How the gradient of an operand is made of that of the result and the other operand.
+
+    Attributes:
+        number: of the operation.
+        side: which of its operands.
+        form: of the product of matrices; of a product of entries, its order.
+    """
+
+    number: int
+    side: int
+    form: Form
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Operations that run in a method of their own, from the first to the last, whose value is all that leaves it.
@@ -116,18 +131,24 @@ class Block:
     Attributes:
         kind: ``branch``, a region with another tree in another regime; ``slices``, a region that runs slice by slice;
             ``tiles``, the part of a region that runs for some values of an index at a time; ``recompute``, operations
-            that run once more in the backward pass.
+            that run once more in the backward pass; ``planned``, those whose backward pass is planned.
         first: operation.
         last: operation.
         equation: whose region it is.
         term: of the equation.
+        products: the gradients of a planned backward pass.
+        kept: the values that this reads, made inside.
+        constant: the loads of what takes no gradient.
     """
 
-    kind: Literal["branch", "slices", "tiles", "recompute"]
+    kind: Literal["branch", "slices", "tiles", "recompute", "planned"]
     first: int
     last: int
     equation: str = ""
     term: int = 0
+    products: tuple[Product, ...] = ()
+    kept: frozenset[int] = frozenset()
+    constant: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +193,8 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
         sign, before = -1 if term.scale < 0 and total >= 0 else 1, len(writer.blocks)
         value = _write_term(writer, stage.trees[k], sign * term.scale, (equation.name, k))
         if stage.branches and stage.branches[k]:
-            value = writer.put("view", (value,), stage.trees[k].region.legs)
+            if writer.operations[value].kind != "view":
+                value = writer.put("view", (value,), stage.trees[k].region.legs)
             writer.blocks.insert(before, Block("branch", start, value, equation.name, k))
         if stage.trees[k].sliced:
             value = _write_accumulation(writer, stage.trees[k], start, value)
@@ -192,6 +214,7 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
     scalable = [k for k in range(len(legs)) if scale != 1 and (k >= count or not loops[k])]
     smallest = min(scalable, key=lambda k: evaluate_size(legs_size(legs[k]), writer.sizes), default=-1)
     where: dict[int, int] = {}
+    start = len(writer.operations)
 
     def write(k: int, operands: tuple[int, ...]) -> None:
         if k < count:
@@ -210,14 +233,48 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
             write(k, tuple(where[o] for o in tree.steps[k - count].operands))
     parts = [k for k in range(count, len(legs)) if moving[k]]
     if not parts:
-        return where[len(legs) - 1]
+        first = next((k for k in range(start, len(writer.operations)) if writer.operations[k].kind != "load"), start)
+        return _write_gradients(writer, tree, first, where, place)
     given = {k: _arrange_still(writer, tree, k - count, where, moving) for k in parts}
     start = len(writer.operations)
     for k in parts:
         write(k, tuple(given[k].get(o, where.get(o, -1)) for o in tree.steps[k - count].operands))
-    value = writer.put("join", (where[len(legs) - 1],), tree.region.legs, tile=tree.tile)
+    value = _write_gradients(writer, tree, start, where, place)
+    value = writer.put("join", (value,), tree.region.legs, tile=tree.tile)
     writer.blocks.append(Block("tiles", start, value, *place))
     return value
+
+
+def _write_gradients(
+    writer: _Writer, tree: ContractionTree, first: int, where: Mapping[int, int], place: tuple[str, int]
+) -> int:
+    """The end of a region: where its backward pass is planned, the result with an axis per leg, and all as a block."""
+    count = len(tree.region.accesses)
+    value = where[count + len(tree.steps) - 1]
+    if not tree.gradients:
+        return value
+    value = writer.put("view", (value,), tree.region.legs)
+    made = range(first, value)
+    contracting = {_contracting(writer, where[count + number]): number for number in range(len(tree.steps))}
+    products, kept = [], set()
+    for number in (k for k in made if k in contracting):
+        step = tree.steps[contracting[number]]
+        for gradient in tree.gradients:
+            if gradient.step == contracting[number]:
+                side = step.operands.index(gradient.operand)
+                products.append(Product(number, side, gradient.form))
+                kept.add(writer.operations[number].operands[1 - side])
+    kept = {k for k in kept if k in made and writer.operations[k].kind != "load"}
+    accesses = ((k, op.access) for k, op in enumerate(writer.operations))
+    constant = frozenset(k for k, access in accesses if access is not None and access.source in writer.constants)
+    writer.blocks.append(Block("planned", first, value, *place, tuple(products), frozenset(kept), constant))
+    return value
+
+
+def _contracting(writer: _Writer, number: int) -> int:
+    """The operation that a step is, before a factor on its result."""
+    op = writer.operations[number]
+    return op.operands[0] if op.kind == "scale" else number
 
 
 def _source(writer: _Writer, access: Access, is_moving: bool) -> tuple[int, ...]:

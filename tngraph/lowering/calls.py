@@ -34,10 +34,17 @@ FUNCTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What expressions are printed with: Python's names, and a tensor whose device and type new ones take."""
+    """What expressions are printed with.
+
+    Attributes:
+        names: Python's names.
+        anchor: a tensor whose device and type new ones take.
+        is_static: whether there is no ``self``, and what it stores goes by local names.
+    """
 
     names: Names
     anchor: str
+    is_static: bool = False
 
     @property
     def device(self) -> str:
@@ -58,6 +65,8 @@ def print_expression(code: Expression, words: Words) -> str:
     """An expression as Python."""
     if isinstance(code, Call):
         return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
+    if code.kind == "stored" and words.is_static:
+        return words.names.values[code.name]
     if code.kind in ("stored", "buffer"):
         return f"self.{(words.names.attributes if code.kind == 'stored' else words.names.buffers)[code.name]}"
     return (words.names.arguments if code.kind == "input" else words.names.values)[code.name]
@@ -76,10 +85,10 @@ def _operator(sign: str) -> Rule:
 
 
 def _function(name: str) -> Rule:
-    return lambda call, operands, words: _wrap(name, operands)
+    return lambda call, operands, words: wrap(name, operands)
 
 
-def _wrap(function: str, arguments: Sequence[str]) -> str:
+def wrap(function: str, arguments: Sequence[str]) -> str:
     """A call in one line, or one argument a line where that gets long."""
     line = f"{function}({', '.join(arguments)})"
     if len(line) <= WIDTH:
@@ -140,7 +149,7 @@ def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
     options = [f"{name}={numbers}" for name, numbers, default in named if set(numbers) != {default}]
     groups = call.arguments[3]
     options += [f"groups={words.names.show(groups)}"] * (groups != 1)
-    return _wrap(f"F.conv{len(call.shape) - 2}d", [*operands, *options])
+    return wrap(f"F.conv{len(call.shape) - 2}d", [*operands, *options])
 
 
 def _pointwise(call: Call, operands: Sequence[str], words: Words) -> str:

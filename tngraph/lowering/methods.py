@@ -7,7 +7,7 @@ decide, the costs of the regimes with one another.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import indent, shorten
@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import sympy
 
+from tngraph.kernels.backward import Backward
 from tngraph.kernels.cost import volume, work_unit
 from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.kernels import Kernel, Kernels
 from tngraph.kernels.layout import call_sizes
 from tngraph.kernels.schedule import Block, Operation
 from tngraph.language.sizes import product
-from tngraph.lowering.calls import Words, print_expression
+from tngraph.lowering.calls import Words, print_expression, wrap
 from tngraph.lowering.names import Names
 from tngraph.planning.region import leg_size
 from tngraph.plans.plans import Plan, Regime
@@ -68,34 +69,43 @@ class Body:
             for k, numbers in enumerate(variants):
                 regime = self.plan.regimes[numbers[0]]
                 block = next(b for b in regime.schedule.blocks if b.kind == "branch" and (b.equation, b.term) == key)
-                inside = {
-                    inner.first: self._part(regime, inner, f"_{k + 1}_part")
-                    for inner in regime.schedule.blocks
-                    if _is_inside(inner, block)
-                }
-                found.update({(*key, k, first): part for first, part in inside.items()})
+                inside = self._inside(regime, block, f"_{k + 1}")
+                found.update({(*key, k, first): method for first, method in inside.items()})
                 doc = f"{block.equation}{self._describe(numbers)}: {self._drawing(regime, block)}"
                 found[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc, inside)
         regime = self.plan.regimes[0]
-        for block in regime.schedule.blocks:
-            if block.kind == "slices":
-                doc = f"A slice of {block.equation}: {self._drawing(regime, block)}"
-                found[block.kind, block.first] = self._method(regime, block, self._stem(block, "_slice"), doc)
-            if block.kind == "tiles" and not any(_is_inside(block, other) for other in regime.schedule.blocks):
-                found[block.kind, block.first] = self._part(regime, block, "_part")
-            if block.kind == "recompute":
-                value = regime.operations[block.last].name
-                doc = f"{value}, made once more in the backward pass instead of being kept"
-                stem = f"_make_{value.replace('.', '_')}"
-                found[block.kind, block.first] = self._method(regime, block, stem, doc)
+        for block in _outermost(regime.schedule.blocks):
+            if block.kind != "branch":
+                method, inside = self._block(regime, block)
+                found.update({(block.kind, block.first, first): inner for first, inner in inside.items()})
+                found[block.kind, block.first] = method
         return found
 
-    def _part(self, regime: Regime, block: Block, end: str) -> Method:
-        """The method of a part of a region."""
-        tile = regime.operations[block.last].tile
-        assert tile is not None
-        doc = f"{block.equation} for up to {tile.size} of {tile.index.name}: {self._drawing(regime, block)}"
-        return self._method(regime, block, self._stem(block, end), doc)
+    def _inside(self, regime: Regime, block: Block, end: str) -> dict[int, Method]:
+        """The methods of the blocks in a block, by their last operation."""
+        made: dict[int, Method] = {}
+        for inner in _outermost([other for other in regime.schedule.blocks if _is_inside(other, block)]):
+            made[inner.last], further = self._block(regime, inner, end)
+            made.update(further)
+        return made
+
+    def _block(self, regime: Regime, block: Block, end: str = "") -> tuple[Method, dict[int, Method]]:
+        """The method of a block that is no branch, and those of the blocks inside."""
+        inside = self._inside(regime, block, end)
+        if block.kind == "planned":
+            return self._planned(regime, block, end), inside
+        value = regime.operations[block.last]
+        if block.kind == "recompute":
+            doc = f"{value.name}, made once more in the backward pass instead of being kept"
+            stem = f"_make_{value.name.replace('.', '_')}"
+        elif block.kind == "tiles":
+            assert value.tile is not None
+            of = f"up to {value.tile.size} of {value.tile.index.name}"
+            doc, stem = f"{block.equation} for {of}: {self._drawing(regime, block)}", self._stem(block, f"{end}_part")
+        else:
+            doc = f"A slice of {block.equation}: {self._drawing(regime, block)}"
+            stem = self._stem(block, f"{end}_slice")
+        return self._method(regime, block, stem, doc, inside), inside
 
     def _stem(self, block: Block, end: str) -> str:
         term = f"_term_{block.term + 1}" if block.term else ""
@@ -110,12 +120,16 @@ class Body:
     ) -> Method:
         """The lines of a block as a method, which returns the value of the last."""
         lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
-        inner = [other for other in regime.kernels.blocks if _is_inside(other, block)]
-        code = list(self._run(regime.kernels, lines[:-1], inner, methods or {}))
+        inner = _outermost([other for other in regime.kernels.blocks if _is_inside(other, block)])
         last = lines[-1]
-        if block.kind == "recompute":
-            code.append(f"# {self._comment(regime.operations, last)}")
-        code.append(f"return {print_expression(last.code, self.words)}")
+        if any(other.last == block.last for other in inner):
+            code = [*self._run(regime.kernels, lines, inner, methods or {})]
+            code.append(f"return {self.names.values[regime.operations[last.number].name]}")
+        else:
+            code = list(self._run(regime.kernels, lines[:-1], inner, methods or {}))
+            if block.kind == "recompute":
+                code.append(f"# {self._comment(regime.operations, last)}")
+            code.append(f"return {print_expression(last.code, self.words)}")
         name, arguments = self.names.method(stem), tuple(self._given(code, regime, block))
         body = "\n".join([f'"""{doc}."""', *self.names.size_lines(code), *code])
         return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
@@ -132,8 +146,7 @@ class Body:
                 if block.kind == "branch":
                     yield from self._call_branch(kernels, line, block)
                 else:
-                    calls = {"slices": self._call_slices, "tiles": self._call_tiles, "recompute": self._call_recompute}
-                    yield from calls[block.kind](kernels, line, methods[block.first])
+                    yield from self._calls[block.kind](kernels, line, methods[block.last])
                 yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
 
     def _describe(self, numbers: Sequence[int]) -> str:
@@ -158,8 +171,8 @@ class Body:
         kernels = self.plan.regimes[0].kernels
         if self.plan.variants and len(self.plan.free) != 1:
             yield from self._choose_order()
-        outer = [block for block in kernels.blocks if not any(_is_inside(block, other) for other in kernels.blocks)]
-        methods = {block.first: self.methods[block.kind, block.first] for block in outer if block.kind != "branch"}
+        outer = _outermost(kernels.blocks)
+        methods = {block.last: self.methods[block.kind, block.first] for block in outer if block.kind != "branch"}
         yield from self._run(kernels, kernels.lines, outer, methods)
         yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
 
@@ -212,6 +225,70 @@ class Body:
         cost = volume(operations, line.number).xreplace(self.names.windows)
         price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
         return f"{format_value(op.name, line.legs)} = {format_step(operations, line.number)}{price}"
+
+    @property
+    def _calls(self) -> Mapping[str, Callable[[Kernels, Kernel, Method], Iterator[str]]]:
+        """What calls the method of a block, by its kind."""
+        return {
+            "slices": self._call_slices,
+            "tiles": self._call_tiles,
+            "recompute": self._call_recompute,
+            "planned": self._call_planned,
+        }
+
+    def _planned(self, regime: Regime, block: Block, end: str) -> Method:
+        """The two methods of a block whose backward pass is planned: without ``self``, and with sizes given."""
+        kernels, words = regime.kernels, replace(self.words, is_static=True)
+        backward = kernels.backward[block.first]
+        stem = self._stem(block, end)
+        forward = list(self._forward(kernels, block, backward, words))
+        slopes = list(self._slopes(regime, backward, words))
+        tensors = [print_expression(variable, words) for variable in backward.given]
+        kept = [print_expression(variable, words) for variable in backward.kept]
+        start = print_expression(backward.start, words)
+        used = _words([*forward, *slopes])
+        sizes = [name for name in dict.fromkeys(self.names.sizes.values()) if name in used]
+        first, second = self.names.method(f"{stem}_forward"), self.names.method(f"{stem}_backward")
+        doc = f'"""{block.equation}, and what its gradients are made of: {self._drawing(regime, block)}."""'
+        text = _static(first, [*tensors, *sizes], [doc, *forward])
+        doc = f'"""The gradients of what ``{first}`` is given, where they are needed."""'
+        text += "\n\n" + _static(second, ["needs", start, *tensors, *kept, *sizes], [doc, *slopes])
+        given = [print_expression(variable, self.words) for variable in backward.given]
+        shown = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
+        return Method(first, (f"self.{first}", f"self.{second}", shown, *given), text)
+
+    def _forward(self, kernels: Kernels, block: Block, backward: Backward, words: Words) -> Iterator[str]:
+        """The lines of a block, and what it returns: the result and the values that its backward pass reads."""
+        lines = [line for line in kernels.lines if block.first <= line.number <= block.last]
+        for line in lines[:-1]:
+            yield from self._line(kernels, line, line.dropped, words)
+        kept = [print_expression(variable, words) for variable in backward.kept]
+        yield f"return {', '.join([print_expression(lines[-1].code, words), *kept])}{',' * (not kept)}"
+
+    def _slopes(self, regime: Regime, backward: Backward, words: Words) -> Iterator[str]:
+        """The lines of a backward pass, under what needs them."""
+        names = [print_expression(variable, words) if variable else "None" for variable in backward.results]
+        made = dict.fromkeys(name for name in names if name != "None")
+        yield f"{' = '.join(made)} = None"
+        everything = frozenset().union(*(line.needs for line in backward.lines))
+        before: frozenset[int] = everything
+        for line in backward.lines:
+            if line.needs not in (everything, before):
+                yield f"if {' or '.join(f'needs[{place}]' for place in sorted(line.needs))}:"
+            before = line.needs
+            variable, code = line.made
+            cost = volume(regime.operations, line.number) if line.is_product else sympy.S.Zero
+            price = f": {format_formula(cost)} MAC" if cost != 0 else ""
+            name = print_expression(variable, words)
+            lines = f"# {format_value(name, line.legs)} = {line.text}{price}\n{name} = {print_expression(code, words)}"
+            yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
+        yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
+
+    def _call_planned(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+        """The call of a method with its backward pass."""
+        op = kernels.operations[line.number]
+        yield f"# {format_value(op.name, op.legs)}, with a backward pass of its own"
+        yield f"{self.names.values[op.name]} = {wrap('contract', method.arguments)}"
 
     def _call_recompute(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
         """The call of a method whose values are not kept for the backward pass."""
@@ -314,6 +391,17 @@ class Body:
             test = " and ".join(f"{name} <= {other}" for other in costs[k + 1 :])
             yield f"{'elif' if k else 'if'} {test}:" if test else "else:"
             yield f"    {order} = {k + 1}"
+
+
+def _static(name: str, arguments: Sequence[str], lines: Sequence[str]) -> str:
+    """A method without ``self``."""
+    body = indent("\n".join(lines), "    ")
+    return f"@staticmethod\ndef {name}({', '.join(arguments)}):\n{body}"
+
+
+def _outermost(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks that stand in none of the others."""
+    return [block for block in blocks if not any(_is_inside(block, other) for other in blocks)]
 
 
 def _is_inside(block: Block, other: Block) -> bool:

@@ -44,7 +44,7 @@ MODULE_ATTRIBUTES = frozenset(
 
 KEYWORDS = frozenset(keyword.kwlist)
 LOCALS = KEYWORDS | {"self", "torch", "nn", "F", "math", "super", "param", "sum", "tuple", "min", "max", "ValueError"}
-LOCALS |= {"device", "dtype", "range", "checkpoint", "zip"}
+LOCALS |= {"device", "dtype", "range", "checkpoint", "zip", "contract", "PlannedBackward", "needs", "any", "map"}
 """What a variable of the generated methods may not be called."""
 
 
@@ -105,6 +105,11 @@ class Names:
             for op in operations:
                 if op.name not in self.values:
                     self.values[op.name] = _variable(op.name, in_forward)
+        for regime in self.plan.regimes:
+            for backward in regime.kernels.backward.values():
+                for name in (backward.start.name, *(line.made[0].name for line in backward.lines)):
+                    if name not in self.values:
+                        self.values[name] = _variable(f"{name.removeprefix('grad ')}_grad", in_forward)
         for k, buffer in enumerate(folding.buffers, 1):
             self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | in_forward, taken[""])
         for index in network.indices():

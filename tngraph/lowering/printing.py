@@ -26,6 +26,41 @@ from tngraph.plans.pipeline import plan as plan_network
 from tngraph.plans.plans import Plan
 from tngraph.plans.table import describe_regimes, format_formula
 
+PLANNED = '''
+class PlannedBackward(torch.autograd.Function):
+    """The first thing that ``forward`` makes of some tensors, with gradients by ``backward``."""
+
+    @staticmethod
+    def forward(ctx, forward, backward, sizes, *tensors):
+        result, *kept = forward(*tensors, *sizes)
+        ctx.methods, ctx.sizes, ctx.count = (forward, backward), sizes, len(tensors)
+        ctx.save_for_backward(*tensors, *kept)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad):
+        tensors, kept = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        forward, backward = ctx.methods
+        if torch.is_grad_enabled():
+            kept = forward(*tensors, *ctx.sizes)[1:]  # gradients of gradients flow through it
+        return None, None, None, *backward(ctx.needs_input_grad[3:], grad, *tensors, *kept, *ctx.sizes)
+
+
+def contract(forward, backward, sizes, *tensors):
+    """The same; with PyTorch's own gradients where it traces or transforms, in mixed precision, of complex numbers."""
+    if (
+        not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(tensors[0].device.type)
+        or torch._C._are_functorch_transforms_active()
+        or any(map(torch.is_complex, tensors))
+    ):
+        return forward(*tensors, *sizes)[0]
+    return PlannedBackward.apply(forward, backward, sizes, *tensors)
+
+'''
+"""What calls two methods as one function: the backward pass of the one is the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -64,7 +99,8 @@ def print_source(plan: Plan) -> Source:
     """The printed module of a plan together with its names."""
     names = Names(plan)
     body = _class(plan, names)
-    text = f"{_header(plan, names, body)}\n\n{body}"
+    parts = [_header(plan, names, body), *([PLANNED] if "contract(" in body else []), body]
+    text = "\n\n".join(parts)
     buffers = tuple(names.buffers.values())
     return Source(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes, buffers)
 

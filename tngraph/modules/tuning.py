@@ -19,7 +19,7 @@ from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
 from tngraph.modules.layer import Layer, layer_class
-from tngraph.modules.products import MeasuredMachine, Products
+from tngraph.modules.timing import MeasuredMachine, kernels_of
 from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
@@ -102,7 +102,8 @@ def tune(
             raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
         fixed.update(next(iter(points)))
     machine, itemsize = machine or machine_for(runner.device, runner.dtype), runner.dtype.itemsize
-    bench = MeasuredMachine.like(machine, Products(runner.device, runner.dtype))
+    kernels = kernels_of(runner.device, runner.dtype, torch.get_num_threads())
+    bench = MeasuredMachine.like(machine, kernels)
     finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
     trials: list[Measured] = []
     kept: list[tuple[Candidate, Measured]] = []
@@ -112,6 +113,7 @@ def tune(
         made = runner.measure(finder, tried, given, at)
         trials.extend(made)
         kept.append(min(zip(tried, made, strict=True), key=lambda pair: pair[1].seconds))
+    kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
     ends = [isqrt(low * high) for low, high in pairwise(values)]
     ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], kept, strict=True)

@@ -23,8 +23,8 @@ import numpy as np
 
 from tngraph.language.network import Leg
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.machine import Machine
-from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, common_run, leg_size
+from tngraph.planning.machine import Copy, Machine, find_copy
+from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, leg_size
 
 MOST_ORDERS = 8
 """The orders of one value that are kept."""
@@ -62,7 +62,7 @@ def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
     """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
     if not can_lay_out(tree):
         return tree
-    program = _Program(tree, run)
+    program = Program(tree, run)
     for number in range(len(tree.steps)):
         program.add(number)
     return replace(tree, forms=program.forms())
@@ -88,17 +88,7 @@ def is_possible(tree: ContractionTree, number: int) -> bool:
     return bool(given) and is_common and is_summed
 
 
-class Copied(NamedTuple):
-    """What is copied of an operand, and the entries that stay side by side [elements]."""
-
-    elements: int
-    run: int
-
-
-NOT_COPIED = Copied(0, 1)
-
-
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """One kernel: which orders it takes, which it makes, and what it does.
 
     Attributes:
@@ -107,10 +97,9 @@ class _Way(NamedTuple):
         order: of the result.
         summed: the order of the summed legs.
         shape: products, rows, columns and the summed size.
-        copies: of either operand the elements that are copied, and the entries that stay side by side.
+        copies: of either operand, where it does not do as it lies.
         turned: whether the matrices of the rows lie transposed, and those of the columns.
         is_left: whether the first operand gives the rows.
-        is_broadcast: of the operands in order, whether it lacks outer legs.
     """
 
     operands: tuple[Order, Order]
@@ -118,10 +107,9 @@ class _Way(NamedTuple):
     order: Order
     summed: Order
     shape: tuple[int, int, int, int]
-    copies: tuple[Copied, Copied]
+    copies: tuple[Copy | None, Copy | None]
     turned: tuple[bool, bool]
     is_left: bool
-    is_broadcast: tuple[bool, bool]
 
 
 class _Best(NamedTuple):
@@ -148,7 +136,7 @@ class _Sizes(tuple[int, ...]):
 
 
 @dataclass
-class _Program:
+class Program:
     """The dynamic program: the orders of every value so far."""
 
     tree: ContractionTree
@@ -213,36 +201,34 @@ class _Program:
                 found[way.order] = _Best(total, way.operands, way.form, way.summed, way.turned)
         return found
 
-    def _time(self, ways: Sequence[_Way], operands: Sequence[int]) -> np.ndarray:
-        """The seconds of kernels and of their gradients."""
+    def _time(self, ways: Sequence[Way], operands: Sequence[int]) -> np.ndarray:
+        """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
         machine, leaves = self.run.machine, [self.leaves[o] for o in operands]
         if not self.leaves[-1] & ~self.run.fixed:
             return np.zeros(len(ways))
+        passes = [bool(bits & ~self.run.fixed) * (1 + bool(bits & self.run.trained)) for bits in leaves]
+        total = time_products(ways, machine, passes)
         batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
         of_rows, of_columns = np.array([way.turned for way in ways]).T
-        total = machine.product(batch, rows, columns, summed, of_rows, of_columns)
         for side, bits in enumerate(leaves):
-            copied, run = np.array([way.copies[side] for way in ways], dtype=np.float64).T
-            passes = 1 + bool(bits & self.run.trained)
-            if bits & ~self.run.fixed:
-                total = total + passes * np.where(copied > 0, machine.copy(copied, run), 0)
             if bits & self.run.trained:
                 gives_rows = np.array([way.is_left == (side == 0) for way in ways])
-                own = np.where(gives_rows, rows, columns)
                 left = machine.product(batch, rows, summed, columns, False, ~of_columns)
                 right = machine.product(batch, summed, columns, rows, ~of_rows, False)
-                is_spread = np.array([way.is_broadcast[side] for way in ways])
-                spread = np.where(is_spread, machine.elementwise(batch * own * summed), 0)
-                total = total + np.where(gives_rows, left, right) + spread
+                total = total + np.where(gives_rows, left, right)
         return np.asarray(total)
 
-    def _put_out(self, ways: Sequence[_Way]) -> np.ndarray:
+    def _put_out(self, ways: Sequence[Way]) -> np.ndarray:
         """The seconds of the copies into the order of the result."""
         wanted = tuple(self.rank)
         passes = 1 + bool(self.leaves[-1] & self.run.trained)
-        copied = np.array([0 if way.order == wanted else self.sizes.of(way.order) for way in ways], dtype=np.float64)
-        run = np.array([common_run(way.order, wanted, self.sizes.__getitem__) for way in ways], dtype=np.float64)
-        return np.asarray(passes * np.where(copied > 0, self.run.machine.copy(copied, run), 0))
+        seconds = {order: self.seconds_to(order, wanted) for order in {way.order for way in ways}}
+        return np.array([passes * seconds[way.order] for way in ways])
+
+    def seconds_to(self, order: Order, wanted: Order) -> float:
+        """The seconds of a copy into another order; of none, where it is the same."""
+        copy = find_copy(order, wanted, self.sizes.__getitem__)
+        return 0.0 if len(copy.order) < 2 else self.run.machine.rearrange(copy)
 
     def forms(self) -> tuple[Form, ...]:
         """The forms of the fastest way to the result."""
@@ -254,14 +240,47 @@ class _Program:
         for number in range(root, count - 1, -1):
             order = chosen[number]
             best = self.nodes[number][order]
-            outer, rows = best.form
-            parts = order[:outer], order[outer : outer + rows], order[outer + rows :], best.summed
-            forms.append(Form(*(tuple(self.legs[k] for k in part) for part in parts), best.turned))
+            forms.append(self._form(order, best.form, best.summed, best.turned))
             chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
         return tuple(reversed(forms))
 
+    def ways(self, first: Order, second: Order, kept: frozenset[int], rank: Mapping[int, int]) -> Iterator[Way]:
+        """Every way to contract two operands that lie so, of whose legs some are kept."""
+        return _ways(first, second, kept, self.sizes, rank)
 
-def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]) -> Iterator[_Way]:
+    def form(self, way: Way) -> Form:
+        """A way in the legs of the tree."""
+        return self._form(way.order, way.form, way.summed, way.turned)
+
+    def named(self, order: Order) -> tuple[Leg, ...]:
+        """Legs by number as what they are."""
+        return tuple(self.legs[k] for k in order)
+
+    def _form(self, order: Order, form: tuple[int, int], summed: Order, turned: tuple[bool, bool]) -> Form:
+        outer, rows = form
+        parts = order[:outer], order[outer : outer + rows], order[outer + rows :], summed
+        return Form(*map(self.named, parts), turned)  # type: ignore[arg-type]
+
+
+def time_products(ways: Sequence[Way], machine: Machine, passes: Sequence[int] = (1, 1)) -> np.ndarray:
+    """The seconds of products and of the copies of their operands.
+
+    Args:
+        ways: the products.
+        machine: on which they run.
+        passes: how often each operand's copy is made.
+    """
+    batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
+    of_rows, of_columns = np.array([way.turned for way in ways]).T
+    total = machine.product(batch, rows, columns, summed, of_rows, of_columns)
+    for side, count in enumerate(passes):
+        copies = [way.copies[side] for way in ways]
+        seconds = {copy: machine.rearrange(copy) if copy else 0.0 for copy in dict.fromkeys(copies)}
+        total = total + count * np.array([seconds[copy] for copy in copies])
+    return np.asarray(total)
+
+
+def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]) -> Iterator[Way]:
     """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
@@ -276,7 +295,7 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank
             for front, middle, lies in _cuts(spine, outer, own, summed, sizes, rank):
                 for ours, theirs in product(lies, _lies(other, outer, columns, summed, sizes, is_small)):
                     for order, form, is_spine in _results((*outer, *front), middle, columns):
-                        yield _Way(
+                        yield Way(
                             (first, second),
                             form,
                             order,
@@ -288,7 +307,6 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank
                                 summed,
                             ),
                             is_spine == is_first,
-                            (False, bool(front)) if is_first else (bool(front), False),
                         )
 
 
@@ -301,7 +319,7 @@ class _Lie(NamedTuple):
     """One way in which an operand may lie: whether its own legs come before the summed ones, and what is copied."""
 
     is_own_first: bool
-    copied: Copied
+    copied: Copy | None
 
 
 def _lies(
@@ -312,11 +330,10 @@ def _lies(
     for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
         wanted = arrangements(outer, first, second)
         if order in wanted:
-            found.append(_Lie(is_own_first, NOT_COPIED))
+            found.append(_Lie(is_own_first, None))
         else:
-            run = common_run(order, wanted[0], sizes.__getitem__)
-            found.append(_Lie(is_own_first, Copied(sizes.of(order), run)))
-    natural = tuple(lie for lie in found if lie.copied == NOT_COPIED)
+            found.append(_Lie(is_own_first, find_copy(order, wanted[0], sizes.__getitem__)))
+    natural = tuple(lie for lie in found if lie.copied is None)
     return tuple(found) if is_small or not natural else natural[:1]
 
 
@@ -329,10 +346,10 @@ def _cuts(
         yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in turned)
         return
     places = [k for k, leg in enumerate(spine) if leg in summed]
-    before, behind = spine[: places[0]], spine[places[-1] + 1 :]
-    is_together = places[-1] - places[0] == len(places) - 1
-    if is_together and before and behind:
-        yield before, behind, (_Lie(False, NOT_COPIED),)
+    if places and places[-1] - places[0] == len(places) - 1:
+        before, behind = spine[: places[0]], spine[places[-1] + 1 :]
+        if before and behind:
+            yield before, behind, (_Lie(False, None),)
     for order in turned:
         cuts = sorted({0, 1, len(order) - 1}) if len(order) > 1 else (0,)
         for cut in cuts:

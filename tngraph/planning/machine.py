@@ -12,10 +12,14 @@ Source: the roofline of Williams, Waterman and Patterson (2009), with an efficie
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class Work(NamedTuple):
@@ -36,6 +40,43 @@ class Work(NamedTuple):
     result: Any
     left_grad: Any
     right_grad: Any
+
+
+class Copy(NamedTuple):
+    """A copy of a value into another order.
+
+    Attributes:
+        sizes: of its axes as they lie, the slowest first; axes that stay side by side are one [elements].
+        order: which of them comes where.
+    """
+
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """All that is copied [elements]."""
+        return prod(self.sizes)
+
+    @property
+    def run(self) -> int:
+        """The entries that stay side by side [elements]."""
+        last = len(self.sizes) - 1
+        return self.sizes[last] if self.sizes and self.order[-1] == last else 1
+
+
+def find_copy(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> Copy:
+    """The copy that brings axes from one order into another."""
+    moved = [axis for axis in wanted if size(axis) != 1]
+    place = {axis: k for k, axis in enumerate(moved)}
+    groups: list[list[T]] = []
+    for axis in (axis for axis in order if size(axis) != 1):
+        if groups and place[groups[-1][-1]] == place[axis] - 1:
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+    ranks = sorted(range(len(groups)), key=lambda k: place[groups[k][0]])
+    return Copy(tuple(prod(map(size, group)) for group in groups), tuple(ranks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +143,10 @@ class Machine:
         """The time of a copy in another order, in which so many entries stay side by side [s]."""
         reading = self.pass_over(elements) * (1 + (self.doubling_run / run) ** _BY_RUN)
         return reading + self.write(elements) + self.seconds_per_kernel
+
+    def rearrange(self, copy: Copy) -> float:
+        """The same of one copy [s]."""
+        return float(self.copy(copy.elements, copy.run))
 
     def elementwise(self, *elements: Any, written: Any = 0) -> Any:
         """The time of a kernel that passes once over values of these sizes and writes a new one [s]."""

@@ -13,7 +13,7 @@ opt_einsum and cotengra, hyperedges included.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
@@ -66,6 +66,25 @@ class Form(NamedTuple):
         """The legs of the result in memory order."""
         return (*self.outer, *self.rows, *self.columns)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a product of matrices, and not of entries."""
+        return bool(self.outer or self.rows or self.summed)
+
+
+class Gradient(NamedTuple):
+    """How the gradient of an operand of a step is made: of that of the step's result and the other operand.
+
+    Attributes:
+        step: the number of the step.
+        operand: the value whose gradient it is.
+        form: of the product; that of the tree's result lies in the order of the region.
+    """
+
+    step: int
+    operand: int
+    form: Form
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -87,6 +106,7 @@ class ContractionTree:
         sliced: indices that the steps run for one value at a time, and that stand on none of them.
         forms: of every step; empty where each step takes its operands as they come.
         tile: what the steps run for in parts, so that a part stays in cache.
+        gradients: of every value but the result, from the last step to the first; empty where PyTorch finds them.
     """
 
     region: Region
@@ -96,11 +116,12 @@ class ContractionTree:
     sliced: tuple[Index, ...] = ()
     forms: tuple[Form, ...] = ()
     tile: Tile | None = None
+    gradients: tuple[Gradient, ...] = ()
 
     @property
     def way(self) -> tuple[object, ...]:
         """All that decides what runs."""
-        return self.steps, self.forms, self.tile
+        return self.steps, self.forms, self.tile, self.gradients
 
     def legs_of(self, value: int) -> tuple[Leg, ...]:
         """The legs of a value in no order."""
@@ -176,18 +197,12 @@ T = TypeVar("T")
 
 
 def arrangements(outer: tuple[T, ...], first: tuple[T, ...], second: tuple[T, ...]) -> tuple[tuple[T, ...], ...]:
-    """The orders in which matrices with these sides are taken as they lie; a copy is made in the first one."""
-    return (*outer, *first, *second), (*first, *outer, *second)
+    """The orders in which matrices with these sides are taken as they lie; a copy is made in the first one.
 
-
-def common_run(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> int:
-    """The entries that lie side by side in both orders."""
-    run = 1
-    for ours, theirs in zip(reversed(order), reversed(wanted), strict=False):
-        if ours != theirs:
-            break
-        run *= size(ours)
-    return run
+    Vectors with gaps are not taken: PyTorch multiplies them one by one.
+    """
+    copied = (*outer, *first, *second)
+    return copied, (*first, *outer, *second) if second else copied
 
 
 def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from tngraph.language.network import Access, Index, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.exact import MOST_LEAVES
+from tngraph.planning.gradients import lay_out_gradients
 from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
@@ -98,7 +99,7 @@ class TimedSearch:
 
     def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
-        rates: tuple[Rate, ...] = (self.task.goal.machine, Weighted())
+        rates = tuple(dict.fromkeys((self.machine, self.task.goal.machine, Weighted())))
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
         for part in PARTS:
@@ -120,21 +121,30 @@ class TimedSearch:
         """The tree of a slot that is the best at some sizes, laid out for them; a large one is searched for once."""
         is_large = len(slot.region.accesses) > MOST_LEAVES
         searched = self.task.numbers if is_large else numbers
-        pricing, search = replace(slot.pricing, rate=rate), self.task.search
+        pricing = replace(slot.pricing, rate=rate)
         topology = Topology(slot.region, searched, pricing)
         key = slot, rate, tuple(topology.sizes)
         if key not in self._trees:
-            known = cache_key(slot.region, pricing, search, lambda size: evaluate_size(size, searched))
-            (piece,) = find_cached(topology, known, lambda: [Piece(1, None, search_tree(topology, search))])
-            self._trees[key] = replace(piece.tree, is_proven=False)
+            self._trees[key] = replace(self._search(topology, searched), is_proven=False)
         return self.lay_out(slot, self._trees[key], numbers)
+
+    def _search(self, topology: Topology, numbers: dict[str, int]) -> ContractionTree:
+        """The tree of least cost; what was measured just now is not kept for another time."""
+        search = self.task.search
+        if topology.pricing.rate == self.bench:
+            return search_tree(topology, search)
+        known = cache_key(topology.region, topology.pricing, search, lambda size: evaluate_size(size, numbers))
+        (piece,) = find_cached(topology, known, lambda: [Piece(1, None, search_tree(topology, search))])
+        return piece.tree
 
     def lay_out(self, slot: Slot, tree: ContractionTree, numbers: dict[str, int]) -> ContractionTree:
         """A tree with the axes of its values in order."""
         run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed)
         key = slot, tree, tuple(Topology(slot.region, numbers).sizes)
         if key not in self._laid:
-            self._laid[key] = lay_out(tree, run)
+            laid = lay_out(tree, run)
+            is_planned = self.task.goal.mode == "train" and can_plan_backward(self.merged, slot.region)
+            self._laid[key] = lay_out_gradients(laid, run) if is_planned else laid
         return self._laid[key]
 
 
@@ -188,6 +198,19 @@ def _first_faster(seconds: Callable[[Trees, int], float], old: Trees, new: Trees
         middle = (low + high) // 2
         low, high = (low, middle) if seconds(new, middle) < seconds(old, middle) else (middle, high)
     return high
+
+
+def can_plan_backward(network: Network, region: Region) -> bool:
+    """Whether the gradients of a region can be planned: nothing is read at positions, and all of it is stored."""
+    runtime = network.runtime_sizes()
+    constant = {core.name: core for core in network.cores if core.role == "const"}
+    for access in region.accesses:
+        if any(isinstance(leg, Read) for leg in access.legs) or len(set(access.legs)) < len(access.legs):
+            return False
+        core = constant.get(access.source)
+        if core is not None and any(str(s) in runtime for leg in core.legs for s in leg.size.free_symbols):
+            return False
+    return True
 
 
 def find_tiled(network: Network, region: Region) -> Index | None:

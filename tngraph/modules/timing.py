@@ -1,0 +1,175 @@
+"""Kernels timed as they are asked for: the model of a machine whose products and copies are measured, not modelled.
+
+How fast a product runs depends on its shape and on how its matrices lie in ways that no formula of a few numbers
+follows: with eight columns a transposed left matrix may take ten times as long. Tuning lays axes out by these times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property, partial
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tngraph.modules.calibration import waiting
+from tngraph.planning.machine import Copy, Machine
+
+LARGEST_PRODUCT = 2**22
+"""Of larger products a part is timed that has about so many multiply-adds [MAC]."""
+LARGEST_COPY = 2**20
+"""Of larger copies a part that has about so many elements [elements]."""
+STORE = 2**24
+"""The elements that operands are taken of [elements]."""
+OPERANDS = 8
+"""So many operands are taken in turns."""
+TURNS = 3
+"""A time is the least of so many turns."""
+SECONDS_PER_TURN = 1e-4
+"""A turn lasts about so long [s]."""
+
+
+class Product(NamedTuple):
+    """So many products of matrices, and which of these lie transposed."""
+
+    batch: int
+    rows: int
+    columns: int
+    summed: int
+    is_left_turned: bool
+    is_right_turned: bool
+
+
+@dataclass
+class Kernels:
+    """The times of kernels on a device, each on one operand after the other, since those of a layer are rarely in the
+    cache that is nearest [s]."""
+
+    device: torch.device
+    dtype: torch.dtype
+    known: dict[Product | Copy, float] = field(default_factory=dict)
+
+    @cached_property
+    def _store(self) -> torch.Tensor:
+        generator = torch.Generator(self.device).manual_seed(0)
+        store = torch.empty(STORE, device=self.device, dtype=torch.float32)
+        return store.uniform_(-1, 1, generator=generator).to(self.dtype)
+
+    def release(self) -> None:
+        """Let go of the operands, and keep the times."""
+        self.__dict__.pop("_store", None)
+
+    def multiply(self, product: Product) -> float:
+        """The time of a product."""
+        if product not in self.known:
+            batch, rows, columns, summed, *turned = product
+            operands = list(
+                zip(
+                    self._matrices((batch, rows, summed), turned[0]),
+                    reversed(self._matrices((batch, summed, columns), turned[1])),
+                    strict=True,
+                )
+            )
+            if batch > 1:
+                calls = [partial(torch.bmm, left, right) for left, right in operands]
+            else:
+                calls = [partial(torch.mm, left[0], right[0]) for left, right in operands]
+            self.known[product] = self._measure(calls)
+        return self.known[product]
+
+    def rearrange(self, copy: Copy) -> float:
+        """The time of a copy."""
+        if copy not in self.known:
+            self.known[copy] = self._measure(
+                [given.view(copy.sizes).permute(copy.order).contiguous for given in self._operands(copy.elements)]
+            )
+        return self.known[copy]
+
+    def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
+        wait, times = waiting(self.device), []
+        for call in calls[:2]:
+            call()
+        wait()
+        count, turn = 1, 0
+        while len(times) < TURNS:
+            began = time.perf_counter()
+            for _ in range(count):
+                calls[turn % len(calls)]()
+                turn += 1
+            wait()
+            taken = time.perf_counter() - began
+            if count == 1 and not times and taken < SECONDS_PER_TURN / 2:
+                count = max(2, round(SECONDS_PER_TURN / taken))
+            else:
+                times.append(taken / count)
+        return min(times)
+
+    def _matrices(self, shape: tuple[int, int, int], is_turned: bool) -> list[torch.Tensor]:
+        batch, rows, columns = shape
+        made = self._operands(prod(shape))
+        return [each.view(batch, columns, rows).mT if is_turned else each.view(shape) for each in made]
+
+    def _operands(self, elements: int) -> list[torch.Tensor]:
+        """Some tensors of a size, apart from each other as far as there is room."""
+        apart = min(elements, (STORE - elements) // (OPERANDS - 1))
+        return [self._store[k * apart : k * apart + elements] for k in range(OPERANDS)]
+
+
+def _part_of(sizes: Iterable[int], most: int) -> tuple[int, ...]:
+    """The same sizes but for the largest, which are halved until their product is small; the first one before all."""
+    part = list(sizes)
+    while prod(part) > most:
+        largest = 0 if part[0] >= 8 else max(range(len(part)), key=part.__getitem__)
+        part[largest] = (part[largest] + 1) // 2
+    return tuple(part)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMachine(Machine):
+    """A machine whose products and copies are measured; of large ones a part, and the model says what is beyond.
+
+    Attributes:
+        kernels: their times.
+    """
+
+    kernels: Kernels | None = field(default=None, compare=False)
+
+    @classmethod
+    def like(cls, machine: Machine, kernels: Kernels) -> MeasuredMachine:
+        """A machine with its products measured."""
+        return cls(**{each.name: getattr(machine, each.name) for each in fields(Machine)}, kernels=kernels)
+
+    def product(
+        self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
+    ) -> Any:
+        """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
+        given = np.broadcast_arrays(batch, rows, columns, summed, left_turned, right_turned)
+        cases = np.stack([each.ravel().astype(np.int64) for each in given], axis=1)
+        distinct, places = np.unique(cases, axis=0, return_inverse=True)
+        times = np.array([self._multiply(tuple(map(int, case[:4])), *map(bool, case[4:])) for case in distinct])
+        return times[places.ravel()].reshape(given[0].shape)[()]
+
+    def _multiply(self, sizes: tuple[int, ...], is_left_turned: bool, is_right_turned: bool) -> float:
+        assert self.kernels is not None
+        part = _part_of(sizes, LARGEST_PRODUCT)
+        seconds = self.kernels.multiply(Product(*part, is_left_turned, is_right_turned))
+        if part == sizes:
+            return seconds
+        return seconds * float(Machine.product(self, *sizes) / Machine.product(self, *part))
+
+    def rearrange(self, copy: Copy) -> float:
+        """The time of one copy [s]."""
+        assert self.kernels is not None
+        part = copy._replace(sizes=_part_of(copy.sizes, LARGEST_COPY))
+        seconds = self.kernels.rearrange(part)
+        return seconds if part == copy else seconds * Machine.rearrange(self, copy) / Machine.rearrange(self, part)
+
+
+@cache
+def kernels_of(device: torch.device, dtype: torch.dtype, threads: int) -> Kernels:
+    """What is known of the kernels of a device in this process."""
+    return Kernels(device, dtype)

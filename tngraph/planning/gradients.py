@@ -1,0 +1,144 @@
+"""The backward pass of a contraction tree, planned: which product makes each gradient, and in which order it lies.
+
+The gradient of an operand is the gradient of its step's result contracted with the other operand, one more product of
+matrices. It may be made in any order that one kernel makes, whatever the forward pass does. `lay_out_gradients` finds
+the orders with the least time: down the tree those that are fastest to get to, up again what each costs in all.
+
+Source: reverse accumulation (Linnainmaa 1976); the orders as in `tngraph.planning.layouts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from tngraph.planning.layouts import Order, Program, Run, Way, time_products
+from tngraph.planning.region import ContractionTree, Form, Gradient
+
+MOST_ORDERS = 6
+"""The orders of one gradient that are kept."""
+
+
+def lay_out_gradients(tree: ContractionTree, run: Run) -> ContractionTree:
+    """A tree that is laid out, with a form for the gradient of every value but the result."""
+    return replace(tree, gradients=_Backward(tree, run).gradients()) if can_differentiate(tree) else tree
+
+
+def can_differentiate(tree: ContractionTree) -> bool:
+    """Whether the gradients of a tree are products: it is laid out and joins its values by pairs."""
+    return bool(tree.forms) and all(len(step.operands) == 2 for step in tree.steps)
+
+
+class _Made(NamedTuple):
+    """How a gradient is made of that of its step's result: in which time, in which order, and as which product."""
+
+    seconds: float
+    order: Order
+    way: Way | None = None
+
+
+@dataclass
+class _Backward:
+    """The orders of the gradients of all values so far, from the result down."""
+
+    tree: ContractionTree
+    run: Run
+    made: dict[tuple[int, Order, int], list[_Made]] = field(default_factory=dict)
+    known: dict[tuple[int, Order], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.program = Program(self.tree, self.run)
+        self.count = len(self.tree.region.accesses)
+        values = range(self.count + len(self.tree.steps))
+        self.orders: list[Order] = [tuple(self.program.number[leg] for leg in self.tree.order(v)) for v in values]
+
+    def gradients(self) -> tuple[Gradient, ...]:
+        """Those of the fastest way, from the result down."""
+        root = len(self.orders) - 1
+        wanted = tuple(self.program.number[leg] for leg in self.tree.region.legs if leg in self.program.number)
+        fastest: dict[int, dict[Order, float]] = {root: {wanted: 0.0}}
+        for value in range(root, self.count - 1, -1):
+            self._go_down(value, fastest)
+        chosen: list[Gradient] = []
+        self._choose(root, wanted, chosen)
+        return tuple(sorted(chosen, key=lambda gradient: -gradient.step))
+
+    def _go_down(self, value: int, fastest: dict[int, dict[Order, float]]) -> None:
+        """The gradients of the operands of a step, for every order that the gradient of its result may have."""
+        first, second = self.tree.steps[value - self.count].operands
+        for operand, other in ((first, second), (second, first)):
+            found: dict[Order, float] = {}
+            for order, before in fastest[value].items():
+                made = self._make(order, operand, other)
+                self.made[value, order, operand] = made
+                for each in made:
+                    found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
+            fastest_of_each = (self.made[value, order, operand][0].order for order in fastest[value])
+            kept = {*sorted(found, key=found.__getitem__)[:MOST_ORDERS], *fastest_of_each}
+            fastest[operand] = {order: found[order] for order in found if order in kept}
+            for order in fastest[value]:
+                made = self.made[value, order, operand]
+                self.made[value, order, operand] = [each for each in made if each.order in kept]
+
+    def _make(self, order: Order, operand: int, other: int) -> list[_Made]:
+        """The fastest ways to the gradient of an operand, in different orders."""
+        program, kept = self.program, frozenset(self.orders[operand])
+        if is_elementwise(self.tree, operand):
+            seconds = self.run.machine.elementwise(
+                program.sizes.of(order), program.sizes.of(self.orders[other]), written=program.sizes.of(order)
+            )
+            return [_Made(float(seconds), order)]
+        rank = {leg: k for k, leg in enumerate(self.orders[operand])}
+        ways = list(program.ways(order, self.orders[other], kept, rank))
+        found: dict[Order, _Made] = {}
+        for way, seconds in zip(ways, time_products(ways, self.run.machine).tolist(), strict=True):
+            if way.order not in found or seconds < found[way.order].seconds:
+                found[way.order] = _Made(seconds, way.order, way)
+        is_leaf = operand < self.count
+        fastest = sorted(found.values(), key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
+        return fastest[: 2 * MOST_ORDERS]
+
+    def _cost(self, value: int, order: Order) -> float:
+        """The time from the gradient of a value in some order to those of all below it; a leaf's own order is wanted."""
+        if value < self.count:
+            return self.program.seconds_to(order, self.orders[value])
+        if (value, order) not in self.known:
+            operands = self.tree.steps[value - self.count].operands
+            self.known[value, order] = sum(self._best(value, order, o)[0] for o in operands)
+        return self.known[value, order]
+
+    def _best(self, value: int, order: Order, operand: int) -> tuple[float, _Made]:
+        made = self.made[value, order, operand]
+        return min(((each.seconds + self._cost(operand, each.order), each) for each in made), key=lambda pair: pair[0])
+
+    def _choose(self, value: int, order: Order, chosen: list[Gradient]) -> None:
+        if value < self.count:
+            return
+        for operand in self.tree.steps[value - self.count].operands:
+            _, made = self._best(value, order, operand)
+            form = self.program.form(made.way) if made.way is not None else Form((), (), self.program.named(made.order))
+            chosen.append(Gradient(value - self.count, operand, form))
+            self._choose(operand, made.order, chosen)
+
+
+def is_elementwise(tree: ContractionTree, operand: int) -> bool:
+    """Whether the gradient of an operand is a product of entries: nothing of the other operand's is summed."""
+    step = next(step for step in tree.steps if operand in step.operands)
+    return step.kind == "mul" and set(step.legs) == set(tree.legs_of(operand))
+
+
+def other_operand(operands: Sequence[int], operand: int) -> int:
+    """The one of two operands that another one is not."""
+    first, second = operands
+    return second if operand == first else first
+
+
+def gradient_orders(tree: ContractionTree) -> Mapping[int, tuple[object, ...]]:
+    """The order in which the gradient of every value lies, that of the result in the region's own."""
+    return {
+        len(tree.region.accesses) + len(tree.steps) - 1: tree.region.legs,
+        **{gradient.operand: gradient.form.legs for gradient in tree.gradients},
+    }
