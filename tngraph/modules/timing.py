@@ -46,8 +46,10 @@ class Product(NamedTuple):
 
 @dataclass
 class Kernels:
-    """The times of kernels on a device, each on one operand after the other, since those of a layer are rarely in the
-    cache that is nearest [s]."""
+    """The times of kernels on a device [s].
+
+    Each runs on one operand after the other, since those of a layer are rarely in the cache that is nearest.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -90,7 +92,7 @@ class Kernels:
         return self.known[copy]
 
     def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
-        wait, times = waiting(self.device), []
+        wait, times = waiting(self.device), list[float]()
         for call in calls[:2]:
             call()
         wait()
@@ -156,7 +158,8 @@ class MeasuredMachine(Machine):
     def _multiply(self, sizes: tuple[int, ...], is_left_turned: bool, is_right_turned: bool) -> float:
         assert self.kernels is not None
         part = _part_of(sizes, LARGEST_PRODUCT)
-        seconds = self.kernels.multiply(Product(*part, is_left_turned, is_right_turned))
+        batch, rows, columns, summed = part
+        seconds = self.kernels.multiply(Product(batch, rows, columns, summed, is_left_turned, is_right_turned))
         if part == sizes:
             return seconds
         return seconds * float(Machine.product(self, *sizes) / Machine.product(self, *part))

@@ -9,7 +9,7 @@ Source: reverse accumulation (Linnainmaa 1976); the orders as in `tngraph.planni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ class _Backward:
         return fastest[: 2 * MOST_ORDERS]
 
     def _cost(self, value: int, order: Order) -> float:
-        """The time from the gradient of a value in some order to those of all below it; a leaf's own order is wanted."""
+        """The time from the gradient of a value in some order to those below; a leaf's own order is wanted."""
         if value < self.count:
             return self.program.seconds_to(order, self.orders[value])
         if (value, order) not in self.known:
@@ -134,11 +134,3 @@ def other_operand(operands: Sequence[int], operand: int) -> int:
     """The one of two operands that another one is not."""
     first, second = operands
     return second if operand == first else first
-
-
-def gradient_orders(tree: ContractionTree) -> Mapping[int, tuple[object, ...]]:
-    """The order in which the gradient of every value lies, that of the result in the region's own."""
-    return {
-        len(tree.region.accesses) + len(tree.steps) - 1: tree.region.legs,
-        **{gradient.operand: gradient.form.legs for gradient in tree.gradients},
-    }

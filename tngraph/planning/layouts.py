@@ -77,8 +77,14 @@ def is_possible(tree: ContractionTree, number: int) -> bool:
     """Whether the form of a step is one kernel on its operands as their own forms lay them out."""
     step, form = tree.steps[number], tree.forms[number]
     if step.kind != "contract":
-        return not (form.outer or form.rows or form.summed)
-    first, second = (set(tree.order(o)) for o in step.operands)
+        return not form.is_matrix
+    first, second = (tree.order(o) for o in step.operands)
+    return is_product(form, first, second)
+
+
+def is_product(form: Form, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
+    """Whether a form is one product of matrices of operands that have these legs."""
+    first, second = set(one), set(other)
     shared = first & second & set(form.legs)
     sides = [(first - second, second - first), (second - first, first - second)]
     given = [each for each in sides if each[0].issuperset(form.rows) and each[1].issuperset(form.columns)]
@@ -258,8 +264,8 @@ class Program:
 
     def _form(self, order: Order, form: tuple[int, int], summed: Order, turned: tuple[bool, bool]) -> Form:
         outer, rows = form
-        parts = order[:outer], order[outer : outer + rows], order[outer + rows :], summed
-        return Form(*map(self.named, parts), turned)  # type: ignore[arg-type]
+        first, second, third = order[:outer], order[outer : outer + rows], order[outer + rows :]
+        return Form(self.named(first), self.named(second), self.named(third), self.named(summed), turned)
 
 
 def time_products(ways: Sequence[Way], machine: Machine, passes: Sequence[int] = (1, 1)) -> np.ndarray:

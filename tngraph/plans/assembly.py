@@ -57,9 +57,7 @@ def assemble_plan(
         free: the run-time sizes that they were searched over.
     """
     count = sum(len(each.regions) for each in cleaned)
-    branches = [
-        len({(trees[k].steps, trees[k].forms, trees[k].tile) for _, _, trees in found}) > 1 for k in range(count)
-    ]
+    branches = [len({trees[k].way for _, _, trees in found}) > 1 for k in range(count)]
     regimes = []
     for low, high, trees in found:
         rest, flags = iter(trees), iter(branches)

@@ -20,11 +20,12 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
-from tngraph.planning.layouts import can_lay_out, is_possible
+from tngraph.planning.gradients import can_differentiate, is_elementwise, other_operand
+from tngraph.planning.layouts import can_lay_out, is_possible, is_product
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal, Objective, Weighted, make_goal
 from tngraph.planning.regimes import Range
-from tngraph.planning.region import ContractionTree, Form, Region, Tile, Topology, bare_legs
+from tngraph.planning.region import ContractionTree, Form, Gradient, Region, Tile, Topology, bare_legs
 from tngraph.planning.rewrites import merge
 from tngraph.planning.sizing import given_sizes, number_sizes
 from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
@@ -158,10 +159,12 @@ _TREE = {
     "sliced": "a list of texts",
     "steps": "a list",
     "forms": "a list",
+    "gradients": "a list",
     "tile": "anything",
 }
 _PARTS = Form._fields[:-1]
 _FORM = {**dict.fromkeys(_PARTS, "a list of texts"), "turned": "two truth values"}
+_GRADIENT = {"step": "anything", "operand": "anything", "form": "anything"}
 _MEASURED = {
     "device": "text",
     "dtype": "text",
@@ -368,7 +371,8 @@ def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
         tree = replay.finish(is_proven=fields["is_proven"], is_pinned=fields["is_pinned"])
     except ReplayError as error:
         raise PlanError(f"{where} {error}") from None
-    return replace(tree, forms=_read_forms(fields["forms"], where, tree), tile=_read_tile(fields["tile"], where, tree))
+    tree = replace(tree, forms=_read_forms(fields["forms"], where, tree), tile=_read_tile(fields["tile"], where, tree))
+    return replace(tree, gradients=_read_gradients(fields["gradients"], where, tree))
 
 
 def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tuple[Form, ...]:
@@ -378,22 +382,49 @@ def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tu
     forms: list[Form] = []
     for number, (given, step) in enumerate(zip(data, tree.steps, strict=False), 1):
         at = f"{where}, form {number}"
-        parts = _check_fields(given, at, _FORM)
-        known = {format_leg(leg): leg for o in step.operands for leg in tree.legs_of(o)}
-        unknown = [name for part in _PARTS for name in parts[part] if name not in known]
-        if unknown:
-            raise PlanError(f"{at} has the leg {_shown(unknown[0])}, which its operands do not have")
-        first, second = parts["turned"]
-        form = Form(*(tuple(known[name] for name in parts[part]) for part in _PARTS), (first, second))
-        if sorted(map(format_leg, form.legs)) != sorted(map(format_leg, step.legs)):
-            shown = _written([format_leg(leg) for leg in form.legs])
-            raise PlanError(f"{at} has the legs {shown}, where its step has {_written(show_step(step)['legs'])}")
-        forms.append(form)
+        forms.append(_read_form(given, at, [leg for o in step.operands for leg in tree.legs_of(o)], step.legs))
     made = replace(tree, forms=tuple(forms))
     for number in range(len(forms)):
         if not is_possible(made, number):
             raise PlanError(f"{where}, form {number + 1} is no matrix product of what its step takes")
     return made.forms
+
+
+def _read_form(data: object, where: str, given: Sequence[Leg], made: Sequence[Leg]) -> Form:
+    """A form of operands with some legs, whose result has others."""
+    parts = _check_fields(data, where, _FORM)
+    known = {format_leg(leg): leg for leg in given}
+    unknown = [name for part in _PARTS for name in parts[part] if name not in known]
+    if unknown:
+        raise PlanError(f"{where} has the leg {_shown(unknown[0])}, which its operands do not have")
+    first, second = parts["turned"]
+    outer, rows, columns, summed = (tuple(known[name] for name in parts[part]) for part in _PARTS)
+    form = Form(outer, rows, columns, summed, (first, second))
+    if sorted(map(format_leg, form.legs)) != sorted(map(format_leg, made)):
+        shown = _written([format_leg(leg) for leg in form.legs])
+        raise PlanError(f"{where} has the legs {shown}, where its step has {_written(list(map(format_leg, made)))}")
+    return form
+
+
+def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -> tuple[Gradient, ...]:
+    """How the gradients of a tree are made, each of the product that it is."""
+    wanted = [(step, operand) for step in reversed(range(len(tree.steps))) for operand in tree.steps[step].operands]
+    if data and (len(data) != len(wanted) or not can_differentiate(tree)):
+        raise PlanError(f"{where} has {len(data)} gradients for the operands of its steps, which take none or one each")
+    count, made = len(tree.region.accesses), list[Gradient]()
+    for (step, operand), given in zip(wanted, data, strict=False):
+        at = f"{where}, the gradient of value {operand}"
+        fields = _check_fields(given, at, _GRADIENT)
+        if (fields["step"], fields["operand"]) != (step, operand):
+            raise PlanError(f"{at} stands where another one does")
+        above = tree.legs_of(count + step)
+        beside = tree.legs_of(other_operand(tree.steps[step].operands, operand))
+        form = _read_form(fields["form"], at, [*above, *beside], tree.legs_of(operand))
+        is_fitting = not form.is_matrix if is_elementwise(tree, operand) else is_product(form, above, beside)
+        if not is_fitting:
+            raise PlanError(f"{at} is no product of that of its step's result and the other operand")
+        made.append(Gradient(step, operand, form))
+    return tuple(made)
 
 
 def _read_tile(data: object, where: str, tree: ContractionTree) -> Tile | None:

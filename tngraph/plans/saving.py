@@ -22,7 +22,7 @@ from tngraph.language.network import Network
 from tngraph.language.text import parse
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal
-from tngraph.planning.region import ContractionTree, Form, Region, Step
+from tngraph.planning.region import ContractionTree, Form, Gradient, Region, Step
 from tngraph.planning.rewrites import find_inlined, merge
 from tngraph.plans.table import format_leg, format_value
 
@@ -145,6 +145,7 @@ def _tree_fields(tree: ContractionTree) -> Fields:
         "sliced": [index.name for index in tree.sliced],
         "steps": [show_step(step) for step in tree.steps],
         "forms": [show_form(form) for form in tree.forms],
+        "gradients": [show_gradient(gradient) for gradient in tree.gradients],
         "tile": None if tree.tile is None else {"index": tree.tile.index.name, "size": tree.tile.size},
     }
 
@@ -163,6 +164,11 @@ def show_form(form: Form) -> Fields:
     """The legs of a form in the language, and which of its matrices lie transposed."""
     parts = {part: [format_leg(leg) for leg in legs] for part, legs in zip(form._fields[:-1], form[:-1], strict=True)}
     return {**parts, "turned": list(form.turned)}
+
+
+def show_gradient(gradient: Gradient) -> Fields:
+    """Whose gradient it is, and of what form."""
+    return {"step": gradient.step, "operand": gradient.operand, "form": show_form(gradient.form)}
 
 
 def show_legs(step: Step) -> list[str]:

@@ -99,7 +99,7 @@ class TimedSearch:
 
     def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
-        rates = tuple(dict.fromkeys((self.machine, self.task.goal.machine, Weighted())))
+        rates: tuple[Rate, ...] = (self.machine, Weighted())
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
         for part in PARTS:

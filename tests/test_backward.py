@@ -1,0 +1,145 @@
+"""Planned backward passes: gradients, counts and bytes beside PyTorch's own, and where PyTorch's own runs instead."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+import tngraph as tg
+from tngraph.planning.machine import Machine
+from tngraph.plans.plans import Plan
+
+SMALL_CACHE = Machine(cache=2e3, elements_per_second=1e8, reused=4e3, fresh_per_second=1e8, seconds_per_product=1e-7)
+NETWORKS = {
+    "a chain": """network n { size batch; size R = 3; input x[batch, (i1:4, i2:5, i3:2)]
+        param a[i1, o1:3, r1:R]; param b[r1, i2, o2:4, r2:R]; param c[r2, i3, o3:5]
+        y[batch, o1, o2, o3] = x * a * b * c; output y[batch, (o1, o2, o3)] }""",
+    "products of entries": """network n { size batch; input x[batch, i:4, j:3]; param a[i, r:5]; param b[j, r]
+        param c[o:6, r]; param d[p:2, r]; y[batch, o, p] = x * a * b * c * d; output y[batch, o, p] }""",
+    "a factor": """network n { size batch; input x[batch, i:4]; param a[i, r:2]; param b[r, o:5]; param w[i, o]
+        y[batch, o] = x * w + 0.25 * x * a * b; output y[batch, o] }""",
+    "one param twice": """network n { size batch; input x[batch, i:4]; param a[i:4, j:4]
+        y[batch, k:4] = x[batch, i] * a[i, j] * a[j, k]; output y[batch, k] }""",
+    "two layers": """network n { size batch; input x[batch, i:6]; param a[i, r:2]; param b[r, h:7]; param c[h, s:3]
+        param d[s, o:5]; z[batch, h] = relu(x * a * b); y[batch, o] = z * c * d; output y[batch, o] }""",
+}
+
+
+def planned(name: str, batch: int = 6, machine: Machine | None = None) -> Plan:
+    plan = tg.plan(tg.parse(NETWORKS[name]), {"batch": batch}, mode="train", minimize=machine or "time")
+    assert any(tree.gradients for tree in plan.regimes[0].trees)
+    return plan
+
+
+def by_pytorch(plan: Plan) -> Plan:
+    """The same plan with PyTorch's own backward pass."""
+    (regime,) = plan.regimes
+    stages = [replace(s, trees=tuple(replace(t, gradients=()) for t in s.trees)) for s in regime.stages]
+    return Plan((replace(regime, stages=tuple(stages)),))
+
+
+@pytest.mark.parametrize("machine", [None, SMALL_CACHE], ids=["whole", "parts"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_gradients_counts_and_bytes_are_those_of_the_plan(name: str, machine: Machine | None):
+    layer = tg.compile(planned(name, 40, machine))
+    assert "PlannedBackward" in layer.source
+    for batch in (1, 2, 7, 40, 41):
+        assert layer.verify(sizes={"batch": batch}).is_equal
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_of_gradients(name: str):
+    plan = planned(name, 2)
+    layer = tg.compile(plan, dtype=torch.float64)
+    port = plan.network.inputs[0]
+    shape = [2, *(int(torch.tensor([int(i.size) for i in axis]).prod()) for axis in port.axes[1:])]
+    x = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x: torch.Tensor, *params: torch.Tensor) -> torch.Tensor:
+        return functional_call(layer, dict(zip(names, params, strict=True)), (x,))
+
+    given = (x, *(p.detach().clone().requires_grad_() for p in layer.parameters()))
+    assert torch.autograd.gradcheck(call, given)
+    assert torch.autograd.gradgradcheck(call, given)
+
+
+@pytest.mark.parametrize("frozen", [(), ("x",), ("a",), ("x", "a"), ("a", "b", "c")])
+def test_what_needs_no_gradient_costs_none(frozen: tuple[str, ...]):
+    network = tg.parse(NETWORKS["a chain"])
+    plan = tg.plan(network, {"batch": 6}, mode="train", minimize="time", requires_grad=dict.fromkeys(frozen, False))
+    layer = tg.compile(plan)
+    x = torch.randn(6, 40, requires_grad="x" not in frozen)
+    for name, param in layer.named_parameters():
+        param.requires_grad_(name not in frozen)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == plan.at(batch=6).training_flops
+    assert {name for name, param in layer.named_parameters() if param.grad is None} == {*frozen} - {"x"}
+
+
+def test_complex_numbers_have_the_gradients_of_pytorch():
+    plan = planned("a chain")
+    first, second = (tg.compile(each, dtype=torch.complex64) for each in (plan, by_pytorch(plan)))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(6, 40, dtype=torch.complex64)
+    found, expected = (torch.autograd.grad(layer(x).abs().sum(), [*layer.parameters()]) for layer in (first, second))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_transforms_tracing_and_mixed_precision_take_the_plain_calls():
+    layer = tg.compile(planned("a chain"))
+    x, params = torch.randn(6, 40), dict(layer.named_parameters())
+    expected = layer(x)
+    torch.testing.assert_close(vmap(layer)(torch.stack([x, x]))[1], expected)
+    torch.testing.assert_close(jvp(layer, (x,), (x,))[1], expected)
+    slopes = vmap(grad(lambda p, x: functional_call(layer, p, (x,)).sum()), (None, 0))(params, torch.stack([x, 2 * x]))
+    torch.testing.assert_close(slopes["a"][1], 2 * slopes["a"][0])
+    exported = torch.export.export(layer, (x,))
+    torch.testing.assert_close(exported.module()(x), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = layer(x).sum()
+    loss.backward()
+    assert all(param.grad is not None for param in layer.parameters())
+
+
+def test_a_plan_with_gradients_is_read_as_it_was_saved(tmp_path: Path):
+    for name in NETWORKS:
+        plan = planned(name)
+        plan.save(tmp_path / "plan.json")
+        assert tg.load_plan(tmp_path / "plan.json") == plan
+        (tmp_path / "plan.json").unlink()
+
+
+def gradients_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    return fields["regimes"][0]["trees"]["y"][0]["gradients"]
+
+
+WRONG = {
+    "one less": (lambda g: g.pop(), "gradients for the operands"),
+    "of another value": (lambda g: g[0].update(operand=g[1]["operand"]), "stands where another one does"),
+    "a leg of nothing": (lambda g: g[0]["form"]["rows"].append("nothing"), "which its operands do not have"),
+    "no order of what is summed": (lambda g: g[0]["form"].update(summed=[]), "is no product of that"),
+    "no object": (lambda g: g.__setitem__(0, 3), "not an object"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_with_other_gradients_is_refused(name: str, tmp_path: Path):
+    edit, complaint = WRONG[name]
+    place = tmp_path / "plan.json"
+    planned("a chain").save(place)
+    fields = json.loads(place.read_text())
+    edit(gradients_of(fields))
+    place.write_text(json.dumps(fields))
+    with pytest.raises(tg.PlanError, match=complaint):
+        tg.load_plan(place)
