@@ -17,7 +17,8 @@ class Slope:
 
     Attributes:
         number: of the operation that the value is an operand of.
-        text: what is computed, in names.
+        of: the gradient that it is made of.
+        by: the name of what that is multiplied by, or the number.
         is_product: whether it is a product of matrices.
         made: the variable, and the code that computes it.
         axes: of the gradient.
@@ -25,7 +26,8 @@ class Slope:
     """
 
     number: int
-    text: str
+    of: Variable
+    by: str
     is_product: bool
     made: tuple[Variable, Call]
     axes: Axes
@@ -110,8 +112,9 @@ def differentiate(
                 results[source.code] = variable
             code = made.code
             assert isinstance(code, Call)
-            text = f"{next(variables(grad.code)).name} * {by}"
-            lines.append(Slope(number, text, is_product, (variable, code), made.axes, needs[operand]))
+            lines.append(
+                Slope(number, next(variables(grad.code)), by, is_product, (variable, code), made.axes, needs[operand])
+            )
     kept = dict.fromkeys(v for line in lines for v in variables(line.made[1]) if v.kind == "value")
     inside = {operations[k].name for k in range(block.first, block.last + 1) if operations[k].kind != "load"}
     read = tuple(v for v in kept if v.name in inside)

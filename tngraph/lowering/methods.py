@@ -280,7 +280,8 @@ class Body:
             cost = volume(regime.operations, line.number) if line.is_product else sympy.S.Zero
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
             name = print_expression(variable, words)
-            lines = f"# {format_value(name, line.legs)} = {line.text}{price}\n{name} = {print_expression(code, words)}"
+            what = f"{print_expression(line.of, words)} * {line.by}{price}"
+            lines = f"# {format_value(name, line.legs)} = {what}\n{name} = {print_expression(code, words)}"
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 
