@@ -132,7 +132,7 @@ def test_moves_are_what_a_run_copies(spec: str, mode: str):
 
 def every_way(tree: ContractionTree, run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
     """The least time of all choices of a kernel for every step, one after the other and none left out."""
-    program = layouts._Program(tree, run)
+    program = layouts.Program(tree, run)
     least = float("inf")
 
     def go_on(number: int) -> None:
@@ -158,7 +158,7 @@ def every_way(tree: ContractionTree, run: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_the_orders_of_axes_are_the_best_of_all(batch: int, trained: int, monkeypatch: pytest.MonkeyPatch):
     tree = replace(tg.plan(tg.parse(CHAIN), {"batch": batch}, order="((x a) b) c").regimes[0].trees[0], forms=())
     run = Run({"batch": batch, "R": 3}, Machine(), trained)
-    program = layouts._Program(tree, run)
+    program = layouts.Program(tree, run)
     for number in range(len(tree.steps)):
         program.add(number)
     found = min(best.seconds for best in program.nodes[-1].values())

@@ -69,22 +69,22 @@ class fc2_mpo(nn.Module):
         # t2[o1, o2, b2, batch, i3, i4] = t1 * x: 12544*D*batch MAC
         t2 = torch.mm(
             t1.reshape(28, 16*D).t(),
-            x.reshape(batch, 4, 7, 28).permute(2, 1, 0, 3).reshape(28, 28*batch),
+            x.reshape(batch, 4, 7, 28).permute(2, 1, 0, 3).contiguous().reshape(28, 28*batch),
         )
         del t1
-        # t3[o3, b3, batch, o1, o2, i4] = t2 * w3: 1792*D**2*batch MAC
+        # t3[o3, b3, o1, o2, batch, i4] = t2 * w3: 1792*D**2*batch MAC
         t3 = torch.mm(
             self.w3.reshape(7*D, 4*D).t(),
-            t2.reshape(16, D, batch, 7, 4).permute(1, 3, 2, 0, 4).reshape(7*D, 64*batch),
+            t2.reshape(16, D, batch, 7, 4).permute(1, 3, 0, 2, 4).contiguous().reshape(7*D, 64*batch),
         )
         del t2
-        # t4[batch, o1, o2, o3, o4] = t3 * w4: 1024*D*batch MAC
+        # t4[o1, o2, batch, o3, o4] = t3 * w4: 1024*D*batch MAC
         t4 = torch.mm(
-            t3.reshape(4, D, 16*batch, 4).permute(2, 0, 1, 3).reshape(64*batch, 4*D),
+            t3.reshape(4, D, 16*batch, 4).permute(2, 0, 1, 3).contiguous().reshape(64*batch, 4*D),
             self.w4.reshape(4*D, 4),
         )
         del t3
-        return t4.reshape(batch, 4, 4, 4, 4)
+        return t4.reshape(4, 4, batch, 4, 4).permute(2, 0, 1, 3, 4)
 
     def _y_2(self, x, batch):
         """y for batch ≥ 2: ((x (w3 w4)) (w1 w2))."""
@@ -94,14 +94,14 @@ class fc2_mpo(nn.Module):
         # t2[batch, i1, i2, b2, o3, o4] = x * t1: 12544*D*batch MAC
         t2 = torch.mm(
             x.reshape(28*batch, 28),
-            t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).reshape(28, 16*D),
+            t1.reshape(D, 7, 4, 4, 4).permute(1, 3, 0, 2, 4).contiguous().reshape(28, 16*D),
         )
         del t1
         # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
         t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
         # t4[batch, o1, o2, o3, o4] = t2 * t3: 7168*D*batch MAC
         t4 = torch.bmm(
-            t3.reshape(4, 4, 7, 4, D).permute(1, 3, 0, 2, 4).reshape(16, 28*D).expand(batch, 16, 28*D),
+            t3.reshape(4, 4, 7, 4, D).permute(1, 3, 0, 2, 4).contiguous().reshape(16, 28*D).expand(batch, 16, 28*D),
             t2.reshape(batch, 28*D, 16),
         )
         del t2, t3

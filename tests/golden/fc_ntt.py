@@ -64,7 +64,7 @@ class fc_ntt(nn.Module):
         # t3[o3, r3, batch, o1, o2, i4] = h2 * g3: 1792*R**2*batch MAC
         t3 = torch.mm(
             self.g3.reshape(7*R, 4*R).t(),
-            h2.reshape(16*batch, 7*R, 4).permute(1, 0, 2).reshape(7*R, 64*batch),
+            h2.reshape(16*batch, 7*R, 4).permute(1, 0, 2).contiguous().reshape(7*R, 64*batch),
         )
         del h2
         # h3[o3, r3, batch, o1, o2, i4] = relu(t3): 256*R*batch elementwise
@@ -73,7 +73,7 @@ class fc_ntt(nn.Module):
         # t4[o4, batch, o1, o2, o3] = h3 * g4: 1024*R*batch MAC
         t4 = torch.mm(
             self.g4.reshape(4*R, 4).t(),
-            h3.reshape(4, R, 16*batch, 4).permute(2, 0, 1, 3).reshape(64*batch, 4*R).t(),
+            h3.reshape(4, R, 16*batch, 4).permute(2, 0, 1, 3).contiguous().reshape(64*batch, 4*R).t(),
         )
         del h3
         # y[o4, batch, o1, o2, o3] = t4 + bias: 256*batch elementwise

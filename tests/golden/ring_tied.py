@@ -70,30 +70,30 @@ class ring_tied(nn.Module):
         # t2[batch, i1, i2, i3, i4, b5, o5, o6, b1] = x * t1: 256*D**2*batch MAC
         t2 = torch.mm(
             x.reshape(16*batch, 4),
-            t1.reshape(D, 2, 2, 2, 2*D).permute(1, 3, 0, 2, 4).reshape(4, 4*D**2),
+            t1.reshape(D, 2, 2, 2, 2*D).permute(1, 3, 0, 2, 4).contiguous().reshape(4, 4*D**2),
         )
         del t1
         # t3[batch, i1, i2, i3, b4, o4, o5, o6, b1] = t2 * g: 128*D**3*batch MAC
         t3 = torch.bmm(
-            self.g.permute(0, 2, 1, 3).reshape(2*D, 2*D).expand(8*batch, 2*D, 2*D),
+            self.g.permute(0, 2, 1, 3).contiguous().reshape(2*D, 2*D).expand(8*batch, 2*D, 2*D),
             t2.reshape(8*batch, 2*D, 4*D),
         )
         del t2
         # t4[batch, i1, i2, b3, o3, o4, o5, o6, b1] = t3 * g: 128*D**3*batch MAC
         t4 = torch.bmm(
-            self.g.permute(0, 2, 1, 3).reshape(2*D, 2*D).expand(4*batch, 2*D, 2*D),
+            self.g.permute(0, 2, 1, 3).contiguous().reshape(2*D, 2*D).expand(4*batch, 2*D, 2*D),
             t3.reshape(4*batch, 2*D, 8*D),
         )
         del t3
         # t5[b1, i1, o1, i2, o2, b3] = g * g: 16*D**3 MAC
         t5 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
-        # t6[batch, o1, o2, o3, o4, o5, o6] = t4 * t5: 256*D**2*batch MAC
-        t6 = torch.bmm(
-            t5.reshape(D, 2, 2, 2, 2, D).permute(2, 4, 1, 3, 5, 0).reshape(4, 4*D**2).expand(batch, 4, 4*D**2),
-            t4.reshape(batch, 4*D, 16, D).permute(0, 2, 1, 3).reshape(batch, 16, 4*D**2).permute(0, 2, 1),
+        # t6[o1, o2, batch, o3, o4, o5, o6] = t4 * t5: 256*D**2*batch MAC
+        t6 = torch.mm(
+            t5.reshape(D, 2, 2, 2, 2, D).permute(2, 4, 1, 3, 5, 0).contiguous().reshape(4, 4*D**2),
+            t4.reshape(batch, 4*D, 16, D).permute(0, 2, 1, 3).contiguous().reshape(16*batch, 4*D**2).t(),
         )
         del t4, t5
-        return t6.reshape(batch, 2, 2, 2, 2, 2, 2)
+        return t6.reshape(2, 2, batch, 2, 2, 2, 2).permute(2, 0, 1, 3, 4, 5, 6)
 
     def _y_2(self, x, batch):
         """y for batch 2–7: ((x ((g g) g)) ((g g) g))."""
@@ -105,7 +105,7 @@ class ring_tied(nn.Module):
         del t1
         # t3[b4, o4, o5, o6, b1, batch, i1, i2, i3] = x * t2: 512*D**2*batch MAC
         t3 = torch.mm(
-            t2.reshape(D, 2, 2, 2, 2, 2, 2*D).permute(1, 3, 5, 0, 2, 4, 6).reshape(8, 8*D**2).t(),
+            t2.reshape(D, 2, 2, 2, 2, 2, 2*D).permute(1, 3, 5, 0, 2, 4, 6).contiguous().reshape(8, 8*D**2).t(),
             x.reshape(8*batch, 8).t(),
         )
         del t2
@@ -116,8 +116,8 @@ class ring_tied(nn.Module):
         del t4
         # t6[o3, o1, o2, batch, o4, o5, o6] = t3 * t5: 512*D**2*batch MAC
         t6 = torch.mm(
-            t5.reshape(2, 2, D, 2, 2*D, 4).permute(2, 4, 3, 0, 1, 5).reshape(8*D**2, 8).t(),
-            t3.reshape(D, 8, D, batch, 8).permute(3, 1, 0, 2, 4).reshape(8*batch, 8*D**2).t(),
+            t5.reshape(2, 2, D, 2, 2*D, 4).permute(2, 4, 3, 0, 1, 5).contiguous().reshape(8*D**2, 8).t(),
+            t3.reshape(D, 8, D, batch, 8).permute(3, 1, 0, 2, 4).contiguous().reshape(8*batch, 8*D**2).t(),
         )
         del t3, t5
         return t6.reshape(2, 2, 2, batch, 2, 2, 2).permute(3, 1, 2, 0, 4, 5, 6)
@@ -138,13 +138,13 @@ class ring_tied(nn.Module):
         # t5[i4, o4, i2, o2, i3, o3, i5, i6, i1, o1, o5, o6] = t2 * t4: 4096*D**2 MAC
         t5 = torch.bmm(
             t4.reshape(4, D**2, 16).permute(0, 2, 1),
-            t2.reshape(D, 2, 2, 2, 2, 4, D).permute(1, 3, 5, 2, 4, 0, 6).reshape(64, D**2).t().expand(4, D**2, 64),
+            t2.reshape(D, 2, 2, 2, 2, 4, D).permute(1, 3, 5, 2, 4, 0, 6).contiguous().reshape(64, D**2).t().expand(4, D**2, 64),
         )
         del t2, t4
         # t6[batch, o1, o2, o3, o4, o5, o6] = x * t5: 4096*batch MAC
         t6 = torch.mm(
             x.reshape(batch, 64),
-            t5.reshape(2, 2, 2, 2, 2, 2, 4, 2, 2, 4).permute(7, 2, 4, 0, 6, 8, 3, 5, 1, 9).reshape(64, 64),
+            t5.reshape(2, 2, 2, 2, 2, 2, 4, 2, 2, 4).permute(7, 2, 4, 0, 6, 8, 3, 5, 1, 9).contiguous().reshape(64, 64),
         )
         del t5
         return t6.reshape(batch, 2, 2, 2, 2, 2, 2)

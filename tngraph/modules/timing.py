@@ -150,7 +150,7 @@ class MeasuredMachine(Machine):
     ) -> Any:
         """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
         given = np.broadcast_arrays(batch, rows, columns, summed, left_turned, right_turned)
-        cases = np.stack([each.ravel().astype(np.int64) for each in given], axis=1)
+        cases = np.maximum(np.stack([each.ravel().astype(np.int64) for each in given], axis=1), [1, 1, 1, 1, 0, 0])
         distinct, places = np.unique(cases, axis=0, return_inverse=True)
         times = np.array([self._multiply(tuple(map(int, case[:4])), *map(bool, case[4:])) for case in distinct])
         return times[places.ravel()].reshape(given[0].shape)[()]
