@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.layout import Axes, Tensor, arrange, axes_shape
 from tngraph.kernels.schedule import Block, Operation, Product
-from tngraph.language.network import Leg
+
+GRADIENT = "grad "
+"""What comes before the name of a value in that of its gradient; no value is called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,8 @@ class Slope:
         of: the gradient that it is made of.
         by: the name of what that is multiplied by, or the number.
         is_product: whether it is a product of matrices.
-        made: the variable, and the code that computes it.
-        axes: of the gradient.
+        variable: what the gradient is called.
+        made: what computes it, with its axes.
         needs: the places, among what the region is given, whose gradients it is needed for.
     """
 
@@ -29,14 +31,9 @@ class Slope:
     of: Variable
     by: str
     is_product: bool
-    made: tuple[Variable, Call]
-    axes: Axes
+    variable: Variable
+    made: Tensor
     needs: frozenset[int]
-
-    @property
-    def legs(self) -> tuple[Leg, ...]:
-        """The legs in memory order."""
-        return tuple(leg for axis in self.axes for leg in axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ def differentiate(
                 product, other = products[number, side], op.operands[1 - side]
                 made = multiply(product, op, (grad, tensors[other]))
                 by, is_product = operations[other].name, op.kind == "contract" or product.form.is_matrix
-            is_given = operand < block.first or operations[operand].kind == "load"
+            is_given = _is_given(block, operations, operand)
             if is_given:
                 made = Tensor(arrange(made, source.axes), source.axes)
             variable = _gradient_of(operations[operand].name, made.axes)
@@ -110,12 +107,9 @@ def differentiate(
                 made = Tensor(Call("add", (variable, made.code), (), variable.shape), made.axes)
             else:
                 results[source.code] = variable
-            code = made.code
-            assert isinstance(code, Call)
-            lines.append(
-                Slope(number, next(variables(grad.code)), by, is_product, (variable, code), made.axes, needs[operand])
-            )
-    kept = dict.fromkeys(v for line in lines for v in variables(line.made[1]) if v.kind == "value")
+            of = next(variables(grad.code))
+            lines.append(Slope(number, of, by, is_product, variable, made, needs[operand]))
+    kept = dict.fromkeys(v for line in lines for v in variables(line.made.code) if v.kind == "value")
     inside = {operations[k].name for k in range(block.first, block.last + 1) if operations[k].kind != "load"}
     read = tuple(v for v in kept if v.name in inside)
     return Backward(tuple(given), read, start, tuple(lines), tuple(results.get(variable) for variable in given))
@@ -127,26 +121,22 @@ def _find_needs(
     """For every value a block uses the places of what it depends on, constants left out."""
     places = {variable: frozenset({place}) for place, variable in enumerate(given)}
     needs: dict[int, frozenset[int]] = {}
-
-    def find(number: int) -> frozenset[int]:
-        if number not in needs:
-            op = operations[number]
-            if block.first <= number and op.kind != "load":
-                needs[number] = frozenset().union(*(find(operand) for operand in op.operands))
-            else:
-                code = tensors[number].code
-                is_learned = isinstance(code, Variable) and number not in block.constant
-                needs[number] = places[code] if is_learned else frozenset()  # type: ignore[index]
-        return needs[number]
-
-    find(block.last)
+    made = [k for k in range(block.first, block.last + 1) if not _is_given(block, operations, k)]
+    for number in sorted({*made, *(operand for k in made for operand in operations[k].operands)}):
+        code = tensors[number].code
+        if not _is_given(block, operations, number):
+            needs[number] = frozenset().union(*(needs[operand] for operand in operations[number].operands))
+        elif isinstance(code, Variable) and number not in block.constant:
+            needs[number] = places[code]
+        else:
+            needs[number] = frozenset()
     return needs
 
 
+def _is_given(block: Block, operations: Sequence[Operation], number: int) -> bool:
+    """Whether a value that a block uses is not made inside."""
+    return number < block.first or operations[number].kind == "load"
+
+
 def _gradient_of(name: str, axes: Axes) -> Variable:
-    return Variable("value", gradient_name(name), axes_shape(axes))
-
-
-def gradient_name(name: str) -> str:
-    """What the gradient of a value is called; no value is called so."""
-    return f"grad {name}"
+    return Variable("value", f"{GRADIENT}{name}", axes_shape(axes))

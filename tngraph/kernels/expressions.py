@@ -89,11 +89,6 @@ def variables(code: Expression) -> Iterator[Variable]:
             yield from variables(operand)
 
 
-def value_names(code: Expression) -> frozenset[str]:
-    """The names of the earlier values in an expression."""
-    return frozenset(variable.name for variable in variables(code) if variable.kind == "value")
-
-
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
     """A shape with another size on one axis."""
     return (*shape[:axis], size, *shape[axis + 1 :])

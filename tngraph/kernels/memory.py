@@ -263,8 +263,7 @@ class _Trace:
         trace.values[backward.start.name] = _Array(Layout(sizes, contiguous_strides(sizes)), None, self.itemsize, False)
         for line in backward.lines:
             if not line.needs.isdisjoint(trained):
-                variable, code = line.made
-                trace.values[variable.name] = trace.evaluate(code)
+                trace.values[line.variable.name] = trace.evaluate(line.made.code)
 
     def run_tiles(self, block: Block, lines: Sequence[Kernel]) -> None:
         """Run lines part by part: what all full parts but one have made is there when the last two run.

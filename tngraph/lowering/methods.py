@@ -276,12 +276,13 @@ class Body:
             if line.needs not in (everything, before):
                 yield f"if {' or '.join(f'needs[{place}]' for place in sorted(line.needs))}:"
             before = line.needs
-            variable, code = line.made
             cost = volume(regime.operations, line.number) if line.is_product else sympy.S.Zero
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
-            name = print_expression(variable, words)
+            name = print_expression(line.variable, words)
             what = f"{print_expression(line.of, words)} * {line.by}{price}"
-            lines = f"# {format_value(name, line.legs)} = {what}\n{name} = {print_expression(code, words)}"
+            lines = (
+                f"# {format_value(name, line.made.legs)} = {what}\n{name} = {print_expression(line.made.code, words)}"
+            )
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 

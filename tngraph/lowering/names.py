@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from tngraph.kernels.backward import GRADIENT
 from tngraph.kernels.layout import call_sizes
 from tngraph.language.format import format_size
 from tngraph.language.network import Core
@@ -107,9 +108,9 @@ class Names:
                     self.values[op.name] = _variable(op.name, in_forward)
         for regime in self.plan.regimes:
             for backward in regime.kernels.backward.values():
-                for name in (backward.start.name, *(line.made[0].name for line in backward.lines)):
+                for name in (backward.start.name, *(line.variable.name for line in backward.lines)):
                     if name not in self.values:
-                        self.values[name] = _variable(f"{name.removeprefix('grad ')}_grad", in_forward)
+                        self.values[name] = _variable(f"{name.removeprefix(GRADIENT)}_grad", in_forward)
         for k, buffer in enumerate(folding.buffers, 1):
             self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | in_forward, taken[""])
         for index in network.indices():

@@ -26,8 +26,7 @@ from tngraph.plans.pipeline import plan as plan_network
 from tngraph.plans.plans import Plan
 from tngraph.plans.table import describe_regimes, format_formula
 
-PLANNED = '''
-class PlannedBackward(torch.autograd.Function):
+PLANNED = '''class PlannedBackward(torch.autograd.Function):
     """The first thing that ``forward`` makes of some tensors, with gradients by ``backward``."""
 
     @staticmethod
@@ -57,7 +56,6 @@ def contract(forward, backward, sizes, *tensors):
     ):
         return forward(*tensors, *sizes)[0]
     return PlannedBackward.apply(forward, backward, sizes, *tensors)
-
 '''
 """What calls two methods as one function: the backward pass of the one is the other."""
 

@@ -9,7 +9,7 @@ Source: reverse accumulation (Linnainmaa 1976); the orders as in `tngraph.planni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -62,14 +62,16 @@ class _Backward:
         fastest: dict[int, dict[Order, float]] = {root: {wanted: 0.0}}
         for value in range(root, self.count - 1, -1):
             self._go_down(value, fastest)
-        chosen: list[Gradient] = []
-        self._choose(root, wanted, chosen)
-        return tuple(sorted(chosen, key=lambda gradient: -gradient.step))
+        for value in range(self.count, root + 1):
+            for order in fastest[value]:
+                self._cost(value, order)  # from the leaves up, so that none waits for a long chain of others
+        return tuple(self._choose(root, wanted))
 
     def _go_down(self, value: int, fastest: dict[int, dict[Order, float]]) -> None:
         """The gradients of the operands of a step, for every order that the gradient of its result may have."""
-        first, second = self.tree.steps[value - self.count].operands
-        for operand, other in ((first, second), (second, first)):
+        operands = self.tree.steps[value - self.count].operands
+        for operand in operands:
+            other = other_operand(operands, operand)
             found: dict[Order, float] = {}
             for order, before in fastest[value].items():
                 made = self._make(order, operand, other)
@@ -114,14 +116,16 @@ class _Backward:
         made = self.made[value, order, operand]
         return min(((each.seconds + self._cost(operand, each.order), each) for each in made), key=lambda pair: pair[0])
 
-    def _choose(self, value: int, order: Order, chosen: list[Gradient]) -> None:
-        if value < self.count:
-            return
-        for operand in self.tree.steps[value - self.count].operands:
-            _, made = self._best(value, order, operand)
-            form = self.program.form(made.way) if made.way is not None else Form((), (), self.program.named(made.order))
-            chosen.append(Gradient(value - self.count, operand, form))
-            self._choose(operand, made.order, chosen)
+    def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
+        """The fastest way from an order of the result's gradient to all others."""
+        orders = {root: wanted}
+        for value in range(root, self.count - 1, -1):
+            step = value - self.count
+            for operand in self.tree.steps[step].operands:
+                _, made = self._best(value, orders[value], operand)
+                orders[operand] = made.order
+                order = self.program.named(made.order)
+                yield Gradient(step, operand, self.program.form(made.way) if made.way else Form((), (), order))
 
 
 def is_elementwise(tree: ContractionTree, operand: int) -> bool:
