@@ -339,8 +339,8 @@ def _lies(
             found.append(_Lie(is_own_first, None))
         else:
             found.append(_Lie(is_own_first, find_copy(order, wanted[0], sizes.__getitem__)))
-    natural = tuple(lie for lie in found if lie.copied is None)
-    return tuple(found) if is_small or not natural else natural[:1]
+    found.sort(key=lambda lie: lie.copied is not None)  # of two that take as long, the one without a copy
+    return tuple(found) if is_small or found[0].copied is not None else (found[0],)
 
 
 def _cuts(
