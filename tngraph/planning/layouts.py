@@ -133,12 +133,19 @@ class _Sizes(tuple[int, ...]):
 
     def __init__(self, sizes: Iterable[int]) -> None:
         self._known: dict[Order, int] = {}
+        self._copies: dict[tuple[Order, Order], Copy] = {}
 
     def of(self, legs: Order) -> int:
         """The elements of a value with these legs."""
         if legs not in self._known:
             self._known[legs] = prod(self[leg] for leg in legs)
         return self._known[legs]
+
+    def copy(self, order: Order, wanted: Order) -> Copy:
+        """The copy from one order into another."""
+        if (order, wanted) not in self._copies:
+            self._copies[order, wanted] = find_copy(order, wanted, self.__getitem__)
+        return self._copies[order, wanted]
 
 
 @dataclass
@@ -233,7 +240,7 @@ class Program:
 
     def seconds_to(self, order: Order, wanted: Order) -> float:
         """The seconds of a copy into another order; of none, where it is the same."""
-        copy = find_copy(order, wanted, self.sizes.__getitem__)
+        copy = self.sizes.copy(order, wanted)
         return 0.0 if len(copy.order) < 2 else self.run.machine.rearrange(copy)
 
     def forms(self) -> tuple[Form, ...]:
@@ -297,9 +304,11 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank
         own = tuple(k for k in spine if k not in shared)
         others = tuple(k for k in other if k not in shared)
         is_small = sizes.of(other) * SMALL <= sizes.of(spine)
+        cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
         for columns in _turned(others, rank):
-            for front, middle, lies in _cuts(spine, outer, own, summed, sizes, rank):
-                for ours, theirs in product(lies, _lies(other, outer, columns, summed, sizes, is_small)):
+            others_lie = _lies(other, outer, columns, summed, sizes, is_small)
+            for front, middle, lies in cuts:
+                for ours, theirs in product(lies, others_lie):
                     for order, form, is_spine in _results((*outer, *front), middle, columns):
                         yield Way(
                             (first, second),
@@ -338,7 +347,7 @@ def _lies(
         if order in wanted:
             found.append(_Lie(is_own_first, None))
         else:
-            found.append(_Lie(is_own_first, find_copy(order, wanted[0], sizes.__getitem__)))
+            found.append(_Lie(is_own_first, sizes.copy(order, wanted[0])))
     found.sort(key=lambda lie: lie.copied is not None)  # of two that take as long, the one without a copy
     return tuple(found) if is_small or found[0].copied is not None else (found[0],)
 
