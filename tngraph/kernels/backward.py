@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.layout import Axes, Tensor, arrange, axes_shape
@@ -11,16 +12,18 @@ from tngraph.kernels.schedule import Block, Operation, Product
 
 GRADIENT = "grad "
 """What comes before the name of a value in that of its gradient; no value is called so."""
+LAID = " laid"
+"""What comes behind the name of a value in that of a copy in another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """One line of a backward pass, which makes the gradient of one value.
+    """One line of a backward pass, which makes the gradient of one value, or a copy that several lines take.
 
     Attributes:
         number: of the operation that the value is an operand of.
-        of: the gradient that it is made of.
-        by: the name of what that is multiplied by, or the number.
+        of: the gradient, or the value, that it is made of.
+        by: the name of what that is multiplied by, or the number; empty where it is copied.
         is_product: whether it is a product of matrices.
         variable: what the gradient is called.
         made: what computes it, with its axes.
@@ -86,15 +89,20 @@ def differentiate(
         if op.kind == "view":
             grads[op.operands[0]] = grads[number]
             continue
+        if op.kind == "arrange":
+            continue
         for side, operand in enumerate(op.operands if number in grads else ()):
             if not needs[operand]:
                 continue
-            grad, source = grads[number], tensors[operand]
+            grad, other = grads[number], op.operands[1 - side] if op.kind != "scale" else operand
+            while operations[operand].kind == "arrange" and operand >= block.first:
+                (operand,) = operations[operand].operands
+            source = tensors[operand]
             if op.kind == "scale":
                 made = Tensor(Call("scale", (grad.code,), (op.number,), axes_shape(grad.axes)), grad.axes)
                 by, is_product = str(op.number), False
             else:
-                product, other = products[number, side], op.operands[1 - side]
+                product = products[number, side]
                 made = multiply(product, op, (grad, tensors[other]))
                 by, is_product = operations[other].name, op.kind == "contract" or product.form.is_matrix
             is_given = _is_given(block, operations, operand)
@@ -109,10 +117,45 @@ def differentiate(
                 results[source.code] = variable
             of = next(variables(grad.code))
             lines.append(Slope(number, of, by, is_product, variable, made, needs[operand]))
+    lines = list(_share_copies(lines))
     kept = dict.fromkeys(v for line in lines for v in variables(line.made.code) if v.kind == "value")
     inside = {operations[k].name for k in range(block.first, block.last + 1) if operations[k].kind != "load"}
     read = tuple(v for v in kept if v.name in inside)
     return Backward(tuple(given), read, start, tuple(lines), tuple(results.get(variable) for variable in given))
+
+
+def _share_copies(lines: Sequence[Slope]) -> Iterator[Slope]:
+    """The lines, with what several of them copy in the same way copied once, before the first of them."""
+    copied = [dict.fromkeys(_copies(line.made.code)) for line in lines]
+    users = Counter(code for found in copied for code in found)
+    known: dict[Expression, Expression] = {}
+    for line, found in zip(lines, copied, strict=True):
+        for code in (code for code in found if users[code] > 1 and code not in known):
+            of = next(variables(code))
+            count = sum(next(variables(other)) == of for other in known)
+            variable = Variable("value", f"{of.name}{LAID}{count or ''}", code.shape)
+            needs = frozenset().union(*(each.needs for each, had in zip(lines, copied, strict=True) if code in had))
+            known[code] = variable
+            yield Slope(line.number, of, "", False, variable, Tensor(code, ()), needs)
+        yield replace(line, made=replace(line.made, code=_replace(line.made.code, known)))
+
+
+def _copies(code: Expression) -> Iterator[Call]:
+    """The copies in an expression, but for those inside of others."""
+    if isinstance(code, Call) and code.function == "contiguous":
+        yield code
+    elif isinstance(code, Call):
+        for operand in code.operands:
+            yield from _copies(operand)
+
+
+def _replace(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
+    """An expression with some others in place of parts of it."""
+    if code in known:
+        return known[code]
+    if isinstance(code, Variable):
+        return code
+    return replace(code, operands=tuple(_replace(operand, known) for operand in code.operands))
 
 
 def _find_needs(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from tngraph.kernels.forms import is_copied, operand_axes
+from tngraph.planning.forms import arranged_axes
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.region import ContractionTree, Form, StepKind, Tile, bare_legs, legs_size, sliced_legs
@@ -222,6 +222,7 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
             where[k] = writer.put("load", operands, legs[k], access=access, loops=loops[k])
         else:
             form = tree.forms[k - count] if tree.forms else None
+            operands = _arrange_for_gradients(writer, tree, k - count, operands)
             where[k] = writer.put(tree.steps[k - count].kind, operands, legs[k], loops=loops[k], form=form)
         if k == smallest:
             where[k] = writer.put("scale", (where[k],), legs[k], number=scale, loops=loops[k])
@@ -301,16 +302,27 @@ def _arrange_still(
     writer: _Writer, tree: ContractionTree, number: int, where: Mapping[int, int], moving: Sequence[bool]
 ) -> dict[int, int]:
     """The operands of a step that are the same for all parts, each laid out once as the step takes it."""
-    step, given = tree.steps[number], {}
-    if not tree.forms or step.kind != "contract":
-        return {}
-    orders = [tree.order(o) for o in step.operands]
-    for side, operand in enumerate(step.operands):
-        axes = operand_axes(tree.forms[number], orders, side)
-        if not moving[operand] and is_copied(orders[side], axes):
-            legs = tuple(leg for axis in axes for leg in axis)
-            given[operand] = writer.put("arrange", (where[operand],), legs, axes=axes)
-    return given
+    still = [operand for operand in tree.steps[number].operands if tree.forms and not moving[operand]]
+    axes = {operand: arranged_axes(tree, number, operand) for operand in still}
+    return {operand: _put_arranged(writer, where[operand], axes[operand]) for operand in still if axes[operand]}
+
+
+def _arrange_for_gradients(
+    writer: _Writer, tree: ContractionTree, number: int, operands: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The operands of a step, those laid out by themselves that a gradient takes as the step does."""
+    shared = {g.operand for g in tree.gradients if g.step == number and g.is_arranged}
+    made = list(operands)
+    for side, operand in enumerate(tree.steps[number].operands):
+        beside = {*tree.steps[number].operands} - {operand}
+        if beside & shared and writer.operations[made[side]].kind != "arrange":
+            made[side] = _put_arranged(writer, made[side], arranged_axes(tree, number, operand))
+    return tuple(made)
+
+
+def _put_arranged(writer: _Writer, value: int, axes: tuple[tuple[Leg, ...], ...]) -> int:
+    legs = tuple(leg for axis in axes for leg in axis)
+    return writer.put("arrange", (value,), legs, axes=axes)
 
 
 def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:

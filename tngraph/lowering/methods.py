@@ -279,10 +279,9 @@ class Body:
             cost = volume(regime.operations, line.number) if line.is_product else sympy.S.Zero
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
             name = print_expression(line.variable, words)
-            what = f"{print_expression(line.of, words)} * {line.by}{price}"
-            lines = (
-                f"# {format_value(name, line.made.legs)} = {what}\n{name} = {print_expression(line.made.code, words)}"
-            )
+            of = print_expression(line.of, words)
+            made = f"{format_value(name, line.made.legs)} = {of} * {line.by}{price}" if line.by else f"{name}: {of}, copied"
+            lines = f"# {made}\n{name} = {print_expression(line.made.code, words)}"
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 

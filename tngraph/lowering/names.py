@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from tngraph.kernels.backward import GRADIENT
+from tngraph.kernels.backward import GRADIENT, LAID
 from tngraph.kernels.layout import call_sizes
 from tngraph.language.format import format_size
 from tngraph.language.network import Core
@@ -110,7 +110,7 @@ class Names:
             for backward in regime.kernels.backward.values():
                 for name in (backward.start.name, *(line.variable.name for line in backward.lines)):
                     if name not in self.values:
-                        self.values[name] = _variable(f"{name.removeprefix(GRADIENT)}_grad", in_forward)
+                        self.values[name] = _variable(_gradient_name(name), in_forward)
         for k, buffer in enumerate(folding.buffers, 1):
             self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | in_forward, taken[""])
         for index in network.indices():
@@ -159,6 +159,13 @@ class Names:
         for name, attribute in self.size_attributes.items():
             if self.sizes[name] in words:
                 yield f"{self.sizes[name]} = self.{attribute}"
+
+
+def _gradient_name(name: str) -> str:
+    """What a value of a backward pass is called: a gradient after its value, a copy in another order after what it is."""
+    of, laid, number = name.partition(LAID)
+    stem = f"{of.removeprefix(GRADIENT)}_grad" if of.startswith(GRADIENT) else of
+    return f"{stem}_laid{number}" if laid else stem
 
 
 def _variable(name: str, taken: set[str]) -> str:

@@ -7,6 +7,7 @@ follows: with eight columns a transposed left matrix may take ten times as long.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, partial
@@ -21,16 +22,18 @@ from tngraph.planning.machine import Copy, Machine
 
 LARGEST_PRODUCT = 2**22
 """Of larger products a part is timed that has about so many multiply-adds [MAC]."""
-LARGEST_COPY = 2**20
+LARGEST_COPY = 2**19
 """Of larger copies a part that has about so many elements [elements]."""
 STORE = 2**24
 """The elements that operands are taken of [elements]."""
 OPERANDS = 8
-"""So many operands are taken in turns."""
+"""So many operands are taken in turns, and so many results are there at a time."""
 TURNS = 3
 """A time is the least of so many turns."""
 SECONDS_PER_TURN = 1e-4
 """A turn lasts about so long [s]."""
+MOST_SECONDS = 20.0
+"""When so much time has gone into kernels since the operands were made, the model answers for those not known [s]."""
 
 
 class Product(NamedTuple):
@@ -44,16 +47,43 @@ class Product(NamedTuple):
     is_right_turned: bool
 
 
+class CopyClass(NamedTuple):
+    """Copies that take about as long: by powers of two, of how the two innermost axes of the result are read.
+
+    Attributes:
+        elements: all that is copied.
+        sizes: of these axes, the innermost first.
+        strides: of these axes in what is copied.
+    """
+
+    elements: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, copy: Copy) -> CopyClass:
+        """The class of a copy."""
+        inner = copy.order[:-3:-1]
+        strides = tuple(prod(copy.sizes[axis + 1 :]).bit_length() for axis in inner)
+        return cls(copy.elements.bit_length(), tuple(copy.sizes[axis].bit_length() for axis in inner), strides)
+
+
 @dataclass
 class Kernels:
     """The times of kernels on a device [s].
 
-    Each runs on one operand after the other, since those of a layer are rarely in the cache that is nearest.
+    Each runs on one operand after the other, and its results are kept for a while, since those of a layer are rarely in
+    the cache that is nearest. Copies are timed once per class.
+
+    Attributes:
+        known: the times.
+        spent: on them, since the operands were made [s].
     """
 
     device: torch.device
     dtype: torch.dtype
-    known: dict[Product | Copy, float] = field(default_factory=dict)
+    known: dict[Product | CopyClass, float] = field(default_factory=dict)
+    spent: float = 0.0
 
     @cached_property
     def _store(self) -> torch.Tensor:
@@ -64,6 +94,12 @@ class Kernels:
     def release(self) -> None:
         """Let go of the operands, and keep the times."""
         self.__dict__.pop("_store", None)
+        self.spent = 0.0
+
+    def knows(self, kernel: Product | Copy) -> bool:
+        """Whether there is a time of a kernel, or time to find it."""
+        key = CopyClass.of(kernel) if isinstance(kernel, Copy) else kernel
+        return key in self.known or self.spent < MOST_SECONDS
 
     def multiply(self, product: Product) -> float:
         """The time of a product."""
@@ -85,22 +121,25 @@ class Kernels:
 
     def rearrange(self, copy: Copy) -> float:
         """The time of a copy."""
-        if copy not in self.known:
-            self.known[copy] = self._measure(
+        key = CopyClass.of(copy)
+        if key not in self.known:
+            seconds = self._measure(
                 [given.view(copy.sizes).permute(copy.order).contiguous for given in self._operands(copy.elements)]
             )
-        return self.known[copy]
+            self.known[key] = seconds / copy.elements
+        return self.known[key] * copy.elements
 
     def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
-        wait, times = waiting(self.device), list[float]()
+        wait, times, start = waiting(self.device), list[float](), time.perf_counter()
+        results = deque[object](maxlen=OPERANDS)
         for call in calls[:2]:
-            call()
+            results.append(call())
         wait()
         count, turn = 1, 0
         while len(times) < TURNS:
             began = time.perf_counter()
             for _ in range(count):
-                calls[turn % len(calls)]()
+                results.append(calls[turn % len(calls)]())
                 turn += 1
             wait()
             taken = time.perf_counter() - began
@@ -108,6 +147,7 @@ class Kernels:
                 count = max(2, round(SECONDS_PER_TURN / taken))
             else:
                 times.append(taken / count)
+        self.spent += time.perf_counter() - start
         return min(times)
 
     def _matrices(self, shape: tuple[int, int, int], is_turned: bool) -> list[torch.Tensor]:
@@ -159,7 +199,10 @@ class MeasuredMachine(Machine):
         assert self.kernels is not None
         part = _part_of(sizes, LARGEST_PRODUCT)
         batch, rows, columns, summed = part
-        seconds = self.kernels.multiply(Product(batch, rows, columns, summed, is_left_turned, is_right_turned))
+        product = Product(batch, rows, columns, summed, is_left_turned, is_right_turned)
+        if not self.kernels.knows(product):
+            return float(Machine.product(self, *sizes))
+        seconds = self.kernels.multiply(product)
         if part == sizes:
             return seconds
         return seconds * float(Machine.product(self, *sizes) / Machine.product(self, *part))
@@ -168,6 +211,8 @@ class MeasuredMachine(Machine):
         """The time of one copy [s]."""
         assert self.kernels is not None
         part = copy._replace(sizes=_part_of(copy.sizes, LARGEST_COPY))
+        if not self.kernels.knows(part):
+            return Machine.rearrange(self, copy)
         seconds = self.kernels.rearrange(part)
         return seconds if part == copy else seconds * Machine.rearrange(self, copy) / Machine.rearrange(self, part)
 

@@ -108,11 +108,18 @@ def tune(
     trials: list[Measured] = []
     kept: list[tuple[Candidate, Measured]] = []
     for at, given in sorted(points.items(), key=lambda point: point[0]):
-        tried = finder.candidates(**(dict(at) if len(names) == 1 else {}))
+        varying = dict(at) if len(names) == 1 else {}
+        tried = finder.candidates(**varying)
         tried = [each for each in tried[:TRIED] if each.seconds <= NEAR * tried[0].seconds]
         made = runner.measure(finder, tried, given, at)
         trials.extend(made)
-        kept.append(min(zip(tried, made, strict=True), key=lambda pair: pair[1].seconds))
+        best = min(zip(tried, made, strict=True), key=lambda pair: pair[1].seconds)
+        other = finder.by_autograd(best[0], **varying)
+        if other is not None:
+            again, found = runner.measure(finder, [best[0], other], given, at)
+            trials.append(found)
+            best = (other, found) if found.seconds < again.seconds else best
+        kept.append(best)
     kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
     ends = [isqrt(low * high) for low, high in pairwise(values)]

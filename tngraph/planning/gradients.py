@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tngraph.planning.forms import arranged_axes
 from tngraph.planning.layouts import Order, Program, Run, Way, time_products
 from tngraph.planning.region import ContractionTree, Form, Gradient
 
@@ -33,11 +34,15 @@ def can_differentiate(tree: ContractionTree) -> bool:
 
 
 class _Made(NamedTuple):
-    """How a gradient is made of that of its step's result: in which time, in which order, and as which product."""
+    """How a gradient is made of that of its step's result: in which time, in which order, and as which product.
+
+    The other operand may be taken as the forward pass arranges it.
+    """
 
     seconds: float
     order: Order
     way: Way | None = None
+    is_arranged: bool = False
 
 
 @dataclass
@@ -74,7 +79,7 @@ class _Backward:
             other = other_operand(operands, operand)
             found: dict[Order, float] = {}
             for order, before in fastest[value].items():
-                made = self._make(order, operand, other)
+                made = self._make(value - self.count, order, operand, other)
                 self.made[value, order, operand] = made
                 for each in made:
                     found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
@@ -85,7 +90,7 @@ class _Backward:
                 made = self.made[value, order, operand]
                 self.made[value, order, operand] = [each for each in made if each.order in kept]
 
-    def _make(self, order: Order, operand: int, other: int) -> list[_Made]:
+    def _make(self, step: int, order: Order, operand: int, other: int) -> list[_Made]:
         """The fastest ways to the gradient of an operand, in different orders."""
         program, kept = self.program, frozenset(self.orders[operand])
         if is_elementwise(self.tree, operand):
@@ -94,11 +99,15 @@ class _Backward:
             )
             return [_Made(float(seconds), order)]
         rank = {leg: k for k, leg in enumerate(self.orders[operand])}
+        arranged = tuple(program.number[leg] for axis in arranged_axes(self.tree, step, other) for leg in axis)
         ways = list(program.ways(order, self.orders[other], kept, rank))
+        count = len(ways)
+        if arranged:
+            ways.extend(program.ways(order, arranged, kept, rank))
         found: dict[Order, _Made] = {}
-        for way, seconds in zip(ways, time_products(ways, self.run.machine).tolist(), strict=True):
+        for k, (way, seconds) in enumerate(zip(ways, time_products(ways, self.run.machine).tolist(), strict=True)):
             if way.order not in found or seconds < found[way.order].seconds:
-                found[way.order] = _Made(seconds, way.order, way)
+                found[way.order] = _Made(seconds, way.order, way, k >= count)
         is_leaf = operand < self.count
         fastest = sorted(found.values(), key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
         return fastest[: 2 * MOST_ORDERS]
@@ -108,24 +117,40 @@ class _Backward:
         if value < self.count:
             return self.program.seconds_to(order, self.orders[value])
         if (value, order) not in self.known:
-            operands = self.tree.steps[value - self.count].operands
-            self.known[value, order] = sum(self._best(value, order, o)[0] for o in operands)
+            self.known[value, order] = self._best(value, order)[0]
         return self.known[value, order]
 
-    def _best(self, value: int, order: Order, operand: int) -> tuple[float, _Made]:
-        made = self.made[value, order, operand]
-        return min(((each.seconds + self._cost(operand, each.order), each) for each in made), key=lambda pair: pair[0])
+    def _best(self, value: int, order: Order) -> tuple[float, tuple[_Made, ...]]:
+        """The least time to all gradients below a value, whose own lies in some order, and how those of its step are made.
+
+        A copy of it that both take is made once.
+        """
+        operands = self.tree.steps[value - self.count].operands
+        costs = [
+            [(each.seconds + self._cost(operand, each.order), each) for each in self.made[value, order, operand]]
+            for operand in operands
+        ]
+        pairs = ((a + b - self._shared(left, right), (left, right)) for a, left in costs[0] for b, right in costs[1])
+        return min(pairs, key=lambda pair: pair[0])
+
+    def _shared(self, left: _Made, right: _Made) -> float:
+        """The time of the copy that two gradients have in common."""
+        if left.way is None or right.way is None or left.way.copies[0] != right.way.copies[0]:
+            return 0.0
+        copy = left.way.copies[0]
+        return self.run.machine.rearrange(copy) if copy else 0.0
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
         """The fastest way from an order of the result's gradient to all others."""
         orders = {root: wanted}
         for value in range(root, self.count - 1, -1):
             step = value - self.count
-            for operand in self.tree.steps[step].operands:
-                _, made = self._best(value, orders[value], operand)
+            _, found = self._best(value, orders[value])
+            for operand, made in zip(self.tree.steps[step].operands, found, strict=True):
                 orders[operand] = made.order
                 order = self.program.named(made.order)
-                yield Gradient(step, operand, self.program.form(made.way) if made.way else Form((), (), order))
+                form = self.program.form(made.way) if made.way else Form((), (), order)
+                yield Gradient(step, operand, form, made.is_arranged)
 
 
 def is_elementwise(tree: ContractionTree, operand: int) -> bool:

@@ -79,11 +79,13 @@ class Gradient(NamedTuple):
         step: the number of the step.
         operand: the value whose gradient it is.
         form: of the product; that of the tree's result lies in the order of the region.
+        is_arranged: whether the other operand is taken as the step's own product takes it, in an order of its own.
     """
 
     step: int
     operand: int
     form: Form
+    is_arranged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Index, Leg, Network, Read
 from tngraph.language.sizes import LARGEST
 from tngraph.language.text import parse
+from tngraph.planning.forms import arranged_axes
 from tngraph.planning.gradients import can_differentiate, is_elementwise, other_operand
 from tngraph.planning.layouts import can_lay_out, is_possible, is_product
 from tngraph.planning.machine import Machine
@@ -164,7 +165,7 @@ _TREE = {
 }
 _PARTS = Form._fields[:-1]
 _FORM = {**dict.fromkeys(_PARTS, "a list of texts"), "turned": "two truth values"}
-_GRADIENT = {"step": "anything", "operand": "anything", "form": "anything"}
+_GRADIENT = {"step": "anything", "operand": "anything", "form": "anything", "arranged": "true or false"}
 _MEASURED = {
     "device": "text",
     "dtype": "text",
@@ -418,12 +419,15 @@ def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -
         if (fields["step"], fields["operand"]) != (step, operand):
             raise PlanError(f"{at} stands where another one does")
         above = tree.legs_of(count + step)
-        beside = tree.legs_of(other_operand(tree.steps[step].operands, operand))
+        other = other_operand(tree.steps[step].operands, operand)
+        beside = tree.legs_of(other)
         form = _read_form(fields["form"], at, [*above, *beside], tree.legs_of(operand))
         is_fitting = not form.is_matrix if is_elementwise(tree, operand) else is_product(form, above, beside)
         if not is_fitting:
             raise PlanError(f"{at} is no product of that of its step's result and the other operand")
-        made.append(Gradient(step, operand, form))
+        if fields["arranged"] and not arranged_axes(tree, step, other):
+            raise PlanError(f"{at} is made of a value that its step does not arrange")
+        made.append(Gradient(step, operand, form, fields["arranged"]))
     return tuple(made)
 
 

@@ -167,8 +167,9 @@ def show_form(form: Form) -> Fields:
 
 
 def show_gradient(gradient: Gradient) -> Fields:
-    """Whose gradient it is, and of what form."""
-    return {"step": gradient.step, "operand": gradient.operand, "form": show_form(gradient.form)}
+    """Whose gradient it is, of what form, and whether of an operand that is arranged."""
+    form = show_form(gradient.form)
+    return {"step": gradient.step, "operand": gradient.operand, "form": form, "arranged": gradient.is_arranged}
 
 
 def show_legs(step: Step) -> list[str]:

@@ -78,6 +78,13 @@ class TimedSearch:
         made = [Candidate(trees, self.seconds(trees, numbers)) for trees in found]
         return sorted(made, key=lambda candidate: candidate.seconds)
 
+    def by_autograd(self, candidate: Candidate, **sizes: int) -> Candidate | None:
+        """A candidate whose backward pass is that of PyTorch; None where it has no other."""
+        if not any(tree.gradients for tree in candidate.trees):
+            return None
+        trees = tuple(replace(tree, gradients=()) for tree in candidate.trees)
+        return Candidate(trees, self.seconds(trees, self.task.numbers_at(**sizes)))
+
     def plan(self, found: Sequence[Range], measured: Sequence[Measured] = ()) -> Plan:
         """The plan that has a regime for each range."""
         task = self.task
@@ -85,10 +92,13 @@ class TimedSearch:
         return replace(made, measured=tuple(measured))
 
     def describe(self, candidate: Candidate) -> str:
-        """The order and the parts of a candidate, in a line."""
+        """The order of a candidate, its parts, and whose backward pass it has, in a line."""
         plan = self.plan([(1, None, candidate.trees)])
         parts = {f"{tree.tile.size} of {tree.tile.index.name}": None for tree in candidate.trees if tree.tile}
-        return draw_stages(plan.regimes[0]) + (f", {', '.join(parts)} at a time" if parts else "")
+        details = [f"{', '.join(parts)} at a time"] if parts else []
+        if self.task.goal.mode == "train" and not any(tree.gradients for tree in candidate.trees):
+            details.append("gradients by PyTorch")
+        return ", ".join([draw_stages(plan.regimes[0]), *details])
 
     def seconds(self, trees: Trees, numbers: dict[str, int]) -> float:
         """What the model says of some trees at some sizes [s]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tngraph.language.network import Leg
-from tngraph.planning.region import Form, arrangements
+from tngraph.planning.region import ContractionTree, Form, arrangements
 
 Legs = tuple[Leg, ...]
 
@@ -33,6 +33,16 @@ def gives_rows(form: Form, orders: Sequence[Legs], side: int) -> bool:
     """Whether an operand is the one whose own legs are the rows."""
     is_first = set(orders[0]).issuperset(form.rows) and set(orders[1]).issuperset(form.columns)
     return is_first == (side == 0)
+
+
+def arranged_axes(tree: ContractionTree, step: int, operand: int) -> tuple[Legs, ...]:
+    """The axes that a step of a tree that is laid out copies an operand into; none where it takes it as it lies."""
+    if tree.steps[step].kind != "contract":
+        return ()
+    operands = tree.steps[step].operands
+    side, orders = operands.index(operand), [tree.order(o) for o in operands]
+    axes = operand_axes(tree.forms[step], orders, side)
+    return axes if is_copied(orders[side], axes) else ()
 
 
 def is_copied(order: Legs, axes: Sequence[Legs]) -> bool:
