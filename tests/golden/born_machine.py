@@ -50,13 +50,13 @@ class born_machine(nn.Module):
         # t1[s3, c1, s2, s1] = f * r: 1701 MAC
         t1 = torch.bmm(
             self.r.reshape(7, 3, 9).permute(1, 0, 2),
-            f.reshape(3, 3, 3, 9).permute(2, 1, 0, 3).contiguous().reshape(3, 9, 9).permute(0, 2, 1),
+            f.reshape(3, 3, 3, 9).permute(2, 1, 0, 3).contiguous().reshape(3, 9, 9).mT,
         )
         # t2[c1, s2, s1] = t1 * q: 189 MAC
         t2 = torch.bmm(self.q.reshape(21, 1, 3), t1.reshape(3, 21, 3).permute(1, 0, 2))
         del t1
         # amplitude[] = t2 * p: 63 MAC
-        amplitude = torch.mm(t2.reshape(1, 63), self.p.permute(0, 2, 1).contiguous().reshape(63, 1))
+        amplitude = torch.mm(t2.reshape(1, 63), self.p.mT.contiguous().reshape(63, 1))
         del t2
         return amplitude.reshape(())
 

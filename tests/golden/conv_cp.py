@@ -50,7 +50,7 @@ class conv_cp(nn.Module):
         if x.shape[1] != 64:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices s have 64")
         # t1[batch, r, h + kh - 1, w + kw - 1] = x * a: 64*R*batch*height*width MAC
-        t1 = torch.bmm(self.a.t().expand(batch, R, 64), x.reshape(batch, 64, height*width))
+        t1 = torch.bmm(self.a.mT.expand(batch, R, 64), x.reshape(batch, 64, height*width))
         # t2[batch, r, h, w + kw - 1] = t1 * kv: 3*R*batch*height*width MAC
         t2 = F.conv2d(t1.reshape(batch, R, height, width), self.kv.reshape(R, 1, 3, 1), padding=(1, 0), groups=R)
         del t1
@@ -58,7 +58,7 @@ class conv_cp(nn.Module):
         t3 = F.conv2d(t2, self.kw_.reshape(R, 1, 1, 3), padding=(0, 1), groups=R)
         del t2
         # y[batch, t, h, w] = t3 * c: 128*R*batch*height*width MAC
-        y = torch.bmm(self.c.t().expand(batch, 128, R), t3.reshape(batch, R, height*width))
+        y = torch.bmm(self.c.mT.expand(batch, 128, R), t3.reshape(batch, R, height*width))
         del t3
         return y.reshape(batch, 128, height, width)
 

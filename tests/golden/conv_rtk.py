@@ -53,9 +53,9 @@ class conv_rtk(nn.Module):
         h = (height - 1)//2 + 1
         w = (width - 1)//2 + 1
         # t1[batch, p1, s2, 2*h + kh - 1, 2*w + kw - 1] = x * u1: 64*R*batch*height*width MAC
-        t1 = torch.bmm(self.u1.t().expand(batch, R, 8), x.reshape(batch, 8, 8*height*width))
+        t1 = torch.bmm(self.u1.mT.expand(batch, R, 8), x.reshape(batch, 8, 8*height*width))
         # t2[batch, p1, p2, 2*h + kh - 1, 2*w + kw - 1] = t1 * u2: 8*R**2*batch*height*width MAC
-        t2 = torch.bmm(self.u2.t().expand(R*batch, R, 8), t1.reshape(R*batch, 8, height*width))
+        t2 = torch.bmm(self.u2.mT.expand(R*batch, R, 8), t1.reshape(R*batch, 8, height*width))
         del t1
         # t3[batch, q1, q2, h, w] = t2 * core: 9*R**4*batch*h*w MAC
         t3 = F.conv2d(
@@ -66,10 +66,10 @@ class conv_rtk(nn.Module):
         )
         del t2
         # t4[batch, t1, q2, h, w] = t3 * v1: 16*R**2*batch*h*w MAC
-        t4 = torch.bmm(self.v1.t().expand(batch, 16, R), t3.reshape(batch, R, R*h*w))
+        t4 = torch.bmm(self.v1.mT.expand(batch, 16, R), t3.reshape(batch, R, R*h*w))
         del t3
         # y[batch, t1, t2, h, w] = t4 * v2: 256*R*batch*h*w MAC
-        y = torch.bmm(self.v2.t().expand(16*batch, 16, R), t4.reshape(16*batch, R, h*w))
+        y = torch.bmm(self.v2.mT.expand(16*batch, 16, R), t4.reshape(16*batch, R, h*w))
         del t4
         return y.reshape(batch, 256, h, w)
 

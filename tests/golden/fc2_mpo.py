@@ -68,13 +68,13 @@ class fc2_mpo(nn.Module):
         t1 = torch.bmm(self.w1.reshape(16, D).expand(7, 16, D), self.w2.reshape(D, 7, 4*D).permute(1, 0, 2))
         # t2[o1, o2, b2, batch, i3, i4] = t1 * x: 12544*D*batch MAC
         t2 = torch.mm(
-            t1.reshape(28, 16*D).t(),
+            t1.reshape(28, 16*D).mT,
             x.reshape(batch, 4, 7, 28).permute(2, 1, 0, 3).contiguous().reshape(28, 28*batch),
         )
         del t1
         # t3[o3, b3, o1, o2, batch, i4] = t2 * w3: 1792*D**2*batch MAC
         t3 = torch.mm(
-            self.w3.reshape(7*D, 4*D).t(),
+            self.w3.reshape(7*D, 4*D).mT,
             t2.reshape(16, D, batch, 7, 4).permute(1, 3, 0, 2, 4).contiguous().reshape(7*D, 64*batch),
         )
         del t2

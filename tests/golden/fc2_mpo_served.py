@@ -73,7 +73,7 @@ class fc2_mpo(nn.Module):
         # t3[i1, o1, i2, o2, b2] = w1 * w2: 448*D**2 MAC
         t3 = torch.mm(self.w1.reshape(16, D), self.w2.reshape(D, 28*D))
         # t1, as calls read it: 448*D elements
-        folded_1 = t1.reshape(D, 7, 4, 4, 4).permute(0, 2, 4, 1, 3).contiguous().reshape(16*D, 28).t()
+        folded_1 = t1.reshape(D, 7, 4, 4, 4).permute(0, 2, 4, 1, 3).contiguous().reshape(16*D, 28).mT
         self.register_buffer("folded_1", folded_1.clone(memory_format=torch.contiguous_format), persistent=False)
         # t3, as calls read it: 448*D elements
         folded_2 = t3.reshape(4, 4, 7, 4, D).permute(1, 3, 0, 2, 4).contiguous().reshape(16, 28*D)

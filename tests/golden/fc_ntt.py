@@ -51,19 +51,19 @@ class fc_ntt(nn.Module):
         if x.shape[1] != 784:
             raise ValueError(f"axis 1 of x has size {x.shape[1]}, and its indices i1, i2, i3, i4 have 784 = 4 * 7 * 7 * 4")
         # t1[batch, o1, r1, i2, i3, i4] = x * g1: 3136*R*batch MAC
-        t1 = torch.bmm(self.g1.reshape(4, 4*R).t().expand(batch, 4*R, 4), x.reshape(batch, 4, 196))
+        t1 = torch.bmm(self.g1.reshape(4, 4*R).mT.expand(batch, 4*R, 4), x.reshape(batch, 4, 196))
         # h1[batch, o1, r1, i2, i3, i4] = relu(t1): 784*R*batch elementwise
         h1 = torch.relu(t1)
         del t1
         # t2[batch, o1, o2, r2, i3, i4] = h1 * g2: 3136*R**2*batch MAC
-        t2 = torch.bmm(self.g2.reshape(7*R, 4*R).t().expand(4*batch, 4*R, 7*R), h1.reshape(4*batch, 7*R, 28))
+        t2 = torch.bmm(self.g2.reshape(7*R, 4*R).mT.expand(4*batch, 4*R, 7*R), h1.reshape(4*batch, 7*R, 28))
         del h1
         # h2[batch, o1, o2, r2, i3, i4] = relu(t2): 448*R*batch elementwise
         h2 = torch.relu(t2)
         del t2
         # t3[o3, r3, batch, o1, o2, i4] = h2 * g3: 1792*R**2*batch MAC
         t3 = torch.mm(
-            self.g3.reshape(7*R, 4*R).t(),
+            self.g3.reshape(7*R, 4*R).mT,
             h2.reshape(16*batch, 7*R, 4).permute(1, 0, 2).contiguous().reshape(7*R, 64*batch),
         )
         del h2
@@ -72,12 +72,12 @@ class fc_ntt(nn.Module):
         del t3
         # t4[o4, batch, o1, o2, o3] = h3 * g4: 1024*R*batch MAC
         t4 = torch.mm(
-            self.g4.reshape(4*R, 4).t(),
-            h3.reshape(4, R, 16*batch, 4).permute(2, 0, 1, 3).contiguous().reshape(64*batch, 4*R).t(),
+            self.g4.reshape(4*R, 4).mT,
+            h3.reshape(4, R, 16*batch, 4).permute(2, 0, 1, 3).contiguous().reshape(64*batch, 4*R).mT,
         )
         del h3
         # y[o4, batch, o1, o2, o3] = t4 + bias: 256*batch elementwise
-        y = t4.reshape(4, batch, 64) + self.bias.reshape(64, 4).t().reshape(4, 1, 64)
+        y = t4.reshape(4, batch, 64) + self.bias.reshape(64, 4).mT.reshape(4, 1, 64)
         del t4
         return y.permute(1, 2, 0).reshape(batch, 256)
 

@@ -53,18 +53,18 @@ class quanta_adapter(nn.Module):
         t2 = 2.0 * self.u2
         # t3[batch, i3, a1, a2] = x * u1: 512*batch*scale_in**2 MAC
         t3 = torch.mm(
-            x.reshape(batch, 8*scale_in, 8).permute(1, 0, 2).contiguous().reshape(8*scale_in, 8*batch).t(),
+            x.reshape(batch, 8*scale_in, 8).permute(1, 0, 2).contiguous().reshape(8*scale_in, 8*batch).mT,
             self.u1.reshape(8*scale_in, 8*scale_in),
         )
         # t4[o2, c3, a1, batch] = t3 * t2: 4096*batch*scale_in MAC
         t4 = torch.mm(
-            t2.reshape(8, 8, 64).permute(1, 0, 2).contiguous().reshape(64, 64).t(),
-            t3.reshape(batch, 8, scale_in, 8).permute(2, 0, 1, 3).contiguous().reshape(batch*scale_in, 64).t(),
+            t2.reshape(8, 8, 64).permute(1, 0, 2).contiguous().reshape(64, 64).mT,
+            t3.reshape(batch, 8, scale_in, 8).permute(2, 0, 1, 3).contiguous().reshape(batch*scale_in, 64).mT,
         )
         del t2, t3
         # t5[o2, batch, o1, o3] = t4 * u3: 512*batch*scale_in**2 MAC
         t5 = torch.mm(
-            t4.reshape(8, 8, scale_in, batch).permute(2, 1, 0, 3).contiguous().reshape(8*scale_in, 8*batch).t(),
+            t4.reshape(8, 8, scale_in, batch).permute(2, 1, 0, 3).contiguous().reshape(8*scale_in, 8*batch).mT,
             self.u3.reshape(8*scale_in, 8*scale_in),
         )
         del t4

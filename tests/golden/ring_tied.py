@@ -90,7 +90,7 @@ class ring_tied(nn.Module):
         # t6[o1, o2, batch, o3, o4, o5, o6] = t4 * t5: 256*D**2*batch MAC
         t6 = torch.mm(
             t5.reshape(D, 2, 2, 2, 2, D).permute(2, 4, 1, 3, 5, 0).contiguous().reshape(4, 4*D**2),
-            t4.reshape(batch, 4*D, 16, D).permute(0, 2, 1, 3).contiguous().reshape(16*batch, 4*D**2).t(),
+            t4.reshape(batch, 4*D, 16, D).permute(0, 2, 1, 3).contiguous().reshape(16*batch, 4*D**2).mT,
         )
         del t4, t5
         return t6.reshape(2, 2, batch, 2, 2, 2, 2).permute(2, 0, 1, 3, 4, 5, 6)
@@ -105,19 +105,19 @@ class ring_tied(nn.Module):
         del t1
         # t3[b4, o4, o5, o6, b1, batch, i1, i2, i3] = x * t2: 512*D**2*batch MAC
         t3 = torch.mm(
-            t2.reshape(D, 2, 2, 2, 2, 2, 2*D).permute(1, 3, 5, 0, 2, 4, 6).contiguous().reshape(8, 8*D**2).t(),
-            x.reshape(8*batch, 8).t(),
+            t2.reshape(D, 2, 2, 2, 2, 2, 2*D).permute(1, 3, 5, 0, 2, 4, 6).contiguous().reshape(8, 8*D**2).mT,
+            x.reshape(8*batch, 8).mT,
         )
         del t2
         # t4[i2, b1, i1, o1, o2, b3] = g * g: 16*D**3 MAC
         t4 = torch.bmm(self.g.reshape(4*D, D).expand(2, 4*D, D), self.g.reshape(D, 2, 2*D).permute(1, 0, 2))
         # t5[i3, o3, b4, i2, b1, i1, o1, o2] = t4 * g: 64*D**3 MAC
-        t5 = torch.mm(self.g.reshape(D, 4*D).t(), t4.reshape(16*D, D).t())
+        t5 = torch.mm(self.g.reshape(D, 4*D).mT, t4.reshape(16*D, D).mT)
         del t4
         # t6[o3, o1, o2, batch, o4, o5, o6] = t3 * t5: 512*D**2*batch MAC
         t6 = torch.mm(
-            t5.reshape(2, 2, D, 2, 2*D, 4).permute(2, 4, 3, 0, 1, 5).contiguous().reshape(8*D**2, 8).t(),
-            t3.reshape(D, 8, D, batch, 8).permute(3, 1, 0, 2, 4).contiguous().reshape(8*batch, 8*D**2).t(),
+            t5.reshape(2, 2, D, 2, 2*D, 4).permute(2, 4, 3, 0, 1, 5).contiguous().reshape(8*D**2, 8).mT,
+            t3.reshape(D, 8, D, batch, 8).permute(3, 1, 0, 2, 4).contiguous().reshape(8*batch, 8*D**2).mT,
         )
         del t3, t5
         return t6.reshape(2, 2, 2, batch, 2, 2, 2).permute(3, 1, 2, 0, 4, 5, 6)
@@ -133,12 +133,12 @@ class ring_tied(nn.Module):
         # t3[b2, i2, o2, i3, o3, b4] = g * g: 16*D**3 MAC
         t3 = torch.mm(self.g.reshape(4*D, D), self.g.reshape(D, 4*D))
         # t4[i4, o4, b5, b2, i2, o2, i3, o3] = t3 * g: 64*D**3 MAC
-        t4 = torch.mm(self.g.reshape(D, 4*D).t(), t3.reshape(16*D, D).t())
+        t4 = torch.mm(self.g.reshape(D, 4*D).mT, t3.reshape(16*D, D).mT)
         del t3
         # t5[i4, o4, i2, o2, i3, o3, i5, i6, i1, o1, o5, o6] = t2 * t4: 4096*D**2 MAC
         t5 = torch.bmm(
-            t4.reshape(4, D**2, 16).permute(0, 2, 1),
-            t2.reshape(D, 2, 2, 2, 2, 4, D).permute(1, 3, 5, 2, 4, 0, 6).contiguous().reshape(64, D**2).t().expand(4, D**2, 64),
+            t4.reshape(4, D**2, 16).mT,
+            t2.reshape(D, 2, 2, 2, 2, 4, D).permute(1, 3, 5, 2, 4, 0, 6).contiguous().reshape(64, D**2).mT.expand(4, D**2, 64),
         )
         del t2, t4
         # t6[batch, o1, o2, o3, o4, o5, o6] = x * t5: 4096*batch MAC

@@ -16,8 +16,12 @@ from tngraph.kernels.expressions import Call
 from tngraph.kernels.strides import Ints, Layout
 from tngraph.planning.machine import Copy, Machine, find_copy
 
-_KERNELS_PER_FUNCTION = 10
-"""So many kernels can be started while Python calls a function of its own, and later its backward pass."""
+_KERNELS_PER_CALL = 5
+"""So many kernels can be started while a module is called and looks at the shapes it is given."""
+_KERNELS_PER_BACKWARD = 20
+"""As many while a backward pass is started."""
+_KERNELS_PER_FUNCTION = 40
+"""As many while Python calls a function of its own, and later its backward pass."""
 
 
 @dataclass
@@ -49,6 +53,10 @@ class Clock:
         else:
             passes = 1 + sum(needs) if code.function not in ("sum", "add", "sub") else 1 + any(needs)
             self.add(passes * self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes)))
+
+    def module(self, is_trained: bool) -> None:
+        """What it takes to call a module, and to start a backward pass."""
+        self.add((_KERNELS_PER_CALL + is_trained * _KERNELS_PER_BACKWARD) * self.machine.seconds_per_kernel)
 
     def view(self, is_trained: bool) -> None:
         """A view, which takes what it takes to start one; its gradient is another."""

@@ -101,7 +101,9 @@ def _reshape(call: Call, operands: Sequence[str], words: Words) -> str:
 
 
 def _permute(call: Call, operands: Sequence[str], words: Words) -> str:
-    return f"{operands[0]}.t()" if call.arguments == (1, 0) else _method("permute")(call, operands, words)
+    count = len(call.arguments)
+    is_transposed = count > 1 and call.arguments == (*range(count - 2), count - 1, count - 2)
+    return f"{operands[0]}.mT" if is_transposed else _method("permute")(call, operands, words)
 
 
 def _pad(call: Call, operands: Sequence[str], words: Words) -> str:

@@ -32,10 +32,14 @@ TRIED = 5
 """The most ways that are measured at one size."""
 NEAR = 4.0
 """A way that the model gives more than this many times the least time is not measured."""
-ROUNDS = 7
-"""The turns that every way gets; its time is the median."""
+ROUNDS = (5, 21)
+"""The least and the most turns that a way gets; its time is the median."""
+SECONDS = 0.2
+"""About so long a way runs, within these turns [s]."""
 SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
+SOME, BEHIND = 2, 1.5
+"""A way that has taken so many times as long as the fastest after some turns gets no more of them."""
 
 
 Sizes = tuple[tuple[str, int], ...]
@@ -109,23 +113,30 @@ def tune(
     kept: list[tuple[Candidate, Measured]] = []
     for at, given in sorted(points.items(), key=lambda point: point[0]):
         varying = dict(at) if len(names) == 1 else {}
-        tried = finder.candidates(**varying)
-        tried = [each for each in tried[:TRIED] if each.seconds <= NEAR * tried[0].seconds]
+        tried = choose_tried(finder.candidates(**varying))
         made = runner.measure(finder, tried, given, at)
-        trials.extend(made)
-        best = min(zip(tried, made, strict=True), key=lambda pair: pair[1].seconds)
-        other = finder.by_autograd(best[0], **varying)
+        fastest = min(range(len(made)), key=lambda k: made[k].seconds)
+        other = finder.by_autograd(tried[fastest], **varying)
         if other is not None:
-            again, found = runner.measure(finder, [best[0], other], given, at)
-            trials.append(found)
-            best = (other, found) if found.seconds < again.seconds else best
-        kept.append(best)
+            made[fastest], found = runner.measure(finder, [tried[fastest], other], given, at)
+            tried, made = [*tried, other], [*made, found]
+            fastest = fastest if made[fastest].seconds <= found.seconds else len(made) - 1
+        trials.extend(made)
+        kept.append((tried[fastest], made[fastest]))
     kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
     ends = [isqrt(low * high) for low, high in pairwise(values)]
     ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], kept, strict=True)
     found = [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
     return Tuning(finder.plan(found, [trial for _, trial in kept]), tuple(trials))
+
+
+def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The ways that are measured: the fastest of every order, then others, none that the model gives far more time."""
+    best = {tuple(tree.steps for tree in each.trees): each for each in reversed(candidates)}
+    others = [each for each in candidates if each not in best.values()]
+    near = [each for each in (*best.values(), *others) if each.seconds <= NEAR * candidates[0].seconds]
+    return sorted(sorted(near, key=lambda each: each in others)[:TRIED], key=lambda each: each.seconds)
 
 
 def random_calls(
@@ -170,11 +181,15 @@ class _Runner:
         plans = [finder.plan([(1, None, each.trees)]) for each in tried]
         layers = [layer_class(plan)(device=self.device, dtype=self.dtype) for plan in plans]
         calls = [_make_call(layer, given, self.mode) for layer in layers]
-        repeats = [max(1, round(SECONDS_PER_TURN / self._time(call, 1))) for call in calls]
+        first = [min(self._time(call, 1) for _ in range(2)) for call in calls]
+        repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
+        least, most = ROUNDS
+        rounds = min(most, max(least, round(SECONDS / max(SECONDS_PER_TURN, min(first)))))
         times: list[list[float]] = [[] for _ in calls]
-        for _ in range(ROUNDS):
-            for call, count, taken in zip(calls, repeats, times, strict=True):
-                taken.append(self._time(call, count))
+        for number in range(rounds):
+            for k, call in enumerate(calls):
+                if number < SOME or min(times[k]) <= BEHIND * min(map(min, times)):
+                    times[k].append(self._time(call, repeats[k]))
         where = describe_device(self.device), name_dtype(self.dtype), at
         return [
             Measured(*where, finder.describe(each), each.seconds, statistics.median(taken))
@@ -182,9 +197,10 @@ class _Runner:
         ]
 
     def _time(self, call: Callable[[], object], count: int) -> float:
-        """Mean seconds of so many calls, after one that is not counted."""
+        """Mean seconds of so many calls; of several, after one that is not counted."""
         wait = waiting(self.device)
-        call()
+        if count > 1:
+            call()
         wait()
         began = time.perf_counter()
         for _ in range(count):

@@ -366,7 +366,8 @@ def _cuts(
         if before and behind:
             yield before, behind, (_Lie(False, None),)
     for order in turned:
-        cuts = sorted({0, 1, len(order) - 1}) if len(order) > 1 else (0,)
+        put_out = len(order) if all(leg in rank for leg in order) else [leg in rank for leg in order].index(False)
+        cuts = sorted({0, 1, len(order) - 1, put_out}) if len(order) > 1 else (0,)
         for cut in cuts:
             yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
 

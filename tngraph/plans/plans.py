@@ -211,7 +211,8 @@ class Regime:
             machine: that of the goal, when absent.
         """
         clock = Clock(machine or self.goal.machine)
-        trained = self.goal.trained if self.goal.mode != "infer" else ()
+        trained = self.goal.trained if self.goal.mode == "train" else ()
+        clock.module(bool(trained))
         trace_memory(self.kernels, numbers, trained, self.goal.itemsize, clock)
         return clock.seconds
 

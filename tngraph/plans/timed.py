@@ -31,6 +31,8 @@ SAMPLED = (1, 4, 16, 64, 256, 1024)
 """The values of a free size at which candidates are compared; in between the model says where one takes over."""
 PARTS = (8, 16, 32, 64, 128)
 """The sizes of parts that are tried."""
+OPERATIONS_PER_WRITE = 64
+"""Between the fewest operations and the least time: an element that is written counts as so many [operations]."""
 WORTH = 0.97
 """Another choice than that for a smaller size has to take no more than this share of its time."""
 
@@ -109,7 +111,7 @@ class TimedSearch:
 
     def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
-        rates: tuple[Rate, ...] = (self.machine, Weighted())
+        rates: tuple[Rate, ...] = (self.machine, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
         for part in PARTS:
