@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ def test_values_gradients_counts_and_bytes_are_those_of_the_plan(name: str, mach
     layer = tg.compile(planned(name, 40, machine))
     assert "PlannedBackward" in layer.source
     for batch in (1, 2, 7, 40, 41):
+        assert layer.verify(sizes={"batch": batch}).is_equal
+
+
+SHARING = """network n { size batch; input x[batch, (i1:4, i2:4, i3:4)]
+    param a[i1, o1:4, r1:4]; param b[r1, i2, o2:4, r2:4]; param c[r2, i3, o3:4]
+    y[batch, o1, o2, o3] = x * a * b * c; output y[batch, (o1, o2, o3)] }"""
+"""A chain of which some copies serve two products each."""
+
+
+def test_a_copy_that_several_products_take_is_made_once():
+    plan = tg.plan(tg.parse(SHARING), {"batch": 64}, mode="train", minimize="time")
+    (tree,) = plan.regimes[0].trees
+    assert any(gradient.is_arranged for gradient in tree.gradients)
+    lines = [line.strip() for line in tg.emit(plan).split("\n") if ".contiguous()" in line]
+    copies = [re.search(r"([\w.]+\.reshape\(.*?\))?[\w.]*\.permute\(.*?\)\.contiguous\(\)", line) for line in lines]
+    shown = [found.group() for found in copies if found]
+    assert len(shown) > 2
+    assert len({*shown}) == len(shown)
+    layer = tg.compile(plan)
+    assert any("_laid = " in line for line in lines)
+    for batch in (1, 2, 64):
         assert layer.verify(sizes={"batch": batch}).is_equal
 
 
@@ -129,6 +151,7 @@ WRONG = {
     "of another value": (lambda g: g[0].update(operand=g[1]["operand"]), "stands where another one does"),
     "a leg of nothing": (lambda g: g[0]["form"]["rows"].append("nothing"), "which its operands do not have"),
     "no order of what is summed": (lambda g: g[0]["form"].update(summed=[]), "is no product of that"),
+    "of what lies as it did": (lambda g: g[-1].update(arranged=True), "that its step does not arrange"),
     "no object": (lambda g: g.__setitem__(0, 3), "not an object"),
 }
 

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 import tngraph as tg
 from tngraph.cli import app
-from tngraph.modules import tuning
+from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
-from tngraph.modules.tuning import tune
+from tngraph.modules.timing import Kernels, MeasuredMachine
+from tngraph.modules.tuning import choose_tried, tune
 from tngraph.planning import layouts
 from tngraph.planning.layouts import Run, lay_out
-from tngraph.planning.machine import Machine
+from tngraph.planning.machine import Copy, Machine
 from tngraph.planning.region import ContractionTree, Tile
 from tngraph.plans.pipeline import timed_search
 from tngraph.plans.plans import Plan
@@ -253,6 +254,42 @@ def test_tuning_keeps_the_fastest_that_was_measured(tmp_path: Path):
     assert str(found).count("kept") == 2
     found.plan.save(tmp_path / "tuned.json")
     assert tg.load_plan(tmp_path / "tuned.json").measured == found.plan.measured
+
+
+def test_tuning_for_training_measures_the_backward_pass_of_pytorch_too():
+    found = tune(tg.parse(CHAIN), inputs=[(torch.randn(8, 40),)], mode="train")
+    ways = [trial.way for trial in found.trials]
+    (last,) = (way for way in ways if way.endswith("gradients by PyTorch"))
+    assert last.removesuffix(", gradients by PyTorch") in ways
+    (kept,) = found.plan.measured
+    assert ("PlannedBackward" in tg.emit(found.plan)) == (kept.way != last)
+
+
+def test_every_order_is_measured_before_parts_of_one():
+    finder = timed_search(tg.parse(CHAIN), {}, machine=SMALL_CACHE, bench=SMALL_CACHE)
+    candidates = finder.candidates(batch=512)
+    orders = {tuple(tree.steps for tree in each.trees) for each in candidates}
+    tried = choose_tried(candidates)
+    assert len(candidates) > len(tried) == tuning.TRIED > len(orders) > 1
+    assert {tuple(tree.steps for tree in each.trees) for each in tried} == orders
+    assert tried[0] == candidates[0]
+    assert [each.seconds for each in tried] == sorted(each.seconds for each in tried)
+
+
+def test_kernels_are_timed_once_and_for_some_time_only(monkeypatch: pytest.MonkeyPatch):
+    kernels = Kernels(torch.device("cpu"), torch.float32)
+    machine = MeasuredMachine.like(Machine(), kernels)
+    first, same, other = (Copy(sizes, (1, 0, 2)) for sizes in ((32, 40, 16), (40, 32, 16), (40, 32, 40)))
+    assert machine.rearrange(first) == machine.rearrange(same) > 0
+    assert len(kernels.known) == 1
+    machine.rearrange(other)
+    assert len(kernels.known) == 2
+    monkeypatch.setattr(timing, "MOST_SECONDS", 0.0)
+    assert machine.rearrange(first) == machine.rearrange(same)
+    assert machine.product(1, 33, 44, 55) == Machine().product(1, 33, 44, 55)
+    assert machine.rearrange(Copy((3, 5, 7), (2, 1, 0))) == Machine().rearrange(Copy((3, 5, 7), (2, 1, 0)))
+    kernels.release()
+    assert kernels.spent == 0
 
 
 @pytest.mark.parametrize("mode", ["infer", "train", "serve"])

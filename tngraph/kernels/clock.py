@@ -18,10 +18,16 @@ from tngraph.planning.machine import Copy, Machine, find_copy
 
 _KERNELS_PER_CALL = 5
 """So many kernels can be started while a module is called and looks at the shapes it is given."""
+_KERNELS_PER_PART = 20
+"""As many while a part is cut, a method is called with it, and its result is put beside the others."""
 _KERNELS_PER_BACKWARD = 20
 """As many while a backward pass is started."""
-_KERNELS_PER_FUNCTION = 40
+_KERNELS_PER_FUNCTION = 60
 """As many while Python calls a function of its own, and later its backward pass."""
+_KERNELS_PER_NODE = 5
+"""As many while PyTorch notes a call, and later finds what undoes it."""
+_BY_PYTORCH = 1.15
+"""What PyTorch undoes a call by takes so many times as long as the same kernels would: it lays nothing out for them."""
 
 
 @dataclass
@@ -45,14 +51,21 @@ class Clock:
     def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool]) -> None:
         """The time of a call that is no view, and of its gradients."""
         if code.function in ("mm", "bmm"):
-            self.add(self._product(operands, needs))
+            forward, backward = self._product(operands, needs)
         elif code.function == "conv":
-            self.add((1 + sum(needs)) * self._convolution(operands, sizes))
+            forward = self._convolution(operands, sizes)
+            backward = sum(needs) * forward
         elif code.function in ("reshape", "contiguous"):
-            self.copy(operands[0], any(needs))
+            return self.copy(operands[0], any(needs))
         else:
-            passes = 1 + sum(needs) if code.function not in ("sum", "add", "sub") else 1 + any(needs)
-            self.add(passes * self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes)))
+            forward = self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes))
+            backward = forward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
+        self._run(forward, backward, any(needs))
+
+    def _run(self, forward: float, backward: float, is_trained: bool) -> None:
+        """A call, and what PyTorch undoes it by."""
+        node = _KERNELS_PER_NODE * self.machine.seconds_per_kernel
+        self.add(forward + is_trained * (_BY_PYTORCH * backward + node))
 
     def module(self, is_trained: bool) -> None:
         """What it takes to call a module, and to start a backward pass."""
@@ -60,31 +73,32 @@ class Clock:
 
     def view(self, is_trained: bool) -> None:
         """A view, which takes what it takes to start one; its gradient is another."""
-        self.add((1 + is_trained) * self.machine.seconds_per_kernel)
+        self._run(self.machine.seconds_per_kernel, self.machine.seconds_per_kernel, is_trained)
 
     def copy(self, given: Layout, is_trained: bool) -> None:
         """A copy in the order of the axes; its gradient is copied back."""
-        self.add((1 + is_trained) * self.machine.rearrange(copy_of(given)))
+        seconds = self.machine.rearrange(copy_of(given))
+        self._run(seconds, seconds, is_trained)
 
     def part(self) -> None:
         """What it takes to cut a part and to call a method with it."""
-        self.add(2 * self.machine.seconds_per_kernel)
+        self.add(_KERNELS_PER_PART * self.machine.seconds_per_kernel)
 
     def function(self) -> None:
         """What it takes to call a function that has a backward pass of its own."""
         self.add(_KERNELS_PER_FUNCTION * self.machine.seconds_per_kernel)
 
-    def _product(self, operands: Sequence[Layout], needs: Sequence[bool]) -> float:
+    def _product(self, operands: Sequence[Layout], needs: Sequence[bool]) -> tuple[float, float]:
         left, right = operands
         batch = left.sizes[0] if len(left.sizes) == 3 else 1
         rows, summed, columns = left.sizes[-2], left.sizes[-1], right.sizes[-1]
         of_rows, of_columns = map(is_turned, operands)
-        total = self.machine.product(batch, rows, columns, summed, of_rows, of_columns)
+        forward, backward = self.machine.product(batch, rows, columns, summed, of_rows, of_columns), 0.0
         if needs[0]:
-            total += self.machine.product(batch, rows, summed, columns, False, not of_columns) + self._spread(left)
+            backward += self.machine.product(batch, rows, summed, columns, False, not of_columns) + self._spread(left)
         if needs[1]:
-            total += self.machine.product(batch, summed, columns, rows, not of_rows, False) + self._spread(right)
-        return float(total)
+            backward += self.machine.product(batch, summed, columns, rows, not of_rows, False) + self._spread(right)
+        return float(forward), float(backward)
 
     def _spread(self, operand: Layout) -> float:
         """To sum what the gradients of one shared matrix are over all products."""

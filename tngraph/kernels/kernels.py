@@ -13,11 +13,11 @@ from typing import NamedTuple
 from tngraph.kernels.backward import Backward, differentiate
 from tngraph.kernels.cost import aliases, last_uses
 from tngraph.kernels.expressions import Call, Expression, Variable, permute, variables
-from tngraph.planning.forms import gives_rows, is_copied, operand_axes
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
 from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
+from tngraph.planning.forms import gives_rows, is_copied, operand_axes
 from tngraph.planning.region import Form, bare_legs, is_unit, leg_size, legs_size
 
 

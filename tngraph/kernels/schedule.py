@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from tngraph.planning.forms import arranged_axes
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
 from tngraph.language.sizes import evaluate_size
+from tngraph.planning.forms import arranged_axes
 from tngraph.planning.region import ContractionTree, Form, StepKind, Tile, bare_legs, legs_size, sliced_legs
 
 Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate", "arrange", "join"]

@@ -280,8 +280,12 @@ class Body:
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
             name = print_expression(line.variable, words)
             of = print_expression(line.of, words)
-            made = f"{format_value(name, line.made.legs)} = {of} * {line.by}{price}" if line.by else f"{name}: {of}, copied"
-            lines = f"# {made}\n{name} = {print_expression(line.made.code, words)}"
+            what = (
+                f"{format_value(name, line.made.legs)} = {of} * {line.by}{price}"
+                if line.by
+                else f"{name}: {of}, copied"
+            )
+            lines = f"# {what}\n{name} = {print_expression(line.made.code, words)}"
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 

@@ -162,7 +162,7 @@ class Names:
 
 
 def _gradient_name(name: str) -> str:
-    """What a value of a backward pass is called: a gradient after its value, a copy in another order after what it is."""
+    """What a value of a backward pass is called: a gradient after its value, a copy after what is copied."""
     of, laid, number = name.partition(LAID)
     stem = f"{of.removeprefix(GRADIENT)}_grad" if of.startswith(GRADIENT) else of
     return f"{stem}_laid{number}" if laid else stem

@@ -20,9 +20,9 @@ import torch
 from tngraph.modules.calibration import waiting
 from tngraph.planning.machine import Copy, Machine
 
-LARGEST_PRODUCT = 2**22
+LARGEST_PRODUCT = 2**24
 """Of larger products a part is timed that has about so many multiply-adds [MAC]."""
-LARGEST_COPY = 2**19
+LARGEST_COPY = 2**21
 """Of larger copies a part that has about so many elements [elements]."""
 STORE = 2**24
 """The elements that operands are taken of [elements]."""
@@ -33,8 +33,8 @@ TURNS = 3
 SECONDS_PER_TURN = 1e-4
 """A turn lasts about so long [s]."""
 IN_LAYER = 1.5
-"""A kernel takes so many times as long in a layer, where it finds less in cache: fitted to whole layers on two cores."""
-MOST_SECONDS = 20.0
+"""A kernel takes so many times as long in a layer, where it finds less in cache: as whole layers did on two cores."""
+MOST_SECONDS = 10.0
 """When so much time has gone into kernels since the operands were made, the model answers for those not known [s]."""
 
 

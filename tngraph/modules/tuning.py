@@ -118,10 +118,10 @@ def tune(
         fastest = min(range(len(made)), key=lambda k: made[k].seconds)
         other = finder.by_autograd(tried[fastest], **varying)
         if other is not None:
-            made[fastest], found = runner.measure(finder, [tried[fastest], other], given, at)
-            tried, made = [*tried, other], [*made, found]
-            fastest = fastest if made[fastest].seconds <= found.seconds else len(made) - 1
-        trials.extend(made)
+            made[fastest], undone = runner.measure(finder, [tried[fastest], other], given, at)
+            tried, made = [*tried, other], [*made, undone]
+            fastest = fastest if made[fastest].seconds <= undone.seconds else len(made) - 1
+        trials.extend(sorted(made, key=lambda trial: trial.model))
         kept.append((tried[fastest], made[fastest]))
     kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]

@@ -121,9 +121,9 @@ class _Backward:
         return self.known[value, order]
 
     def _best(self, value: int, order: Order) -> tuple[float, tuple[_Made, ...]]:
-        """The least time to all gradients below a value, whose own lies in some order, and how those of its step are made.
+        """The least time to all gradients below a value, whose own lies in some order, and how its step makes the next.
 
-        A copy of it that both take is made once.
+        A copy of it that both of these take is made once.
         """
         operands = self.tree.steps[value - self.count].operands
         costs = [
