@@ -68,8 +68,7 @@ def test_a_copy_that_several_products_take_is_made_once():
     lines = [line.strip() for line in tg.emit(plan).split("\n") if ".contiguous()" in line]
     copies = [re.search(r"([\w.]+\.reshape\(.*?\))?[\w.]*\.permute\(.*?\)\.contiguous\(\)", line) for line in lines]
     shown = [found.group() for found in copies if found]
-    assert len(shown) > 2
-    assert len({*shown}) == len(shown)
+    assert len({*shown}) == len(shown) >= 2
     layer = tg.compile(plan)
     assert any("_laid = " in line for line in lines)
     for batch in (1, 2, 64):

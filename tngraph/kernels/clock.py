@@ -56,7 +56,7 @@ class Clock:
             forward = self._convolution(operands, sizes)
             backward = sum(needs) * forward
         elif code.function in ("reshape", "contiguous"):
-            return self.copy(operands[0], any(needs))
+            forward = backward = self.machine.rearrange(copy_of(operands[0]))
         else:
             forward = self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes))
             backward = forward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))

@@ -280,11 +280,9 @@ class Body:
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
             name = print_expression(line.variable, words)
             of = print_expression(line.of, words)
-            what = (
-                f"{format_value(name, line.made.legs)} = {of} * {line.by}{price}"
-                if line.by
-                else f"{name}: {of}, copied"
-            )
+            what = f"{name} = {of}, in another order"
+            if line.by:
+                what = f"{format_value(name, line.made.legs)} = {of} * {line.by}{price}"
             lines = f"# {what}\n{name} = {print_expression(line.made.code, words)}"
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"

@@ -28,7 +28,7 @@ STORE = 2**24
 """The elements that operands are taken of [elements]."""
 OPERANDS = 8
 """So many operands are taken in turns, and so many results are there at a time."""
-TURNS = 3
+TURNS = 5
 """A time is the least of so many turns."""
 SECONDS_PER_TURN = 1e-4
 """A turn lasts about so long [s]."""

@@ -28,7 +28,7 @@ from tngraph.plans.pipeline import timed_search
 from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.timed import Candidate, TimedSearch
 
-TRIED = 5
+TRIED = 6
 """The most ways that are measured at one size."""
 NEAR = 4.0
 """A way that the model gives more than this many times the least time is not measured."""
@@ -132,11 +132,17 @@ def tune(
 
 
 def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The ways that are measured: the fastest of every order, then others, none that the model gives far more time."""
+    """The ways that are measured, fastest first: the best one, the best that runs whole, and one of every order.
+
+    Args:
+        candidates: the fastest first; those that the model gives far more time than that are left out.
+    """
+    whole = [each for each in candidates if not any(tree.tile for tree in each.trees)]
     best = {tuple(tree.steps for tree in each.trees): each for each in reversed(candidates)}
-    others = [each for each in candidates if each not in best.values()]
-    near = [each for each in (*best.values(), *others) if each.seconds <= NEAR * candidates[0].seconds]
-    return sorted(sorted(near, key=lambda each: each in others)[:TRIED], key=lambda each: each.seconds)
+    orders = sorted(best.values(), key=lambda each: each.seconds)
+    wanted = dict.fromkeys([*candidates[:1], *whole[:1], *orders, *candidates])
+    near = [each for each in wanted if each.seconds <= NEAR * candidates[0].seconds]
+    return sorted(near[:TRIED], key=lambda each: each.seconds)
 
 
 def random_calls(

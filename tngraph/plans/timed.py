@@ -111,7 +111,8 @@ class TimedSearch:
 
     def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
-        rates: tuple[Rate, ...] = (self.machine, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))
+        machines: tuple[Rate, ...] = (self.machine, self.task.goal.machine)
+        rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
         for part in PARTS:
