@@ -41,9 +41,10 @@ SECONDS_PER_TURN = 0.005
 SOME, BEHIND = 2, 1.5
 """A way that has taken so many times as long as the fastest after some turns gets no more of them."""
 
-
 Sizes = tuple[tuple[str, int], ...]
 """Run-time sizes by name."""
+Run = tuple[Candidate, Measured]
+"""A way, and what was measured of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +111,34 @@ def tune(
     bench = MeasuredMachine.like(machine, kernels)
     finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
     trials: list[Measured] = []
-    kept: list[tuple[Candidate, Measured]] = []
-    for at, given in sorted(points.items(), key=lambda point: point[0]):
-        varying = dict(at) if len(names) == 1 else {}
-        tried = choose_tried(finder.candidates(**varying))
-        made = runner.measure(finder, tried, given, at)
-        fastest = min(range(len(made)), key=lambda k: made[k].seconds)
-        other = finder.by_autograd(tried[fastest], **varying)
-        if other is not None:
-            made[fastest], undone = runner.measure(finder, [tried[fastest], other], given, at)
-            tried, made = [*tried, other], [*made, undone]
-            fastest = fastest if made[fastest].seconds <= undone.seconds else len(made) - 1
-        trials.extend(sorted(made, key=lambda trial: trial.model))
-        kept.append((tried[fastest], made[fastest]))
-    kernels.release()
+    kept: list[Run] = []
+    try:
+        for at, given in sorted(points.items(), key=lambda point: point[0]):
+            made, fastest = _try(finder, runner, given, at, dict(at) if len(names) == 1 else {})
+            trials.extend(measured for _, measured in sorted(made, key=lambda run: run[1].model))
+            kept.append(fastest)
+    finally:
+        kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
     ends = [isqrt(low * high) for low, high in pairwise(values)]
     ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], kept, strict=True)
     found = [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
     return Tuning(finder.plan(found, [trial for _, trial in kept]), tuple(trials))
+
+
+def _try(
+    finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes, sizes: Mapping[str, int]
+) -> tuple[list[Run], Run]:
+    """The ways that are tried for some inputs, and the fastest: it beside itself with PyTorch's own backward pass."""
+    tried = choose_tried(finder.candidates(**sizes))
+    made = list(zip(tried, runner.measure(finder, tried, given, at), strict=True))
+    fastest = min(made, key=lambda run: run[1].seconds)
+    other = finder.by_autograd(fastest[0], **sizes)
+    if other is None:
+        return made, fastest
+    pair = [fastest[0], other]
+    again = list(zip(pair, runner.measure(finder, pair, given, at), strict=True))
+    return [*(run for run in made if run is not fastest), *again], min(again, key=lambda run: run[1].seconds)
 
 
 def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
