@@ -67,13 +67,13 @@ CASES = {
         BATCH + "s:4, H:6, W:8]; param a[s, r:2]; param k[r, kh:3, kw:3, t:5]"
         "; y[batch, t, h:6, w:8] = x[batch, s, h + kh - 1, w + kw - 1] * a * k",
         "batch, t, h, w",
-        ["torch.bmm(self.a.t().expand(batch, 2, 4), x.reshape(batch, 4, 48))"],
+        ["torch.bmm(self.a.mT.expand(batch, 2, 4), x.reshape(batch, 4, 48))"],
     ),
     "channels mixed without a batch": (
         "input x[s:4, H:6, W:8]; param a[s, r:2]; param k[r, kh:3, kw:3, t:5]"
         "; y[t, h:6, w:8] = x[s, h + kh - 1, w + kw - 1] * a * k",
         "t, h, w",
-        ["torch.mm(self.a.t(), x.reshape(4, 48))"],
+        ["torch.mm(self.a.mT, x.reshape(4, 48))"],
     ),
     "channels that lie apart": (
         BATCH + "s:2, g:3, q:2, H:6, W:8]; param a[s, q, r:2]; param k[r, g, kh:3, kw:3, t:5]"
