@@ -265,6 +265,12 @@ def test_tuning_for_training_measures_the_backward_pass_of_pytorch_too():
     assert ("PlannedBackward" in tg.emit(found.plan)) == (kept.way != last)
 
 
+@pytest.mark.parametrize("name", ["self", "candidate", "value"])
+def test_a_size_of_any_name_is_tuned_for(name: str):
+    found = tune(tg.parse(CHAIN.replace("batch", name)), inputs=[(torch.randn(4, 40),)], mode="train")
+    assert {trial.sizes for trial in found.trials} == {((name, 4),)}
+
+
 def test_every_order_is_measured_before_parts_of_one():
     finder = timed_search(tg.parse(CHAIN), {}, machine=SMALL_CACHE, bench=SMALL_CACHE)
     candidates = finder.candidates(batch=512)

@@ -73,14 +73,14 @@ class TimedSearch:
         self.machine = self.bench or self.task.goal.machine
         self.tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
 
-    def candidates(self, **sizes: int) -> list[Candidate]:
+    def candidates(self, /, **sizes: int) -> list[Candidate]:
         """All ways that are tried at some sizes, the fastest first."""
         numbers = self.task.numbers_at(**sizes)
         found = dict.fromkeys(self._ways(numbers))
         made = [Candidate(trees, self.seconds(trees, numbers)) for trees in found]
         return sorted(made, key=lambda candidate: candidate.seconds)
 
-    def by_autograd(self, candidate: Candidate, **sizes: int) -> Candidate | None:
+    def by_autograd(self, candidate: Candidate, /, **sizes: int) -> Candidate | None:
         """A candidate whose backward pass is that of PyTorch; None where it has no other."""
         if not any(tree.gradients for tree in candidate.trees):
             return None
