@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tngraph.kernels.expressions import Call, Expression, Variable, variables
+from tngraph.kernels.expressions import Call, Expression, Variable, substitute, variables
 from tngraph.kernels.layout import Axes, Tensor, arrange, axes_shape
 from tngraph.kernels.schedule import Block, Operation, Product
 
@@ -89,20 +89,17 @@ def differentiate(
         if op.kind == "view":
             grads[op.operands[0]] = grads[number]
             continue
-        if op.kind == "arrange":
-            continue
         for side, operand in enumerate(op.operands if number in grads else ()):
             if not needs[operand]:
                 continue
-            grad, other = grads[number], op.operands[1 - side] if op.kind != "scale" else operand
-            while operations[operand].kind == "arrange" and operand >= block.first:
+            if operations[operand].kind == "arrange" and operand >= block.first:
                 (operand,) = operations[operand].operands
-            source = tensors[operand]
+            grad, source = grads[number], tensors[operand]
             if op.kind == "scale":
                 made = Tensor(Call("scale", (grad.code,), (op.number,), axes_shape(grad.axes)), grad.axes)
                 by, is_product = str(op.number), False
             else:
-                product = products[number, side]
+                product, other = products[number, side], op.operands[1 - side]
                 made = multiply(product, op, (grad, tensors[other]))
                 by, is_product = operations[other].name, op.kind == "contract" or product.form.is_matrix
             is_given = _is_given(block, operations, operand)
@@ -137,7 +134,7 @@ def _share_copies(lines: Sequence[Slope]) -> Iterator[Slope]:
             needs = frozenset().union(*(each.needs for each, had in zip(lines, copied, strict=True) if code in had))
             known[code] = variable
             yield Slope(line.number, of, "", False, variable, Tensor(code, ()), needs)
-        yield replace(line, made=replace(line.made, code=_replace(line.made.code, known)))
+        yield replace(line, made=replace(line.made, code=substitute(line.made.code, known)))
 
 
 def _copies(code: Expression) -> Iterator[Call]:
@@ -147,15 +144,6 @@ def _copies(code: Expression) -> Iterator[Call]:
     elif isinstance(code, Call):
         for operand in code.operands:
             yield from _copies(operand)
-
-
-def _replace(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
-    """An expression with some others in place of parts of it."""
-    if code in known:
-        return known[code]
-    if isinstance(code, Variable):
-        return code
-    return replace(code, operands=tuple(_replace(operand, known) for operand in code.operands))
 
 
 def _find_needs(

@@ -75,10 +75,9 @@ class Clock:
         """A view, which takes what it takes to start one; its gradient is another."""
         self._run(self.machine.seconds_per_kernel, self.machine.seconds_per_kernel, is_trained)
 
-    def copy(self, given: Layout, is_trained: bool) -> None:
-        """A copy in the order of the axes; its gradient is copied back."""
-        seconds = self.machine.rearrange(copy_of(given))
-        self._run(seconds, seconds, is_trained)
+    def copy(self, given: Layout) -> None:
+        """A copy in the order of the axes, which nothing undoes."""
+        self.add(self.machine.rearrange(copy_of(given)))
 
     def part(self) -> None:
         """What it takes to cut a part and to call a method with it."""

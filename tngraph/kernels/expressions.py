@@ -26,8 +26,8 @@ Calls stand for what PyTorch calls so, with these arguments:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import sympy
@@ -87,6 +87,15 @@ def variables(code: Expression) -> Iterator[Variable]:
     else:
         for operand in code.operands:
             yield from variables(operand)
+
+
+def substitute(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
+    """An expression with others in place of some parts of it."""
+    if code in known:
+        return known[code]
+    if isinstance(code, Variable):
+        return code
+    return replace(code, operands=tuple(substitute(operand, known) for operand in code.operands))
 
 
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:

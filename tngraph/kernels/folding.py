@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import sympy
 
-from tngraph.kernels.expressions import Call, Expression, Variable, variables
+from tngraph.kernels.expressions import Call, Expression, Variable, substitute, variables
 from tngraph.kernels.kernels import Kernel, Kernels, find_drops
 from tngraph.kernels.layout import call_sizes
 from tngraph.kernels.schedule import Block, Operation, Schedule
@@ -356,6 +356,4 @@ class _Merge:
 
 def _rename(code: Expression, names: Mapping[str, str]) -> Expression:
     """An expression under other names of values."""
-    if isinstance(code, Call):
-        return replace(code, operands=tuple(_rename(operand, names) for operand in code.operands))
-    return replace(code, name=names[code.name]) if code.kind == "value" else code
+    return substitute(code, {v: replace(v, name=names[v.name]) for v in variables(code) if v.kind == "value"})

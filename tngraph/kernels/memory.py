@@ -296,7 +296,7 @@ class _Trace:
             self.release(stack)
             self.release(last)
             if self.clock is not None:
-                self.clock.copy(whole.layout, False)
+                self.clock.copy(whole.layout)
         self.bind(op.name, whole)
 
     def _stack(self, part: _Array, count: int, formula: sympy.Expr) -> _Array:

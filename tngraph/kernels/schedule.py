@@ -6,13 +6,14 @@ one access. Steps of the regions' trees come in order; numbers of terms are appl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.forms import arranged_axes
+from tngraph.planning.gradients import other_operand
 from tngraph.planning.region import ContractionTree, Form, StepKind, Tile, bare_legs, legs_size, sliced_legs
 
 Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate", "arrange", "join"]
@@ -211,6 +212,9 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
     count = len(tree.region.accesses)
     legs = [sliced_legs(access, tree.sliced) for access in tree.region.accesses] + [step.legs for step in tree.steps]
     loops, moving = _loops(tree), _moving(tree)
+    arranged = {
+        (g.step, other_operand(tree.steps[g.step].operands, g.operand)) for g in tree.gradients if g.is_arranged
+    }
     scalable = [k for k in range(len(legs)) if scale != 1 and (k >= count or not loops[k])]
     smallest = min(scalable, key=lambda k: evaluate_size(legs_size(legs[k]), writer.sizes), default=-1)
     where: dict[int, int] = {}
@@ -222,7 +226,7 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
             where[k] = writer.put("load", operands, legs[k], access=access, loops=loops[k])
         else:
             form = tree.forms[k - count] if tree.forms else None
-            operands = _arrange_for_gradients(writer, tree, k - count, operands)
+            operands = _arrange_for_gradients(writer, tree, k - count, operands, arranged)
             where[k] = writer.put(tree.steps[k - count].kind, operands, legs[k], loops=loops[k], form=form)
         if k == smallest:
             where[k] = writer.put("scale", (where[k],), legs[k], number=scale, loops=loops[k])
@@ -256,15 +260,13 @@ def _write_gradients(
         return value
     value = writer.put("view", (value,), tree.region.legs)
     made = range(first, value)
-    contracting = {_contracting(writer, where[count + number]): number for number in range(len(tree.steps))}
     products, kept = [], set()
-    for number in (k for k in made if k in contracting):
-        step = tree.steps[contracting[number]]
-        for gradient in tree.gradients:
-            if gradient.step == contracting[number]:
-                side = step.operands.index(gradient.operand)
-                products.append(Product(number, side, gradient.form))
-                kept.add(writer.operations[number].operands[1 - side])
+    for gradient in tree.gradients:
+        number = _contracting(writer, where[count + gradient.step])
+        if number in made:
+            side = tree.steps[gradient.step].operands.index(gradient.operand)
+            products.append(Product(number, side, gradient.form))
+            kept.add(writer.operations[number].operands[1 - side])
     kept = {k for k in kept if k in made and writer.operations[k].kind != "load"}
     accesses = ((k, op.access) for k, op in enumerate(writer.operations))
     constant = frozenset(k for k, access in accesses if access is not None and access.source in writer.constants)
@@ -308,16 +310,15 @@ def _arrange_still(
 
 
 def _arrange_for_gradients(
-    writer: _Writer, tree: ContractionTree, number: int, operands: tuple[int, ...]
+    writer: _Writer, tree: ContractionTree, number: int, operands: tuple[int, ...], arranged: Container[tuple[int, int]]
 ) -> tuple[int, ...]:
     """The operands of a step, those laid out by themselves that a gradient takes as the step does."""
-    shared = {g.operand for g in tree.gradients if g.step == number and g.is_arranged}
-    made = list(operands)
-    for side, operand in enumerate(tree.steps[number].operands):
-        beside = {*tree.steps[number].operands} - {operand}
-        if beside & shared and writer.operations[made[side]].kind != "arrange":
-            made[side] = _put_arranged(writer, made[side], arranged_axes(tree, number, operand))
-    return tuple(made)
+    return tuple(
+        _put_arranged(writer, value, arranged_axes(tree, number, operand))
+        if (number, operand) in arranged and writer.operations[value].kind != "arrange"
+        else value
+        for operand, value in zip(tree.steps[number].operands, operands, strict=True)
+    )
 
 
 def _put_arranged(writer: _Writer, value: int, axes: tuple[tuple[Leg, ...], ...]) -> int:

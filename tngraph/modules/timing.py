@@ -78,7 +78,7 @@ class Kernels:
     the cache that is nearest. Copies are timed once per class.
 
     Attributes:
-        known: the times.
+        known: the times; of copies, those of one element.
         spent: on them, since the operands were made [s].
     """
 
@@ -98,14 +98,9 @@ class Kernels:
         self.__dict__.pop("_store", None)
         self.spent = 0.0
 
-    def knows(self, kernel: Product | Copy) -> bool:
-        """Whether there is a time of a kernel, or time to find it."""
-        key = CopyClass.of(kernel) if isinstance(kernel, Copy) else kernel
-        return key in self.known or self.spent < MOST_SECONDS
-
-    def multiply(self, product: Product) -> float:
-        """The time of a product."""
-        if product not in self.known:
+    def multiply(self, product: Product) -> float | None:
+        """The time of a product; None if it is not known, and there is no time left to find it."""
+        if product not in self.known and self.spent < MOST_SECONDS:
             batch, rows, columns, summed, *turned = product
             operands = list(
                 zip(
@@ -119,17 +114,17 @@ class Kernels:
             else:
                 calls = [partial(torch.mm, left[0], right[0]) for left, right in operands]
             self.known[product] = self._measure(calls)
-        return self.known[product]
+        return self.known.get(product)
 
-    def rearrange(self, copy: Copy) -> float:
-        """The time of a copy."""
+    def rearrange(self, copy: Copy) -> float | None:
+        """The time of a copy; None as above."""
         key = CopyClass.of(copy)
-        if key not in self.known:
+        if key not in self.known and self.spent < MOST_SECONDS:
             seconds = self._measure(
                 [given.view(copy.sizes).permute(copy.order).contiguous for given in self._operands(copy.elements)]
             )
             self.known[key] = seconds / copy.elements
-        return self.known[key] * copy.elements
+        return self.known[key] * copy.elements if key in self.known else None
 
     def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
         wait, times, start = waiting(self.device), list[float](), time.perf_counter()
@@ -201,10 +196,9 @@ class MeasuredMachine(Machine):
         assert self.kernels is not None
         part = _part_of(sizes, LARGEST_PRODUCT)
         batch, rows, columns, summed = part
-        product = Product(batch, rows, columns, summed, is_left_turned, is_right_turned)
-        if not self.kernels.knows(product):
+        seconds = self.kernels.multiply(Product(batch, rows, columns, summed, is_left_turned, is_right_turned))
+        if seconds is None:
             return float(Machine.product(self, *sizes))
-        seconds = self.kernels.multiply(product)
         if part == sizes:
             return seconds
         return seconds * float(Machine.product(self, *sizes) / Machine.product(self, *part))
@@ -213,9 +207,9 @@ class MeasuredMachine(Machine):
         """The time of one copy [s]."""
         assert self.kernels is not None
         part = copy._replace(sizes=_part_of(copy.sizes, LARGEST_COPY))
-        if not self.kernels.knows(part):
-            return Machine.rearrange(self, copy)
         seconds = self.kernels.rearrange(part)
+        if seconds is None:
+            return Machine.rearrange(self, copy)
         return seconds if part == copy else seconds * Machine.rearrange(self, copy) / Machine.rearrange(self, part)
 
 

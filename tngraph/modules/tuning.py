@@ -114,7 +114,7 @@ def tune(
     kept: list[Run] = []
     try:
         for at, given in sorted(points.items(), key=lambda point: point[0]):
-            made, fastest = _try(finder, runner, given, at, dict(at) if len(names) == 1 else {})
+            made, fastest = _try(finder, runner, given, at)
             trials.extend(measured for _, measured in sorted(made, key=lambda run: run[1].model))
             kept.append(fastest)
     finally:
@@ -126,14 +126,12 @@ def tune(
     return Tuning(finder.plan(found, [trial for _, trial in kept]), tuple(trials))
 
 
-def _try(
-    finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes, sizes: Mapping[str, int]
-) -> tuple[list[Run], Run]:
+def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
     """The ways that are tried for some inputs, and the fastest: it beside itself with PyTorch's own backward pass."""
-    tried = choose_tried(finder.candidates(**sizes))
+    tried = choose_tried(finder.candidates(**dict(at)))
     made = list(zip(tried, runner.measure(finder, tried, given, at), strict=True))
     fastest = min(made, key=lambda run: run[1].seconds)
-    other = finder.by_autograd(fastest[0], **sizes)
+    other = finder.by_autograd(fastest[0], **dict(at))
     if other is None:
         return made, fastest
     pair = [fastest[0], other]
@@ -148,9 +146,10 @@ def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
         candidates: the fastest first; those that the model gives far more time than that are left out.
     """
     whole = [each for each in candidates if not any(tree.tile for tree in each.trees)]
-    best = {tuple(tree.steps for tree in each.trees): each for each in reversed(candidates)}
-    orders = sorted(best.values(), key=lambda each: each.seconds)
-    wanted = dict.fromkeys([*candidates[:1], *whole[:1], *orders, *candidates])
+    best: dict[object, Candidate] = {}
+    for each in candidates:
+        best.setdefault(tuple(tree.steps for tree in each.trees), each)
+    wanted = dict.fromkeys([*candidates[:1], *whole[:1], *best.values(), *candidates])
     near = [each for each in wanted if each.seconds <= NEAR * candidates[0].seconds]
     return sorted(near[:TRIED], key=lambda each: each.seconds)
 

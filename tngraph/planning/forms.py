@@ -1,6 +1,7 @@
 """What a contraction in a given form takes: each operand as matrices, with the axes and in the order it wants.
 
-The schedule asks so that what never changes is laid out once; the kernels, so that they take it.
+The schedule asks so that what never changes, and what gradients take too, is laid out once; the gradients, so that they
+know of it; the kernels, so that they take it.
 """
 
 from __future__ import annotations

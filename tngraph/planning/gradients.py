@@ -17,6 +17,7 @@ import numpy as np
 
 from tngraph.planning.forms import arranged_axes
 from tngraph.planning.layouts import Order, Program, Run, Way, time_products
+from tngraph.planning.machine import Copy
 from tngraph.planning.region import ContractionTree, Form, Gradient
 
 MOST_ORDERS = 6
@@ -34,15 +35,16 @@ def can_differentiate(tree: ContractionTree) -> bool:
 
 
 class _Made(NamedTuple):
-    """How a gradient is made of that of its step's result: in which time, in which order, and as which product.
-
-    The other operand may be taken as the forward pass arranges it.
-    """
+    """How a gradient is made of that of its step's result: in which time, in which order, and as which product."""
 
     seconds: float
     order: Order
     way: Way | None = None
-    is_arranged: bool = False
+
+    @property
+    def copied(self) -> Copy | None:
+        """What is copied of the gradient that it is made of."""
+        return self.way.copies[0] if self.way else None
 
 
 @dataclass
@@ -76,10 +78,10 @@ class _Backward:
         """The gradients of the operands of a step, for every order that the gradient of its result may have."""
         operands = self.tree.steps[value - self.count].operands
         for operand in operands:
-            other = other_operand(operands, operand)
+            others = self._orders_of(value - self.count, other_operand(operands, operand))
             found: dict[Order, float] = {}
             for order, before in fastest[value].items():
-                made = self._make(value - self.count, order, operand, other)
+                made = self._make(order, operand, others)
                 self.made[value, order, operand] = made
                 for each in made:
                     found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
@@ -90,24 +92,25 @@ class _Backward:
                 made = self.made[value, order, operand]
                 self.made[value, order, operand] = [each for each in made if each.order in kept]
 
-    def _make(self, step: int, order: Order, operand: int, other: int) -> list[_Made]:
-        """The fastest ways to the gradient of an operand, in different orders."""
+    def _orders_of(self, step: int, operand: int) -> tuple[Order, ...]:
+        """The orders that an operand of a step is there in: as it lies, and as the step arranges it."""
+        arranged = tuple(self.program.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
+        return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
+
+    def _make(self, order: Order, operand: int, others: tuple[Order, ...]) -> list[_Made]:
+        """The fastest ways to the gradient of an operand, in different orders, of the other one in any of some."""
         program, kept = self.program, frozenset(self.orders[operand])
         if is_elementwise(self.tree, operand):
             seconds = self.run.machine.elementwise(
-                program.sizes.of(order), program.sizes.of(self.orders[other]), written=program.sizes.of(order)
+                program.sizes.of(order), program.sizes.of(others[0]), written=program.sizes.of(order)
             )
             return [_Made(float(seconds), order)]
         rank = {leg: k for k, leg in enumerate(self.orders[operand])}
-        arranged = tuple(program.number[leg] for axis in arranged_axes(self.tree, step, other) for leg in axis)
-        ways = list(program.ways(order, self.orders[other], kept, rank))
-        count = len(ways)
-        if arranged:
-            ways.extend(program.ways(order, arranged, kept, rank))
+        ways = [way for other in others for way in program.ways(order, other, kept, rank)]
         found: dict[Order, _Made] = {}
-        for k, (way, seconds) in enumerate(zip(ways, time_products(ways, self.run.machine).tolist(), strict=True)):
+        for way, seconds in zip(ways, time_products(ways, self.run.machine).tolist(), strict=True):
             if way.order not in found or seconds < found[way.order].seconds:
-                found[way.order] = _Made(seconds, way.order, way, k >= count)
+                found[way.order] = _Made(seconds, way.order, way)
         is_leaf = operand < self.count
         fastest = sorted(found.values(), key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
         return fastest[: 2 * MOST_ORDERS]
@@ -130,15 +133,16 @@ class _Backward:
             [(each.seconds + self._cost(operand, each.order), each) for each in self.made[value, order, operand]]
             for operand in operands
         ]
-        pairs = ((a + b - self._shared(left, right), (left, right)) for a, left in costs[0] for b, right in costs[1])
+        copies = [{made.copied for _, made in each} for each in costs]
+        saved: dict[Copy | None, float] = {
+            copy: self.run.machine.rearrange(copy) for copy in copies[0] & copies[1] if copy
+        }
+        pairs = (
+            (a + b - (saved.get(left.copied, 0.0) if left.copied == right.copied else 0.0), (left, right))
+            for a, left in costs[0]
+            for b, right in costs[1]
+        )
         return min(pairs, key=lambda pair: pair[0])
-
-    def _shared(self, left: _Made, right: _Made) -> float:
-        """The time of the copy that two gradients have in common."""
-        if left.way is None or right.way is None or left.way.copies[0] != right.way.copies[0]:
-            return 0.0
-        copy = left.way.copies[0]
-        return self.run.machine.rearrange(copy) if copy else 0.0
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
         """The fastest way from an order of the result's gradient to all others."""
@@ -149,8 +153,12 @@ class _Backward:
             for operand, made in zip(self.tree.steps[step].operands, found, strict=True):
                 orders[operand] = made.order
                 order = self.program.named(made.order)
-                form = self.program.form(made.way) if made.way else Form((), (), order)
-                yield Gradient(step, operand, form, made.is_arranged)
+                if made.way is None:
+                    yield Gradient(step, operand, Form((), (), order))
+                else:
+                    other = other_operand(self.tree.steps[step].operands, operand)
+                    is_arranged = made.way.operands[1] != self.orders[other]
+                    yield Gradient(step, operand, self.program.form(made.way), is_arranged)
 
 
 def is_elementwise(tree: ContractionTree, operand: int) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import product, takewhile
 from math import prod
 from typing import NamedTuple
 
@@ -366,7 +366,7 @@ def _cuts(
         if before and behind:
             yield before, behind, (_Lie(False, None),)
     for order in turned:
-        put_out = len(order) if all(leg in rank for leg in order) else [leg in rank for leg in order].index(False)
+        put_out = len(list(takewhile(rank.__contains__, order)))
         cuts = sorted({0, 1, len(order) - 1, put_out}) if len(order) > 1 else (0,)
         for cut in cuts:
             yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
