@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import cProfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,15 @@ from tngraph.language.builder import Builder
 from tngraph.language.text import load, parse
 
 END = "y[] = x\noutput y[]"
+
+
+@contextmanager
+def at_most(calls: int) -> Iterator[None]:
+    """Fails where more Python functions are called: work as a count, which no load on the machine changes."""
+    profile = cProfile.Profile(builtins=False)
+    with profile:
+        yield
+    assert sum(entry.callcount for entry in profile.getstats()) <= calls
 
 
 def message(text: str, **options: object) -> str:
@@ -565,11 +576,9 @@ LIMITS = {
 
 @pytest.mark.parametrize(("text", "expected"), LIMITS.values(), ids=LIMITS)
 def test_a_text_beyond_a_limit_is_refused_at_once(text: str, expected: str) -> None:
-    start = time.process_time()
-    with pytest.raises(LimitError) as caught:
+    with at_most(calls=5_000_000), pytest.raises(LimitError) as caught:
         parse(text, file="f.tn")
     assert expected in str(caught.value)
-    assert time.process_time() - start < 2
 
 
 def test_a_huge_file_is_not_read_whole(tmp_path: Path) -> None:
@@ -643,17 +652,16 @@ def test_a_template_cannot_leave_the_identifiers() -> None:
 @pytest.mark.parametrize("count", [7, 25, 200])
 def test_a_chain_of_derived_run_time_sizes_ends_quickly(step: str, count: int) -> None:
     chain = [f"size a{k} = {step.format(f'a{k - 1}')}" for k in range(1, count + 1)]
-    start = time.monotonic()
     for legs, is_bound in ((f"q:a{count}, w:a0", True), (f"(q:a{count}, w:a0)", False)):
         text = body("size a0", *chain, f"input z[{legs}]", "y[] = z", "output y[]")
-        if count == 200 or (count == 25 and "* " in step):
-            with pytest.raises(LimitError):
-                parse(text)
-        elif is_bound:
-            assert parse(text).runtime_sizes() == ("a0",)
-        else:
-            assert "no input binds the run-time size 'a0'" in message(text)
-    assert time.monotonic() - start < 5
+        with at_most(calls=500_000):
+            if count == 200 or (count == 25 and "* " in step):
+                with pytest.raises(LimitError):
+                    parse(text)
+            elif is_bound:
+                assert parse(text).runtime_sizes() == ("a0",)
+            else:
+                assert "no input binds the run-time size 'a0'" in message(text)
 
 
 def test_a_size_that_is_derived_through_too_much() -> None:
