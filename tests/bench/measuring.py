@@ -56,9 +56,8 @@ class Clock:
         self.device, self.synchronise = device, waiting(device)
 
     def time(self, call: Call, repeats: int = 1) -> float:
-        """Mean seconds of so many calls; of several, after one that is not counted."""
-        if repeats > 1:
-            call()
+        """Mean seconds of so many calls, after one that finds cache and memory as another contender has left them."""
+        call()
         self.synchronise()
         began = time.perf_counter()
         for _ in range(repeats):
@@ -146,7 +145,7 @@ def time_first(call: Call, clock: Clock) -> float:
 
 def plan_rounds(seconds: float, repeats: int, share: float) -> int:
     """How many rounds of so many calls fit into a share of the budget."""
-    turn = seconds * (repeats + (repeats > 1))
+    turn = seconds * (repeats + 1)
     return min(MOST_ROUNDS, max(LEAST_ROUNDS, int(share / turn)))
 
 
@@ -182,8 +181,7 @@ def measure_copy(clock: Clock, size: int) -> float:
 
 
 def best(call: Call, clock: Clock) -> float:
-    """The shortest of eleven calls, after one to warm up [seconds]."""
-    call()
+    """The shortest of eleven calls [seconds]."""
     return min(clock.time(call) for _ in range(11))
 
 

@@ -196,7 +196,7 @@ class _Runner:
         plans = [finder.plan([(1, None, each.trees)]) for each in tried]
         layers = [layer_class(plan)(device=self.device, dtype=self.dtype) for plan in plans]
         calls = [_make_call(layer, given, self.mode) for layer in layers]
-        first = [min(self._time(call, 1) for _ in range(2)) for call in calls]
+        first = [self._time(call, 1) for call in calls]
         repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
         least, most = ROUNDS
         rounds = min(most, max(least, round(SECONDS / max(SECONDS_PER_TURN, min(first)))))
@@ -212,10 +212,9 @@ class _Runner:
         ]
 
     def _time(self, call: Callable[[], object], count: int) -> float:
-        """Mean seconds of so many calls; of several, after one that is not counted."""
+        """Mean seconds of so many calls, after one that finds memory as another way has left it."""
         wait = waiting(self.device)
-        if count > 1:
-            call()
+        call()
         wait()
         began = time.perf_counter()
         for _ in range(count):
