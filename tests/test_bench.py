@@ -153,6 +153,7 @@ def cell(case: str, pass_: str, ours: float, others: dict[str, float], flops: in
         "dense_flops": 10**10,
         "compulsory_bytes": 10**6,
         "choice": {"model": 1.0, "measured": 1.5, "best": 1.0},
+        "plan_says_dense": others["dense"] < ours,
         "disturbed": 0.01,
     }
     return add_roofline(made, RATES)
@@ -177,6 +178,7 @@ def test_a_summary_is_what_is_asked():
     assert found["roofline"] == {"cells": 2, "geometric_mean": pytest.approx((0.2 * 0.25) ** 0.5)}
     assert found["dense_with_fewer_flops"]["cells"] == 3
     assert found["dense_with_fewer_flops"]["minimum"] == 0.5
+    assert found["dense_with_fewer_flops"]["said"] == ["fc2_mpo, batch 32, forward+backward"]
     assert found["dense_with_far_fewer_flops"] == {"cells": 2, "geometric_mean": pytest.approx(8**0.5)}
     assert found["contenders"]["quimb"]["forward"] == {"cells": 1, "geometric_mean": pytest.approx(3.0)}
     assert found["contenders"]["quimb"]["forward+backward"] == {"cells": 0, "geometric_mean": None}
@@ -192,7 +194,8 @@ def test_a_page_has_every_cell_and_every_reason():
     )
     assert "A chip, 2 cores, 2 threads, float32" in page
     assert "| fc2_mpo | 32 | 100 ms | – | 4.00 | 2.00 | 3.00 | 2.00 cotengra | 0.2 | 20 % |" in page
-    assert "- fc2_mpo, batch 32, forward+backward: 0.50" in page
+    assert "- fc2_mpo, batch 32, forward+backward: 0.50\n" in page
+    assert "- fc2_mpo, batch 32, forward+backward: 0.50, as the plan says\n" in page
     assert "| tednet | fc2_mpo, conv_cp | has no ¦ such layer |" in page
     assert [table.row_count for table in report.tables({"cells": CELLS})] == [2, 1]
     assert max(map(len, page.split("\n## Summary")[0].splitlines())) <= 120

@@ -62,6 +62,9 @@ def write_cell(
         "dense_flops": case.dense_flops(batch, is_training),
         "compulsory_bytes": moved,
         "choice": write_choice(field.trials),
+        "plan_says_dense": any(
+            each.dense is not None and each.dense < each.seconds for each in field.layer.plan.measured
+        ),
     }
 
 
@@ -137,11 +140,12 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
     large = [cell["roofline"] for cell in cells if cell["plan_flops"] > LARGE]
     dense = [cell for cell in cells if DENSE in cell["ratios"]]
     fewer = {label(c): c["ratios"][DENSE] for c in dense if c["plan_flops"] < c["dense_flops"]}
+    said = [label(c) for c in dense if label(c) in fewer and c["plan_says_dense"]]
     far_fewer = [c["ratios"][DENSE] for c in dense if c["plan_flops"] * MUCH_LESS < c["dense_flops"]]
     return {
         "fastest_rival": _ratios(rivals),
         "roofline": {"cells": len(large), "geometric_mean": _mean(large)},
-        "dense_with_fewer_flops": _ratios(fewer),
+        "dense_with_fewer_flops": {**_ratios(fewer), "said": said},
         "model": _of_model(cells),
         "dense_with_far_fewer_flops": {"cells": len(far_fewer), "geometric_mean": _mean(far_fewer)},
         "contenders": {

@@ -26,7 +26,7 @@ _KERNELS_PER_FUNCTION = 60
 """As many while Python calls a function of its own, and later its backward pass."""
 _KERNELS_PER_NODE = 5
 """As many while PyTorch notes a call, and later finds what undoes it."""
-_BY_PYTORCH = 1.15
+_BY_PYTORCH = 1.5
 """What PyTorch undoes a call by takes so many times as long as the same kernels would: it lays nothing out for them."""
 
 

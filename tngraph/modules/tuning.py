@@ -8,13 +8,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isqrt
 
 import torch
 
 from tngraph.errors import PlanError
+from tngraph.kernels.cost import evaluate_count, param_count
 from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
@@ -24,9 +25,10 @@ from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
 from tngraph.planning.search import Search
-from tngraph.plans.pipeline import timed_search
+from tngraph.plans.dense import dense_network
+from tngraph.plans.pipeline import plan, timed_search
 from tngraph.plans.plans import Measured, Plan
-from tngraph.plans.timed import Candidate, TimedSearch
+from tngraph.plans.timed import Candidate, TimedSearch, by_autograd
 
 TRIED = 6
 """The most ways that are measured at one size."""
@@ -40,6 +42,9 @@ SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
 SOME, BEHIND = 2, 1.5
 """A way that has taken so many times as long as the fastest after some turns gets no more of them."""
+
+MOST_DENSE = 2**26
+"""A dense weight with more entries is not measured [elements]."""
 
 Sizes = tuple[tuple[str, int], ...]
 """Run-time sizes by name."""
@@ -57,14 +62,23 @@ class Tuning:
     def __str__(self) -> str:
         header = ("at", "way", "model [ms]", "measured [ms]", "measured / model", "")
         rows = [header, *(_row(trial, trial in self.plan.measured) for trial in self.trials)]
+        rows += [_dense_row(each) for each in self.plan.measured if each.dense is not None]
         widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _row(trial: Measured, is_kept: bool) -> tuple[str, ...]:
-    at = ", ".join(f"{name} = {value}" for name, value in trial.sizes)
     times = f"{trial.model * 1e3:.3g}", f"{trial.seconds * 1e3:.3g}", f"{trial.seconds / trial.model:.2f}"
-    return at, trial.way, *times, "kept" if is_kept else ""
+    return _at(trial), trial.way, *times, "kept" if is_kept else ""
+
+
+def _dense_row(kept: Measured) -> tuple[str, ...]:
+    assert kept.dense is not None
+    return _at(kept), "a dense weight", "", f"{kept.dense * 1e3:.3g}", "", "faster" * (kept.dense < kept.seconds)
+
+
+def _at(trial: Measured) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in trial.sizes)
 
 
 def tune(
@@ -115,8 +129,10 @@ def tune(
     try:
         for at, given in sorted(points.items(), key=lambda point: point[0]):
             made, fastest = _try(finder, runner, given, at)
-            trials.extend(measured for _, measured in sorted(made, key=lambda run: run[1].model))
-            kept.append(fastest)
+            compared = fastest[0], _compare_dense(finder, runner, given, fastest, {**fixed, **dict(at)})
+            made = [compared if run == fastest else run for run in made]
+            trials.extend(measured for _, measured in made)
+            kept.append(compared)
     finally:
         kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
@@ -127,31 +143,51 @@ def tune(
 
 
 def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
-    """The ways that are tried for some inputs, and the fastest: it beside itself with PyTorch's own backward pass."""
-    tried = choose_tried(finder.candidates(**dict(at)))
-    made = list(zip(tried, runner.measure(finder, tried, given, at), strict=True))
-    fastest = min(made, key=lambda run: run[1].seconds)
-    other = finder.by_autograd(fastest[0], **dict(at))
-    if other is None:
-        return made, fastest
-    pair = [fastest[0], other]
-    again = list(zip(pair, runner.measure(finder, pair, given, at), strict=True))
-    return [*(run for run in made if run is not fastest), *again], min(again, key=lambda run: run[1].seconds)
+    """The ways that are tried for some inputs, as the model likes them, and the fastest of them.
+
+    That one is measured beside itself with the other backward pass.
+    """
+    candidates = finder.candidates(**dict(at))
+    tried = choose_tried(candidates)
+    made = dict(zip(tried, runner.measure(finder, tried, given, at), strict=True))
+    fastest = min(made, key=lambda each: made[each].seconds)
+    alike = [each for each in candidates if by_autograd(each.trees) == by_autograd(fastest.trees)]
+    if not all(each in made for each in alike):
+        made.update(zip(alike, runner.measure(finder, alike, given, at), strict=True))
+        fastest = min(alike, key=lambda each: made[each].seconds)
+    return [(each, made[each]) for each in candidates if each in made], (fastest, made[fastest])
+
+
+def _compare_dense(
+    finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], kept: Run, sizes: Mapping[str, int]
+) -> Measured:
+    """What was measured of a way, with what the network takes with a dense weight, beside it."""
+    candidate, measured = kept
+    dense, numbers = dense_network(finder.merged), finder.task.numbers_at(**dict(measured.sizes))
+    if dense is None or evaluate_count(param_count(dense), numbers) > MOST_DENSE:
+        return measured
+    goal = finder.task.goal
+    other = plan(dense, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
+    own, seconds = runner.time([finder.plan([(1, None, candidate.trees)]), other], given)
+    return replace(measured, dense=measured.seconds * seconds / own)
 
 
 def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The ways that are measured, fastest first: the best one, the best that runs whole, and one of every order.
+    """The ways that are measured, fastest first: the best of each kind, and one of every order.
+
+    A kind is whether all runs whole, and whose backward pass it has.
 
     Args:
         candidates: the fastest first; those that the model gives far more time than that are left out.
     """
-    whole = [each for each in candidates if not any(tree.tile for tree in each.trees)]
-    best: dict[object, Candidate] = {}
+    kinds: dict[object, Candidate] = {}
+    orders: dict[object, Candidate] = {}
     for each in candidates:
-        best.setdefault(tuple(tree.steps for tree in each.trees), each)
-    wanted = dict.fromkeys([*candidates[:1], *whole[:1], *best.values(), *candidates])
+        kinds.setdefault((each.is_whole, each.is_planned), each)
+        orders.setdefault(each.orders, each)
+    wanted = dict.fromkeys([*kinds.values(), *orders.values(), *candidates])
     near = [each for each in wanted if each.seconds <= NEAR * candidates[0].seconds]
-    return sorted(near[:TRIED], key=lambda each: each.seconds)
+    return [each for each in candidates if each in near[:TRIED]]
 
 
 def random_calls(
@@ -190,11 +226,19 @@ class _Runner:
     def measure(
         self, finder: TimedSearch, tried: Sequence[Candidate], inputs: Sequence[torch.Tensor], at: Sizes
     ) -> list[Measured]:
+        """What each way takes."""
+        times = self.time([finder.plan([(1, None, each.trees)]) for each in tried], inputs)
+        where = describe_device(self.device), name_dtype(self.dtype), at
+        return [
+            Measured(*where, finder.describe(each), each.seconds, seconds)
+            for each, seconds in zip(tried, times, strict=True)
+        ]
+
+    def time(self, plans: Sequence[Plan], inputs: Sequence[torch.Tensor]) -> list[float]:
         """Median seconds of a call of each, in turns."""
         settle_memory(self.device)
         given = [x.to(self.device) for x in inputs]
-        plans = [finder.plan([(1, None, each.trees)]) for each in tried]
-        layers = [layer_class(plan)(device=self.device, dtype=self.dtype) for plan in plans]
+        layers = [layer_class(each)(device=self.device, dtype=self.dtype) for each in plans]
         calls = [_make_call(layer, given, self.mode) for layer in layers]
         first = [self._time(call, 1) for call in calls]
         repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
@@ -205,11 +249,7 @@ class _Runner:
             for k, call in enumerate(calls):
                 if number < SOME or min(times[k]) <= BEHIND * min(map(min, times)):
                     times[k].append(self._time(call, repeats[k]))
-        where = describe_device(self.device), name_dtype(self.dtype), at
-        return [
-            Measured(*where, finder.describe(each), each.seconds, statistics.median(taken))
-            for each, taken in zip(tried, times, strict=True)
-        ]
+        return [statistics.median(taken) for taken in times]
 
     def _time(self, call: Callable[[], object], count: int) -> float:
         """Mean seconds of so many calls, after one that finds memory as another way has left it."""

@@ -121,6 +121,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "a positive integer or null": lambda value: value is None or _is_count(value),
     "an integer from 0 or null": lambda value: value is None or (type(value) is int and value == 0) or _is_count(value),
     "a positive number": _is_rate,
+    "a positive number or null": lambda value: value is None or _is_rate(value),
     "a list": lambda value: isinstance(value, list),
     "two truth values": lambda value: isinstance(value, list) and [type(each) for each in value] == [bool, bool],
     "a list of texts": _is_texts,
@@ -173,6 +174,7 @@ _MEASURED = {
     "way": "text",
     "model": "a positive number",
     "seconds": "a positive number",
+    "dense": "a positive number or null",
 }
 _TILE = {"index": "text", "size": "a positive integer"}
 

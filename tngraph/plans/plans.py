@@ -32,26 +32,19 @@ from tngraph.kernels.folding import Folded, Folding, Split, fold_kernels, merge_
 from tngraph.kernels.kernels import Kernels, write_kernels
 from tngraph.kernels.memory import Memory, generic_sizes, trace_memory
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage, write_schedule
-from tngraph.language.network import Index, Network
-from tngraph.language.sizes import product, symbol
+from tngraph.language.network import Network
+from tngraph.language.sizes import symbol
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal, Price, Weighted
 from tngraph.planning.region import ContractionTree, legs_size
 from tngraph.planning.sizing import given_sizes, number_sizes
+from tngraph.plans.dense import Dense, dense_equivalent
 from tngraph.plans.differences import PlanDifference, compare_plans
 from tngraph.plans.saving import save_plan
 from tngraph.plans.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
 """The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """The one dense weight a linear map stands for: entries [elements], and MAC of applying it [MAC]."""
-
-    params: sympy.Expr
-    macs: sympy.Expr
 
 
 @dataclass(frozen=True, repr=False)
@@ -259,6 +252,8 @@ class Measured:
         way: the order and the parts that it ran in.
         model: what the model says [s].
         seconds: what it took, the median of several turns [s].
+        dense: what the network takes with a dense weight in place of its params, measured beside it; None where it is
+            no linear map, or that weight is too large [s].
     """
 
     device: str
@@ -267,6 +262,7 @@ class Measured:
     way: str
     model: float
     seconds: float
+    dense: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -508,34 +504,3 @@ class Plan:
         price = self.regime_of(self.sizes).price(self.sizes)
         regimes = f", {len(self.regimes)} regimes" if len(self.regimes) > 1 else ""
         return f"<plan of {self.network.name} at {at or 'fixed sizes'}: cost {price:,}{regimes}>"
-
-
-def dense_equivalent(network: Network) -> Dense | None:
-    """The dense weight of a network that is one linear map of one input.
-
-    That is: one equation (a function may stand outermost), at least one term with an input and a weight, and none
-    with two inputs. The weight has the indices of params and buffers that also stand on the input or on the left;
-    terms with the same indices are one weight, and a term without any (a skip connection) adds none.
-    """
-    if len(network.equations) != 1:
-        return None
-    cores = {core.name: core for core in network.cores}
-    equation = network.equations[0]
-    weights: dict[frozenset[Index], None] = {}
-    maps: dict[frozenset[Index], None] = {}
-    for term in equation.terms:
-        data = [a for a in term.accesses if cores[a.source].role == "input"]
-        if len(data) > 1:
-            return None
-        read = {i for a in data for i in a.indices}
-        held = {i for a in term.accesses if a not in data for i in a.indices}
-        if len(data) == len(term.accesses):
-            continue
-        weight = frozenset(i for i in held if i in read or i in equation.legs)
-        weights[weight] = None
-        if data:
-            maps[weight | read] = None
-    if not maps:
-        return None
-    count = sympy.Add(*(product(i.size for i in sorted(w, key=lambda i: i.name)) for w in weights))
-    return Dense(count, sympy.Add(*(product(i.size for i in sorted(m, key=lambda i: i.name)) for m in maps)))

@@ -129,7 +129,11 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         yield f"  time         {regime.seconds(numbers):.3g} [s], by the model of the machine"
     for each in plan.measured:
         where = ", ".join(f"{name} = {value}" for name, value in each.sizes)
-        yield f"  measured     {each.seconds:.3g} [s] {f'at {where} ' if where else ''}on {each.device}, {each.dtype}"
+        at = f" at {where}" if where else ""
+        yield f"  measured     {each.seconds:.3g} [s]{at} on {each.device}, {each.dtype}"
+        if each.dense is not None:
+            faster = ": faster; mode='serve' folds the params to it" if each.dense < each.seconds else ""
+            yield f"  dense        {each.dense:.3g} [s]{at} with a dense weight in place of the params{faster}"
     yield f"  order        {_describe_proof(plan, regime)}"
     if plan.unpinned is not None:
         yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"

@@ -36,6 +36,9 @@ OPERATIONS_PER_WRITE = 64
 WORTH = 0.97
 """Another choice than that for a smaller size has to take no more than this share of its time."""
 
+IN_PARTS = 1.06
+"""A way in parts has to be so many times as fast as one that runs whole: where the model saw a tie, it was slower."""
+
 Trees = tuple[ContractionTree, ...]
 
 
@@ -50,6 +53,21 @@ class Candidate:
 
     trees: Trees
     seconds: float
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing runs in parts."""
+        return not any(tree.tile for tree in self.trees)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a backward pass is planned, and not left to PyTorch."""
+        return any(tree.gradients for tree in self.trees)
+
+    @property
+    def orders(self) -> tuple[object, ...]:
+        """The steps of every tree."""
+        return tuple(tree.steps for tree in self.trees)
 
 
 @dataclass
@@ -74,18 +92,11 @@ class TimedSearch:
         self.tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
 
     def candidates(self, /, **sizes: int) -> list[Candidate]:
-        """All ways that are tried at some sizes, the fastest first."""
+        """All ways that are tried at some sizes, the fastest first, among near ties those that run whole."""
         numbers = self.task.numbers_at(**sizes)
-        found = dict.fromkeys(self._ways(numbers))
+        found = dict.fromkeys(each for trees in self._ways(numbers) for each in (trees, by_autograd(trees)))
         made = [Candidate(trees, self.seconds(trees, numbers)) for trees in found]
-        return sorted(made, key=lambda candidate: candidate.seconds)
-
-    def by_autograd(self, candidate: Candidate, /, **sizes: int) -> Candidate | None:
-        """A candidate whose backward pass is that of PyTorch; None where it has no other."""
-        if not any(tree.gradients for tree in candidate.trees):
-            return None
-        trees = tuple(replace(tree, gradients=()) for tree in candidate.trees)
-        return Candidate(trees, self.seconds(trees, self.task.numbers_at(**sizes)))
+        return sorted(made, key=lambda each: each.seconds if each.is_whole else IN_PARTS * each.seconds)
 
     def plan(self, found: Sequence[Range], measured: Sequence[Measured] = ()) -> Plan:
         """The plan that has a regime for each range."""
@@ -98,7 +109,7 @@ class TimedSearch:
         plan = self.plan([(1, None, candidate.trees)])
         parts = {f"{tree.tile.size} of {tree.tile.index.name}": None for tree in candidate.trees if tree.tile}
         details = [f"{', '.join(parts)} at a time"] if parts else []
-        if self.task.goal.mode == "train" and not any(tree.gradients for tree in candidate.trees):
+        if self.task.goal.mode == "train" and not candidate.is_planned:
             details.append("gradients by PyTorch")
         return ", ".join([draw_stages(plan.regimes[0]), *details])
 
@@ -159,6 +170,11 @@ class TimedSearch:
             is_planned = self.task.goal.mode == "train" and can_plan_backward(self.merged, slot.region)
             self._laid[key] = lay_out_gradients(laid, run) if is_planned else laid
         return self._laid[key]
+
+
+def by_autograd(trees: Trees) -> Trees:
+    """The same trees, with the backward pass of PyTorch."""
+    return tuple(replace(tree, gradients=()) for tree in trees)
 
 
 def find_timed(search: TimedSearch) -> list[Range]:
