@@ -264,6 +264,11 @@ class Measured:
     seconds: float
     dense: float | None = None
 
+    @property
+    def is_slower_than_dense(self) -> bool:
+        """Whether a dense weight was faster."""
+        return self.dense is not None and self.dense < self.seconds
+
 
 @dataclass(frozen=True, repr=False)
 class Plan:

@@ -132,8 +132,8 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         at = f" at {where}" if where else ""
         yield f"  measured     {each.seconds:.3g} [s]{at} on {each.device}, {each.dtype}"
         if each.dense is not None:
-            faster = ": faster; mode='serve' folds the params to it" if each.dense < each.seconds else ""
-            yield f"  dense        {each.dense:.3g} [s]{at} with a dense weight in place of the params{faster}"
+            faster = ", which is faster: mode='serve' folds to it" if each.is_slower_than_dense else ""
+            yield f"  dense time   {each.dense:.3g} [s]{at} with a dense weight{faster}"
     yield f"  order        {_describe_proof(plan, regime)}"
     if plan.unpinned is not None:
         yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
