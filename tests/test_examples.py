@@ -197,12 +197,13 @@ def test_the_demo_in_few_steps_on_digits(monkeypatch: pytest.MonkeyPatch, capsys
     assert re.search(r"MPO \d+\.\d\d% with 2,026 parameters, dense \d+\.\d\d% with 203,530\.", capsys.readouterr().out)
 
 
-def test_every_family_in_two_nets_on_few_digits(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("families", [("mpo", "btt"), pytest.param((), marks=pytest.mark.slow, id="all")])
+def test_families_in_two_nets_on_few_digits(
+    families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example("families_mnist", ["--images", "128"], monkeypatch).main()
+    example("families_mnist", [*families, "--images", "128"], monkeypatch).main()
     out = capsys.readouterr().out
-    assert all(out.count(f"\n{family} · linear") == 2 for family in tg.families.FAMILIES)
+    assert all(out.count(f"\n{family} · linear") == 2 for family in families or tg.families.FAMILIES)
     assert "mpo · linear, conv · 2,757 · 22.4× · " in out
     with pytest.raises(SystemExit):
         example("families_mnist", ["mpp"], monkeypatch).main()
