@@ -40,8 +40,8 @@ SECONDS = 0.2
 """About so long a way runs within these turns, and at most as long again in calls that are not counted [s]."""
 SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
-SOME, BEHIND = 2, 1.5
-"""A way that has taken so many times as long as the fastest after some turns gets no more of them."""
+BEHIND, SOME = (3.0, 1.5), 2
+"""A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them."""
 
 MOST_DENSE = 2**28
 """A larger dense weight is not measured [bytes]."""
@@ -263,12 +263,13 @@ class _Runner:
         repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
         least, most = ROUNDS
         rounds = min(most, max(least, round(SECONDS / max(SECONDS_PER_TURN, min(first)))))
-        times: list[list[float]] = [[] for _ in calls]
+        least_seconds, times = [*first], [list[float]() for _ in calls]
         for number in range(rounds):
             for k, call in enumerate(calls):
-                if number < SOME or min(times[k]) <= BEHIND * min(map(min, times)):
+                if least_seconds[k] <= BEHIND[number >= SOME] * min(least_seconds):
                     times[k].append(self._time(call, repeats[k]))
-        return [statistics.median(taken) for taken in times]
+                    least_seconds[k] = min(least_seconds[k], times[k][-1])
+        return [statistics.median(taken or [seconds]) for taken, seconds in zip(times, first, strict=True)]
 
     def _time(self, call: Callable[[], object], count: int) -> float:
         """Mean seconds of so many calls, after one that finds memory as another way has left it."""
