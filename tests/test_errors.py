@@ -20,7 +20,7 @@ END = "y[] = x\noutput y[]"
 
 @contextmanager
 def at_most(calls: int) -> Iterator[None]:
-    """Fails where more Python functions are called: work as a count, which no load on the machine changes."""
+    """Fails where more functions of Python are called: work as a count, which no load on the machine changes."""
     profile = cProfile.Profile(builtins=False)
     with profile:
         yield

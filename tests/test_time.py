@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
@@ -19,14 +20,14 @@ from tngraph.cli import app
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import Kernels, MeasuredMachine
-from tngraph.modules.tuning import choose_tried, tune
+from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.planning import layouts
 from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Copy, Machine
 from tngraph.planning.region import ContractionTree, Tile
 from tngraph.plans.dense import dense_network
 from tngraph.plans.pipeline import timed_search
-from tngraph.plans.plans import Plan
+from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.timed import SAMPLED
 
 FC2 = "examples/specs/fc2_mpo.tn"
@@ -269,6 +270,23 @@ def test_tuning_for_training_measures_the_backward_pass_of_pytorch_too():
     assert ("PlannedBackward" in tg.emit(found.plan)) == (kept.way == own)
 
 
+@pytest.mark.parametrize("is_planned_faster", [False, True])
+def test_the_fastest_is_measured_beside_itself_with_the_other_backward_pass(
+    is_planned_faster: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def time(self: object, plans: list[Plan], inputs: object) -> list[float]:
+        planned = [any(tree.gradients for tree in each.regimes[0].trees) for each in plans]
+        return [1.0 if each == is_planned_faster else 2.0 for each in planned]
+
+    monkeypatch.setattr(tuning, "TRIED", 1)
+    monkeypatch.setattr(tuning._Runner, "time", time)
+    found = tune(tg.parse(CHAIN), inputs=[(torch.randn(8, 40),)], mode="train")
+    assert sorted(trial.seconds for trial in found.trials) == [1.0, 2.0]
+    (kept,) = found.plan.measured
+    assert kept.seconds == 1.0
+    assert kept.way.endswith(BY_PYTORCH) != is_planned_faster
+
+
 @pytest.mark.parametrize("name", ["self", "candidate", "value"])
 def test_a_size_of_any_name_is_tuned_for(name: str):
     found = tune(tg.parse(CHAIN.replace("batch", name)), inputs=[(torch.randn(4, 40),)], mode="train")
@@ -289,24 +307,48 @@ def test_the_best_of_every_kind_is_measured_and_then_every_order(mode: str):
     assert tried[0] == candidates[0]
 
 
-def test_a_linear_network_is_measured_beside_its_dense_weight(tmp_path: Path):
-    found = tune(tg.load(FC2), inputs=[(torch.randn(b, 784),) for b in (1, 64)])
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_linear_network_is_measured_beside_its_dense_weight(mode: str, tmp_path: Path):
+    found = tune(tg.load(FC2), {"D": 3}, inputs=[(torch.randn(b, 784),) for b in (1, 64)], mode=mode)
     assert all(each.dense is not None and each.dense > 0 for each in found.plan.measured)
     assert str(found).count("a dense weight") == 2
-    shown = str(found.plan)
-    for each in found.plan.measured:
-        (line,) = (line for line in shown.split("\n") if f"{each.dense:.3g} [s] at batch = {each.sizes[0][1]}" in line)
-        assert ("faster" in line) == (each.dense < each.seconds)
+    assert sum("dense time" in line for line in str(found.plan).split("\n")) == 2
     found.plan.save(tmp_path / "tuned.json")
     assert tg.load_plan(tmp_path / "tuned.json").measured == found.plan.measured
-    (nonlinear,) = tune(tg.load("examples/specs/fc_ntt.tn"), inputs=[(torch.randn(2, 784),)]).plan.measured
-    assert nonlinear.dense is None
 
 
-def test_a_large_dense_weight_is_not_measured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tuning, "MOST_DENSE", 784 * 256)
-    (kept,) = tune(tg.load(FC2), inputs=[(torch.randn(2, 784),)]).plan.measured
-    assert kept.dense is None
+@pytest.mark.parametrize(("mode", "hint"), [("infer", ": mode='serve' folds to it"), ("train", "")])
+def test_a_plan_says_where_a_dense_weight_is_faster(mode: str, hint: str):
+    measured = Measured("cpu", "float32", (("batch", 2),), "y = (x w)", 1e-4, 2e-4)
+    plan = tg.plan(tg.load(FC2), mode=mode)
+    slower, faster, alone = (replace(plan, measured=(replace(measured, dense=t),)) for t in (3e-4, 1e-4, None))
+    assert "  dense time   0.0003 [s] at batch = 2 with a dense weight\n" in str(slower)
+    assert f"  dense time   0.0001 [s] at batch = 2 with a dense weight, which is faster{hint}\n" in str(faster)
+    assert "dense time" not in str(alone)
+    shown = [str(Tuning(each, each.measured)).split("\n")[2:] for each in (slower, faster, alone)]
+    assert [[" ".join(line.split()) for line in lines] for lines in shown] == [
+        ["batch = 2 a dense weight 0.3"],
+        ["batch = 2 a dense weight 0.1 faster"],
+        [],
+    ]
+
+
+def dense_time(text: str, mode: str = "infer") -> float | None:
+    (kept,) = tune(tg.parse(text), inputs=[(torch.randn(2, 40),)], mode=mode).plan.measured
+    return kept.dense
+
+
+def test_a_dense_weight_that_is_none_or_too_large_is_not_measured(monkeypatch: pytest.MonkeyPatch):
+    assert dense_time(CHAIN, mode="serve") is None
+    assert (
+        dense_time("network n { size m; input x[m, i:40]; param w[i, o:3]; y[m, o] = x * w; output y[m, o] }") is None
+    )
+    assert dense_time(CHAIN.replace("= x * a * b * c", "= relu(x * a * b * c)")) is not None
+    monkeypatch.setattr(tuning, "MOST_SECONDS", 0.0)
+    assert dense_time(CHAIN) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(tuning, "MOST_DENSE", 4 * 40 * 60 - 1)
+    assert dense_time(CHAIN) is None
 
 
 def test_the_dense_weight_computes_what_the_network_does():
@@ -321,17 +363,33 @@ def test_the_dense_weight_computes_what_the_network_does():
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("body", "params", "macs"),
     [
-        "network n { input x[i:3]; param w[i, o:2]; y[o] = x * w; output y[o]; output w[i, o] }",
-        "network n { input x[i:3]; input z[i]; param w[i, o:2]; y[o] = x * z * w; output y[o] }",
-        "network n { input x[i:3]; param w[j:3, i]; h[j] = x * w; y[] = h * h; output y[] }",
-        "network n { param w[i:3]; y[] = w * w; output y[] }",
+        ("param a[i, r:2]; param b[r, o]; param c[o]; y[m, o] = relu(x * a * b + c)", 3 * 4 + 4, 12),
+        ("param a[i, r:2]; param b[r, o]; param w[i, o]; y[m, o] = x * a * b + 2 * x * w", 12, 12),
+        ("param a[i]; param b[i]; y[m, i] = x * a + b", 3 + 3, 3),
+        ("param a[i, r:2]; param b[r, j:3]; y[m, j] = x * a * b + x[m, j]", 9, 9),
+        ("buffer f[i, o]; param a[i, r:2]; param b[r, o]; y[m, o] = x * f + x * a * b", 12, 12),
+        ("buffer f[i, o]; y[m, o] = x * f", 12, 12),
+        ("const one[m] = ones; param a[i, o]; param c[o]; y[m, o] = x * a + one * c", None, None),
+        ("param a[i, o]; y[m, o] = x * x * a", None, None),
+        ("param a[i, o]; h[m, o] = relu(x * a); y[m] = h * h[m, o]", None, None),
+        ("param a[i, o]; y[o] = a[i, o]", None, None),
     ],
-    ids=["another output", "two inputs", "two equations", "no input"],
+    ids=["bias", "sum", "own bias", "skip", "adapter", "buffer", "of run time", "two inputs", "two equations", "none"],
 )
-def test_what_is_no_linear_map_has_no_dense_weight(text: str):
-    assert dense_network(tg.parse(text)) is None
+def test_terms_alike_are_one_dense_weight(body: str, params: int | None, macs: int | None):
+    legs = body.split("y[")[-1].split("]")[0]
+    text = f"network n {{ size m; index i: 3; index o: 4; input x[m, i]; {body}; output y[{legs}] }}"
+    network = tg.parse(text)
+    made, plan = dense_network(network), tg.plan(network)
+    assert "n at" in str(plan)
+    assert (made is None) == (plan.dense is None) == (params is None)
+    if made is not None:
+        dense = tg.plan(made)
+        assert plan.dense.params == params
+        assert dense.at(m=1).macs == sympy.sympify(plan.dense.macs).subs("m", 1) == macs
+        assert tg.compile(made)(torch.randn(5, 3)).shape == tg.compile(network)(torch.randn(5, 3)).shape
 
 
 def test_kernels_are_timed_once_and_for_some_time_only(monkeypatch: pytest.MonkeyPatch):

@@ -37,14 +37,16 @@ NEAR = 4.0
 ROUNDS = (5, 21)
 """The least and the most turns that a way gets; its time is the median."""
 SECONDS = 0.2
-"""About so long a way runs, within these turns [s]."""
+"""About so long a way runs within these turns, and at most as long again in calls that are not counted [s]."""
 SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
-SOME, BEHIND = 2, 1.5
-"""A way that has taken so many times as long as the fastest after some turns gets no more of them."""
+BEHIND, SOME = (3.0, 1.5), 2
+"""A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them."""
 
-MOST_DENSE = 2**26
-"""A dense weight with more entries is not measured [elements]."""
+MOST_DENSE = 2**28
+"""A larger dense weight is not measured [bytes]."""
+MOST_SECONDS = 1.0
+"""Nor is one of which the model says that it takes longer [s]."""
 
 Sizes = tuple[tuple[str, int], ...]
 """Run-time sizes by name."""
@@ -94,6 +96,8 @@ def tune(
 ) -> Tuning:
     """Measure the best few ways to run a network, and plan it for the fastest.
 
+    That is measured beside the network with a dense weight in place of its params, where it is a linear map.
+
     Args:
         network: what to plan.
         sizes: as for `tngraph.plan`.
@@ -129,10 +133,8 @@ def tune(
     try:
         for at, given in sorted(points.items(), key=lambda point: point[0]):
             made, fastest = _try(finder, runner, given, at)
-            compared = fastest[0], _compare_dense(finder, runner, given, fastest, {**fixed, **dict(at)})
-            made = [compared if run == fastest else run for run in made]
             trials.extend(measured for _, measured in made)
-            kept.append(compared)
+            kept.append(fastest)
     finally:
         kernels.release()
     values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
@@ -145,7 +147,7 @@ def tune(
 def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
     """The ways that are tried for some inputs, as the model likes them, and the fastest of them.
 
-    That one is measured beside itself with the other backward pass.
+    That one is measured beside itself with the other backward pass, and with a dense weight.
     """
     candidates = finder.candidates(**dict(at))
     tried = choose_tried(candidates)
@@ -155,21 +157,38 @@ def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at
     if not all(each in made for each in alike):
         made.update(zip(alike, runner.measure(finder, alike, given, at), strict=True))
         fastest = min(alike, key=lambda each: made[each].seconds)
+    made[fastest] = replace(made[fastest], dense=_time_dense(finder, runner, given, (fastest, made[fastest])))
     return [(each, made[each]) for each in candidates if each in made], (fastest, made[fastest])
 
 
-def _compare_dense(
-    finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], kept: Run, sizes: Mapping[str, int]
-) -> Measured:
-    """What was measured of a way, with what the network takes with a dense weight, beside it."""
-    candidate, measured = kept
-    dense, numbers = dense_network(finder.merged), finder.task.numbers_at(**dict(measured.sizes))
-    if dense is None or evaluate_count(param_count(dense), numbers) > MOST_DENSE:
-        return measured
-    goal = finder.task.goal
+def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], way: Run) -> float | None:
+    """What the network takes with a dense weight, as much as it took of the way in the same turns [s].
+
+    None where that is nothing else, as if it is folded anyway, or far too large.
+    """
+    candidate, measured = way
+    dense, task, goal = dense_network(finder.merged), finder.task, finder.task.goal
+    numbers = task.numbers_at(**dict(measured.sizes))
+    if dense is None or goal.mode == "serve" or not _has_factors(finder.merged):
+        return None
+    if goal.itemsize * evaluate_count(param_count(dense), numbers) > MOST_DENSE:
+        return None
+    sizes = {**task.given, **dict(measured.sizes)}
     other = plan(dense, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
+    if other.regimes[0].seconds(numbers) > MOST_SECONDS:
+        return None
     own, seconds = runner.time([finder.plan([(1, None, candidate.trees)]), other], given)
-    return replace(measured, dense=measured.seconds * seconds / own)
+    return measured.seconds * seconds / own
+
+
+def _has_factors(network: Network) -> bool:
+    """Whether a weight is a product of several, and not dense as it is."""
+    inputs = {port.name for port in network.inputs}
+    return any(
+        sum(access.source not in inputs for access in term.accesses) > 1
+        for equation in network.equations
+        for term in equation.terms
+    )
 
 
 def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -244,12 +263,13 @@ class _Runner:
         repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
         least, most = ROUNDS
         rounds = min(most, max(least, round(SECONDS / max(SECONDS_PER_TURN, min(first)))))
-        times: list[list[float]] = [[] for _ in calls]
+        least_seconds, times = [*first], [list[float]() for _ in calls]
         for number in range(rounds):
             for k, call in enumerate(calls):
-                if number < SOME or min(times[k]) <= BEHIND * min(map(min, times)):
+                if least_seconds[k] <= BEHIND[number >= SOME] * min(least_seconds):
                     times[k].append(self._time(call, repeats[k]))
-        return [statistics.median(taken) for taken in times]
+                    least_seconds[k] = min(least_seconds[k], times[k][-1])
+        return [statistics.median(taken or [seconds]) for taken, seconds in zip(times, first, strict=True)]
 
     def _time(self, call: Callable[[], object], count: int) -> float:
         """Mean seconds of so many calls, after one that finds memory as another way has left it."""

@@ -7,7 +7,6 @@ from itertools import count
 
 import sympy
 
-from tngraph.kernels.cost import param_count
 from tngraph.language.network import Access, Core, Index, Network, Term
 from tngraph.planning.region import legs_size
 
@@ -25,45 +24,52 @@ def dense_equivalent(network: Network) -> Dense | None:
     made = dense_network(network)
     if made is None:
         return None
-    (equation,) = made.equations
+    weights = {core.name: legs_size(core.legs) for core in made.cores if core.name not in network.sources()}
     maps = (
         dict.fromkeys(index for access in term.accesses for index in access.indices)
-        for term in equation.terms
-        if len(term.accesses) > 1
+        for term in made.equations[0].terms
+        if len(term.accesses) > 1 and term.accesses[-1].source in weights
     )
-    return Dense(param_count(made), sympy.Add(*(legs_size(tuple(indices)) for indices in maps)))
+    return Dense(sympy.Add(*weights.values()), sympy.Add(*(legs_size(tuple(indices)) for indices in maps)))
 
 
 def dense_network(network: Network) -> Network | None:
     """The network with dense weights in place of its params; None where it is no linear map of one input.
 
-    It is one where there is one equation (a function may stand outermost) and nothing else is put out, at least one
-    term has an input and a weight, and none has two inputs. A weight has the indices of params, buffers and constants
-    that also stand on the input or on the left; terms with the same indices are one, and a term without any (a skip
-    connection) adds none.
+    It is one where there is one equation (a function may stand outermost), no other value is put out, at least one term
+    has an input and a weight, none has two inputs, and no weight has a leg of run-time size. A weight has the indices
+    of params, buffers and constants that also stand on the input or on the left. Terms that read the same input alike
+    and have the same indices are one; one without params and buffers (a skip connection) stays as it is.
     """
     (equation, *others) = network.equations or (None,)
-    if equation is None or others or any(port.name != equation.name for port in network.outputs):
+    roles, runtime = {core.name: core.role for core in network.cores}, network.runtime_sizes()
+    inputs = [core.name for core in network.cores if core.role == "input"]
+    if equation is None or others or any(port.name not in (equation.name, *inputs) for port in network.outputs):
         return None
-    inputs = {core.name: core for core in network.cores if core.role == "input"}
     names = (name for k in count(1) if (name := f"weight{k}") not in network.sources())
-    weights: dict[frozenset[Index], Core] = {}
+    weights: dict[tuple[frozenset[Index], tuple[Access, ...]], Core] = {}
     terms: dict[object, Term] = {}
     for term in equation.terms:
         data = tuple(access for access in term.accesses if access.source in inputs)
+        held = {index for access in term.accesses if access not in data for index in access.indices}
+        stored = {roles[access.source] for access in term.accesses} & {"param", "buffer"}
         if len(data) > 1:
             return None
-        if len(data) == len(term.accesses):
+        if not stored:
             terms[term] = term
             continue
-        read = {index: None for access in data for index in access.indices}
-        held = {index for access in term.accesses if access not in data for index in access.indices}
+        read = (index for access in data for index in access.indices)
         legs = tuple(index for index in dict.fromkeys([*equation.legs, *read]) if index in held)
-        if frozenset(legs) not in weights:
-            weights[frozenset(legs)] = Core(next(names), legs, "param")
-        weight = weights[frozenset(legs)]
-        terms.setdefault((weight, data), Term(1, (*data, Access(weight.name, weight.legs))))
-    if not any(len(term.accesses) > 1 for term in terms.values()):
+        if any(str(symbol) in runtime for leg in legs for symbol in leg.size.free_symbols):
+            return None
+        key = frozenset(legs), data
+        known = weights.get(key)
+        is_param = "param" in stored or (known is not None and known.role == "param")
+        name = known.name if known is not None else next(names)
+        weights[key] = Core(name, legs, "param" if is_param else "buffer")
+        terms[key] = Term(1, (*data, Access(name, legs)))
+    if not any(data for _, data in weights):
         return None
+    kept = [core for core in network.cores if core.role in ("input", "const")]
     made = replace(equation, terms=tuple(terms.values()))
-    return replace(network, cores=(*inputs.values(), *weights.values()), equations=(made,))
+    return replace(network, cores=(*kept, *weights.values()), equations=(made,))

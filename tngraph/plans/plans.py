@@ -252,8 +252,8 @@ class Measured:
         way: the order and the parts that it ran in.
         model: what the model says [s].
         seconds: what it took, the median of several turns [s].
-        dense: what the network takes with a dense weight in place of its params, measured beside it; None where it is
-            no linear map, or that weight is too large [s].
+        dense: what the network takes with a dense weight in place of its params, measured beside it; None where that
+            was not measured, as where there is none, or it is too large [s].
     """
 
     device: str

@@ -132,7 +132,8 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         at = f" at {where}" if where else ""
         yield f"  measured     {each.seconds:.3g} [s]{at} on {each.device}, {each.dtype}"
         if each.dense is not None:
-            faster = ", which is faster: mode='serve' folds to it" if each.is_slower_than_dense else ""
+            folds = ": mode='serve' folds to it" if plan.goal.mode == "infer" else ""
+            faster = f", which is faster{folds}" if each.is_slower_than_dense else ""
             yield f"  dense time   {each.dense:.3g} [s]{at} with a dense weight{faster}"
     yield f"  order        {_describe_proof(plan, regime)}"
     if plan.unpinned is not None:

@@ -55,6 +55,11 @@ class Candidate:
     seconds: float
 
     @property
+    def price(self) -> float:
+        """By which it is chosen: its time, and some more if it runs in parts."""
+        return self.seconds if self.is_whole else IN_PARTS * self.seconds
+
+    @property
     def is_whole(self) -> bool:
         """Whether nothing runs in parts."""
         return not any(tree.tile for tree in self.trees)
@@ -96,7 +101,7 @@ class TimedSearch:
         numbers = self.task.numbers_at(**sizes)
         found = dict.fromkeys(each for trees in self._ways(numbers) for each in (trees, by_autograd(trees)))
         made = [Candidate(trees, self.seconds(trees, numbers)) for trees in found]
-        return sorted(made, key=lambda each: each.seconds if each.is_whole else IN_PARTS * each.seconds)
+        return sorted(made, key=lambda each: each.price)
 
     def plan(self, found: Sequence[Range], measured: Sequence[Measured] = ()) -> Plan:
         """The plan that has a regime for each range."""
@@ -125,14 +130,14 @@ class TimedSearch:
         machines: tuple[Rate, ...] = (self.machine, self.task.goal.machine)
         rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
         for rate in rates:
-            yield tuple(self._tree(slot, rate, numbers) for slot in self.slots)
+            yield tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
         for part in PARTS:
             cut = {name: min(part, numbers[name]) for name in sizes}
             if any(cut[name] < numbers[name] for name in sizes):
                 smaller = self.task.numbers_at(**cut)
                 for rate in rates:
                     yield tuple(
-                        self._tile(self._tree(slot, rate, smaller), index, part)
+                        self._tile(self._tree(slot, rate, smaller, numbers), index, part)
                         for slot, index in zip(self.slots, self.tiles, strict=True)
                     )
 
@@ -141,10 +146,14 @@ class TimedSearch:
             return tree
         return replace(tree, tile=Tile(index, part))
 
-    def _tree(self, slot: Slot, rate: Rate, numbers: dict[str, int]) -> ContractionTree:
-        """The tree of a slot that is the best at some sizes, laid out for them; a large one is searched for once."""
-        is_large = len(slot.region.accesses) > MOST_LEAVES
-        searched = self.task.numbers if is_large else numbers
+    def _tree(self, slot: Slot, rate: Rate, numbers: dict[str, int], whole: dict[str, int]) -> ContractionTree:
+        """The tree of a slot that is the best at some sizes, those of a part or of the whole, laid out for them.
+
+        A large one is searched for once, at the sizes of the task, or where it is tuned, at those of each call.
+        """
+        searched = numbers
+        if len(slot.region.accesses) > MOST_LEAVES:
+            searched = self.task.numbers if self.bench is None else whole
         pricing = replace(slot.pricing, rate=rate)
         topology = Topology(slot.region, searched, pricing)
         key = slot, rate, tuple(topology.sizes)
@@ -184,8 +193,8 @@ def find_timed(search: TimedSearch) -> list[Range]:
         return [(1, None, search.candidates()[0].trees)]
     (name,) = task.free
 
-    def seconds(trees: Trees, value: int) -> float:
-        return search.seconds(trees, task.numbers_at(**{name: value}))
+    def price(trees: Trees, value: int) -> float:
+        return Candidate(trees, search.seconds(trees, task.numbers_at(**{name: value}))).price
 
     def is_there(value: int) -> bool:
         return all(has_sizes(slot.region, lambda v: task.numbers_at(**{name: v}), value) for slot in search.slots)
@@ -196,9 +205,9 @@ def find_timed(search: TimedSearch) -> list[Range]:
         best = search.candidates(**{name: value})[0]
         if not chosen:
             chosen.append((1, best.trees))
-        elif best.trees != chosen[-1][1] and best.seconds < WORTH * seconds(chosen[-1][1], value):
+        elif best.trees != chosen[-1][1] and best.price < WORTH * price(chosen[-1][1], value):
             before, old, new = points[points.index(value) - 1], chosen[-1][1], best.trees
-            chosen.append((_first_faster(seconds, old, new, before, value), new))
+            chosen.append((_first_faster(price, old, new, before, value), new))
     ends = [low - 1 for low, _ in chosen[1:]]
     return [(low, high, trees) for (low, trees), high in zip(chosen, [*ends, None], strict=True)]
 
@@ -221,11 +230,11 @@ def lay_out_all(task: Task, slots: Sequence[Slot], found: Sequence[Range]) -> li
     return made
 
 
-def _first_faster(seconds: Callable[[Trees, int], float], old: Trees, new: Trees, low: int, high: int) -> int:
+def _first_faster(price: Callable[[Trees, int], float], old: Trees, new: Trees, low: int, high: int) -> int:
     """A value from which on the new trees are faster, which they are at the higher one and not at the lower one."""
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if seconds(new, middle) < seconds(old, middle) else (middle, high)
+        low, high = (low, middle) if price(new, middle) < price(old, middle) else (middle, high)
     return high
 
 
