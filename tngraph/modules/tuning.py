@@ -15,7 +15,7 @@ from math import isqrt
 import torch
 
 from tngraph.errors import PlanError
-from tngraph.kernels.cost import evaluate_count, param_count
+from tngraph.kernels.cost import evaluate_count
 from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
@@ -25,7 +25,7 @@ from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
 from tngraph.planning.search import Search
-from tngraph.plans.dense import dense_network
+from tngraph.plans.dense import dense_equivalent, dense_network
 from tngraph.plans.pipeline import plan, timed_search
 from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.timed import Candidate, TimedSearch, by_autograd
@@ -42,7 +42,6 @@ SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
 BEHIND, SOME = (3.0, 1.5), 2
 """A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them."""
-
 MOST_DENSE = 2**28
 """A larger dense weight is not measured [bytes]."""
 MOST_SECONDS = 1.0
@@ -167,14 +166,15 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
     None where that is nothing else, as if it is folded anyway, or far too large.
     """
     candidate, measured = way
-    dense, task, goal = dense_network(finder.merged), finder.task, finder.task.goal
+    task, goal = finder.task, finder.task.goal
     numbers = task.numbers_at(**dict(measured.sizes))
-    if dense is None or goal.mode == "serve" or not _has_factors(finder.merged):
+    network, found = dense_network(finder.merged), dense_equivalent(finder.merged)
+    if network is None or found is None or goal.mode == "serve" or not _has_factors(finder.merged):
         return None
-    if goal.itemsize * evaluate_count(param_count(dense), numbers) > MOST_DENSE:
+    if goal.itemsize * evaluate_count(found.params, numbers) > MOST_DENSE:
         return None
     sizes = {**task.given, **dict(measured.sizes)}
-    other = plan(dense, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
+    other = plan(network, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
     if other.regimes[0].seconds(numbers) > MOST_SECONDS:
         return None
     own, seconds = runner.time([finder.plan([(1, None, candidate.trees)]), other], given)
