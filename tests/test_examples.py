@@ -170,7 +170,9 @@ def test_a_page_that_is_right_is_not() -> None:
     expect("error  1.5e-16  ok\n", "error  3.2e-17  ok\n", "page")
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(p, marks=[pytest.mark.slow] * (p.stem == "vgg_fc_adtn"), id=p.stem) for p in SPECS]
+)
 def test_a_spec_of_the_examples_verifies(spec: Path) -> None:
     result = CliRunner().invoke(app, ["verify", str(spec)], prog_name="tngraph")
     assert result.exit_code == 0, result.output

@@ -52,7 +52,9 @@ def _check(model: nn.Module) -> None:
     assert all(not torch.equal(param, started[name]) for name, param in model.named_parameters())
 
 
-@pytest.mark.parametrize(("name", "options"), DENSE + DEEP)
+@pytest.mark.parametrize(
+    ("name", "options"), DENSE + DEEP[:1] + [pytest.param(*each, marks=pytest.mark.slow) for each in DEEP[1:]]
+)
 def test_a_family_learns_as_a_linear_layer(name: str, options: Mapping[str, Any]):
     torch.manual_seed(0)
     _check(nn.Sequential(nn.Flatten(), Linear(64, 32, family=name, **options), nn.ReLU(), nn.Linear(32, 10)))
