@@ -18,6 +18,7 @@ from tngraph.language.network import Network
 from tngraph.planning.machine import Machine
 from tngraph.plans.pipeline import timed_search
 from tngraph.plans.plans import Plan
+from tngraph.plans.timed import by_autograd
 
 SMALL_CACHE = Machine(cache=2e3, elements_per_second=1e8, reused=4e3, fresh_per_second=1e8, seconds_per_product=1e-7)
 NETWORKS = {
@@ -49,7 +50,7 @@ def plan_backward(network: Network, batch: int, machine: Machine | None = None) 
 def by_pytorch(plan: Plan) -> Plan:
     """The same plan with PyTorch's own backward pass."""
     (regime,) = plan.regimes
-    stages = [replace(s, trees=tuple(replace(t, gradients=()) for t in s.trees)) for s in regime.stages]
+    stages = [replace(s, trees=by_autograd(s.trees)) for s in regime.stages]
     return Plan((replace(regime, stages=tuple(stages)),))
 
 

@@ -25,7 +25,7 @@ from tngraph.planning import layouts
 from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Copy, Machine
 from tngraph.planning.region import ContractionTree, Tile
-from tngraph.plans.dense import dense_network
+from tngraph.plans.dense import dense_equivalent
 from tngraph.plans.pipeline import timed_search
 from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.timed import IN_PARTS, SAMPLED
@@ -353,7 +353,7 @@ def test_a_dense_weight_that_is_none_or_too_large_is_not_measured(monkeypatch: p
 
 def test_the_dense_weight_computes_what_the_network_does():
     network = tg.parse(CHAIN)
-    layer, dense = tg.compile(network), tg.compile(dense_network(network))
+    layer, dense = tg.compile(network), tg.compile(dense_equivalent(network).network)
     weight = layer(torch.eye(40)).T
     with torch.no_grad():
         dense.weight1.copy_(weight.reshape(dense.weight1.shape))
@@ -382,15 +382,15 @@ def test_terms_alike_are_one_dense_weight(body: str, params: int | None, macs: i
     legs = body.split("y[")[-1].split("]")[0]
     text = f"network n {{ size m; index i: 3; index o: 4; input x[m, i]; {body}; output y[{legs}] }}"
     network = tg.parse(text)
-    made, plan = dense_network(network), tg.plan(network)
+    made, plan = dense_equivalent(network), tg.plan(network)
     assert "n at" in str(plan)
     assert (made is None) == (plan.dense is None) == (params is None)
     if made is not None:
-        dense = tg.plan(made, {"m": 5}).at(m=5)
+        dense = tg.plan(made.network, {"m": 5}).at(m=5)
         assert plan.dense.params == params
         assert evaluate_count(plan.dense.macs, {"m": 5}) == 5 * macs
         assert dense.macs in (5 * macs, 0)  # where nothing is summed, it is a product of entries
-        assert tg.compile(made)(torch.randn(5, 3)).shape == tg.compile(network)(torch.randn(5, 3)).shape
+        assert tg.compile(made.network)(torch.randn(5, 3)).shape == tg.compile(network)(torch.randn(5, 3)).shape
 
 
 def test_kernels_are_timed_once_and_for_some_time_only(monkeypatch: pytest.MonkeyPatch):

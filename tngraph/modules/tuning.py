@@ -25,7 +25,7 @@ from tngraph.modules.verification import random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
 from tngraph.planning.search import Search
-from tngraph.plans.dense import dense_equivalent, dense_network
+from tngraph.plans.dense import dense_equivalent
 from tngraph.plans.pipeline import plan, timed_search
 from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.timed import Candidate, TimedSearch, by_autograd
@@ -168,13 +168,13 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
     candidate, measured = way
     task, goal = finder.task, finder.task.goal
     numbers = task.numbers_at(**dict(measured.sizes))
-    network, found = dense_network(finder.merged), dense_equivalent(finder.merged)
-    if network is None or found is None or goal.mode == "serve" or not _has_factors(finder.merged):
+    dense = dense_equivalent(finder.merged)
+    if dense is None or goal.mode == "serve" or not _has_factors(finder.merged):
         return None
-    if goal.itemsize * evaluate_count(found.params, numbers) > MOST_DENSE:
+    if goal.itemsize * evaluate_count(dense.params, numbers) > MOST_DENSE:
         return None
     sizes = {**task.given, **dict(measured.sizes)}
-    other = plan(network, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
+    other = plan(dense.network, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
     if other.regimes[0].seconds(numbers) > MOST_SECONDS:
         return None
     own, seconds = runner.time([finder.plan([(1, None, candidate.trees)]), other], given)
@@ -182,13 +182,10 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
 
 
 def _has_factors(network: Network) -> bool:
-    """Whether a weight is a product of several, and not dense as it is."""
+    """Whether a weight of a linear map is a product of several, and not dense as it is."""
     inputs = {port.name for port in network.inputs}
-    return any(
-        sum(access.source not in inputs for access in term.accesses) > 1
-        for equation in network.equations
-        for term in equation.terms
-    )
+    (equation,) = network.equations
+    return any(sum(access.source not in inputs for access in term.accesses) > 1 for term in equation.terms)
 
 
 def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -205,8 +202,8 @@ def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
         kinds.setdefault((each.is_whole, each.is_planned), each)
         orders.setdefault(each.orders, each)
     wanted = dict.fromkeys([*kinds.values(), *orders.values(), *candidates])
-    near = [each for each in wanted if each.seconds <= NEAR * candidates[0].seconds]
-    return [each for each in candidates if each in near[:TRIED]]
+    tried = [each for each in wanted if each.seconds <= NEAR * candidates[0].seconds][:TRIED]
+    return [each for each in candidates if each in tried]
 
 
 def random_calls(

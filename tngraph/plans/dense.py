@@ -13,28 +13,21 @@ from tngraph.planning.region import legs_size
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A dense weight: entries [elements], and MAC of applying it [MAC]."""
+    """What a linear map is with dense weights.
 
+    Attributes:
+        network: with these in place of its params.
+        params: their entries [elements].
+        macs: of applying them [MAC].
+    """
+
+    network: Network
     params: sympy.Expr
     macs: sympy.Expr
 
 
 def dense_equivalent(network: Network) -> Dense | None:
-    """The dense weight of a network that is one linear map of one input; None where it is another (`dense_network`)."""
-    made = dense_network(network)
-    if made is None:
-        return None
-    weights = {core.name: legs_size(core.legs) for core in made.cores if core.name not in network.sources()}
-    maps = (
-        dict.fromkeys(index for access in term.accesses for index in access.indices)
-        for term in made.equations[0].terms
-        if len(term.accesses) > 1 and term.accesses[-1].source in weights
-    )
-    return Dense(sympy.Add(*weights.values()), sympy.Add(*(legs_size(tuple(indices)) for indices in maps)))
-
-
-def dense_network(network: Network) -> Network | None:
-    """The network with dense weights in place of its params; None where it is no linear map of one input.
+    """The dense weights of a network that is one linear map of one input; None where it is another.
 
     It is one where there is one equation (a function may stand outermost), no other value is put out, at least one term
     has an input and a weight, none has two inputs, and no weight has a leg of run-time size. A weight has the indices
@@ -68,8 +61,13 @@ def dense_network(network: Network) -> Network | None:
         name = known.name if known is not None else next(names)
         weights[key] = Core(name, legs, "param" if is_param else "buffer")
         terms[key] = Term(1, (*data, Access(name, legs)))
-    if not any(data for _, data in weights):
+    maps = [(access, weight) for (_, data), weight in weights.items() for access in data]
+    if not maps:
         return None
     kept = [core for core in network.cores if core.role in ("input", "const")]
     made = replace(equation, terms=tuple(terms.values()))
-    return replace(network, cores=(*kept, *weights.values()), equations=(made,))
+    return Dense(
+        replace(network, cores=(*kept, *weights.values()), equations=(made,)),
+        sympy.Add(*(legs_size(weight.legs) for weight in weights.values())),
+        sympy.Add(*(legs_size(tuple(dict.fromkeys([*access.indices, *weight.legs]))) for access, weight in maps)),
+    )
