@@ -103,7 +103,7 @@ def test_gradients_of_gradients(name: str):
 @pytest.mark.parametrize("frozen", [(), ("x",), ("a",), ("x", "a"), ("a", "b", "c")])
 def test_what_needs_no_gradient_costs_none(frozen: tuple[str, ...]):
     network = tg.parse(NETWORKS["a chain"])
-    no_calls = Machine(seconds_per_kernel=1e-9)
+    no_calls = Machine(seconds_per_view=1e-9)
     plan = tg.plan(network, {"batch": 6}, mode="train", minimize=no_calls, requires_grad=dict.fromkeys(frozen, False))
     assert any(tree.gradients for tree in plan.regimes[0].trees)
     layer = tg.compile(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 import tngraph as tg
 from tests.bench import report
+from tests.bench.__main__ import PAGES, RESULTS
 from tests.bench.cases import BY_NAME, CASES, Case
 from tests.bench.contenders import (
     EINSUMS,
@@ -184,14 +186,28 @@ def test_a_summary_is_what_is_asked():
     assert found["contenders"]["quimb"]["forward+backward"] == {"cells": 0, "geometric_mean": None}
 
 
+@pytest.mark.parametrize("device", RESULTS)
+def test_the_pages_are_made_of_the_results(device: str):
+    assert PAGES[device].read_text() == report.page(json.loads(RESULTS[device].read_text()))
+
+
 def test_a_page_has_every_cell_and_every_reason():
-    machine = {"processor": "A chip", "accelerator": None, "cores": 2, "threads": 2, "dtype": "float32"}
+    machine = {
+        "processor": "A chip",
+        "accelerator": None,
+        "cores": 2,
+        "threads": 2,
+        "dtype": "float32",
+        "device": "cpu",
+    }
     machine |= {"python": "3.11", "torch": "2.13", "libraries": {"quimb": "1.15", "tednet": None}}
     method = {"budget": 4.0, "seconds_per_turn": 0.005, "most_rounds": 61, "least_rounds": 3, "too_long": 2.0}
     about = [{"name": n, "about": "a layer", "params": 5, "dense_params": 50} for n in ("fc2_mpo", "conv_cp")]
     page = report.page(
         {"machine": {**machine, **RATES}, "method": method, "cases": about, "cells": CELLS, "summary": summarise(CELLS)}
     )
+    assert page.startswith("# Performance\n")
+    assert "**Not measured in this run:** vgg_fc1_mpo, " in page
     assert "A chip, 2 cores, 2 threads, float32" in page
     assert "| fc2_mpo | 32 | 100 ms | – | 4.00 | 2.00 | 3.00 | 2.00 cotengra | 0.2 | 20 % |" in page
     assert "- fc2_mpo, batch 32, forward+backward: 0.50\n" in page

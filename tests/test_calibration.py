@@ -23,21 +23,21 @@ from tngraph.modules.calibration import (
     Kernel,
     Measurement,
     calibrate,
+    computing_in,
     describe_device,
     draw_kernels,
     fit_machine,
     machine_for,
     measure_kernels,
     predict,
-    read_dtype,
     run_calibration,
 )
 from tngraph.planning.machine import Machine, Work
-from tngraph.plans.machines import load_machine, save_machine
+from tngraph.plans.machines import built_in_machine, load_machine, save_machine
 
 FC2 = "examples/specs/fc2_mpo.tn"
 CPU = "cpu Some Processor @ 2 GHz, 2 threads"
-GPU = Machine(2.5e13, 90.0, 60.0, 40.0, 1.4e12, 7e11, 1.2e7, 1e15, 4e9, 8.0, 4e-6, 6e-6)
+GPU = Machine(2.5e13, 90.0, 60.0, 40.0, 1.4e12, 7e11, 1.2e7, 1e15, 4e9, 8.0, 4e-6, 6e-6, 1.5e-6)
 
 numbers = st.floats(1e-3, 1e3)
 machines = st.builds(
@@ -173,9 +173,11 @@ def test_every_kind_of_kernel_is_measured(dtype: str, monkeypatch: pytest.Monkey
         Kernel("reverse", (2, 4, 8, 2)),
         Kernel("relu", (99,)),
         Kernel("add", (99,)),
+        Kernel("view", (99,)),
     ]
     monkeypatch.setattr(calibration, "LONGEST", 1e9)
-    measured = measure_kernels(kernels, "cpu", read_dtype(dtype), 0.2)
+    with computing_in(dtype) as numbers:
+        measured = measure_kernels(kernels, "cpu", numbers, 0.2)
     assert [each.kernel for each in measured] == kernels[: len(measured)]
     assert measured
     assert all(each.seconds > 0 for each in measured)
@@ -193,6 +195,7 @@ def test_a_kernel_does_what_its_kind_says():
     assert run("copy", 2, 3, 4, 5).shape == (2, 4, 3, 5)
     assert run("reverse", 2, 3, 4, 5).shape == (4, 3, 2, 5)
     torch.testing.assert_close(run("add", 9), x[:9] + y[:9])
+    assert run("view", 9)._is_view()
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
@@ -204,8 +207,26 @@ def test_the_time_is_positive(seconds: float):
 def test_a_device_that_is_not_there_is_an_error():
     with pytest.raises(PlanError, match=r"^the device 'nonsense' cannot be used\n  PyTorch says: "):
         describe_device("nonsense")
-    with pytest.raises(PlanError, match=r"^the dtype is 'int7'\n  dtypes: float32, float64, bfloat16, float16$"):
-        read_dtype("int7")
+    with (
+        pytest.raises(PlanError, match=r"^the dtype is 'int7'\n  dtypes: float32, float64, bfloat16, float16, tf32$"),
+        computing_in("int7"),
+    ):
+        pass
+    with (
+        pytest.raises(
+            PlanError, match=r"^the dtype is 'tf32', and the device 'cpu'\n  a GPU alone has it: --device cuda$"
+        ),
+        computing_in("tf32"),
+    ):
+        pass
+
+
+def test_a_gpu_stands_in_for_any_gpu():
+    for dtype in ("float32", "tf32", "bfloat16", "float64"):
+        gpu = built_in_machine("cuda Some GPU", dtype)
+        assert gpu.product(1, 4096, 4096, 4096) < Machine().product(1, 4096, 4096, 4096) / 100
+        assert gpu.product(1, 1, 16, 16) > gpu.seconds_per_view > 0
+    assert built_in_machine("cpu Some Processor, 2 threads", "float32") == Machine()
 
 
 # on disk

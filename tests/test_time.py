@@ -185,7 +185,7 @@ def test_the_fastest_candidate_runs_at_every_size_compared(mode: str):
     for value in SAMPLED:
         best = finder.candidates(batch=value)[0].price
         regime = plan.regime(batch=value)
-        leaving = 3 * SMALL_CACHE.seconds_per_kernel  # a method's result is given an axis per leg
+        leaving = 3 * SMALL_CACHE.seconds_per_view  # a method's result is given an axis per leg
         assert regime.seconds(plan.values(batch=value)) <= best / 0.97 + leaving
     assert any(tree.tile for regime in plan.regimes for tree in regime.trees)
     for before, after in zip(plan.regimes, plan.regimes[1:], strict=False):

@@ -45,6 +45,7 @@ from tngraph.report.terminal import show_calibration, show_plan, show_source, sh
 from tngraph.request import (
     AsJson,
     Batch,
+    Dtype,
     File,
     Files,
     Force,
@@ -349,16 +350,15 @@ def verify(
 )
 def calibrate(
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="As PyTorch names it.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="TYPE", help="float32, float64, bfloat16, or float16.")
-    ] = "float32",
+    dtype: Dtype = "float32",
     seconds: Annotated[float, typer.Option("--seconds", metavar="T", help="How long to measure.")] = 5.0,
 ) -> None:
     """Measure a device, for plans that minimize time on it."""
     with _errors_reported():
-        from tngraph.modules.calibration import read_dtype, run_calibration
+        from tngraph.modules.calibration import computing_in, run_calibration
 
-        found = run_calibration(device, read_dtype(dtype), seconds)
+        with computing_in(dtype, device) as numbers:
+            found = run_calibration(device, numbers, seconds)
         show_calibration(found)
         try:
             place = save_machine(found.machine, found.device, found.dtype)
@@ -382,6 +382,7 @@ def tune(
     ] = "1,32,512",
     mode: Mode = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="As PyTorch names it.")] = "cpu",
+    dtype: Dtype = "float32",
     seed: Seed = 0,
     save: Save = None,
     force: Force = False,
@@ -389,6 +390,7 @@ def tune(
     """Measure the best few ways to run a network on random inputs, and keep the fastest."""
     values = parse_numbers(batches)
     with _errors_reported():
+        from tngraph.modules.calibration import computing_in
         from tngraph.modules.tuning import random_calls
         from tngraph.modules.tuning import tune as tune_network
 
@@ -396,7 +398,8 @@ def tune(
         made, runtime = load_network(file, network, given)
         calls = random_calls(made, runtime, values)
         options: dict[str, Any] = {"mode": mode or "infer", "search": tngraph.Search(seed=seed), "device": device}
-        found = tune_network(made, runtime, calls, **options)
+        with computing_in(dtype, device) as numbers:
+            found = tune_network(made, runtime, calls, dtype=numbers, **options)
         show_text(str(found))
         if save is not None:
             _write(Path(save), format_plan_file(found.plan), force)

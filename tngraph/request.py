@@ -67,7 +67,10 @@ Seconds = Annotated[
 Frozen = Annotated[
     list[str] | None, typer.Option("--frozen", metavar="NAME", help="A tensor that takes no gradient. Repeatable.")
 ]
-
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", metavar="TYPE", help="float32, float64, bfloat16, float16, or, on a GPU, tf32."),
+]
 Save = Annotated[str | None, typer.Option("--save", metavar="OUT", help="Write the plan to a file as well.")]
 
 

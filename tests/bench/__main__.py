@@ -17,13 +17,14 @@ from rich.console import Console
 
 from tests.bench import measuring, report
 from tests.bench.cases import CASES, Case
-from tests.bench.contenders import Setting, gather, make_call, make_cotangent, make_input
+from tests.bench.contenders import GRAPH, OURS, Captured, Setting, gather, make_call, make_cotangent, make_input
 from tests.bench.measuring import Clock, Neighbours, measure
 from tests.bench.results import Cell, add_roofline, describe_case, summarise, write_cell
+from tngraph.modules.calibration import computing_in
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results.json"
-PAGE = ROOT / "docs" / "performance.md"
+RESULTS = {"cpu": Path(__file__).parent / "results.json", "cuda": Path(__file__).parent / "results_cuda.json"}
+PAGES = {"cpu": ROOT / "docs" / "performance.md", "cuda": ROOT / "docs" / "performance_gpu.md"}
 THREADS = 2
 QUICK_BUDGET = 0.5
 UNDISTURBED = 0.05
@@ -55,7 +56,7 @@ def main(
     only: Annotated[str, typer.Option(help="Cases with such names alone, as in a shell: 'conv*'.")] = "*",
     quick: Annotated[bool, typer.Option(help="Little time per cell, one try, and one batch per case.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16; tf32 on a GPU.")] = "float32",
     compiled: Annotated[bool, typer.Option(help="With torch.compile of the compiled layer.")] = False,
     threads: Annotated[int, typer.Option(help="Of torch.")] = THREADS,
     budget: Annotated[float, typer.Option(help="Seconds per cell.")] = 4.0,
@@ -65,24 +66,19 @@ def main(
 ) -> None:
     """Time every case, print a table per pass, and keep the results."""
     if page:
-        write_page(json.loads((out or RESULTS).read_text()))
+        write_page(json.loads((out or RESULTS[device]).read_text()))
         return
-    how = Run(
-        Setting(torch.device(device), getattr(torch, dtype)),
-        threads,
-        QUICK_BUDGET if quick else budget,
-        1 if quick else tries,
-        quick,
-        compiled,
-    )
-    is_full = (only, quick, device, dtype, threads) == ("*", False, "cpu", "float32", THREADS)
-    target = out or (RESULTS if is_full else None)
-    results = run([case for case in CASES if fnmatch(case.name, only)], how, target)
+    is_full = (only, quick, dtype, threads) == ("*", False, "float32", THREADS)
+    target = out or (RESULTS.get(device) if is_full else None)
+    with computing_in(dtype, device) as numbers:
+        setting = Setting(torch.device(device), numbers)
+        how = Run(setting, threads, QUICK_BUDGET if quick else budget, 1 if quick else tries, quick, compiled)
+        results = run([case for case in CASES if fnmatch(case.name, only)], how, target)
     console = Console(width=None if Console().is_terminal else 220)
     for table in report.tables(results):
         console.print(table)
     console.print_json(json.dumps({k: v for k, v in results["summary"].items() if k != "contenders"}))
-    if target == RESULTS:
+    if target is not None and target == RESULTS.get(device):
         write_page(results)
 
 
@@ -128,6 +124,8 @@ def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, A
         field = gather(case, batch, is_training, how.setting, how.with_compiled)
         x, cotangent = make_input(case, batch, how.setting), make_cotangent(case, batch, how.setting)
         calls = {each.name: make_call(each, x, cotangent, is_training) for each in field.contenders}
+        if how.setting.device.type == "cuda":
+            calls[GRAPH] = Captured(calls[OURS])
         tried = []
         for _ in range(how.tries):
             neighbours = Neighbours()
@@ -141,9 +139,10 @@ def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, A
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Write ``docs/performance.md``."""
-    PAGE.write_text(report.page(results))
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    """Write the page of a device, as ``docs/performance.md``."""
+    page = PAGES[results["machine"]["device"]]
+    page.write_text(report.page(results))
+    print(f"wrote {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tests.bench.einsums import (
     contract_in_order,
 )
 from tests.bench.libraries import LACKING, LIBRARIES, Builder
+from tngraph.modules.calibration import name_dtype
 from tngraph.modules.layer import build
 from tngraph.modules.tuning import Tuning, tune
 from tngraph.plans.plans import Measured
@@ -35,6 +36,7 @@ Mode = Literal["infer", "train"]
 Forward = Callable[[Tensor], Tensor]
 OURS = "tngraph"
 COMPILED = "torch.compile"
+GRAPH = "CUDA graph"
 DENSE = "dense"
 EINSUMS: Mapping[str, Contractor] = {
     "torch.einsum": contract_by_torch,
@@ -44,7 +46,7 @@ EINSUMS: Mapping[str, Contractor] = {
 }
 IN_ORDER = ("quanta", "adtn")
 """Structures whose papers' code is the network's own equations, operand after operand."""
-NAMES = (OURS, COMPILED, DENSE, *EINSUMS, *LIBRARIES)
+NAMES = (OURS, COMPILED, GRAPH, DENSE, *EINSUMS, *LIBRARIES)
 """Every contender, in the order of columns."""
 
 
@@ -58,7 +60,12 @@ class Setting:
     @property
     def tolerance(self) -> float:
         """How far two results may be apart, relative to the largest entry."""
-        return {torch.float64: 1e-9, torch.float32: 1e-3}.get(self.dtype, 5e-2)
+        return {"float64": 1e-9, "float32": 1e-3}.get(self.name, 5e-2)
+
+    @property
+    def name(self) -> str:
+        """Of the type of numbers."""
+        return name_dtype(self.dtype, self.device)
 
 
 @dataclass(frozen=True)
@@ -222,6 +229,21 @@ def make_call(contender: Contender, x: Tensor, cotangent: Tensor, is_training: b
     x = x.detach().clone().requires_grad_()
     wanted = [x, *contender.params]
     return lambda: torch.autograd.grad(contender.forward(x), wanted, cotangent)
+
+
+class Captured:
+    """A call whose kernels a GPU is sent as one graph; they are noted when it is called first."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call, self.graph = call, torch.cuda.CUDAGraph()
+        self.results: object = None
+
+    def __call__(self) -> None:
+        """Run the graph."""
+        if self.results is None:
+            with torch.cuda.graph(self.graph):
+                self.results = self.call()
+        self.graph.replay()
 
 
 def probe(contender: Contender, x: Tensor, is_training: bool) -> list[Tensor]:

@@ -201,7 +201,7 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
         "cores": len(_cores()),
         "threads": torch.get_num_threads(),
         "device": device.type,
-        "dtype": name_dtype(dtype),
+        "dtype": name_dtype(dtype, device),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from tests.bench.contenders import DENSE, NAMES, OURS
+from tests.bench.cases import CASES
+from tests.bench.contenders import DENSE, GRAPH, NAMES, OURS
 from tests.bench.results import (
     FAST_ENOUGH,
     LARGE,
@@ -28,6 +29,7 @@ NOISY = 0.1
 CONTENDERS: Mapping[str, str] = {
     OURS: "the module that `tngraph.compile` makes with `tune=` the input that is timed",
     "torch.compile": "`torch.compile` of that module",
+    GRAPH: "the call of that module as one CUDA graph, replayed",
     DENSE: "`nn.Linear` or `nn.Conv2d` of the same shape, with as many weights as the layer replaces",
     "torch.einsum": "one n-ary `torch.einsum`, which asks opt_einsum for an order at every call",
     "opt_einsum": "`opt_einsum.contract_expression`, the order found beforehand: optimal up to nine operands, else "
@@ -119,9 +121,10 @@ def introduction(results: Results) -> str:
     machine, method = results["machine"], results["method"]
     where = machine["accelerator"] or f"{machine['processor']}, {counted(machine['cores'], 'core')}"
     versions = ", ".join(f"{name} {v}" for name, v in machine["libraries"].items() if v is not None)
-    paragraphs = (
+    command = "make bench" if machine["device"] == "cpu" else f"python -m tests.bench --device {machine['device']}"
+    paragraphs: tuple[str, ...] = (
         "How long the layers of the papers take, compiled by tngraph, beside the dense layer they replace and beside "
-        "what else one could write for them. `make bench` measures it and writes this page; cases where tngraph is "
+        f"what else one could write for them. `{command}` measures it and writes this page; cases where tngraph is "
         "slower are in it like all others.",
         f"**Machine.** {where}, {counted(machine['threads'], 'thread')}, {machine['dtype']}. "
         f"Python {machine['python']}, torch {machine['torch']}; {versions}. A large matrix product runs at "
@@ -138,7 +141,19 @@ def introduction(results: Results) -> str:
         f"measured, other processes took {disturbed(results['cells'])} of the processor.",
         "*Forward* runs without gradients; *forward and backward* takes the gradients of the input and of every param.",
     )
-    return "\n\n".join(("# Performance", *(fill(paragraph, 120, break_on_hyphens=False) for paragraph in paragraphs)))
+    if machine["device"] == "cuda":
+        passes = results["summary"]["contenders"][GRAPH]
+        share = " and ".join(f"{_percent(passes[each]['geometric_mean'])} ({each})" for each in PASSES)
+        paragraphs += (
+            "**Kernels and calls.** The time of most cells is that of Python and PyTorch starting kernels, one after "
+            f"the other, and hardly grows with the batch. As one CUDA graph the same module takes {share} of it, "
+            "and that is what the GPU itself needs.",
+        )
+    missing = [case.name for case in CASES if case.name not in {each["name"] for each in results["cases"]}]
+    if missing:
+        paragraphs += (f"**Not measured in this run:** {', '.join(missing)}.",)
+    title = "# Performance" + " on a GPU" * (machine["device"] == "cuda")
+    return "\n\n".join((title, *(fill(paragraph, 120, break_on_hyphens=False) for paragraph in paragraphs)))
 
 
 def disturbed(cells: Sequence[Cell]) -> str:
@@ -201,7 +216,8 @@ def who(results: Results) -> str:
     lines = ["## Columns", "", "| column | |", "| --- | --- |"]
     lines += [f"| {name} | {CONTENDERS[name]} |" for name in (OURS, *present(results))]
     lines += [
-        "| fastest rival | the least ratio of those that compute the same layer: all but dense and `torch.compile` |",
+        "| fastest rival | the least ratio of those that compute the same layer by other code: not dense, no graph of "
+        "ours |",
         "| FLOPs / dense | the [FLOPs](counts.md) of the plan, of this pass, divided by those of the dense layer |",
         "| of the ideal | the ideal time divided by tngraph's: the larger of the plan's FLOPs at the rate of a large "
         "matrix product, and of reading and writing inputs, params and outputs (in training their gradients too) once "

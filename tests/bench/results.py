@@ -9,7 +9,7 @@ from typing import Any
 
 import tngraph as tg
 from tests.bench.cases import Case
-from tests.bench.contenders import COMPILED, DENSE, OURS, Field
+from tests.bench.contenders import COMPILED, DENSE, GRAPH, OURS, Field
 from tests.bench.measuring import Timing
 from tngraph.plans.plans import Measured
 
@@ -113,7 +113,7 @@ def describe_case(case: Case) -> dict[str, Any]:
 
 def is_rival(name: str) -> bool:
     """Whether a contender computes the same as the compiled layer by other code."""
-    return name not in (OURS, DENSE, COMPILED)
+    return name not in (OURS, DENSE, COMPILED, GRAPH)
 
 
 def rival_ratio(cell: Cell) -> float | None:

@@ -1,9 +1,9 @@
 """The time of the calls of a module on a machine, from the strides they meet: what `minimize="time"` compares.
 
-A view takes what it takes to start a kernel. A copy goes as fast as entries stay side by side; a product as its shape
-allows; everything else reads and writes its values once. In training every call runs once more for each operand that a
-gradient flows to, a copy is undone by another, and the gradient of a matrix that many products share is summed over
-these.
+A view takes what a call takes that starts no kernel. A copy goes as fast as entries stay side by side; a product as
+its shape allows; everything else reads and writes its values once. In training every call runs once more for each
+operand that a gradient flows to, a copy is undone by another, and the gradient of a matrix that many products share is
+summed over these.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from tngraph.kernels.expressions import Call
 from tngraph.kernels.strides import Ints, Layout
 from tngraph.planning.machine import Copy, Machine, find_copy
 
-_KERNELS_PER_CALL = 5
-"""So many kernels can be started while a module is called and looks at the shapes it is given."""
-_KERNELS_PER_PART = 20
+_VIEWS_PER_CALL = 5
+"""So many views can be taken while a module is called and looks at the shapes it is given."""
+_VIEWS_PER_PART = 20
 """As many while a part is cut, a method is called with it, and its result is put beside the others."""
-_KERNELS_PER_BACKWARD = 20
+_VIEWS_PER_BACKWARD = 20
 """As many while a backward pass is started."""
-_KERNELS_PER_FUNCTION = 60
+_VIEWS_PER_FUNCTION = 60
 """As many while Python calls a function of its own, and later its backward pass."""
-_KERNELS_PER_NODE = 5
+_VIEWS_PER_NODE = 5
 """As many while PyTorch notes a call, and later finds what undoes it."""
 _BY_PYTORCH = 1.5
 """What PyTorch undoes a call by takes so many times as long as the same kernels would: it lays nothing out for them."""
@@ -64,16 +64,16 @@ class Clock:
 
     def _run(self, forward: float, backward: float, is_trained: bool) -> None:
         """A call, and what PyTorch undoes it by."""
-        node = _KERNELS_PER_NODE * self.machine.seconds_per_kernel
+        node = _VIEWS_PER_NODE * self.machine.seconds_per_view
         self.add(forward + is_trained * (_BY_PYTORCH * backward + node))
 
     def module(self, is_trained: bool) -> None:
         """What it takes to call a module, and to start a backward pass."""
-        self.add((_KERNELS_PER_CALL + is_trained * _KERNELS_PER_BACKWARD) * self.machine.seconds_per_kernel)
+        self.add((_VIEWS_PER_CALL + is_trained * _VIEWS_PER_BACKWARD) * self.machine.seconds_per_view)
 
     def view(self, is_trained: bool) -> None:
-        """A view, which takes what it takes to start one; its gradient is another."""
-        self._run(self.machine.seconds_per_kernel, self.machine.seconds_per_kernel, is_trained)
+        """A view; its gradient is another."""
+        self._run(self.machine.seconds_per_view, self.machine.seconds_per_view, is_trained)
 
     def copy(self, given: Layout) -> None:
         """A copy in the order of the axes, which nothing undoes."""
@@ -81,11 +81,11 @@ class Clock:
 
     def part(self) -> None:
         """What it takes to cut a part and to call a method with it."""
-        self.add(_KERNELS_PER_PART * self.machine.seconds_per_kernel)
+        self.add(_VIEWS_PER_PART * self.machine.seconds_per_view)
 
     def function(self) -> None:
         """What it takes to call a function that has a backward pass of its own."""
-        self.add(_KERNELS_PER_FUNCTION * self.machine.seconds_per_kernel)
+        self.add(_VIEWS_PER_FUNCTION * self.machine.seconds_per_view)
 
     def _product(self, operands: Sequence[Layout], needs: Sequence[bool]) -> tuple[float, float]:
         left, right = operands

@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from heapq import heapify, heappop, heappush
 from math import inf, prod
@@ -24,11 +25,14 @@ from torch import Tensor
 
 from tngraph.errors import PlanError
 from tngraph.planning.machine import Machine
-from tngraph.plans.machines import load_machine, save_machine
+from tngraph.plans.machines import built_in_machine, load_machine, save_machine
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16", "float16", TF32 := "tf32")
 LARGEST = 36_000_000
 """The largest value in a kernel [elements]."""
+ON_GPU = 4
+"""So many times as large is the largest on a GPU, and every other kernel along each of its axes: smaller ones all take
+as long as starting one."""
 TURN = 3e-4
 """How long a kernel is called again and again before the next one has its turn [s]."""
 LONGEST = 0.02
@@ -102,6 +106,11 @@ def _call_add(x: Tensor, y: Tensor, n: int) -> Callable[[], object]:
     return lambda: torch.add(first, second)
 
 
+def _call_view(x: Tensor, y: Tensor, n: int) -> Callable[[], object]:
+    value = x[:n]
+    return lambda: value.view(1, n)
+
+
 _RULES: Mapping[str, _Rule] = {
     "matrix": _Rule(_values_of_product, _call_matrix, Machine.product),
     "matrices": _Rule(_values_of_product, _call_matrices, Machine.product),
@@ -110,8 +119,9 @@ _RULES: Mapping[str, _Rule] = {
     "reverse": _Rule(lambda *n: (prod(n),), _call_copy((2, 1, 0, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
     "relu": _Rule(lambda n: (n,), _call_relu, lambda m, n: m.elementwise(n, written=n)),
     "add": _Rule(lambda n: (n,), _call_add, lambda m, n: m.elementwise(n, n, written=n)),
+    "view": _Rule(lambda n: (n,), _call_view, lambda m, n: m.seconds_per_view),
 }
-_SHARES = {"matrix": 70, "matrices": 60, "broadcast": 20, "copy": 40, "reverse": 20, "relu": 20, "add": 10}
+_SHARES = {"matrix": 70, "matrices": 60, "broadcast": 20, "copy": 40, "reverse": 20, "relu": 20, "add": 10, "view": 6}
 """How many kernels of each kind are measured."""
 
 
@@ -204,31 +214,41 @@ def run_calibration(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 5
 ) -> Calibration:
     """Measure a device, fit a machine to it, and keep nothing; see `calibrate`."""
-    measured = measure_kernels(draw_kernels(), device, dtype, seconds)
+    measured = measure_kernels(draw_kernels(_scale(_find_device(device))), device, dtype, seconds)
     held_out = tuple(each for k, each in enumerate(measured) if k % HELD_OUT == HELD_OUT - 1)
     fitted = tuple(each for k, each in enumerate(measured) if k % HELD_OUT != HELD_OUT - 1)
-    return Calibration(describe_device(device), name_dtype(dtype), fit_machine(fitted), fitted, held_out)
+    return Calibration(describe_device(device), name_dtype(dtype, device), fit_machine(fitted), fitted, held_out)
 
 
 def machine_for(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
     """The machine as `calibrate` measured it, at the number of threads there is now, or else the one built in."""
-    return load_machine(describe_device(device), name_dtype(dtype)) or Machine()
+    names = describe_device(device), name_dtype(dtype, device)
+    return load_machine(*names) or built_in_machine(*names)
 
 
-def read_dtype(name: str) -> torch.dtype:
-    """The type of numbers of a name.
+@contextmanager
+def computing_in(name: str, device: str | torch.device = "cpu") -> Iterator[torch.dtype]:
+    """The type of numbers of a name; of ``tf32`` float32, whose products are rounded on a GPU in the meantime.
 
     Raises:
-        PlanError: it is none that is measured.
+        PlanError: it is none that is measured on the device.
     """
     if name not in DTYPES:
         raise PlanError(f"the dtype is {name!r}\n  dtypes: {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    if name == TF32 and _find_device(device).type != "cuda":
+        raise PlanError(f"the dtype is {TF32!r}, and the device {str(device)!r}\n  a GPU alone has it: --device cuda")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == TF32 else "highest")
+    try:
+        yield getattr(torch, name) if name != TF32 else torch.float32
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def name_dtype(dtype: torch.dtype) -> str:
-    """The name of a type of numbers, as ``float32``."""
+def name_dtype(dtype: torch.dtype, device: str | torch.device = "cpu") -> str:
+    """The name of a type of numbers, as ``float32``; ``tf32`` where a GPU rounds what it multiplies."""
+    if dtype == torch.float32 and torch.device(device).type == "cuda":
+        return "float32" if torch.get_float32_matmul_precision() == "highest" else TF32
     return str(dtype).removeprefix("torch.")
 
 
@@ -267,24 +287,33 @@ def _processor() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def draw_kernels(seed: int = 0) -> list[Kernel]:
-    """Kernels as factorised layers have them, from what fits in cache to what does not; those that take least first."""
+def draw_kernels(scale: int = 1, seed: int = 0) -> list[Kernel]:
+    """Kernels as factorised layers have them, from what fits in cache to what does not; those that take least first.
+
+    Args:
+        scale: so many times as large is every other one along each of its axes.
+        seed: of the sizes.
+    """
     rng, found = random.Random(seed), []
     for kind, count in _SHARES.items():
-        sizes = iter(lambda kind=kind: _draw_sizes(kind, rng), None)  # type: ignore[misc]
-        fitting = (each for each in sizes if max(_RULES[kind].values(*each)) <= LARGEST and prod(each) >= 512)
-        found += [Kernel(kind, each) for each, _ in zip(fitting, range(count), strict=False)]
+        for number in range(count):
+            factor = scale if number % 2 else 1
+            sizes = iter(lambda kind=kind, factor=factor: _draw_sizes(kind, rng, factor), None)  # type: ignore[misc]
+            most = LARGEST * scale
+            found.append(
+                Kernel(kind, next(s for s in sizes if max(_RULES[kind].values(*s)) <= most and prod(s) >= 512))
+            )
     return sorted(dict.fromkeys(found), key=lambda kernel: float(predict(Machine(), [kernel])[0]))
 
 
-def _draw_sizes(kind: str, rng: random.Random) -> tuple[int, ...]:
-    if kind in ("relu", "add"):
-        return (round(10 ** rng.uniform(3, np.log10(LARGEST))),)
+def _draw_sizes(kind: str, rng: random.Random, factor: int) -> tuple[int, ...]:
+    if kind in ("relu", "add", "view"):
+        return (factor * round(10 ** rng.uniform(3, np.log10(LARGEST))),)
     if kind in ("copy", "reverse"):
         outer, first, second = rng.choice((1, 4, 16, 64, 256)), rng.choice(_SIZES[2:-1]), rng.choice(_SIZES[2:-1])
-        return (outer if kind == "copy" else max(4, outer)), first, second, rng.choice(_RUNS)
+        return (outer if kind == "copy" else max(4, outer)), factor * first, factor * second, rng.choice(_RUNS)
     batch = 1 if kind == "matrix" else rng.choice(_BATCHES)
-    return batch, rng.choice(_SIZES), rng.choice(_SIZES), rng.choice(_SIZES)
+    return batch, *(factor * rng.choice(_SIZES) for _ in range(3))
 
 
 @dataclass
@@ -353,9 +382,13 @@ def measure_kernels(
 
 def _make_operands(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Two stores of random numbers, of which operands are parts."""
-    generator = torch.Generator(device).manual_seed(0)
-    x, y = (torch.empty(LARGEST, device=device, dtype=dtype) for _ in range(2))
+    generator, most = torch.Generator(device).manual_seed(0), LARGEST * _scale(device)
+    x, y = (torch.empty(most, device=device, dtype=dtype) for _ in range(2))
     return x.uniform_(-1, 1, generator=generator), y.uniform_(-1, 1, generator=generator)
+
+
+def _scale(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else ON_GPU
 
 
 def waiting(device: torch.device) -> Callable[[], None]:

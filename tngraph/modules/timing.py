@@ -214,6 +214,6 @@ class MeasuredMachine(Machine):
 
 
 @cache
-def kernels_of(device: torch.device, dtype: torch.dtype, threads: int) -> Kernels:
-    """What is known of the kernels of a device in this process."""
+def kernels_of(device: torch.device, dtype: torch.dtype, *names: str) -> Kernels:
+    """What is known of the kernels of a device in this process, where device and type have such names."""
     return Kernels(device, dtype)

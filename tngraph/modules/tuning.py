@@ -124,7 +124,7 @@ def tune(
             raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
         fixed.update(next(iter(points)))
     machine, itemsize = machine or machine_for(runner.device, runner.dtype), runner.dtype.itemsize
-    kernels = kernels_of(runner.device, runner.dtype, torch.get_num_threads())
+    kernels = kernels_of(runner.device, runner.dtype, *runner.names)
     bench = MeasuredMachine.like(machine, kernels)
     finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
     trials: list[Measured] = []
@@ -239,21 +239,25 @@ class _Runner:
     dtype: torch.dtype
     mode: Mode
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of the device and of the type of numbers, as a plan keeps them."""
+        return describe_device(self.device), name_dtype(self.dtype, self.device)
+
     def measure(
         self, finder: TimedSearch, tried: Sequence[Candidate], inputs: Sequence[torch.Tensor], at: Sizes
     ) -> list[Measured]:
         """What each way takes."""
         times = self.time([finder.plan([(1, None, each.trees)]) for each in tried], inputs)
-        where = describe_device(self.device), name_dtype(self.dtype), at
         return [
-            Measured(*where, finder.describe(each), each.seconds, seconds)
+            Measured(*self.names, at, finder.describe(each), each.seconds, seconds)
             for each, seconds in zip(tried, times, strict=True)
         ]
 
     def time(self, plans: Sequence[Plan], inputs: Sequence[torch.Tensor]) -> list[float]:
         """Median seconds of a call of each, in turns."""
         settle_memory(self.device)
-        given = [x.to(self.device) for x in inputs]
+        given = [x.to(self.device, self.dtype if x.is_floating_point() else None) for x in inputs]
         layers = [layer_class(each)(device=self.device, dtype=self.dtype) for each in plans]
         calls = [_make_call(layer, given, self.mode) for layer in layers]
         first = [self._time(call, 1) for call in calls]

@@ -96,6 +96,7 @@ class Machine:
         doubling_run: the entries side by side at which reading for a permuted copy takes twice as long [elements].
         seconds_per_kernel: of every kernel but a product [s].
         seconds_per_product: of every kernel of matrix products [s].
+        seconds_per_view: of a call that starts no kernel, as Python and PyTorch need it for a view [s].
     """
 
     operations_per_second: float = 6e10
@@ -110,6 +111,7 @@ class Machine:
     doubling_run: float = 100.0
     seconds_per_kernel: float = 1e-6
     seconds_per_product: float = 1e-5
+    seconds_per_view: float = 1e-6
     is_integral = False
 
     def __call__(self, work: Work) -> Any:

@@ -1,5 +1,6 @@
-"""Machines that were measured, on disk: one file per device and type of numbers, in the folder `machines` of the cache.
+"""Machines that were measured: some are built in, others on disk.
 
+There is one file per device and type of numbers, in the folder `machines` of the cache.
 ``TNGRAPH_CACHE`` moves the folder, or turns it ``off``, as it does for what searches found. A file appears whole; one
 that is damaged, or of another device, is as good as none.
 """
@@ -17,6 +18,14 @@ from tngraph.language.files import read_bytes, write_whole
 from tngraph.planning.machine import Machine
 from tngraph.plans.cache import named_folder
 
+_KEPT = 1e15
+"""On a GPU PyTorch keeps all the memory that it ever had: no result is new."""
+BUILT_IN = {
+    "float32": Machine(3.0e13, 28, 20, 0.02, 7.1e12, 6.5e11, 3.2e6, 3.2e10, _KEPT, 6.6, 7.8e-6, 1.2e-5, 1.2e-6),
+    "tf32": Machine(2.3e14, 76, 58, 14, 1.5e12, 4.6e11, 7.6e7, 3.2e10, _KEPT, 20, 6.9e-6, 1.1e-5, 1.1e-6),
+    "bfloat16": Machine(1.8e15, 82, 121, 0.002, 3.8e12, 5.2e11, 9.1e7, 3.2e10, _KEPT, 82, 6.9e-6, 1.1e-5, 1.1e-6),
+}
+"""GPUs by the type of numbers, as an H100 was measured: kernels of a few microseconds take as long as starting one."""
 LONGEST_PROFILE = 2**16
 """The longest file that is read [bytes]."""
 
@@ -41,6 +50,16 @@ def save_machine(machine: Machine, device: str, dtype: str) -> Path | None:
         fields = {"device": device, "dtype": dtype, "machine": asdict(machine)}
         write_whole(place, json.dumps(fields, indent=2) + "\n")
     return place
+
+
+def built_in_machine(device: str, dtype: str) -> Machine:
+    """The machine that stands in for a device that was not measured: a GPU for any GPU, two cores for all else.
+
+    Args:
+        device: the whole name of the device.
+        dtype: the type of numbers; of others than are built in on a GPU, those of float32.
+    """
+    return BUILT_IN.get(dtype, BUILT_IN["float32"]) if device.startswith("cuda") else Machine()
 
 
 def load_machine(device: str, dtype: str) -> Machine | None:
