@@ -48,13 +48,13 @@ SMALL_CACHE = Machine(cache=1e4, elements_per_second=1e8, reused=1e4, fresh_per_
 """A machine on which parts pay for small layers."""
 
 
-def in_parts(plan: Plan, size: int) -> Plan:
-    """The plan with every region that depends on the batch in parts."""
+def in_parts(plan: Plan, size: int, name: str = "batch") -> Plan:
+    """The plan with every region that depends on an index in parts."""
     (regime,) = plan.regimes
     stages = []
     for stage in regime.stages:
-        batch = next(index for index in stage.equation.legs if index.name == "batch")
-        trees = [replace(t, tile=Tile(batch, size)) if batch in t.region.legs and t.steps else t for t in stage.trees]
+        cut = next(index for index in stage.equation.legs if index.name == name)
+        trees = [replace(t, tile=Tile(cut, size)) if cut in t.region.legs and t.steps else t for t in stage.trees]
         stages.append(replace(stage, trees=tuple(trees)))
     return Plan((replace(regime, stages=tuple(stages)),))
 
@@ -70,9 +70,66 @@ def test_parts_compute_and_hold_what_the_plan_says(spec: str, mode: str, batch: 
     assert ".split(4)" in layer.source
 
 
+@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize("order", ["x (a (b c))", "(x a) (b c)", "((x a) b) c"])
+@pytest.mark.parametrize(("name", "size"), [("o1", 1), ("o1", 2), ("o2", 2), ("o3", 3)])
+def test_weights_made_in_blocks_are_what_the_plan_says(mode: str, order: str, name: str, size: int):
+    """Blocks that divide the index and others, of what the first steps make and of what the last one takes."""
+    made = tg.plan(tg.parse(CHAIN), {"batch": 8}, mode=mode, order=order)
+    layer = tg.compile(in_parts(made, size, name))
+    assert f".split({size}, " in layer.source
+    for batch in (1, 5):
+        assert layer.verify(sizes={"batch": batch}).is_equal
+
+
+def test_blocks_have_a_planned_backward_pass_and_all_that_modules_have(tmp_path: Path):
+    network = tg.parse(CHAIN)
+    finder = timed_search(network, {"batch": 64}, machine=Machine(seconds_per_view=1e-9), mode="train")
+    tree = next(each.trees[0] for each in finder.candidates() if each.is_planned and each.is_whole)
+    o1 = next(leg for leg in tree.region.legs if leg.name == "o1")
+    block = finder._block(finder.slots[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
+    assert block.gradients
+    plan = finder.plan([(1, None, (block,))])
+    layer = tg.compile(plan)
+    assert "def _y_backward(" in layer.source
+    assert layer.verify(sizes={"batch": 3}).is_equal
+    x = torch.randn(11, 40)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    double = layer.double()
+    x = torch.randn(2, 3, 40, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(torch.vmap(double)(x), torch.stack([double(each) for each in x]))
+    assert torch.autograd.gradgradcheck(double, (x[0],), fast_mode=True)
+    plan.save(tmp_path / "plan.json")
+    assert tg.emit(tg.load_plan(tmp_path / "plan.json")) == layer.source
+
+
+def test_a_large_weight_is_made_in_blocks_where_that_is_faster():
+    network = tg.families.mpo((8, 8, 8, 8), (8, 8, 8, 8), bond=64)
+    for mode in ("infer", "train"):
+        finder = timed_search(network, {"batch": 512}, machine=Machine(), mode=mode)
+        best = finder.candidates()[0]
+        assert "of o1 at a time" in finder.describe(best)
+        whole = next(each for each in finder.candidates() if each.is_whole)
+        numbers = {"batch": 512}
+        peaks = [finder.plan([(1, None, each.trees)]).regimes[0].memory(numbers).peak for each in (best, whole)]
+        assert peaks[0] < peaks[1] if mode == "infer" else peaks[0] <= peaks[1] + 2**24
+
+
 def test_the_bytes_of_parts_are_formulas_beyond_the_size_of_a_part():
     regime = in_parts(tg.plan(tg.parse(CHAIN), {"batch": 8}, mode="train"), 4).regimes[0]
-    for batch in (6, 7, 8, 10, 12, 15, 28, 30):
+    check_formulas(regime, (6, 7, 8, 10, 12, 15, 28, 30))
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize(("name", "size"), [("o1", 1), ("o3", 2)])
+def test_the_bytes_of_blocks_are_formulas(mode: str, name: str, size: int):
+    regime = in_parts(tg.plan(tg.parse(CHAIN), {"batch": 8}, mode=mode, order="x (a (b c))"), size, name).regimes[0]
+    check_formulas(regime, (7, 11, 30))
+
+
+def check_formulas(regime: tg.Regime, batches: tuple[int, ...]) -> None:
+    for batch in batches:
         numbers = {"batch": batch, "R": 3}
         memory = regime.memory(numbers)
         assert int(regime.peak.xreplace({s: numbers[s.name] for s in regime.peak.free_symbols})) == memory.peak
@@ -82,8 +139,10 @@ def test_the_bytes_of_parts_are_formulas_beyond_the_size_of_a_part():
 
 def test_what_parts_share_is_laid_out_once():
     source = tg.emit(in_parts(tg.plan(tg.parse(CHAIN), {"batch": 64}, order="((x a) b) c"), 16))
-    forward, part = source.split("def _y_part")
-    assert ".permute" in forward.split("torch.cat")[0].split("batch = x.shape[0]")[1] or "self.b.permute" not in part
+    forward, part = source.split("def _y_part(")
+    assert (
+        ".permute" in forward.split("self._y_parts(")[0].split("batch = x.shape[0]")[1] or "self.b.permute" not in part
+    )
     assert "self.b.permute" not in part
 
 
@@ -219,9 +278,13 @@ WRONG = {
     ),
     "no order of what is summed": (lambda f: forms_of(f)[0].update(summed=[]), "is no matrix product"),
     "a form less": (lambda f: forms_of(f).pop(), "forms for"),
-    "parts of a weight": (
-        lambda f: [t.update(tile={"index": "o1", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
-        "cannot be taken of all",
+    "parts of what is summed": (
+        lambda f: [t.update(tile={"index": "i1", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        "cannot be cut there",
+    ),
+    "a block of all": (
+        lambda f: [t.update(tile={"index": "o1", "size": 4}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        "blocks of 4 of 'o1' are none in mode 'infer'",
     ),
     "parts of nothing": (
         lambda f: [t.update(tile={"index": "zz", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],

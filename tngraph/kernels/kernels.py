@@ -18,7 +18,7 @@ from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
 from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
 from tngraph.planning.forms import gives_rows, is_copied, operand_axes
-from tngraph.planning.region import Form, bare_legs, is_unit, leg_size, legs_size
+from tngraph.planning.region import Form, Tile, bare_legs, is_unit, leg_size, legs_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Kernels:
         block = next(block for block in self.blocks if block.kind == "tiles" and block.last == last)
         tile = self.operations[last].tile
         assert tile is not None
-        size = tile.index.size
+        size = tile.part.size
         return {given: given.shape.index(size) for given in self.tensors(block) if size in given.shape}
 
 
@@ -91,7 +91,9 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         numbers: sizes at which values are compared to choose which is arranged for which [elements].
     """
     operations = schedule.operations
-    context = Context(numbers, call_sizes(network), find_positions(stages))
+    tiles = _find_tiles(schedule)
+    parts = {str(tile.part.size): tile.size for tile in tiles.values() if not tile.is_runtime}
+    context = Context({**numbers, **parts}, call_sizes(network) | parts.keys(), find_positions(stages))
     outputs = [schedule.results[port.name] for port in network.outputs]
     drops = find_drops(schedule, outputs)
     loader = _Loader(network, stages, context)
@@ -101,7 +103,10 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         if op.kind == "load":
             tensors.append(loader.load(op, tensors))
             continue
-        result = _write(op, [tensors[k] for k in op.operands], _wanted(network, stages, schedule, number), context)
+        operands = [tensors[k] for k in op.operands]
+        if number in tiles:
+            op, operands = _in_part(op, tiles[number]), [_cut(each, tiles[number]) for each in operands]
+        result = _write(op, operands, _wanted(network, stages, schedule, number), context)
         lines.append(Kernel(number, result.code, result.axes, drops[number]))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
@@ -112,13 +117,41 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
             return _mul(replace(op, form=product.form), operands, (), context)
         return _contract_as(product.form, operands, context)
 
-    planned = [block for block in schedule.blocks if block.kind == "planned"]
-    return replace(
-        made,
-        backward={
-            block.first: differentiate(block, operations, tensors, made.tensors(block), multiply) for block in planned
-        },
-    )
+    def undo(block: Block) -> Backward:
+        tile, own, values = tiles.get(block.first), operations, tensors
+        if tile is not None:
+            products = (product._replace(form=product.form.renamed(tile.enter)) for product in block.products)
+            block = replace(block, products=tuple(products))
+            own, values = tuple(_in_part(op, tile) for op in operations), [_cut(each, tile) for each in tensors]
+        return differentiate(block, own, values, made.tensors(block), multiply)
+
+    return replace(made, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
+
+
+def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
+    """For every operation that runs for a part, what the part is of."""
+    found: dict[int, Tile] = {}
+    for block in schedule.blocks:
+        tile = schedule.operations[block.last].tile
+        if block.kind == "tiles" and tile is not None:
+            found.update(dict.fromkeys(range(block.first, block.last + 1), tile))
+    return found
+
+
+def _in_part(op: Operation, tile: Tile) -> Operation:
+    """An operation as it runs for a part; what joins the parts makes the whole."""
+    if op.kind == "join":
+        return op
+    form = None if op.form is None else op.form.renamed(tile.enter)
+    return replace(op, legs=tile.enter(op.legs), form=form, axes=tuple(map(tile.enter, op.axes)))
+
+
+def _cut(tensor: Tensor, tile: Tile) -> Tensor:
+    """What a part has of a value that is made before."""
+    axes = tuple(map(tile.enter, tensor.axes))
+    if axes == tensor.axes or not isinstance(tensor.code, Variable):
+        return tensor
+    return Tensor(replace(tensor.code, shape=axes_shape(axes)), axes)
 
 
 def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:
@@ -416,8 +449,8 @@ def _join(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
     """The whole, of which a part is what the operand has."""
     assert op.tile is not None
     axes = _runs(op.legs, lambda leg: leg == op.tile.index)  # type: ignore[union-attr]
-    place = axes.index((op.tile.index,))
-    return Tensor(Call("join", (arrange(operands[0], axes),), (place, op.tile.size), axes_shape(axes)), axes)
+    place, part = axes.index((op.tile.index,)), tuple(map(op.tile.enter, axes))
+    return Tensor(Call("join", (arrange(operands[0], part),), (place, op.tile.size), axes_shape(axes)), axes)
 
 
 def _accumulate(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:

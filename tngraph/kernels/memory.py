@@ -158,7 +158,7 @@ class _Part:
     """Parts that run alike.
 
     Attributes:
-        size: the run-time size that is cut.
+        size: the size of the index in a part.
         rows: what it is in such a part, and as a formula `rows_formula`.
         count: how many such parts there are, and as a formula.
         whole: what it is in all.
@@ -272,21 +272,21 @@ class _Trace:
         """
         op = self.kernels.operations[block.last]
         assert op.tile is not None
-        index, size = op.tile.index, op.tile.size
-        rows = self._size(index.size)
+        all_rows, cut, size = op.tile.index.size, op.tile.part.size, op.tile.size
+        rows = self._size(all_rows)
         full = (rows - 1) // size
-        count = sympy.floor((index.size - 1) / sympy.Integer(size))
+        count = sympy.floor((all_rows - 1) / sympy.Integer(size))
         if full == 0:
-            whole = self._run_part(block, lines, _Part(index.size, rows, index.size, 1, sympy.S.One, rows))
+            whole = self._run_part(block, lines, _Part(cut, rows, all_rows, 1, sympy.S.One, rows))
         else:
-            first = self._run_part(block, lines, _Part(index.size, size, sympy.Integer(size), full, count, rows))
+            first = self._run_part(block, lines, _Part(cut, size, sympy.Integer(size), full, count, rows))
             self.release(first)
             stack = self._stack(first, full - 1, count - 1)
-            another = self._run_part(block, lines, _Part(index.size, size, sympy.Integer(size), 0, sympy.S.Zero, rows))
+            another = self._run_part(block, lines, _Part(cut, size, sympy.Integer(size), 0, sympy.S.Zero, rows))
             self.release(another)
             self.release(stack)
             stack = self._stack(first, full, count)
-            rest = _Part(index.size, rows - full * size, index.size - size * count, 1, sympy.S.One, rows)
+            rest = _Part(cut, rows - full * size, all_rows - size * count, 1, sympy.S.One, rows)
             last = self._run_part(block, lines, rest)
             shape = lines[-1].code.shape
             sizes = self._sizes(shape)
@@ -642,9 +642,9 @@ def generic_sizes(network: Network, numbers: Mapping[str, int], tiles: Iterable[
     Args:
         network: whose sizes they are.
         numbers: what is taken where there are none, as for a window that never slides.
-        tiles: indices that are to have several parts, the last of which is not full.
+        tiles: indices that are to have several parts, the last of which is not full where that can be.
     """
-    cut = {str(tile.index.size): tile.size for tile in tiles}
+    cut = {str(tile.index.size): tile.size for tile in tiles if tile.is_runtime}
     settable = network.settable_sizes()
     free = [size.name for size in (*settable, *network.sizes) if size.value is None or size in settable]
     free = list(dict.fromkeys(free))  # run-time sizes last, and so largest: windows slide over them

@@ -233,6 +233,8 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
 
     for k, access in enumerate(tree.region.accesses):
         write(k, _source(writer, access, moving[k]))
+        if moving[k] and tree.tile is not None and not tree.tile.is_runtime:
+            where[k] = writer.put("arrange", (where[k],), legs[k], axes=tuple((leg,) for leg in legs[k]))
     for k in sorted(range(count, len(legs)), key=lambda k: (bool(loops[k]), k)):
         if not moving[k]:
             write(k, tuple(where[o] for o in tree.steps[k - count].operands))

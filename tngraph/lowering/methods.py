@@ -19,9 +19,8 @@ from tngraph.kernels.backward import Backward
 from tngraph.kernels.cost import volume, work_unit
 from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.kernels import Kernel, Kernels
-from tngraph.kernels.layout import call_sizes
-from tngraph.kernels.schedule import Block, Operation
-from tngraph.language.sizes import product
+from tngraph.kernels.schedule import Block
+from tngraph.language.sizes import product, symbol
 from tngraph.lowering.calls import Words, print_expression, wrap
 from tngraph.lowering.names import Names
 from tngraph.planning.region import leg_size
@@ -33,11 +32,19 @@ LONGEST_DOC = 90
 
 
 class Method(NamedTuple):
-    """A printed method and the names it is called with."""
+    """A printed method.
+
+    Attributes:
+        name: what it is called.
+        arguments: the names it is called with.
+        text: of it, and of those that go with it.
+        loop: the name of the one that calls it for part after part.
+    """
 
     name: str
     arguments: tuple[str, ...]
     text: str
+    loop: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class Body:
             assert value.tile is not None
             of = f"up to {value.tile.size} of {value.tile.index.name}"
             doc, stem = f"{block.equation} for {of}: {self._drawing(regime, block)}", self._stem(block, f"{end}_part")
+            return self._looped(regime.kernels, block, self._method(regime, block, stem, doc, inside)), inside
         else:
             doc = f"A slice of {block.equation}: {self._drawing(regime, block)}"
             stem = self._stem(block, f"{end}_slice")
@@ -128,7 +136,7 @@ class Body:
         else:
             code = list(self._run(regime.kernels, lines[:-1], inner, methods or {}))
             if block.kind == "recompute":
-                code.append(f"# {self._comment(regime.operations, last)}")
+                code.append(f"# {self._comment(regime.kernels, last)}")
             code.append(f"return {print_expression(last.code, self.words)}")
         name, arguments = self.names.method(stem), tuple(self._given(code, regime, block))
         body = "\n".join([f'"""{doc}."""', *self.names.size_lines(code), *code])
@@ -160,7 +168,7 @@ class Body:
         """What a method's code names that ``forward`` knows: inputs, earlier results, sizes of the call."""
         used = _words(code)
         earlier = (self.names.values[op.name] for op in regime.operations[: block.first] if op.kind != "load")
-        sizes = (self.names.sizes[name] for name in self.names.sizes if name in call_sizes(self.plan.network))
+        sizes = (own for name, own in self.names.sizes.items() if name not in self.names.size_attributes)
         windows = (local.name for local in self.names.windows.values())
         loops = (self.names.loops[index.name] for index in regime.operations[block.last].loops)
         known = dict.fromkeys((*self.names.arguments.values(), *earlier, *loops, *sizes, *windows))
@@ -211,7 +219,7 @@ class Body:
     ) -> Iterator[str]:
         """One operation, its legs and cost above it, and the values that are not needed any more below."""
         op = kernels.operations[line.number]
-        yield f"# {self._comment(kernels.operations, line)}"
+        yield f"# {self._comment(kernels, line)}"
         yield f"{self.names.values[op.name]} = {print_expression(line.code, words or self.words)}"
         yield from self._drop(kernels, dropped)
 
@@ -219,12 +227,21 @@ class Body:
         if numbers:
             yield f"del {', '.join(self.names.values[kernels.operations[k].name] for k in numbers)}"
 
-    def _comment(self, operations: Sequence[Operation], line: Kernel) -> str:
+    def _comment(self, kernels: Kernels, line: Kernel) -> str:
         """The value with its legs in memory order, what it is, and what it costs."""
-        op = operations[line.number]
-        cost = volume(operations, line.number).xreplace(self.names.windows)
+        op = kernels.operations[line.number]
+        cost = self._volume(kernels, line.number)
         price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
-        return f"{format_value(op.name, line.legs)} = {format_step(operations, line.number)}{price}"
+        return f"{format_value(op.name, line.legs)} = {format_step(kernels.operations, line.number)}{price}"
+
+    def _volume(self, kernels: Kernels, number: int) -> sympy.Expr:
+        """What a line costs, in sizes that are known where it stands: in a part, those of the part."""
+        cost = volume(kernels.operations, number).xreplace(self.names.windows)
+        block = next((b for b in kernels.blocks if b.kind == "tiles" and b.first <= number < b.last), None)
+        tile = kernels.operations[block.last].tile if block is not None else None
+        if tile is None or tile.is_runtime:
+            return cost
+        return cost / tile.index.size * symbol(self.names.sizes[str(tile.part.size)])
 
     @property
     def _calls(self) -> Mapping[str, Callable[[Kernels, Kernel, Method], Iterator[str]]]:
@@ -276,7 +293,7 @@ class Body:
             if line.needs not in (everything, before):
                 yield f"if {' or '.join(f'needs[{place}]' for place in sorted(line.needs))}:"
             before = line.needs
-            cost = volume(regime.operations, line.number) if line.is_product else sympy.S.Zero
+            cost = self._volume(regime.kernels, line.number) if line.is_product else sympy.S.Zero
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
             name = print_expression(line.variable, words)
             of = print_expression(line.of, words)
@@ -299,32 +316,45 @@ class Body:
         arguments = ", ".join([f"self.{method.name}", *method.arguments, "use_reentrant=False"])
         yield f"{self.names.values[op.name]} = checkpoint({arguments}, preserve_rng_state=False)"
 
-    def _call_tiles(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
-        """The calls of a method for one part after the other, in one graph for all where PyTorch traces."""
-        op = kernels.operations[line.number]
+    def _looped(self, kernels: Kernels, block: Block, method: Method) -> Method:
+        """The method of a part, and one that calls it for part after part: what a loop reads no ``del`` may name."""
+        op = kernels.operations[block.last]
         assert op.tile is not None
-        name, size = self.names.values[op.name], self.names.show(op.tile.index.size)
+        size = self.names.show(op.tile.part.size)
         parts = {
             (self.names.arguments if variable.kind == "input" else self.names.values)[variable.name]: axis
-            for variable, axis in kernels.parts(line.number).items()
+            for variable, axis in kernels.parts(block.last).items()
         }
         cuts = [f"{part}.split({op.tile.size}{f', {axis}' if axis else ''})" for part, axis in parts.items()]
         first, axis = next(iter(parts.items()))
         given = [f"{first}.shape[{axis}]" if argument == size else argument for argument in method.arguments]
         over = cuts[0] if len(cuts) == 1 else f"zip({', '.join(cuts)})"
         made = f"self.{method.name}({', '.join(given)}) for {', '.join(parts)} in {over}"
-        place = line.code.arguments[0] if isinstance(line.code, Call) else 0
-        yield f"# {self._comment(kernels.operations, line)}"
-        yield f"if not torch.compiler.is_compiling() and {size} > {op.tile.size}:"
-        yield f"    {name} = torch.cat([{made}]{f', {place}' if place else ''})"
+        code = next(line.code for line in kernels.lines if line.number == block.last)
+        place = code.arguments[0] if isinstance(code, Call) else 0
+        loop = self.names.method(f"{method.name}s")
+        arguments = ", ".join(["self", *(argument for argument in method.arguments if argument != size)])
+        doc = f'"""All of {self.names.values[op.name]}, {op.tile.size} of {op.tile.index.name} at a time."""'
+        body = f"    {doc}\n    return torch.cat([{made}]{f', {place}' if place else ''})"
+        return method._replace(text=f"{method.text}\n\ndef {loop}({arguments}):\n{body}", loop=loop)
+
+    def _call_tiles(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+        """The call of a method for all parts, or in one for the whole where PyTorch traces."""
+        op = kernels.operations[line.number]
+        assert op.tile is not None
+        name, size = self.names.values[op.name], self.names.show(op.tile.part.size)
+        whole = [self.names.show(op.tile.index.size) if argument == size else argument for argument in method.arguments]
+        yield f"# {self._comment(kernels, line)}"
+        yield f"if not torch.compiler.is_compiling(){f' and {size} > {op.tile.size}' * op.tile.is_runtime}:"
+        yield f"    {name} = self.{method.loop}({', '.join(a for a in method.arguments if a != size)})"
         yield "else:"
-        yield f"    {name} = self.{method.name}({', '.join(method.arguments)})"
+        yield f"    {name} = self.{method.name}({', '.join(whole)})"
 
     def _call_slices(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
         """The loop over the slices that this process is to add up, and the sum over all processes."""
         op = kernels.operations[line.number]
         name, number = self.names.values[op.name], self.names.number
-        yield f"# {self._comment(kernels.operations, line)}"
+        yield f"# {self._comment(kernels, line)}"
         shape = self.words.sizes([leg_size(leg) for leg in op.legs])
         yield f"{name} = torch.zeros(({shape}{',' * (len(op.legs) == 1)}), {self.words.options})"
         shown = [self.names.show(index.size) for index in op.loops]

@@ -101,6 +101,9 @@ class Names:
             self.arguments[port.name] = _variable(port.name, in_forward)
         for size in network.sizes:
             self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
+        for tile in (tree.tile for regime in self.plan.regimes for tree in regime.trees):
+            if tile is not None and not tile.is_runtime:
+                self.sizes[str(tile.part.size)] = _variable(f"{tile.index.name}_part", in_forward)
         folding = self.plan.folding
         for operations in (*(regime.operations for regime in self.plan.regimes), folding.kernels.operations):
             for op in operations:

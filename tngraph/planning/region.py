@@ -13,7 +13,7 @@ opt_einsum and cotengra, hyperedges included.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
@@ -22,10 +22,12 @@ from typing import Literal, NamedTuple, TypeVar
 import sympy
 
 from tngraph.language.network import Access, Index, Leg, Read
-from tngraph.language.sizes import evaluate_size, is_same, product
+from tngraph.language.sizes import evaluate_size, is_same, product, symbol
 from tngraph.planning.machine import Work
 from tngraph.planning.objectives import Price, Pricing
 
+Rename = Callable[[Iterable[Leg]], tuple[Leg, ...]]
+"""What gives legs other names, one by one."""
 StepKind = Literal["read", "sum", "contract", "mul", "conv"]
 
 
@@ -71,6 +73,10 @@ class Form(NamedTuple):
         """Whether it is a product of matrices, and not of entries."""
         return bool(self.outer or self.rows or self.summed)
 
+    def renamed(self, rename: Rename) -> Form:
+        """The same with other legs."""
+        return Form(rename(self.outer), rename(self.rows), rename(self.columns), rename(self.summed), self.turned)
+
 
 class Gradient(NamedTuple):
     """How the gradient of an operand of a step is made: of that of the step's result and the other operand.
@@ -90,10 +96,33 @@ class Gradient(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A run-time index that the steps on it run for so many values of at a time, one after the other."""
+    """An index that the steps on it run for so many values of at a time, one after the other.
+
+    Attributes:
+        index: of a run-time size of its own, or of a number; then what stands on it is made of params alone.
+        size: how many values a part has, but for the last one.
+    """
 
     index: Index
     size: int
+
+    @property
+    def is_runtime(self) -> bool:
+        """Whether it is known at each call only how many values there are."""
+        return not self.index.size.is_Integer
+
+    @property
+    def part(self) -> Index:
+        """The index in a part. One of run time is the same there, since a part is run as a smaller whole."""
+        return self.index if self.is_runtime else Index(self.index.name, symbol(f"{self.index.name} part"))
+
+    def enter(self, legs: Iterable[Leg]) -> tuple[Leg, ...]:
+        """Legs as they are in a part."""
+        return tuple(self.part if leg == self.index else leg for leg in legs)
+
+    def leave(self, legs: Iterable[Leg]) -> tuple[Leg, ...]:
+        """The same legs of the whole."""
+        return tuple(self.index if leg == self.part else leg for leg in legs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +153,17 @@ class ContractionTree:
     def way(self) -> tuple[object, ...]:
         """All that decides what runs."""
         return self.steps, self.forms, self.tile, self.gradients
+
+    def renamed(self, rename: Rename) -> ContractionTree:
+        """The same with other legs."""
+        accesses = tuple(replace(access, legs=rename(access.legs)) for access in self.region.accesses)
+        return replace(
+            self,
+            region=Region(accesses, rename(self.region.legs)),  # type: ignore[arg-type]
+            steps=tuple(replace(step, legs=rename(step.legs)) for step in self.steps),
+            forms=tuple(form.renamed(rename) for form in self.forms),
+            gradients=tuple(each._replace(form=each.form.renamed(rename)) for each in self.gradients),
+        )
 
     def legs_of(self, value: int) -> tuple[Leg, ...]:
         """The legs of a value in no order."""

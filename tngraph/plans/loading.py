@@ -283,7 +283,13 @@ def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fi
     _check_ranges(found, free, goal)
     for _, _, trees in found:
         for tree in trees:
-            if tree.tile is not None and not can_tile(merged, tree.region, tree.tile.index):
+            if tree.tile is None:
+                continue
+            if not tree.tile.is_runtime and (goal.mode == "serve" or tree.tile.size >= tree.tile.index.size):
+                raise PlanError(
+                    f"blocks of {tree.tile.size} of {tree.tile.index.name!r} are none in mode {goal.mode!r}"
+                )
+            if not can_tile(merged, tree.region, tree.tile.index):
                 raise PlanError(f"parts of {tree.tile.index.name!r} cannot be taken of all that stand on it")
     made = assemble_plan(network, merged, cleaned, found, numbers, goal, free)
     regimes = [

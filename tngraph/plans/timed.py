@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from tngraph.language.network import Access, Index, Network, Read
+from tngraph.language.network import Access, Index, Leg, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.gradients import lay_out_gradients
@@ -19,7 +19,7 @@ from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
 from tngraph.planning.regimes import Piece, Range, has_sizes
-from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs
+from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs, leg_size, legs_size
 from tngraph.planning.search import search_tree
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.cache import cache_key, find_cached
@@ -33,6 +33,10 @@ PARTS = (8, 16, 32, 64, 128)
 """The sizes of parts that are tried."""
 OPERATIONS_PER_WRITE = 64
 """Between the fewest operations and the least time: an element that is written counts as so many [operations]."""
+BLOCKS = (1, 2, 4, 8)
+"""How many values of an index a block of a dense weight may have."""
+LARGE_WEIGHT = 2**22
+"""A dense weight that is smaller is made whole [elements]."""
 WORTH = 0.97
 """Another choice than that for a smaller size has to take no more than this share of its time."""
 
@@ -56,8 +60,9 @@ class Candidate:
 
     @property
     def price(self) -> float:
-        """By which it is chosen: its time, and some more if it runs in parts."""
-        return self.seconds if self.is_whole else IN_PARTS * self.seconds
+        """By which it is chosen: its time, and some more if calls run in parts."""
+        is_parted = any(tree.tile is not None and tree.tile.is_runtime for tree in self.trees)
+        return IN_PARTS * self.seconds if is_parted else self.seconds
 
     @property
     def is_whole(self) -> bool:
@@ -131,6 +136,7 @@ class TimedSearch:
         rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
         for rate in rates:
             yield tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
+        yield from self._blocked(rates, numbers)
         for part in PARTS:
             cut = {name: min(part, numbers[name]) for name in sizes}
             if any(cut[name] < numbers[name] for name in sizes):
@@ -140,6 +146,37 @@ class TimedSearch:
                         self._tile(self._tree(slot, rate, smaller, numbers), index, part)
                         for slot, index in zip(self.slots, self.tiles, strict=True)
                     )
+
+    def _blocked(self, rates: Sequence[Rate], numbers: dict[str, int]) -> Iterator[Trees]:
+        """The trees for the whole that make large dense weights, and make them in blocks."""
+        for rate in rates if self.task.goal.mode != "serve" else ():
+            trees = tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
+            blocks = [self._block_sizes(tree, numbers) for tree in trees]
+            for size in sorted({size for _, sizes in blocks for size in sizes}):
+                yield tuple(
+                    self._block(slot, tree, Tile(index, size), numbers) if index and size in sizes else tree
+                    for slot, tree, (index, sizes) in zip(self.slots, trees, blocks, strict=True)
+                )
+
+    def _block_sizes(self, tree: ContractionTree, numbers: dict[str, int]) -> tuple[Index | None, tuple[int, ...]]:
+        """The index that a tree makes a large weight along, and how many of its values a block may have."""
+        index = find_blocked(self.merged, tree.region)
+        made = (step.legs for step in tree.steps[:-1] if index in step.legs and not self._is_called(step.legs))
+        largest = max((evaluate_size(legs_size(legs), numbers) for legs in made), default=0)
+        if index is None or largest < LARGE_WEIGHT:
+            return None, ()
+        return index, tuple(size for size in BLOCKS if size < index.size and index.size % size == 0)
+
+    def _is_called(self, legs: Sequence[Leg]) -> bool:
+        """Whether a value is as large as the call says."""
+        runtime = self.merged.runtime_sizes()
+        return any(str(size) in runtime for leg in legs for size in leg_size(leg).free_symbols)
+
+    def _block(self, slot: Slot, tree: ContractionTree, tile: Tile, numbers: dict[str, int]) -> ContractionTree:
+        """A tree that makes its weight block by block, laid out for one."""
+        entered = replace(tree, forms=(), gradients=()).renamed(tile.enter)
+        laid = self.lay_out(slot, entered, {**numbers, str(tile.part.size): tile.size})
+        return replace(laid.renamed(tile.leave), tile=tile)
 
     def _tile(self, tree: ContractionTree, index: Index | None, part: int) -> ContractionTree:
         if index is None or len(tree.region.accesses) == 1:
@@ -173,7 +210,7 @@ class TimedSearch:
     def lay_out(self, slot: Slot, tree: ContractionTree, numbers: dict[str, int]) -> ContractionTree:
         """A tree with the axes of its values in order."""
         run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed)
-        key = slot, tree, tuple(Topology(slot.region, numbers).sizes)
+        key = slot, tree, tuple(Topology(tree.region, numbers).sizes)
         if key not in self._laid:
             laid = lay_out(tree, run)
             is_planned = self.task.goal.mode == "train" and can_plan_backward(self.merged, slot.region)
@@ -253,11 +290,27 @@ def can_plan_backward(network: Network, region: Region) -> bool:
 
 def find_tiled(network: Network, region: Region) -> Index | None:
     """The run-time index of a region that its steps can run in parts of, if there is one."""
-    return next((index for index in region.legs if can_tile(network, region, index)), None)
+    tiles = (Tile(index, 1) for index in region.legs)
+    return next((tile.index for tile in tiles if tile.is_runtime and can_tile(network, region, tile.index)), None)
+
+
+def find_blocked(network: Network, region: Region) -> Index | None:
+    """The first index of a region that dense weights can be made in parts of, if there is one."""
+    tiles = (Tile(index, 1) for index in region.legs)
+    return next((tile.index for tile in tiles if not tile.is_runtime and can_tile(network, region, tile.index)), None)
 
 
 def can_tile(network: Network, region: Region, index: Index) -> bool:
-    """Whether parts can be taken along an index: of run time, and on an axis of its own wherever it stands."""
+    """Whether parts can be taken along an index.
+
+    One of run time has to stand on an axis of its own wherever it does, one of a number on params and buffers alone.
+    """
+    if not Tile(index, 1).is_runtime:
+        stored = {core.name for core in network.cores if core.role in ("param", "buffer")}
+        legs = [(access, leg) for access in region.accesses for leg in access.legs]
+        is_read = any(isinstance(leg, Read) and index in leg.indices for _, leg in legs)
+        given = [access for access, leg in legs if leg == index]
+        return index.size > 1 and not is_read and all(a.source in stored and given.count(a) == 1 for a in given)
     others = [leg for access in region.accesses for leg in bare_legs(access) if leg != index]
     sizes = [s for leg in others for s in ((leg.leg.size, leg.offset) if isinstance(leg, Read) else (leg.size,))]
     is_read = any(isinstance(leg, Read) and index in leg.indices for leg in others)
