@@ -298,10 +298,13 @@ def _make_call(layer: Layer, inputs: Sequence[torch.Tensor], mode: Mode) -> Call
         return torch.no_grad()(lambda: layer(*inputs))
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     wanted = [*(x for x in leaves if x.requires_grad), *layer.parameters()]
+    slopes = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in _outputs(layer(*leaves))]
 
     def step() -> object:
-        made = layer(*leaves)
-        total = sum(y.sum() for y in made) if isinstance(made, tuple) else made.sum()
-        return torch.autograd.grad(total, wanted, allow_unused=True)
+        return torch.autograd.grad(_outputs(layer(*leaves)), wanted, slopes, allow_unused=True)
 
     return step
+
+
+def _outputs(made: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return made if isinstance(made, tuple) else (made,)
