@@ -151,6 +151,23 @@ def test_a_plan_with_gradients_is_read_as_it_was_saved(tmp_path: Path):
         (tmp_path / "plan.json").unlink()
 
 
+def test_small_products_are_added_up_instead_of_copying_what_they_sum_over(tmp_path: Path):
+    """The gradient of a weight that every row of the batch meets in the middle of its axes."""
+    network = tg.parse("""network shared {
+      size batch; input x[batch, i:32, j:128]; param w[i, o:16]; param v[o, p:8]
+      y[batch, p, j] = x * w * v
+      output y[batch, p, j] }""")
+    machine = Machine(seconds_per_view=1e-9, elements_per_second=1e9, cache=1e4)
+    plan = tg.plan(network, {"batch": 64}, mode="train", minimize=machine)
+    assert any(gradient.added for gradient in plan.regimes[0].trees[0].gradients)
+    layer = tg.compile(plan)
+    assert ").sum((0,))" in layer.source
+    for batch in (1, 5):
+        assert layer.verify(sizes={"batch": batch}).is_equal
+    plan.save(tmp_path / "plan.json")
+    assert tg.load_plan(tmp_path / "plan.json") == plan
+
+
 def gradients_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
     return fields["regimes"][0]["trees"]["y"][0]["gradients"]
 
@@ -161,6 +178,7 @@ WRONG = {
     "a leg of nothing": (lambda g: g[0]["form"]["rows"].append("nothing"), "which its operands do not have"),
     "no order of what is summed": (lambda g: g[0]["form"].update(summed=[]), "is no product of that"),
     "of what lies as it did": (lambda g: g[-1].update(arranged=True), "that its step does not arrange"),
+    "products added along no sum": (lambda g: g[0].update(added=True), "along legs that are no sum"),
     "no object": (lambda g: g.__setitem__(0, 3), "not an object"),
 }
 

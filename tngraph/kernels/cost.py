@@ -113,10 +113,10 @@ def _macs_of_slopes(
     operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]
 ) -> Iterator[sympy.Expr]:
     """The gradients of products of entries that are planned as products of matrices, since they sum [MAC]."""
-    for number, side, form in (slope for block in blocks for slope in block.products):
-        op = operations[number]
-        if op.kind == "mul" and needs[op.operands[side]] and form.is_matrix:
-            yield volume(operations, number)
+    for slope in (slope for block in blocks for slope in block.products):
+        op = operations[slope.number]
+        if op.kind == "mul" and needs[op.operands[slope.side]] and slope.form.is_matrix:
+            yield volume(operations, slope.number)
 
 
 def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]) -> frozenset[int]:

@@ -115,12 +115,13 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     def multiply(product: Product, op: Operation, operands: Sequence[Tensor]) -> Tensor:
         if op.kind == "mul" and not product.form.is_matrix:
             return _mul(replace(op, form=product.form), operands, (), context)
-        return _contract_as(product.form, operands, context)
+        made = _contract_as(product.form, operands, context)
+        return _compute("sum", (made.code,), made.axes[1:], 0) if product.added else made
 
     def undo(block: Block) -> Backward:
         tile, own, values = tiles.get(block.first), operations, tensors
         if tile is not None:
-            products = (product._replace(form=product.form.renamed(tile.enter)) for product in block.products)
+            products = (each._replace(form=each.form.renamed(tile.enter)) for each in block.products)
             block = replace(block, products=tuple(products))
             own, values = tuple(_in_part(op, tile) for op in operations), [_cut(each, tile) for each in tensors]
         return differentiate(block, own, values, made.tensors(block), multiply)

@@ -118,11 +118,13 @@ class Product(NamedTuple):
         number: of the operation.
         side: which of its operands.
         form: of the product of matrices; of a product of entries, its order.
+        added: its outer legs, where its products are added up.
     """
 
     number: int
     side: int
     form: Form
+    added: tuple[Leg, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,7 @@ def _write_gradients(
         number = _contracting(writer, where[count + gradient.step])
         if number in made:
             side = tree.steps[gradient.step].operands.index(gradient.operand)
-            products.append(Product(number, side, gradient.form))
+            products.append(Product(number, side, gradient.form, gradient.added))
             kept.add(writer.operations[number].operands[1 - side])
     kept = {k for k in kept if k in made and writer.operations[k].kind != "load"}
     accesses = ((k, op.access) for k, op in enumerate(writer.operations))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +36,19 @@ def can_differentiate(tree: ContractionTree) -> bool:
 
 
 class _Made(NamedTuple):
-    """How a gradient is made of that of its step's result: in which time, in which order, and as which product."""
+    """How a gradient is made of that of its step's result.
+
+    Attributes:
+        seconds: in which time.
+        order: in which order.
+        way: as which product.
+        added: the outer legs of that which are summed behind it.
+    """
 
     seconds: float
     order: Order
     way: Way | None = None
+    added: Order = ()
 
     @property
     def copied(self) -> Copy | None:
@@ -111,9 +120,33 @@ class _Backward:
         for way, seconds in zip(ways, time_products(ways, self.run.machine).tolist(), strict=True):
             if way.order not in found or seconds < found[way.order].seconds:
                 found[way.order] = _Made(seconds, way.order, way)
+        for made in self._add_up(order, others, self.orders[operand]):
+            if made.order not in found or made.seconds < found[made.order].seconds:
+                found[made.order] = made
         is_leaf = operand < self.count
         fastest = sorted(found.values(), key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
         return fastest[: 2 * MOST_ORDERS]
+
+    def _add_up(self, order: Order, others: tuple[Order, ...], own: Order) -> Iterator[_Made]:
+        """The ways that sum over the slowest legs of a gradient by adding products up, where these are small.
+
+        Args:
+            order: of the gradient that is given.
+            others: that the other operand is there in.
+            own: of the operand whose gradient is made.
+        """
+        sizes, machine = self.program.sizes, self.run.machine
+        run = tuple(takewhile(lambda leg: leg not in own and leg in others[0], order))
+        small = sizes.of(order) // sizes.of(own)
+        for added in dict.fromkeys(run[:count] for count in (1, len(run)) if run):
+            if sizes.of(added) > small:
+                continue
+            rank, kept = {leg: k for k, leg in enumerate(own)}, frozenset({*own, *added})
+            found = (way for other in others for way in self.program.ways(order, other, kept, rank))
+            ways = [way for way in found if {*way.order[: way.form[0]]} == {*added}]
+            for way, seconds in zip(ways, time_products(ways, machine).tolist() if ways else (), strict=True):
+                total = machine.elementwise(sizes.of(way.order), written=sizes.of(own))
+                yield _Made(seconds + float(total), way.order[len(added) :], way, way.order[: len(added)])
 
     def _cost(self, value: int, order: Order) -> float:
         """The time from the gradient of a value in some order to those below; a leaf's own order is wanted."""
@@ -158,7 +191,8 @@ class _Backward:
                 else:
                     other = other_operand(self.tree.steps[step].operands, operand)
                     is_arranged = made.way.operands[1] != self.orders[other]
-                    yield Gradient(step, operand, self.program.form(made.way), is_arranged)
+                    added = self.program.named(made.added)
+                    yield Gradient(step, operand, self.program.form(made.way), is_arranged, added)
 
 
 def is_elementwise(tree: ContractionTree, operand: int) -> bool:

@@ -86,12 +86,18 @@ class Gradient(NamedTuple):
         operand: the value whose gradient it is.
         form: of the product; that of the tree's result lies in the order of the region.
         is_arranged: whether the other operand is taken as the step's own product takes it, in an order of its own.
+        added: the outer legs of the form, where its products are added up: then it needs no copies to sum over these.
     """
 
     step: int
     operand: int
     form: Form
     is_arranged: bool = False
+    added: tuple[Leg, ...] = ()
+
+    def renamed(self, rename: Rename) -> Gradient:
+        """The same with other legs."""
+        return self._replace(form=self.form.renamed(rename), added=rename(self.added))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +168,7 @@ class ContractionTree:
             region=Region(accesses, rename(self.region.legs)),  # type: ignore[arg-type]
             steps=tuple(replace(step, legs=rename(step.legs)) for step in self.steps),
             forms=tuple(form.renamed(rename) for form in self.forms),
-            gradients=tuple(each._replace(form=each.form.renamed(rename)) for each in self.gradients),
+            gradients=tuple(each.renamed(rename) for each in self.gradients),
         )
 
     def legs_of(self, value: int) -> tuple[Leg, ...]:

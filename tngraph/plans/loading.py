@@ -166,7 +166,13 @@ _TREE = {
 }
 _PARTS = Form._fields[:-1]
 _FORM = {**dict.fromkeys(_PARTS, "a list of texts"), "turned": "two truth values"}
-_GRADIENT = {"step": "anything", "operand": "anything", "form": "anything", "arranged": "true or false"}
+_GRADIENT = {
+    "step": "anything",
+    "operand": "anything",
+    "form": "anything",
+    "arranged": "true or false",
+    "added": "true or false",
+}
 _MEASURED = {
     "device": "text",
     "dtype": "text",
@@ -429,14 +435,25 @@ def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -
         above = tree.legs_of(count + step)
         other = other_operand(tree.steps[step].operands, operand)
         beside = tree.legs_of(other)
-        form = _read_form(fields["form"], at, [*above, *beside], tree.legs_of(operand))
+        own = tree.legs_of(operand)
+        summed = tuple(leg for leg in above if leg in beside and leg not in own) if fields["added"] else ()
+        added = tuple(leg for leg in summed if format_leg(leg) in _outer_of(fields["form"]))
+        form = _read_form(fields["form"], at, [*above, *beside], (*own, *added))
+        if fields["added"] and not (added and {*added} == {*form.outer}):
+            raise PlanError(f"{at} adds up products along legs that are no sum")
         is_fitting = not form.is_matrix if is_elementwise(tree, operand) else is_product(form, above, beside)
         if not is_fitting:
             raise PlanError(f"{at} is no product of that of its step's result and the other operand")
         if fields["arranged"] and not arranged_axes(tree, step, other):
             raise PlanError(f"{at} is made of a value that its step does not arrange")
-        made.append(Gradient(step, operand, form, fields["arranged"]))
+        made.append(Gradient(step, operand, form, fields["arranged"], form.outer if added else ()))
     return tuple(made)
+
+
+def _outer_of(form: object) -> Sequence[object]:
+    """What a form says of its outer legs, before it is checked."""
+    outer = form.get("outer") if isinstance(form, dict) else None
+    return outer if isinstance(outer, list) else ()
 
 
 def _read_tile(data: object, where: str, tree: ContractionTree) -> Tile | None:

@@ -167,9 +167,10 @@ def show_form(form: Form) -> Fields:
 
 
 def show_gradient(gradient: Gradient) -> Fields:
-    """Whose gradient it is, of what form, and whether of an operand that is arranged."""
+    """Whose gradient it is, of what form, whether of an operand that is arranged, and whether products are added."""
     form = show_form(gradient.form)
-    return {"step": gradient.step, "operand": gradient.operand, "form": form, "arranged": gradient.is_arranged}
+    named = {"step": gradient.step, "operand": gradient.operand, "form": form, "arranged": gradient.is_arranged}
+    return {**named, "added": bool(gradient.added)}
 
 
 def show_legs(step: Step) -> list[str]:
