@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tngraph.kernels.expressions import Call, Expression, Variable, substitute, variables
-from tngraph.kernels.layout import Axes, Tensor, arrange, axes_shape
+from tngraph.kernels.layout import Axes, Tensor, arrange, axes_shape, lay
 from tngraph.kernels.schedule import Block, Operation, Product
 
 GRADIENT = "grad "
@@ -104,7 +104,9 @@ def differentiate(
                 by, is_product = operations[other].name, op.kind == "contract" or product.form.is_matrix
             is_given = _is_given(block, operations, operand)
             if is_given:
-                made = Tensor(arrange(made, source.axes), source.axes)
+                is_result = operations[operand].kind == "load" and bool(operations[operand].operands)
+                put_out = lay if is_result else arrange  # what made the result passes over both in one order
+                made = Tensor(put_out(made, source.axes), source.axes)
             variable = _gradient_of(operations[operand].name, made.axes)
             if not is_given:
                 grads[operand] = Tensor(variable, made.axes)
