@@ -33,8 +33,8 @@ def _twins(case: Case, mode: str = "train", dtype: torch.dtype = torch.float64) 
     return here, there
 
 
-def _on_gpu(inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    return [x.to("cuda", dtype) for x in inputs]
+def _on_gpu(inputs: list[Tensor]) -> list[Tensor]:
+    return [x.to("cuda") for x in inputs]
 
 
 def _here(values: Iterable[Tensor]) -> tuple[Tensor, ...]:

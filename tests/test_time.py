@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -269,6 +270,13 @@ def forms_of(fields: dict[str, Any]) -> list[dict[str, list[str]]]:
     return tree["forms"]
 
 
+def cut(fields: dict[str, Any], index: str, size: int) -> None:
+    """Let every tree with steps run in parts."""
+    for tree in fields["regimes"][-1]["trees"]["y"]:
+        if tree["steps"]:
+            tree["tile"] = {"index": index, "size": size}
+
+
 WRONG = {
     "a leg of nothing": (lambda f: forms_of(f)[0]["rows"].append("nothing"), "which its operands do not have"),
     "a leg less": (lambda f: forms_of(f)[-1]["rows"].clear(), "where its step has"),
@@ -279,19 +287,19 @@ WRONG = {
     "no order of what is summed": (lambda f: forms_of(f)[0].update(summed=[]), "is no matrix product"),
     "a form less": (lambda f: forms_of(f).pop(), "forms for"),
     "parts of what is summed": (
-        lambda f: [t.update(tile={"index": "i1", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        partial(cut, index="i1", size=2),
         "cannot be cut there",
     ),
     "a block of all": (
-        lambda f: [t.update(tile={"index": "o1", "size": 4}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        partial(cut, index="o1", size=4),
         "blocks of 4 of 'o1' are none in mode 'infer'",
     ),
     "parts of nothing": (
-        lambda f: [t.update(tile={"index": "zz", "size": 2}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        partial(cut, index="zz", size=2),
         "cannot be cut there",
     ),
     "a part of no rows": (
-        lambda f: [t.update(tile={"index": "batch", "size": 0}) for t in f["regimes"][-1]["trees"]["y"] if t["steps"]],
+        partial(cut, index="batch", size=0),
         "not a positive integer",
     ),
 }

@@ -92,7 +92,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     """
     operations = schedule.operations
     tiles = _find_tiles(schedule)
-    parts = {str(tile.part.size): tile.size for tile in tiles.values() if not tile.is_runtime}
+    parts = {str(tile.part.size): tile.size for tile in tiles.values()}
     context = Context({**numbers, **parts}, call_sizes(network) | parts.keys(), find_positions(stages))
     outputs = [schedule.results[port.name] for port in network.outputs]
     drops = find_drops(schedule, outputs)
@@ -119,30 +119,27 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         return _compute("sum", (made.code,), made.axes[1:], 0) if product.added else made
 
     def undo(block: Block) -> Backward:
-        tile, own, values = tiles.get(block.first), operations, tensors
+        tile, values = tiles.get(block.first), tensors
         if tile is not None:
             products = (each._replace(form=each.form.renamed(tile.enter)) for each in block.products)
-            block = replace(block, products=tuple(products))
-            own, values = tuple(_in_part(op, tile) for op in operations), [_cut(each, tile) for each in tensors]
-        return differentiate(block, own, values, made.tensors(block), multiply)
+            block, values = replace(block, products=tuple(products)), [_cut(each, tile) for each in tensors]
+        return differentiate(block, operations, values, made.tensors(block), multiply)
 
     return replace(made, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
 
 
 def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
-    """For every operation that runs for a part, what the part is of."""
+    """For every operation that runs for a part of an index whose size is a number, what the part is of."""
     found: dict[int, Tile] = {}
     for block in schedule.blocks:
         tile = schedule.operations[block.last].tile
-        if block.kind == "tiles" and tile is not None:
-            found.update(dict.fromkeys(range(block.first, block.last + 1), tile))
+        if block.kind == "tiles" and tile is not None and not tile.is_runtime:
+            found.update(dict.fromkeys(range(block.first, block.last), tile))
     return found
 
 
 def _in_part(op: Operation, tile: Tile) -> Operation:
-    """An operation as it runs for a part; what joins the parts makes the whole."""
-    if op.kind == "join":
-        return op
+    """An operation as it runs for a part."""
     form = None if op.form is None else op.form.renamed(tile.enter)
     return replace(op, legs=tile.enter(op.legs), form=form, axes=tuple(map(tile.enter, op.axes)))
 

@@ -38,7 +38,7 @@ class Method(NamedTuple):
         name: what it is called.
         arguments: the names it is called with.
         text: of it, and of those that go with it.
-        loop: the name of the one that calls it for part after part.
+        loop: the call of the one that calls it for part after part.
     """
 
     name: str
@@ -333,10 +333,11 @@ class Body:
         code = next(line.code for line in kernels.lines if line.number == block.last)
         place = code.arguments[0] if isinstance(code, Call) else 0
         loop = self.names.method(f"{method.name}s")
-        arguments = ", ".join(["self", *(argument for argument in method.arguments if argument != size)])
+        arguments = [argument for argument in method.arguments if argument != size]
         doc = f'"""All of {self.names.values[op.name]}, {op.tile.size} of {op.tile.index.name} at a time."""'
         body = f"    {doc}\n    return torch.cat([{made}]{f', {place}' if place else ''})"
-        return method._replace(text=f"{method.text}\n\ndef {loop}({arguments}):\n{body}", loop=loop)
+        text = f"{method.text}\n\ndef {loop}({', '.join(['self', *arguments])}):\n{body}"
+        return method._replace(text=text, loop=f"self.{loop}({', '.join(arguments)})")
 
     def _call_tiles(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
         """The call of a method for all parts, or in one for the whole where PyTorch traces."""
@@ -346,7 +347,7 @@ class Body:
         whole = [self.names.show(op.tile.index.size) if argument == size else argument for argument in method.arguments]
         yield f"# {self._comment(kernels, line)}"
         yield f"if not torch.compiler.is_compiling(){f' and {size} > {op.tile.size}' * op.tile.is_runtime}:"
-        yield f"    {name} = self.{method.loop}({', '.join(a for a in method.arguments if a != size)})"
+        yield f"    {name} = {method.loop}"
         yield "else:"
         yield f"    {name} = self.{method.name}({', '.join(whole)})"
 

@@ -99,7 +99,8 @@ class TimedSearch:
     def __post_init__(self) -> None:
         self.cleaned, self.slots = clean_slots(self.task, self.merged)
         self.machine = self.bench or self.task.goal.machine
-        self.tiles = [find_tiled(self.merged, slot.region) for slot in self.slots]
+        self.tiles = [find_tiled(self.merged, slot.region, is_runtime=True) for slot in self.slots]
+        self.blocked = [find_tiled(self.merged, slot.region, is_runtime=False) for slot in self.slots]
 
     def candidates(self, /, **sizes: int) -> list[Candidate]:
         """All ways that are tried at some sizes, the fastest first, among near ties those that run whole."""
@@ -135,8 +136,9 @@ class TimedSearch:
         machines: tuple[Rate, ...] = (self.machine, self.task.goal.machine)
         rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
         for rate in rates:
-            yield tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
-        yield from self._blocked(rates, numbers)
+            trees = tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
+            yield trees
+            yield from self._blocked(trees, numbers)
         for part in PARTS:
             cut = {name: min(part, numbers[name]) for name in sizes}
             if any(cut[name] < numbers[name] for name in sizes):
@@ -147,20 +149,22 @@ class TimedSearch:
                         for slot, index in zip(self.slots, self.tiles, strict=True)
                     )
 
-    def _blocked(self, rates: Sequence[Rate], numbers: dict[str, int]) -> Iterator[Trees]:
-        """The trees for the whole that make large dense weights, and make them in blocks."""
-        for rate in rates if self.task.goal.mode != "serve" else ():
-            trees = tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
-            blocks = [self._block_sizes(tree, numbers) for tree in trees]
-            for size in sorted({size for _, sizes in blocks for size in sizes}):
-                yield tuple(
-                    self._block(slot, tree, Tile(index, size), numbers) if index and size in sizes else tree
-                    for slot, tree, (index, sizes) in zip(self.slots, trees, blocks, strict=True)
-                )
+    def _blocked(self, trees: Trees, numbers: dict[str, int]) -> Iterator[Trees]:
+        """The same trees, those that make large dense weights in blocks."""
+        if self.task.goal.mode == "serve":
+            return
+        found = zip(trees, self.blocked, strict=True)
+        blocks = [self._block_sizes(tree, index, numbers) for tree, index in found]
+        for size in sorted({size for _, sizes in blocks for size in sizes}):
+            yield tuple(
+                self._block(slot, tree, Tile(index, size), numbers) if index and size in sizes else tree
+                for slot, tree, (index, sizes) in zip(self.slots, trees, blocks, strict=True)
+            )
 
-    def _block_sizes(self, tree: ContractionTree, numbers: dict[str, int]) -> tuple[Index | None, tuple[int, ...]]:
-        """The index that a tree makes a large weight along, and how many of its values a block may have."""
-        index = find_blocked(self.merged, tree.region)
+    def _block_sizes(
+        self, tree: ContractionTree, index: Index | None, numbers: dict[str, int]
+    ) -> tuple[Index | None, tuple[int, ...]]:
+        """The index, if a tree makes a large weight along it, and how many of its values a block may have."""
         made = (step.legs for step in tree.steps[:-1] if index in step.legs and not self._is_called(step.legs))
         largest = max((evaluate_size(legs_size(legs), numbers) for legs in made), default=0)
         if index is None or largest < LARGE_WEIGHT:
@@ -288,16 +292,10 @@ def can_plan_backward(network: Network, region: Region) -> bool:
     return True
 
 
-def find_tiled(network: Network, region: Region) -> Index | None:
-    """The run-time index of a region that its steps can run in parts of, if there is one."""
-    tiles = (Tile(index, 1) for index in region.legs)
-    return next((tile.index for tile in tiles if tile.is_runtime and can_tile(network, region, tile.index)), None)
-
-
-def find_blocked(network: Network, region: Region) -> Index | None:
-    """The first index of a region that dense weights can be made in parts of, if there is one."""
-    tiles = (Tile(index, 1) for index in region.legs)
-    return next((tile.index for tile in tiles if not tile.is_runtime and can_tile(network, region, tile.index)), None)
+def find_tiled(network: Network, region: Region, is_runtime: bool) -> Index | None:
+    """The first index of a region, of run time or of a number, that its steps can run in parts of, if there is one."""
+    found = (index for index in region.legs if Tile(index, 1).is_runtime == is_runtime)
+    return next((index for index in found if can_tile(network, region, index)), None)
 
 
 def can_tile(network: Network, region: Region, index: Index) -> bool:
