@@ -21,7 +21,7 @@ from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
 from tngraph.modules.layer import Layer, layer_class
 from tngraph.modules.timing import MeasuredMachine, kernels_of
-from tngraph.modules.verification import random_inputs
+from tngraph.modules.verification import as_tuple, random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
 from tngraph.planning.search import Search
@@ -298,13 +298,9 @@ def _make_call(layer: Layer, inputs: Sequence[torch.Tensor], mode: Mode) -> Call
         return torch.no_grad()(lambda: layer(*inputs))
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     wanted = [*(x for x in leaves if x.requires_grad), *layer.parameters()]
-    slopes = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in _outputs(layer(*leaves))]
+    slopes = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in as_tuple(layer(*leaves))]
 
     def step() -> object:
-        return torch.autograd.grad(_outputs(layer(*leaves)), wanted, slopes, allow_unused=True)
+        return torch.autograd.grad(as_tuple(layer(*leaves)), wanted, slopes, allow_unused=True)
 
     return step
-
-
-def _outputs(made: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return made if isinstance(made, tuple) else (made,)

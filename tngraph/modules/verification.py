@@ -115,7 +115,7 @@ class Reference:
     def values(self, arrays: Arrays) -> tuple[Any, ...]:
         """The results, one per output."""
         found: tuple[Any, ...] = self._once(
-            "values", list(arrays.values()), lambda: _tuple(evaluate(self.network, arrays, self.sizes))
+            "values", list(arrays.values()), lambda: as_tuple(evaluate(self.network, arrays, self.sizes))
         )
         return found
 
@@ -259,7 +259,7 @@ def _check_meaning(
     network = stored.plan.network
     leaves = dict(zip((port.name for port in network.inputs), _leaves(stored.plan, inputs), strict=True))
     arrays = {n: t.detach().numpy() for n, t in (stored.of(layer, "param", "buffer") | leaves).items()}
-    expected, outputs = reference.values(arrays), _tuple(layer(*leaves.values()))
+    expected, outputs = reference.values(arrays), as_tuple(layer(*leaves.values()))
     checks = [
         _compare(f"value of {port.name}", e, o) for port, e, o in zip(network.outputs, expected, outputs, strict=True)
     ]
@@ -288,7 +288,8 @@ def _leaves(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [x.clone().requires_grad_(port.name in plan.goal.trained) for port, x in pairs]
 
 
-def _tuple(value: Any) -> tuple[Any, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """What a layer puts out, one output as well as several."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -345,7 +346,7 @@ def _check_flops(
     leaves = _leaves(plan, inputs)
 
     def train() -> None:
-        outputs = [output for output in _tuple(layer.forward(*leaves)) if output.grad_fn is not None]
+        outputs = [output for output in as_tuple(layer.forward(*leaves)) if output.grad_fn is not None]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 

@@ -13,7 +13,7 @@ opt_einsum and cotengra, hyperedges included.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
@@ -218,6 +218,11 @@ def leg_size(leg: Leg) -> sympy.Expr:
 def legs_size(legs: Sequence[Leg]) -> sympy.Expr:
     """The elements of a tensor with these legs."""
     return product(leg_size(leg) for leg in legs)
+
+
+def depends_on(legs: Iterable[Leg], names: Collection[str]) -> bool:
+    """Whether the size of a leg is made of one of some named sizes."""
+    return any(str(size) in names for leg in legs for size in leg_size(leg).free_symbols)
 
 
 def sliced_legs(access: Access, sliced: Sequence[Index]) -> tuple[Leg, ...]:

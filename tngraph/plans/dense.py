@@ -8,7 +8,7 @@ from itertools import count
 import sympy
 
 from tngraph.language.network import Access, Core, Index, Network, Term
-from tngraph.planning.region import legs_size
+from tngraph.planning.region import depends_on, legs_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def dense_equivalent(network: Network) -> Dense | None:
             continue
         read = (index for access in data for index in access.indices)
         legs = tuple(index for index in dict.fromkeys([*equation.legs, *read]) if index in held)
-        if any(str(symbol) in runtime for leg in legs for symbol in leg.size.free_symbols):
+        if depends_on(legs, runtime):
             return None
         key = frozenset(legs), data
         known = weights.get(key)

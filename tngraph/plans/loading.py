@@ -397,7 +397,8 @@ def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tu
     forms: list[Form] = []
     for number, (given, step) in enumerate(zip(data, tree.steps, strict=False), 1):
         at = f"{where}, form {number}"
-        forms.append(_read_form(given, at, [leg for o in step.operands for leg in tree.legs_of(o)], step.legs))
+        forms.append(_read_form(given, at, [leg for o in step.operands for leg in tree.legs_of(o)]))
+        _check_made(forms[-1], at, step.legs)
     made = replace(tree, forms=tuple(forms))
     for number in range(len(forms)):
         if not is_possible(made, number):
@@ -405,8 +406,8 @@ def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tu
     return made.forms
 
 
-def _read_form(data: object, where: str, given: Sequence[Leg], made: Sequence[Leg]) -> Form:
-    """A form of operands with some legs, whose result has others."""
+def _read_form(data: object, where: str, given: Sequence[Leg]) -> Form:
+    """A form of operands with some legs."""
     parts = _check_fields(data, where, _FORM)
     known = {format_leg(leg): leg for leg in given}
     unknown = [name for part in _PARTS for name in parts[part] if name not in known]
@@ -414,11 +415,14 @@ def _read_form(data: object, where: str, given: Sequence[Leg], made: Sequence[Le
         raise PlanError(f"{where} has the leg {_shown(unknown[0])}, which its operands do not have")
     first, second = parts["turned"]
     outer, rows, columns, summed = (tuple(known[name] for name in parts[part]) for part in _PARTS)
-    form = Form(outer, rows, columns, summed, (first, second))
+    return Form(outer, rows, columns, summed, (first, second))
+
+
+def _check_made(form: Form, where: str, made: Sequence[Leg]) -> None:
+    """Refuse a form whose result has other legs."""
     if sorted(map(format_leg, form.legs)) != sorted(map(format_leg, made)):
         shown = _written([format_leg(leg) for leg in form.legs])
         raise PlanError(f"{where} has the legs {shown}, where its step has {_written(list(map(format_leg, made)))}")
-    return form
 
 
 def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -> tuple[Gradient, ...]:
@@ -435,10 +439,10 @@ def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -
         above = tree.legs_of(count + step)
         other = other_operand(tree.steps[step].operands, operand)
         beside = tree.legs_of(other)
-        own = tree.legs_of(operand)
-        summed = tuple(leg for leg in above if leg in beside and leg not in own) if fields["added"] else ()
-        added = tuple(leg for leg in summed if format_leg(leg) in _outer_of(fields["form"]))
-        form = _read_form(fields["form"], at, [*above, *beside], (*own, *added))
+        own, form = tree.legs_of(operand), _read_form(fields["form"], at, [*above, *beside])
+        summed = (leg for leg in above if fields["added"] and leg in beside and leg not in own)
+        added = tuple(leg for leg in summed if leg in form.outer)
+        _check_made(form, at, (*own, *added))
         if fields["added"] and not (added and {*added} == {*form.outer}):
             raise PlanError(f"{at} adds up products along legs that are no sum")
         is_fitting = not form.is_matrix if is_elementwise(tree, operand) else is_product(form, above, beside)
@@ -448,12 +452,6 @@ def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -
             raise PlanError(f"{at} is made of a value that its step does not arrange")
         made.append(Gradient(step, operand, form, fields["arranged"], form.outer if added else ()))
     return tuple(made)
-
-
-def _outer_of(form: object) -> Sequence[object]:
-    """What a form says of its outer legs, before it is checked."""
-    outer = form.get("outer") if isinstance(form, dict) else None
-    return outer if isinstance(outer, list) else ()
 
 
 def _read_tile(data: object, where: str, tree: ContractionTree) -> Tile | None:

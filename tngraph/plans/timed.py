@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from tngraph.language.network import Access, Index, Leg, Network, Read
+from tngraph.language.network import Access, Index, Network, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.gradients import lay_out_gradients
@@ -19,7 +19,7 @@ from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Rate, Weighted
 from tngraph.planning.regimes import Piece, Range, has_sizes
-from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs, leg_size, legs_size
+from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bare_legs, depends_on, legs_size
 from tngraph.planning.search import search_tree
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.cache import cache_key, find_cached
@@ -165,16 +165,12 @@ class TimedSearch:
         self, tree: ContractionTree, index: Index | None, numbers: dict[str, int]
     ) -> tuple[Index | None, tuple[int, ...]]:
         """The index, if a tree makes a large weight along it, and how many of its values a block may have."""
-        made = (step.legs for step in tree.steps[:-1] if index in step.legs and not self._is_called(step.legs))
+        runtime = self.merged.runtime_sizes()
+        made = (step.legs for step in tree.steps[:-1] if index in step.legs and not depends_on(step.legs, runtime))
         largest = max((evaluate_size(legs_size(legs), numbers) for legs in made), default=0)
         if index is None or largest < LARGE_WEIGHT:
             return None, ()
         return index, tuple(size for size in BLOCKS if size < index.size and index.size % size == 0)
-
-    def _is_called(self, legs: Sequence[Leg]) -> bool:
-        """Whether a value is as large as the call says."""
-        runtime = self.merged.runtime_sizes()
-        return any(str(size) in runtime for leg in legs for size in leg_size(leg).free_symbols)
 
     def _block(self, slot: Slot, tree: ContractionTree, tile: Tile, numbers: dict[str, int]) -> ContractionTree:
         """A tree that makes its weight block by block, laid out for one."""
@@ -287,7 +283,7 @@ def can_plan_backward(network: Network, region: Region) -> bool:
         if any(isinstance(leg, Read) for leg in access.legs) or len(set(access.legs)) < len(access.legs):
             return False
         core = constant.get(access.source)
-        if core is not None and any(str(s) in runtime for leg in core.legs for s in leg.size.free_symbols):
+        if core is not None and depends_on(core.legs, runtime):
             return False
     return True
 
