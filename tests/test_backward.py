@@ -103,12 +103,14 @@ def test_gradients_of_gradients(name: str):
 
 @pytest.mark.parametrize("frozen", [(), ("x",), ("a",), ("x", "a"), ("a", "b", "c")])
 def test_what_needs_no_gradient_costs_none(frozen: tuple[str, ...]):
-    network = tg.parse(NETWORKS["a chain"])
-    no_calls = Machine(seconds_per_view=1e-9)
-    plan = tg.plan(network, {"batch": 6}, mode="train", minimize=no_calls, requires_grad=dict.fromkeys(frozen, False))
+    network = tg.parse("""network blocks { size batch; input x[batch, i:6, j:5]; param a[j, i, o:4]
+      param b[o, i, p:3]; param c[p, q:7]; y[batch, o, q] = x * a * b * c; output y[batch, o, q] }""")
+    dear_copies = Machine(seconds_per_view=1e-9, elements_per_second=1e8, cached_per_second=1e8)
+    trained = dict.fromkeys(frozen, False)
+    plan = tg.plan(network, {"batch": 6}, mode="train", minimize=dear_copies, requires_grad=trained)
     assert any(tree.gradients for tree in plan.regimes[0].trees)
     layer = tg.compile(plan)
-    x = torch.randn(6, 40, requires_grad="x" not in frozen)
+    x = torch.randn(6, 6, 5, requires_grad="x" not in frozen)
     for name, param in layer.named_parameters():
         param.requires_grad_(name not in frozen)
     with FlopCounterMode(display=False) as counter:
@@ -159,8 +161,9 @@ def test_small_products_are_added_up_instead_of_copying_what_they_sum_over(tmp_p
       y[batch, p, j] = x * w * v
       output y[batch, p, j] }""")
     machine = Machine(seconds_per_view=1e-9, elements_per_second=1e9, cache=1e4)
-    plan = tg.plan(network, {"batch": 64}, mode="train", minimize=machine)
-    assert any(gradient.added for gradient in plan.regimes[0].trees[0].gradients)
+    finder = timed_search(network, {"batch": 64}, machine=machine, mode="train")
+    added = (c for c in finder.candidates() if any(gradient.added for tree in c.trees for gradient in tree.gradients))
+    plan = finder.plan([(1, None, next(added).trees)])
     layer = tg.compile(plan)
     assert ").sum((0,))" in layer.source
     for batch in (1, 5):

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import permutations, product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import tngraph as tg
 from tngraph.cli import app
+from tngraph.kernels.clock import Clock, Made
 from tngraph.kernels.cost import evaluate_count
+from tngraph.kernels.expressions import Call, Variable
+from tngraph.kernels.strides import Layout, contiguous_strides
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import Kernels, MeasuredMachine
@@ -505,6 +510,24 @@ def test_the_command_tunes_shows_and_saves(tmp_path: Path):
     assert result.stdout.startswith("at ")
     assert result.stdout.count("kept") == 2
     assert len(tg.load_plan(place).measured) == 2
+
+
+@pytest.mark.parametrize("order", [*permutations(range(3))])
+def test_the_model_knows_which_gradients_pytorch_copies(order: tuple[int, ...]):
+    """A batch of products put out in another order, and the gradient of that."""
+    sizes = (6, 20, 24)
+    left, right = torch.randn(6, 20, 16, requires_grad=True), torch.randn(6, 16, 24, requires_grad=True)
+    y = torch.bmm(left, right).permute(order).contiguous()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        torch.autograd.grad(y, [left, right], torch.randn(y.shape))
+    copies = sum(event.count for event in found.key_averages() if event.key == "aten::copy_")
+    strides = contiguous_strides(sizes)
+    shape = tuple(map(sympy.Integer, y.shape))
+    clock = Clock(Machine())
+    given = Variable("value", "t1", shape)
+    seen = Layout(tuple(y.shape), tuple(strides[axis] for axis in order))
+    clock.undo(Call("contiguous", (given,), (), shape), seen, Made(sizes, 2))
+    assert (clock.seconds > 0) == (copies > 0)
 
 
 @pytest.mark.parametrize("batches", ["0", "1,,2", "x", "-1"])

@@ -2,8 +2,9 @@
 
 A view takes what a call takes that starts no kernel. A copy goes as fast as entries stay side by side; a product as
 its shape allows; everything else reads and writes its values once. In training every call runs once more for each
-operand that a gradient flows to, a copy is undone by another, and the gradient of a matrix that many products share is
-summed over these.
+operand that a gradient flows to, and the gradient of a matrix that many products share is summed over these. PyTorch
+lays nothing out for its backward pass: a gradient lies as the call that takes it has left it, and is copied where the
+call before cannot be undone by that.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from tngraph.kernels.expressions import Call
-from tngraph.kernels.strides import Ints, Layout
+from tngraph.kernels.strides import Ints, Layout, contiguous_strides, reshaped_strides
 from tngraph.planning.machine import Copy, Machine, find_copy
 
 _VIEWS_PER_CALL = 5
@@ -26,8 +28,20 @@ _VIEWS_PER_FUNCTION = 60
 """As many while Python calls a function of its own, and later its backward pass."""
 _VIEWS_PER_NODE = 5
 """As many while PyTorch notes a call, and later finds what undoes it."""
-_BY_PYTORCH = 1.5
-"""What PyTorch undoes a call by takes so many times as long as the same kernels would: it lays nothing out for them."""
+_IN_SLICES = 2
+"""A copy of one matrix after the other takes so many times as long as one of all: what they share is read again."""
+
+
+class Made(NamedTuple):
+    """How a call made a tensor, whatever is seen of it later.
+
+    Attributes:
+        sizes: that it has.
+        gradients: how many products of matrices undo the call.
+    """
+
+    sizes: Ints
+    gradients: int = 0
 
 
 @dataclass
@@ -56,7 +70,7 @@ class Clock:
             forward = self._convolution(operands, sizes)
             backward = sum(needs) * forward
         elif code.function in ("reshape", "contiguous"):
-            forward = backward = self.machine.rearrange(copy_of(operands[0]))
+            forward, backward = self.machine.rearrange(copy_of(operands[0])), 0.0  # its gradient is a view: `undo`
         else:
             forward = self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes))
             backward = forward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
@@ -65,7 +79,33 @@ class Clock:
     def _run(self, forward: float, backward: float, is_trained: bool) -> None:
         """A call, and what PyTorch undoes it by."""
         node = _VIEWS_PER_NODE * self.machine.seconds_per_view
-        self.add(forward + is_trained * (_BY_PYTORCH * backward + node))
+        self.add(forward + is_trained * (backward + node))
+
+    def undo(self, code: Call, operand: Layout, made: Made) -> None:
+        """What it takes PyTorch to bring the gradient of an operand into an order that its maker can be undone in.
+
+        It lies in the order of the operand's axes, and is looked at as what the operand is a view of: it is copied
+        where there is no such view. Products of matrices of which no axis is the fastest copy them one by one, for the
+        gradient of either operand.
+        """
+        if code.function not in ("mm", "bmm", "reshape", "contiguous"):
+            return
+        if code.function == "mm" and is_turned(operand):
+            return  # PyTorch makes the gradient of such a matrix transposed as well
+        axes = [axis for axis, stride in enumerate(operand.strides) if stride or operand.sizes[axis] == 1]
+        strides = contiguous_strides(tuple(operand.sizes[axis] for axis in axes))
+        lying = sorted(zip(axes, strides, strict=True), key=lambda pair: -operand.strides[pair[0]])
+        gradient = Layout(tuple(operand.sizes[axis] for axis, _ in lying), tuple(stride for _, stride in lying))
+        if prod(gradient.sizes) != prod(made.sizes):
+            return
+        seen = reshaped_strides(gradient, made.sizes)
+        if seen is None:
+            self.add(self.machine.rearrange(copy_of(gradient)))
+        elif made.gradients and 1 not in (*seen[-2:], *made.sizes[-2:]):
+            each = self.machine.seconds_per_kernel + self.machine.seconds_per_product
+            matrices = made.sizes[0] if len(made.sizes) == 3 else 1
+            copied = self.machine.rearrange(copy_of(Layout(made.sizes, seen)))
+            self.add(made.gradients * (_IN_SLICES * copied + matrices * each))
 
     def module(self, is_trained: bool) -> None:
         """What it takes to call a module, and to start a backward pass."""

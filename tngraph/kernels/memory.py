@@ -21,7 +21,7 @@ import sympy
 
 from tngraph.errors import SizeError
 from tngraph.kernels.backward import Backward
-from tngraph.kernels.clock import Clock
+from tngraph.kernels.clock import Clock, Made
 from tngraph.kernels.cost import maximum
 from tngraph.kernels.expressions import Call, Expression, Shape, Variable
 from tngraph.kernels.kernels import Kernel, Kernels
@@ -144,13 +144,14 @@ def trace_memory(
 class _Array:
     """A tensor of the run: its layout, the storage it holds if it is ours, the bytes of an element.
 
-    ``is_trained`` tells whether a gradient flows to it.
+    ``is_trained`` tells whether a gradient flows to it, and ``source`` what it is a view of, where that is known.
     """
 
     layout: Layout
     storage: Storage | None
     unit: int
     is_trained: bool
+    source: Made | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +390,7 @@ class _Trace:
             strides = contiguous_strides(
                 tuple(whole if size == self.part.size else n for size, n in zip(code.shape, sizes, strict=True))
             )
-        return _Array(Layout(sizes, strides), None, self.itemsize, code.name in self.trained)
+        return _Array(Layout(sizes, strides), None, self.itemsize, code.name in self.trained, Made(sizes))
 
     def _sizes(self, shape: Shape) -> Ints:
         return tuple(map(self._size, shape))
@@ -414,11 +415,15 @@ class _Trace:
                 self._unit(code, operands),
             )
             made = Storage(self._formulas(code.shape), prod(sizes), unit)
-            array = _Array(Layout(sizes, strides), made, unit, any(needs))
+            source = Made(sizes, sum(needs) if code.function in ("mm", "bmm") else 0)
+            array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
             if code.function in COPIES:
                 self.moved.extend(self._times(made))
             if self.clock is not None:
                 self.clock.call(code, layouts, sizes, followed)
+                for operand, is_followed in zip(operands, followed, strict=True):
+                    if is_followed and operand.source is not None:
+                        self.clock.undo(code, operand.layout, operand.source)
         self._hold(array)
         if any(followed) and code.function in SAVES:
             self._keep([*operands, array], SAVES[code.function](code, needs))

@@ -53,10 +53,12 @@ class Candidate:
     Attributes:
         trees: of all regions.
         seconds: of a call at the size it was made for, in training with its backward pass [s].
+        is_laid_for_step: whether axes are laid out for all of a training step, and not for its forward pass alone.
     """
 
     trees: Trees
     seconds: float
+    is_laid_for_step: bool = True
 
     @property
     def price(self) -> float:
@@ -105,8 +107,12 @@ class TimedSearch:
     def candidates(self, /, **sizes: int) -> list[Candidate]:
         """All ways that are tried at some sizes, the fastest first, among near ties those that run whole."""
         numbers = self.task.numbers_at(**sizes)
-        found = dict.fromkeys(each for trees in self._ways(numbers) for each in (trees, by_autograd(trees)))
-        made = [Candidate(trees, self.seconds(trees, numbers)) for trees in found]
+        found: dict[Trees, bool] = {}
+        for is_for_step in (True, False) if self.task.goal.mode == "train" else (True,):
+            for trees in self._ways(numbers, is_for_step):
+                for each in (trees, by_autograd(trees)):
+                    found.setdefault(each, is_for_step)
+        made = [Candidate(trees, self.seconds(trees, numbers), is_for_step) for trees, is_for_step in found.items()]
         return sorted(made, key=lambda each: each.price)
 
     def plan(self, found: Sequence[Range], measured: Sequence[Measured] = ()) -> Plan:
@@ -122,6 +128,8 @@ class TimedSearch:
         details = [f"{', '.join(parts)} at a time"] if parts else []
         if self.task.goal.mode == "train" and not candidate.is_planned:
             details.append("gradients by PyTorch")
+        if not candidate.is_laid_for_step:
+            details.append("laid out for its forward pass")
         return ", ".join([draw_stages(plan.regimes[0]), *details])
 
     def seconds(self, trees: Trees, numbers: dict[str, int]) -> float:
@@ -131,12 +139,12 @@ class TimedSearch:
         )
         return made.regimes[0].seconds(numbers, self.machine)
 
-    def _ways(self, numbers: dict[str, int]) -> Iterator[Trees]:
+    def _ways(self, numbers: dict[str, int], is_for_step: bool) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
         machines: tuple[Rate, ...] = (self.machine, self.task.goal.machine)
         rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
         for rate in rates:
-            trees = tuple(self._tree(slot, rate, numbers, numbers) for slot in self.slots)
+            trees = tuple(self._tree(slot, rate, is_for_step, numbers, numbers) for slot in self.slots)
             yield trees
             yield from self._blocked(trees, numbers)
         for part in PARTS:
@@ -145,7 +153,7 @@ class TimedSearch:
                 smaller = self.task.numbers_at(**cut)
                 for rate in rates:
                     yield tuple(
-                        self._tile(self._tree(slot, rate, smaller, numbers), index, part)
+                        self._tile(self._tree(slot, rate, is_for_step, smaller, numbers), index, part)
                         for slot, index in zip(self.slots, self.tiles, strict=True)
                     )
 
@@ -183,7 +191,9 @@ class TimedSearch:
             return tree
         return replace(tree, tile=Tile(index, part))
 
-    def _tree(self, slot: Slot, rate: Rate, numbers: dict[str, int], whole: dict[str, int]) -> ContractionTree:
+    def _tree(
+        self, slot: Slot, rate: Rate, is_for_step: bool, numbers: dict[str, int], whole: dict[str, int]
+    ) -> ContractionTree:
         """The tree of a slot that is the best at some sizes, those of a part or of the whole, laid out for them.
 
         A large one is searched for once, at the sizes of the task, or where it is tuned, at those of each call.
@@ -196,7 +206,7 @@ class TimedSearch:
         key = slot, rate, tuple(topology.sizes)
         if key not in self._trees:
             self._trees[key] = replace(self._search(topology, searched), is_proven=False)
-        return self.lay_out(slot, self._trees[key], numbers)
+        return self.lay_out(slot, self._trees[key], numbers, is_for_step)
 
     def _search(self, topology: Topology, numbers: dict[str, int]) -> ContractionTree:
         """The tree of least cost; what was measured just now is not kept for another time."""
@@ -207,12 +217,14 @@ class TimedSearch:
         (piece,) = find_cached(topology, known, lambda: [Piece(1, None, search_tree(topology, search))])
         return piece.tree
 
-    def lay_out(self, slot: Slot, tree: ContractionTree, numbers: dict[str, int]) -> ContractionTree:
-        """A tree with the axes of its values in order."""
+    def lay_out(
+        self, slot: Slot, tree: ContractionTree, numbers: dict[str, int], is_for_step: bool = True
+    ) -> ContractionTree:
+        """A tree with the axes of its values in order: for all of a training step, or for its forward pass alone."""
         run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed)
-        key = slot, tree, tuple(Topology(tree.region, numbers).sizes)
+        key = slot, tree, is_for_step, tuple(Topology(tree.region, numbers).sizes)
         if key not in self._laid:
-            laid = lay_out(tree, run)
+            laid = lay_out(tree, run if is_for_step else run._replace(trained=0))
             is_planned = self.task.goal.mode == "train" and can_plan_backward(self.merged, slot.region)
             self._laid[key] = lay_out_gradients(laid, run) if is_planned else laid
         return self._laid[key]
