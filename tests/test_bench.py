@@ -157,6 +157,7 @@ def cell(case: str, pass_: str, ours: float, others: dict[str, float], flops: in
         "choice": {"model": 1.0, "measured": 1.5, "best": 1.0},
         "plan_says_dense": others["dense"] < ours,
         "disturbed": 0.01,
+        "rates": {name: rate / 2 for name, rate in RATES.items()},
     }
     return add_roofline(made, RATES)
 
@@ -177,7 +178,12 @@ def test_a_summary_is_what_is_asked():
         "minimum": 0.5,
         "slow": {"fc2_mpo, batch 32, forward+backward": 0.5},
     }
-    assert found["roofline"] == {"cells": 2, "geometric_mean": pytest.approx((0.2 * 0.25) ** 0.5)}
+    ideal = (0.2 * 0.25) ** 0.5
+    assert found["roofline"] == {
+        "cells": 2,
+        "geometric_mean": pytest.approx(ideal),
+        "in_turns": pytest.approx(2 * ideal),
+    }
     assert found["dense_with_fewer_flops"]["cells"] == 3
     assert found["dense_with_fewer_flops"]["minimum"] == 0.5
     assert found["dense_with_fewer_flops"]["said"] == ["fc2_mpo, batch 32, forward+backward"]
@@ -210,6 +216,7 @@ def test_a_page_has_every_cell_and_every_reason():
     assert "**Not measured in this run:** vgg_fc1_mpo, " in page
     assert "A chip, 2 cores, 2 threads, float32" in page
     assert "| fc2_mpo | 32 | 100 ms | – | 4.00 | 2.00 | 3.00 | 2.00 cotengra | 0.2 | 20 % |" in page
+    assert "| the same, by the rates that were measured in turns with each layer | 2 | 45 % | |" in page
     assert "- fc2_mpo, batch 32, forward+backward: 0.50\n" in page
     assert "- fc2_mpo, batch 32, forward+backward: 0.50, as the plan says\n" in page
     assert "| tednet | fc2_mpo, conv_cp | has no ¦ such layer |" in page

@@ -126,6 +126,8 @@ def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, A
         calls = {each.name: make_call(each, x, cotangent, is_training) for each in field.contenders}
         if how.setting.device.type == "cuda":
             calls[GRAPH] = Captured(calls[OURS])
+        known = measuring.references(how.setting.device, how.setting.dtype)
+        calls.update({name: reference.call for name, reference in known.items()})
         tried = []
         for _ in range(how.tries):
             neighbours = Neighbours()
@@ -134,7 +136,8 @@ def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, A
             if tried[-1][0] <= UNDISTURBED:
                 break
     disturbed, timings, failed = min(tried, key=lambda one: one[0])
-    cell = write_cell(case, batch, is_training, field, timings, failed, how.setting.dtype.itemsize)
+    rates = {name: reference.work / timings.pop(name).median for name, reference in known.items()}
+    cell = write_cell(case, batch, is_training, field, timings, failed, rates, how.setting.dtype.itemsize)
     return {**cell, "disturbed": disturbed}
 
 

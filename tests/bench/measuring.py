@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -166,31 +166,30 @@ def summarise(times: Sequence[float], repeats: int) -> Timing:
 # The machine.
 
 
-def measure_matmul(clock: Clock, dtype: torch.dtype, size: int) -> float:
-    """The rate of a large square matrix product, the best of several [FLOPs per second]."""
-    a, b = (torch.randn(size, size, device=clock.device, dtype=dtype) for _ in range(2))
+class Reference(NamedTuple):
+    """Something large that a device is measured by: how much work a call does, in FLOPs or bytes."""
+
+    work: int
+    call: Call
+
+
+def references(device: torch.device, dtype: torch.dtype) -> dict[str, Reference]:
+    """A large square matrix product and a large copy, reading and writing counted, by what they say per second."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return float(2 * size**3 / best(lambda: torch.mm(a, b, out=out), clock))
-
-
-def measure_copy(clock: Clock, size: int) -> float:
-    """The bandwidth of a large copy, reading and writing counted, the best of several [bytes per second]."""
-    source = torch.ones(size, dtype=torch.uint8, device=clock.device)
+    source = torch.ones(2**28, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * size / best(lambda: target.copy_(source), clock)
-
-
-def best(call: Call, clock: Clock) -> float:
-    """The shortest of eleven calls [seconds]."""
-    return min(clock.time(call) for _ in range(11))
+    return {
+        "matmul_flops_per_second": Reference(2 * size**3, lambda: torch.mm(a, b, out=out)),
+        "copy_bytes_per_second": Reference(2 * source.numel(), lambda: target.copy_(source)),
+    }
 
 
 def measure_rates(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
-    """What the device does at best: arithmetic and copies."""
-    return {
-        "matmul_flops_per_second": measure_matmul(clock, dtype, 8192 if clock.device.type == "cuda" else 2048),
-        "copy_bytes_per_second": measure_copy(clock, 2**28),
-    }
+    """What the device does at best: arithmetic and copies, each by the shortest of eleven calls."""
+    found = references(clock.device, dtype)
+    return {name: work / min(clock.time(call) for _ in range(11)) for name, (work, call) in found.items()}
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

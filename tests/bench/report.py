@@ -182,6 +182,11 @@ def summary(found: Mapping[str, Any]) -> str:
         f"| part of the ideal speed, in cells of more than {LARGE / 1e9:g} GFLOP | {roofline['cells']} | "
         f"{_percent(roofline['geometric_mean'])} | |",
     ]
+    if "in_turns" in roofline:
+        own = _percent(roofline["in_turns"])
+        lines.append(
+            f"| the same, by the rates that were measured in turns with each layer | {roofline['cells']} | {own} | |"
+        )
     model = found["model"]
     lines += [
         "",

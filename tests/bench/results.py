@@ -34,6 +34,7 @@ def write_cell(
     field: Field,
     timings: Mapping[str, Timing],
     failed: Mapping[str, str],
+    rates: Mapping[str, float],
     itemsize: int,
 ) -> dict[str, Any]:
     """A cell of the results.
@@ -45,6 +46,7 @@ def write_cell(
         field: who took part.
         timings: what each took.
         failed: who failed while being timed, with the error.
+        rates: of arithmetic and copies, measured in the same turns.
         itemsize: of a number [bytes].
     """
     counts = field.layer.plan.at(**case.sizes(batch))
@@ -58,6 +60,7 @@ def write_cell(
         "timings": {name: asdict(timing) for name, timing in timings.items()},
         "ratios": {name: timing.median / ours for name, timing in timings.items() if name != OURS},
         "omitted": {**field.omitted, **failed},
+        "rates": dict(rates),
         "plan_flops": flops,
         "dense_flops": case.dense_flops(batch, is_training),
         "compulsory_bytes": moved,
@@ -67,15 +70,21 @@ def write_cell(
 
 
 def add_roofline(cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell with its ideal time, and that divided by the compiled layer's.
+    """A cell with its ideal time divided by the compiled layer's, at the best rates and at those of its own turns.
 
     Args:
-        cell: without them, or with those of other rates.
+        cell: without that, or with that of other rates.
         machine: the best rates that were seen on it.
     """
-    arithmetic = cell["plan_flops"] / machine["matmul_flops_per_second"]
-    ideal = max(arithmetic, cell["compulsory_bytes"] / machine["copy_bytes_per_second"])
-    return {**cell, "ideal_seconds": ideal, "roofline": ideal / cell["timings"][OURS]["median"]}
+    ours = cell["timings"][OURS]["median"]
+    best, own = (find_ideal(cell, rates) / ours for rates in (machine, cell["rates"]))
+    return {**cell, "roofline": best, "roofline_in_turns": own}
+
+
+def find_ideal(cell: Cell, rates: Mapping[str, Any]) -> float:
+    """The larger of the plan's FLOPs at the rate of a large matrix product and its bytes at that of a copy [s]."""
+    arithmetic = cell["plan_flops"] / rates["matmul_flops_per_second"]
+    return float(max(arithmetic, cell["compulsory_bytes"] / rates["copy_bytes_per_second"]))
 
 
 def count_bytes(case: Case, batch: int, is_training: bool, params: int, itemsize: int) -> int:
@@ -135,14 +144,18 @@ def label(cell: Cell) -> str:
 def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
     """What is asked of a run: against the fastest rival, against the roofline, against the dense layer."""
     rivals = {label(cell): ratio for cell in cells if (ratio := rival_ratio(cell)) is not None}
-    large = [cell["roofline"] for cell in cells if cell["plan_flops"] > LARGE]
+    large = [cell for cell in cells if cell["plan_flops"] > LARGE]
     dense = [cell for cell in cells if DENSE in cell["ratios"]]
     fewer = {label(c): c["ratios"][DENSE] for c in dense if c["plan_flops"] < c["dense_flops"]}
     said = [label(c) for c in dense if label(c) in fewer and c["plan_says_dense"]]
     far_fewer = [c["ratios"][DENSE] for c in dense if c["plan_flops"] * MUCH_LESS < c["dense_flops"]]
     return {
         "fastest_rival": _ratios(rivals),
-        "roofline": {"cells": len(large), "geometric_mean": _mean(large)},
+        "roofline": {
+            "cells": len(large),
+            "geometric_mean": _mean(cell["roofline"] for cell in large),
+            "in_turns": _mean(cell["roofline_in_turns"] for cell in large),
+        },
         "dense_with_fewer_flops": {**_ratios(fewer), "said": said},
         "model": _of_model(cells),
         "dense_with_far_fewer_flops": {"cells": len(far_fewer), "geometric_mean": _mean(far_fewer)},
