@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,6 +174,7 @@ class Reference(NamedTuple):
     call: Call
 
 
+@cache
 def references(device: torch.device, dtype: torch.dtype) -> dict[str, Reference]:
     """A large square matrix product and a large copy, reading and writing counted, by what they say per second."""
     size = 8192 if device.type == "cuda" else 2048

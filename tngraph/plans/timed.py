@@ -146,7 +146,8 @@ class TimedSearch:
         for rate in rates:
             trees = tuple(self._tree(slot, rate, is_for_step, numbers, numbers) for slot in self.slots)
             yield trees
-            yield from self._blocked(trees, numbers)
+            if is_for_step:
+                yield from self._blocked(trees, numbers)  # laid out anew, and always for the step
         for part in PARTS:
             cut = {name: min(part, numbers[name]) for name in sizes}
             if any(cut[name] < numbers[name] for name in sizes):
