@@ -23,9 +23,10 @@ from tngraph.kernels.clock import Clock, Made
 from tngraph.kernels.cost import evaluate_count
 from tngraph.kernels.expressions import Call, Variable
 from tngraph.kernels.strides import Layout, contiguous_strides
+from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
-from tngraph.modules.timing import Kernels, MeasuredMachine
+from tngraph.modules.timing import KernelTimes, MeasuredMachine
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.planning import layouts
 from tngraph.planning.layouts import Run, lay_out
@@ -420,7 +421,7 @@ def test_a_dense_weight_that_is_none_or_too_large_is_not_measured(monkeypatch: p
         dense_time("network n { size m; input x[m, i:40]; param w[i, o:3]; y[m, o] = x * w; output y[m, o] }") is None
     )
     assert dense_time(CHAIN.replace("= x * a * b * c", "= relu(x * a * b * c)")) is not None
-    monkeypatch.setattr(tuning, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "MOST_DENSE_SECONDS", 0.0)
     assert dense_time(CHAIN) is None
     monkeypatch.undo()
     monkeypatch.setattr(tuning, "MOST_DENSE", 4 * 40 * 60 - 1)
@@ -470,7 +471,7 @@ def test_terms_alike_are_one_dense_weight(body: str, params: int | None, macs: i
 
 
 def test_kernels_are_timed_once_and_for_some_time_only(monkeypatch: pytest.MonkeyPatch):
-    kernels = Kernels(torch.device("cpu"), torch.float32)
+    kernels = KernelTimes(torch.device("cpu"), torch.float32)
     machine = MeasuredMachine.like(Machine(), kernels)
     first, same, other = (Copy(sizes, (1, 0, 2)) for sizes in ((32, 40, 16), (40, 32, 16), (40, 32, 40)))
     assert machine.rearrange(first) == machine.rearrange(same) > 0
@@ -528,6 +529,27 @@ def test_the_model_knows_which_gradients_pytorch_copies(order: tuple[int, ...]):
     seen = Layout(tuple(y.shape), tuple(strides[axis] for axis in order))
     clock.undo(Call("contiguous", (given,), (), shape), seen, Made(sizes, 2))
     assert (clock.seconds > 0) == (copies > 0)
+
+
+def test_pytorch_copies_no_gradient_that_a_planned_backward_pass_makes(monkeypatch: pytest.MonkeyPatch):
+    spent = []
+
+    def undo(self: Clock, *given: Any) -> None:
+        before = self.seconds
+        pytorch_undoes(self, *given)
+        spent.append(self.seconds - before)
+
+    pytorch_undoes = Clock.undo
+    finder = timed_search(families.monarch((8, 8), (8, 8)), {}, machine=Machine(), mode="train")
+    whole = [each for each in finder.candidates(batch=64) if each.is_whole]
+    monkeypatch.setattr(Clock, "undo", undo)
+    copied = {}
+    for each in whole:
+        spent.clear()
+        finder.seconds(each.trees, finder.task.numbers_at(batch=64))
+        copied[each] = sum(spent) > 0
+    assert {each.is_planned for each in whole} == {True, False}
+    assert all(copied[each] != each.is_planned for each in whole)
 
 
 @pytest.mark.parametrize("batches", ["0", "1,,2", "x", "-1"])

@@ -144,7 +144,8 @@ def trace_memory(
 class _Array:
     """A tensor of the run: its layout, the storage it holds if it is ours, the bytes of an element.
 
-    ``is_trained`` tells whether a gradient flows to it, and ``source`` what it is a view of, where that is known.
+    ``is_trained`` tells whether a gradient flows to it, and ``source`` what it is a view of: of what a call made that
+    PyTorch undoes, or of what is given.
     """
 
     layout: Layout
@@ -415,7 +416,7 @@ class _Trace:
                 self._unit(code, operands),
             )
             made = Storage(self._formulas(code.shape), prod(sizes), unit)
-            source = Made(sizes, sum(needs) if code.function in ("mm", "bmm") else 0)
+            source = None if self.is_planned else Made(sizes, sum(needs) if code.function in ("mm", "bmm") else 0)
             array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
             if code.function in COPIES:
                 self.moved.extend(self._times(made))

@@ -71,7 +71,7 @@ class CopyClass(NamedTuple):
 
 
 @dataclass
-class Kernels:
+class KernelTimes:
     """The times of kernels in a layer on a device [s].
 
     Each runs on one operand after the other, and its results are kept for a while, since those of a layer are rarely in
@@ -175,10 +175,10 @@ class MeasuredMachine(Machine):
         kernels: their times.
     """
 
-    kernels: Kernels | None = field(default=None, compare=False)
+    kernels: KernelTimes | None = field(default=None, compare=False)
 
     @classmethod
-    def like(cls, machine: Machine, kernels: Kernels) -> MeasuredMachine:
+    def like(cls, machine: Machine, kernels: KernelTimes) -> MeasuredMachine:
         """A machine with its products measured."""
         return cls(**{each.name: getattr(machine, each.name) for each in fields(Machine)}, kernels=kernels)
 
@@ -201,7 +201,8 @@ class MeasuredMachine(Machine):
             return float(Machine.product(self, *sizes))
         if part == sizes:
             return seconds
-        return seconds * float(Machine.product(self, *sizes) / Machine.product(self, *part))
+        renewed = float(self.renew(prod(sizes[:3])))
+        return seconds * float((Machine.product(self, *sizes) - renewed) / Machine.product(self, *part)) + renewed
 
     def rearrange(self, copy: Copy) -> float:
         """The time of one copy [s]."""
@@ -210,10 +211,13 @@ class MeasuredMachine(Machine):
         seconds = self.kernels.rearrange(part)
         if seconds is None:
             return Machine.rearrange(self, copy)
-        return seconds if part == copy else seconds * Machine.rearrange(self, copy) / Machine.rearrange(self, part)
+        if part == copy:
+            return seconds
+        renewed = float(self.renew(copy.elements))
+        return seconds * (Machine.rearrange(self, copy) - renewed) / Machine.rearrange(self, part) + renewed
 
 
 @cache
-def kernels_of(device: torch.device, dtype: torch.dtype, *names: str) -> Kernels:
+def kernels_of(device: torch.device, dtype: torch.dtype, *names: str) -> KernelTimes:
     """What is known of the kernels of a device in this process, where device and type have such names."""
-    return Kernels(device, dtype)
+    return KernelTimes(device, dtype)

@@ -41,10 +41,11 @@ SECONDS = 0.2
 SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
 BEHIND, SOME = (3.0, 1.5), 2
-"""A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them."""
+"""A way whose calls are no faster than that, and that has taken so many times as long as the fastest, at first or after
+some turns, gets no more of them."""
 MOST_DENSE = 2**28
 """A larger dense weight is not measured [bytes]."""
-MOST_SECONDS = 1.0
+MOST_DENSE_SECONDS = 1.0
 """Nor is one of which the model says that it takes longer [s]."""
 
 Sizes = tuple[tuple[str, int], ...]
@@ -175,7 +176,7 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
         return None
     sizes = {**task.given, **dict(measured.sizes)}
     other = plan(dense.network, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
-    if other.regimes[0].seconds(numbers) > MOST_SECONDS:
+    if other.regimes[0].seconds(numbers) > MOST_DENSE_SECONDS:
         return None
     own, seconds = runner.time([finder.plan([(1, None, candidate.trees)]), other], given)
     return measured.seconds * seconds / own
@@ -267,7 +268,7 @@ class _Runner:
         least_seconds, times = [*first], [list[float]() for _ in calls]
         for number in range(rounds):
             for k, call in enumerate(calls):
-                if least_seconds[k] <= BEHIND[number >= SOME] * min(least_seconds):
+                if least_seconds[k] <= max(SECONDS_PER_TURN, BEHIND[number >= SOME] * min(least_seconds)):
                     times[k].append(self._time(call, repeats[k]))
                     least_seconds[k] = min(least_seconds[k], times[k][-1])
         return [statistics.median(taken or [seconds]) for taken, seconds in zip(times, first, strict=True)]

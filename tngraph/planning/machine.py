@@ -107,7 +107,7 @@ class Machine:
     elements_per_second: float = 1.0e10
     cache: float = 3.0e6
     fresh_per_second: float = 2.0e9
-    reused: float = 8.4e6
+    reused: float = 2**23 - 1
     doubling_run: float = 100.0
     seconds_per_kernel: float = 1e-6
     seconds_per_product: float = 1e-5
@@ -161,7 +161,11 @@ class Machine:
 
     def write(self, elements: Any) -> Any:
         """The time to write a new value [s]."""
-        return self.pass_over(elements) + np.where(elements > self.reused, elements / self.fresh_per_second, 0.0)
+        return self.pass_over(elements) + self.renew(elements)
+
+    def renew(self, elements: Any) -> Any:
+        """By how much longer it takes to write a value into memory that is new [s]."""
+        return np.where(elements > self.reused, elements / self.fresh_per_second, 0.0)
 
     def _reach(self, columns: Any) -> Any:
         """As many columns as take the time of these at the full rate: twice as many where they are half."""
