@@ -514,10 +514,12 @@ def test_the_command_tunes_shows_and_saves(tmp_path: Path):
 
 
 @pytest.mark.parametrize("order", [*permutations(range(3))])
-def test_the_model_knows_which_gradients_pytorch_copies(order: tuple[int, ...]):
+@pytest.mark.parametrize("sizes", [(6, 20, 24), (6, 1, 64), (6, 64, 1), (1, 20, 24)])
+def test_the_model_knows_which_gradients_pytorch_copies(sizes: tuple[int, int, int], order: tuple[int, ...]):
     """A batch of products put out in another order, and the gradient of that."""
-    sizes = (6, 20, 24)
-    left, right = torch.randn(6, 20, 16, requires_grad=True), torch.randn(6, 16, 24, requires_grad=True)
+    batch, rows, columns = sizes
+    left = torch.randn(batch, rows, 16, requires_grad=True)
+    right = torch.randn(batch, 16, columns, requires_grad=True)
     y = torch.bmm(left, right).permute(order).contiguous()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         torch.autograd.grad(y, [left, right], torch.randn(y.shape))

@@ -85,7 +85,7 @@ class Clock:
         """What it takes PyTorch to bring the gradient of an operand into an order that its maker can be undone in.
 
         It lies in the order of the operand's axes, and is looked at as what the operand is a view of: it is copied
-        where there is no such view. Products of matrices of which no axis is the fastest copy them one by one, for the
+        where there is no such view. Products of matrices that cannot be read as they lie copy them one by one, for the
         gradient of either operand.
         """
         if code.function not in ("mm", "bmm", "reshape", "contiguous"):
@@ -98,10 +98,10 @@ class Clock:
         gradient = Layout(tuple(operand.sizes[axis] for axis, _ in lying), tuple(stride for _, stride in lying))
         if prod(gradient.sizes) != prod(made.sizes):
             return
-        seen = reshaped_strides(gradient, made.sizes)
+        seen = gradient.strides if gradient.sizes == made.sizes else reshaped_strides(gradient, made.sizes)
         if seen is None:
             self.add(self.machine.rearrange(copy_of(gradient)))
-        elif made.gradients and 1 not in (*seen[-2:], *made.sizes[-2:]):
+        elif made.gradients and not _is_read_as_it_lies(Layout(made.sizes, seen)):
             each = self.machine.seconds_per_kernel + self.machine.seconds_per_product
             matrices = made.sizes[0] if len(made.sizes) == 3 else 1
             copied = self.machine.rearrange(copy_of(Layout(made.sizes, seen)))
@@ -154,6 +154,15 @@ class Clock:
 def is_turned(layout: Layout) -> bool:
     """Whether matrices lie transposed; those of one column do, if PyTorch sees them so, and run as fast as that."""
     return layout.strides[-1] != 1 and (layout.sizes[-1] != 1 or layout.strides[-2] == 1)
+
+
+def _is_read_as_it_lies(matrices: Layout) -> bool:
+    """Whether a product reads matrices without a copy: rows or columns have to be side by side, however few they are.
+
+    Source: batch_items_contiguous_or_transposed in aten/src/ATen/native/LinearAlgebra.cpp of PyTorch.
+    """
+    (rows, columns), (down, along) = matrices.sizes[-2:], matrices.strides[-2:]
+    return (along == 1 and down >= columns) or (down == 1 and along >= rows)
 
 
 def copy_of(layout: Layout) -> Copy:

@@ -261,7 +261,7 @@ class _Runner:
         given = [x.to(self.device, self.dtype if x.is_floating_point() else None) for x in inputs]
         layers = [layer_class(each)(device=self.device, dtype=self.dtype) for each in plans]
         calls = [_make_call(layer, given, self.mode) for layer in layers]
-        first = [self._time(call, 1) for call in calls]
+        first = [min(self._time(call, 1) for _ in range(2)) for call in calls]
         repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
         least, most = ROUNDS
         rounds = min(most, max(least, round(SECONDS / max(SECONDS_PER_TURN, min(first)))))
