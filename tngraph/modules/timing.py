@@ -28,8 +28,8 @@ STORE = 2**24
 """The elements that operands are taken of [elements]."""
 OPERANDS = 8
 """So many operands are taken in turns, and so many results are there at a time."""
-TURNS = 5
-"""A time is the least of so many turns."""
+TURNS, ENOUGH = 5, 0.003
+"""A time is the least of so many turns, or of those that fit into so long [s]."""
 SECONDS_PER_TURN = 1e-4
 """A turn lasts about so long [s]."""
 IN_LAYER = 1.5
@@ -50,7 +50,7 @@ class Product(NamedTuple):
 
 
 class CopyClass(NamedTuple):
-    """Copies that take about as long: by powers of two, of how the two innermost axes of the result are read.
+    """Copies that take about as long: by powers of two, of how the three innermost axes of the result are read.
 
     Attributes:
         elements: all that is copied.
@@ -65,7 +65,7 @@ class CopyClass(NamedTuple):
     @classmethod
     def of(cls, copy: Copy) -> CopyClass:
         """The class of a copy."""
-        inner = copy.order[:-3:-1]
+        inner = copy.order[:-4:-1]
         strides = tuple(prod(copy.sizes[axis + 1 :]).bit_length() for axis in inner)
         return cls(copy.elements.bit_length(), tuple(copy.sizes[axis].bit_length() for axis in inner), strides)
 
@@ -129,11 +129,10 @@ class KernelTimes:
     def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
         wait, times, start = waiting(self.device), list[float](), time.perf_counter()
         results = deque[object](maxlen=OPERANDS)
-        for call in calls[:2]:
-            results.append(call())
+        results.append(calls[0]())
         wait()
-        count, turn = 1, 0
-        while len(times) < TURNS:
+        count, turn = 1, 1
+        while len(times) < TURNS and (not times or time.perf_counter() - start < ENOUGH):
             began = time.perf_counter()
             for _ in range(count):
                 results.append(calls[turn % len(calls)]())
