@@ -370,9 +370,8 @@ def hand_tucker(case: Case, params: Params) -> nn.Module:
 
 
 def hand_btt(case: Case, params: Params) -> nn.Module:
-    """See `HandBTT`; the params are stored as its products need them."""
-    g1, g2 = params["W.g1"], params["W.g2"]
-    return HandBTT(case, [g1.flatten(2), g2.permute(2, 1, 0, 3).flatten(1, 2)])
+    """See `HandBTT`."""
+    return HandBTT(case, [params["W.g1"].flatten(2), params["W.g2"].flatten(1, 2)])
 
 
 def hand_monarch(case: Case, params: Params) -> nn.Module:

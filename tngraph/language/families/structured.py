@@ -32,7 +32,7 @@ def btt(w: Weight, rank: Ranks = sympy.Integer(1)) -> Expression:
 def butterfly(w: Weight) -> Expression:
     """Butterfly: a block tensor train without bonds; with axes of size 2 a product of log2(n) sparse factors.
 
-        x[i1, i2, i3] -> g1[i1, i2, i3, o1] -> g2[i1, i2, o1, o2] -> g3[i1, o1, o2, o3] -> y[o1, o2, o3]
+        x[i1, i2, i3] -> g1[i1, i2, i3, o1] -> g2[o1, i1, i2, o2] -> g3[o1, o2, i1, o3] -> y[o1, o2, o3]
 
     Source: Dao et al., arXiv 1903.05895. It starts with random signs, as a Hadamard matrix in scrambled order.
     """
@@ -90,7 +90,11 @@ def _scaled(w: Weight, ins: Legs, outs: Legs) -> Call:
 
 
 def _blocks(w: Weight, bonds: Sequence[Legs], init: Callable[[Weight, Legs, Legs], Call]) -> Expression:
-    """One core per pair of a row and a column, the last row first; between them these bonds."""
+    """One core per pair of a row and a column, the last row first; between them these bonds.
+
+    A core is a batch of matrices: first come the axes that it has its own entries for, then what is summed, then what
+    is made.
+    """
     w.check_groups()
     w.sites()
     count = len(w.rows)
@@ -98,7 +102,6 @@ def _blocks(w: Weight, bonds: Sequence[Legs], init: Callable[[Weight, Legs, Legs
     factors = []
     for k in range(count):
         row, column = w.rows[count - 1 - k], w.columns[k]
-        legs = (*w.rows[: count - 1 - k], *ends[k], row, *w.columns[:k], column, *ends[k + 1])
-        started = init(w, (*ends[k], row), (column, *ends[k + 1]))
-        factors.append(w.param(f"g{k + 1}", *legs, init=started))
+        apart, summed, made = (*w.columns[:k], *w.rows[: count - 1 - k]), (row, *ends[k]), (column, *ends[k + 1])
+        factors.append(w.param(f"g{k + 1}", *apart, *summed, *made, init=init(w, summed, made)))
     return multiply(factors)
