@@ -364,6 +364,15 @@ def test_the_fastest_is_measured_beside_itself_with_the_other_backward_pass(
     assert (BY_PYTORCH in kept.way) != is_planned_faster
 
 
+def test_a_slow_first_call_leaves_no_way_out(monkeypatch: pytest.MonkeyPatch):
+    calls = iter(range(2))
+    taken = {0: iter([2.0, *[3.0] * 99]), 1: iter([60.0, 1.0, *[2.0] * 99])}
+    monkeypatch.setattr(tuning, "_make_call", lambda *given: next(calls))
+    monkeypatch.setattr(tuning._Runner, "_time", lambda self, call, count: next(taken[call]))
+    runner = tuning._Runner(torch.device("cpu"), torch.float32, "infer")
+    assert runner.time([tg.plan(tg.parse(CHAIN))] * 2, [torch.randn(8, 40)]) == [3.0, 2.0]
+
+
 @pytest.mark.parametrize("name", ["self", "candidate", "value"])
 def test_a_size_of_any_name_is_tuned_for(name: str):
     found = tune(tg.parse(CHAIN.replace("batch", name)), inputs=[(torch.randn(4, 40),)], mode="train")

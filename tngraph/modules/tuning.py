@@ -41,8 +41,8 @@ SECONDS = 0.2
 SECONDS_PER_TURN = 0.005
 """A turn lasts at least about so long: a fast call is repeated [s]."""
 BEHIND, SOME = (3.0, 1.5), 2
-"""A way whose calls are no faster than that, and that has taken so many times as long as the fastest, at first or after
-some turns, gets no more of them."""
+"""A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them, unless
+its calls are shorter than a turn."""
 MOST_DENSE = 2**28
 """A larger dense weight is not measured [bytes]."""
 MOST_DENSE_SECONDS = 1.0

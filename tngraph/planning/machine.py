@@ -92,7 +92,7 @@ class Machine:
         elements_per_second: read or written, beyond it [elements/s].
         cache: what of a value goes at the speed of the cache [elements].
         fresh_per_second: written into memory that is new, in addition [elements/s].
-        reused: the largest result for which memory is used again [elements].
+        reused: the largest result for which memory is used again: of float32, all that are below 32 MiB [elements].
         doubling_run: the entries side by side at which reading for a permuted copy takes twice as long [elements].
         seconds_per_kernel: of every kernel but a product [s].
         seconds_per_product: of every kernel of matrix products [s].
