@@ -351,9 +351,11 @@ def test_tuning_for_training_measures_the_backward_pass_of_pytorch_too():
 def test_the_fastest_is_measured_beside_itself_with_the_other_backward_pass(
     is_planned_faster: bool, monkeypatch: pytest.MonkeyPatch
 ):
+    slower = iter([1.0, 4.0, 16.0])  # minute by minute
+
     def time(self: object, plans: list[Plan], inputs: object) -> list[float]:
-        planned = [any(tree.gradients for tree in each.regimes[0].trees) for each in plans]
-        return [1.0 if each == is_planned_faster else 2.0 for each in planned]
+        planned, slow = [any(tree.gradients for tree in each.regimes[0].trees) for each in plans], next(slower)
+        return [slow if each == is_planned_faster else 2 * slow for each in planned]
 
     monkeypatch.setattr(tuning, "TRIED", 1)
     monkeypatch.setattr(tuning._Runner, "time", time)

@@ -147,7 +147,8 @@ def tune(
 def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
     """The ways that are tried for some inputs, as the model likes them, and the fastest of them.
 
-    That one is measured beside itself with the other backward pass, and with a dense weight.
+    That one is measured beside itself with the other backward pass, and with a dense weight; what these take of its
+    time in the same turns counts.
     """
     candidates = finder.candidates(**dict(at))
     tried = choose_tried(candidates)
@@ -155,7 +156,9 @@ def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at
     fastest = min(made, key=lambda each: made[each].seconds)
     alike = [each for each in candidates if by_autograd(each.trees) == by_autograd(fastest.trees)]
     if not all(each in made for each in alike):
-        made.update(zip(alike, runner.measure(finder, alike, given, at), strict=True))
+        again = dict(zip(alike, runner.measure(finder, alike, given, at), strict=True))
+        share = made[fastest].seconds / again[fastest].seconds
+        made.update({each: replace(measured, seconds=share * measured.seconds) for each, measured in again.items()})
         fastest = min(alike, key=lambda each: made[each].seconds)
     made[fastest] = replace(made[fastest], dense=_time_dense(finder, runner, given, (fastest, made[fastest])))
     return [(each, made[each]) for each in candidates if each in made], (fastest, made[fastest])
