@@ -200,8 +200,7 @@ class MeasuredMachine(Machine):
             return float(Machine.product(self, *sizes))
         if part == sizes:
             return seconds
-        renewed = float(self.renew(prod(sizes[:3])))
-        return seconds * float((Machine.product(self, *sizes) - renewed) / Machine.product(self, *part)) + renewed
+        return self._extend(seconds, Machine.product(self, *part), Machine.product(self, *sizes), prod(sizes[:3]))
 
     def rearrange(self, copy: Copy) -> float:
         """The time of one copy [s]."""
@@ -212,8 +211,12 @@ class MeasuredMachine(Machine):
             return Machine.rearrange(self, copy)
         if part == copy:
             return seconds
-        renewed = float(self.renew(copy.elements))
-        return seconds * (Machine.rearrange(self, copy) - renewed) / Machine.rearrange(self, part) + renewed
+        return self._extend(seconds, Machine.rearrange(self, part), Machine.rearrange(self, copy), copy.elements)
+
+    def _extend(self, seconds: float, part: float, whole: float, written: int) -> float:
+        """The time of a kernel of which a part was measured, and both are modelled; new memory has no parts [s]."""
+        renewed = float(self.renew(written))
+        return seconds * float((whole - renewed) / part) + renewed
 
 
 @cache
