@@ -26,7 +26,7 @@ from tngraph.kernels.strides import Layout, contiguous_strides
 from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
-from tngraph.modules.timing import KernelTimes, MeasuredMachine
+from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.planning import layouts
 from tngraph.planning.layouts import Run, lay_out
@@ -495,6 +495,29 @@ def test_kernels_are_timed_once_and_for_some_time_only(monkeypatch: pytest.Monke
     assert machine.rearrange(Copy((3, 5, 7), (2, 1, 0))) == Machine().rearrange(Copy((3, 5, 7), (2, 1, 0)))
     kernels.release()
     assert kernels.spent == 0
+
+
+def test_a_part_of_a_large_kernel_is_timed_and_new_memory_is_added(monkeypatch: pytest.MonkeyPatch):
+    given: list[int] = []
+    monkeypatch.setattr(KernelTimes, "_measure", lambda kernels, calls: given.append(len(calls)) or 1e-3)
+    machine = MeasuredMachine.like(Machine(), KernelTimes(torch.device("cpu"), torch.float32))
+    small, double, large = (machine.product(count, 64, 64, 64) for count in (256, 512, 4096))
+    assert len(given) == 1  # all have the same part
+    assert small == 1e-3
+    assert double == pytest.approx(2e-3, rel=0.02)
+    new = 4096 * 64 * 64 / machine.fresh_per_second
+    assert large == pytest.approx(16e-3 + new, rel=0.02)
+    copied = machine.rearrange(Copy((2048, 4096), (1, 0)))
+    assert copied == pytest.approx(2e-3 + 2**23 / machine.fresh_per_second, rel=0.05)
+
+
+def test_kernels_are_timed_in_memory_that_is_there():
+    kernels = KernelTimes(torch.device("cpu"), torch.float32)
+    kernels.multiply(Product(1, 8, 8, 8, False, False))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        kernels.multiply(Product(3, 500, 300, 20, True, False))
+        kernels.rearrange(Copy((30, 50, 70), (2, 0, 1)))
+    assert all(event.self_cpu_memory_usage <= 0 for event in found.key_averages())
 
 
 @pytest.mark.parametrize("mode", ["infer", "train", "serve"])

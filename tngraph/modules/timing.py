@@ -7,7 +7,6 @@ follows: with eight columns a transposed left matrix may take ten times as long.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, partial
@@ -20,14 +19,16 @@ import torch
 from tngraph.modules.calibration import waiting
 from tngraph.planning.machine import Copy, Machine
 
-LARGEST_PRODUCT = 2**24
-"""Of larger products a part is timed that has about so many multiply-adds [MAC]."""
-LARGEST_COPY = 2**21
-"""Of larger copies a part that has about so many elements [elements]."""
 STORE = 2**24
-"""The elements that operands are taken of [elements]."""
+"""The elements that operands are taken of, and that results are written into [elements]."""
+LARGEST_PRODUCT = 2**26
+"""Of larger products a part is timed that has about so many multiply-adds [MAC]."""
+LARGEST_COPY = 2**22
+"""Of larger copies a part that has about so many elements [elements]."""
 OPERANDS = 8
-"""So many operands are taken in turns, and so many results are there at a time."""
+"""So many operands and results are taken in turns."""
+ALIGNED = 16
+"""The elements between places where a tensor may begin: 64 bytes of float32 [elements]."""
 TURNS, ENOUGH = 5, 0.003
 """A time is the least of so many turns, or of those that fit into so long [s]."""
 SECONDS_PER_TURN = 1e-4
@@ -88,31 +89,35 @@ class KernelTimes:
     spent: float = 0.0
 
     @cached_property
-    def _store(self) -> torch.Tensor:
+    def _operands(self) -> torch.Tensor:
         generator = torch.Generator(self.device).manual_seed(0)
         store = torch.empty(STORE, device=self.device, dtype=torch.float32)
         return store.uniform_(-1, 1, generator=generator).to(self.dtype)
 
+    @cached_property
+    def _results(self) -> torch.Tensor:
+        return torch.empty(STORE, device=self.device, dtype=self.dtype).fill_(0)
+
     def release(self) -> None:
-        """Let go of the operands, and keep the times."""
-        self.__dict__.pop("_store", None)
+        """Let go of operands and results, and keep the times."""
+        for store in ("_operands", "_results"):
+            self.__dict__.pop(store, None)
         self.spent = 0.0
 
     def multiply(self, product: Product) -> float | None:
         """The time of a product; None if it is not known, and there is no time left to find it."""
         if product not in self.known and self.spent < MOST_SECONDS:
             batch, rows, columns, summed, *turned = product
-            operands = list(
-                zip(
-                    self._matrices((batch, rows, summed), turned[0]),
-                    reversed(self._matrices((batch, summed, columns), turned[1])),
-                    strict=True,
-                )
+            tensors = zip(
+                _matrices(self._operands, (batch, rows, summed), turned[0]),
+                reversed(_matrices(self._operands, (batch, summed, columns), turned[1])),
+                _matrices(self._results, (batch, rows, columns)),
+                strict=True,
             )
             if batch > 1:
-                calls = [partial(torch.bmm, left, right) for left, right in operands]
+                calls = [partial(torch.bmm, left, right, out=result) for left, right, result in tensors]
             else:
-                calls = [partial(torch.mm, left[0], right[0]) for left, right in operands]
+                calls = [partial(torch.mm, left[0], right[0], out=result[0]) for left, right, result in tensors]
             self.known[product] = self._measure(calls)
         return self.known.get(product)
 
@@ -120,22 +125,26 @@ class KernelTimes:
         """The time of a copy; None as above."""
         key = CopyClass.of(copy)
         if key not in self.known and self.spent < MOST_SECONDS:
-            seconds = self._measure(
-                [given.view(copy.sizes).permute(copy.order).contiguous for given in self._operands(copy.elements)]
+            made = [copy.sizes[axis] for axis in copy.order]
+            tensors = zip(
+                _tensors_in(self._operands, copy.elements), _tensors_in(self._results, copy.elements), strict=True
             )
-            self.known[key] = seconds / copy.elements
+            calls = [
+                partial(result.view(made).copy_, given.view(copy.sizes).permute(copy.order))
+                for given, result in tensors
+            ]
+            self.known[key] = self._measure(calls) / copy.elements
         return self.known[key] * copy.elements if key in self.known else None
 
     def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
         wait, times, start = waiting(self.device), list[float](), time.perf_counter()
-        results = deque[object](maxlen=OPERANDS)
-        results.append(calls[0]())
+        calls[0]()
         wait()
         count, turn = 1, 1
         while len(times) < TURNS and (not times or time.perf_counter() - start < ENOUGH):
             began = time.perf_counter()
             for _ in range(count):
-                results.append(calls[turn % len(calls)]())
+                calls[turn % len(calls)]()
                 turn += 1
             wait()
             taken = time.perf_counter() - began
@@ -146,24 +155,36 @@ class KernelTimes:
         self.spent += time.perf_counter() - start
         return IN_LAYER * min(times)
 
-    def _matrices(self, shape: tuple[int, int, int], is_turned: bool) -> list[torch.Tensor]:
-        batch, rows, columns = shape
-        made = self._operands(prod(shape))
-        return [each.view(batch, columns, rows).mT if is_turned else each.view(shape) for each in made]
 
-    def _operands(self, elements: int) -> list[torch.Tensor]:
-        """Some tensors of a size, apart from each other as far as there is room."""
-        apart = min(elements, (STORE - elements) // (OPERANDS - 1))
-        return [self._store[k * apart : k * apart + elements] for k in range(OPERANDS)]
+def _matrices(store: torch.Tensor, shape: tuple[int, int, int], is_turned: bool = False) -> list[torch.Tensor]:
+    batch, rows, columns = shape
+    made = _tensors_in(store, prod(shape))
+    return [each.view(batch, columns, rows).mT if is_turned else each.view(shape) for each in made]
 
 
-def _part_of(sizes: Iterable[int], most: int) -> tuple[int, ...]:
-    """The same sizes but for the largest, which are halved until their product is small; the first one before all."""
+def _tensors_in(store: torch.Tensor, elements: int) -> list[torch.Tensor]:
+    """Some tensors of a size, apart from each other as far as there is room, where PyTorch would let them begin."""
+    apart = min(-(-elements // ALIGNED), (len(store) - elements) // (OPERANDS - 1) // ALIGNED) * ALIGNED
+    return [store[k * apart : k * apart + elements] for k in range(OPERANDS)]
+
+
+def _part_of(sizes: Iterable[int], fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
+    """The same sizes but for the largest, which are halved until all is small; the first one before all."""
     part = list(sizes)
-    while prod(part) > most:
+    while not fits(part):
         largest = 0 if part[0] >= 8 else max(range(len(part)), key=part.__getitem__)
         part[largest] = (part[largest] + 1) // 2
     return tuple(part)
+
+
+def _is_small_product(sizes: Sequence[int]) -> bool:
+    batch, rows, columns, summed = sizes
+    largest = batch * max(rows * columns, rows * summed, summed * columns)
+    return prod(sizes) <= LARGEST_PRODUCT and largest <= STORE
+
+
+def _is_small_copy(sizes: Sequence[int]) -> bool:
+    return prod(sizes) <= LARGEST_COPY
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,30 +214,38 @@ class MeasuredMachine(Machine):
 
     def _multiply(self, sizes: tuple[int, ...], is_left_turned: bool, is_right_turned: bool) -> float:
         assert self.kernels is not None
-        part = _part_of(sizes, LARGEST_PRODUCT)
+        part = _part_of(sizes, _is_small_product)
         batch, rows, columns, summed = part
         seconds = self.kernels.multiply(Product(batch, rows, columns, summed, is_left_turned, is_right_turned))
+        if seconds is not None and part == sizes:
+            return seconds + float(self.renew(prod(sizes[:3])))
+        whole = float(Machine.product(self, *sizes))
         if seconds is None:
-            return float(Machine.product(self, *sizes))
-        if part == sizes:
-            return seconds
-        return self._extend(seconds, Machine.product(self, *part), Machine.product(self, *sizes), prod(sizes[:3]))
+            return whole
+        return self._extend(seconds, (float(Machine.product(self, *part)), prod(part[:3])), (whole, prod(sizes[:3])))
 
     def rearrange(self, copy: Copy) -> float:
         """The time of one copy [s]."""
         assert self.kernels is not None
-        part = copy._replace(sizes=_part_of(copy.sizes, LARGEST_COPY))
+        part = copy._replace(sizes=_part_of(copy.sizes, _is_small_copy))
         seconds = self.kernels.rearrange(part)
+        if seconds is not None and part == copy:
+            return seconds + float(self.renew(copy.elements))
+        whole = Machine.rearrange(self, copy)
         if seconds is None:
-            return Machine.rearrange(self, copy)
-        if part == copy:
-            return seconds
-        return self._extend(seconds, Machine.rearrange(self, part), Machine.rearrange(self, copy), copy.elements)
+            return whole
+        return self._extend(seconds, (Machine.rearrange(self, part), part.elements), (whole, copy.elements))
 
-    def _extend(self, seconds: float, part: float, whole: float, written: int) -> float:
-        """The time of a kernel of which a part was measured, and both are modelled; new memory has no parts [s]."""
-        renewed = float(self.renew(written))
-        return seconds * float((whole - renewed) / part) + renewed
+    def _extend(self, seconds: float, part: tuple[float, int], whole: tuple[float, int]) -> float:
+        """The time of a kernel of which a part was measured, in memory that was there [s].
+
+        Args:
+            seconds: of the part.
+            part: what the model says of it [s], and what it writes [elements].
+            whole: the same of the kernel.
+        """
+        renewed = [float(self.renew(written)) for _, written in (part, whole)]
+        return seconds * (whole[0] - renewed[1]) / (part[0] - renewed[0]) + renewed[1]
 
 
 @cache
