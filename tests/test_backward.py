@@ -84,6 +84,14 @@ def test_a_copy_that_several_products_take_is_made_once():
         assert layer.verify(sizes={"batch": batch}).is_equal
 
 
+def test_both_gradients_of_a_step_take_one_copy_where_that_is_faster():
+    """Either alone would copy what it is made of in an order of its own; one takes the other's copy transposed."""
+    plan = plan_backward(tg.families.monarch((64, 64), (64, 64)), 512)
+    source = tg.emit(plan)
+    assert source.count("y_grad_laid = y_grad.") == source.count(".contiguous()") == 1
+    assert tg.compile(plan).verify(sizes={"batch": 3}).is_equal
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_gradients(name: str):
     plan = planned(name, 2)

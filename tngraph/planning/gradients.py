@@ -9,7 +9,7 @@ Source: reverse accumulation (Linnainmaa 1976); the orders as in `tngraph.planni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import NamedTuple
@@ -107,7 +107,10 @@ class _Backward:
         return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
 
     def _make(self, order: Order, operand: int, others: tuple[Order, ...]) -> list[_Made]:
-        """The fastest ways to the gradient of an operand, in different orders, of the other one in any of some."""
+        """The fastest ways to the gradient of an operand, in different orders or of different copies.
+
+        The other operand is there in any of some orders.
+        """
         program, kept = self.program, frozenset(self.orders[operand])
         if is_elementwise(self.tree, operand):
             seconds = self.run.machine.elementwise(
@@ -116,16 +119,25 @@ class _Backward:
             return [_Made(float(seconds), order)]
         rank = {leg: k for k, leg in enumerate(self.orders[operand])}
         ways = [way for other in others for way in program.ways(order, other, kept, rank)]
-        found: dict[Order, _Made] = {}
-        for way, seconds in zip(ways, time_products(ways, self.run.machine).tolist(), strict=True):
-            if way.order not in found or seconds < found[way.order].seconds:
-                found[way.order] = _Made(seconds, way.order, way)
-        for made in self._add_up(order, others, self.orders[operand]):
-            if made.order not in found or made.seconds < found[made.order].seconds:
-                found[made.order] = made
+        times = time_products(ways, self.run.machine).tolist()
+        alone = (_Made(seconds, way.order, way) for way, seconds in zip(ways, times, strict=True))
+        found: dict[tuple[Order, Copy | None], _Made] = {}
+        for made in (*alone, *self._add_up(order, others, self.orders[operand])):
+            key = made.order, made.copied  # a copy may be there already, for the gradient of the other operand
+            if key not in found or made.seconds < found[key].seconds:
+                found[key] = made
+        least: dict[Order, float] = {}
+        for made in found.values():
+            least[made.order] = min(least.get(made.order, np.inf), made.seconds)
+        of_use = [made for made in found.values() if made.seconds == least[made.order] or self._is_of_use(made, least)]
         is_leaf = operand < self.count
-        fastest = sorted(found.values(), key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
+        fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
         return fastest[: 2 * MOST_ORDERS]
+
+    def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
+        """Whether a way is faster than all to its order if its copy is there, for the gradient of the other operand."""
+        copied = made.copied
+        return copied is not None and made.seconds - self.run.machine.rearrange(copied) < least[made.order]
 
     def _add_up(self, order: Order, others: tuple[Order, ...], own: Order) -> Iterator[_Made]:
         """The ways that sum over the slowest legs of a gradient by adding products up, where these are small.
@@ -167,15 +179,15 @@ class _Backward:
             for operand in operands
         ]
         copies = [{made.copied for _, made in each} for each in costs]
-        saved: dict[Copy | None, float] = {
-            copy: self.run.machine.rearrange(copy) for copy in copies[0] & copies[1] if copy
-        }
-        pairs = (
-            (a + b - (saved.get(left.copied, 0.0) if left.copied == right.copied else 0.0), (left, right))
-            for a, left in costs[0]
-            for b, right in costs[1]
-        )
-        return min(pairs, key=lambda pair: pair[0])
+        pairs = [[_least(each) for each in costs]]
+        saved = [0.0]
+        for copy in copies[0] & copies[1] - {None}:
+            assert copy is not None
+            pairs.append([_least([(cost, made) for cost, made in each if made.copied == copy]) for each in costs])
+            saved.append(self.run.machine.rearrange(copy))
+        totals = [a + b - less for ((a, _), (b, _)), less in zip(pairs, saved, strict=True)]
+        fastest = min(range(len(pairs)), key=totals.__getitem__)
+        return totals[fastest], tuple(made for _, made in pairs[fastest])
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
         """The fastest way from an order of the result's gradient to all others."""
@@ -193,6 +205,10 @@ class _Backward:
                     is_arranged = made.way.operands[1] != self.orders[other]
                     added = self.program.named(made.added)
                     yield Gradient(step, operand, self.program.form(made.way), is_arranged, added)
+
+
+def _least(ways: Sequence[tuple[float, _Made]]) -> tuple[float, _Made]:
+    return min(ways, key=lambda way: way[0])
 
 
 def is_elementwise(tree: ContractionTree, operand: int) -> bool:
