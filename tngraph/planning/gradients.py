@@ -122,13 +122,12 @@ class _Backward:
         times = time_products(ways, self.run.machine).tolist()
         alone = (_Made(seconds, way.order, way) for way, seconds in zip(ways, times, strict=True))
         found: dict[tuple[Order, Copy | None], _Made] = {}
+        least: dict[Order, float] = {}
         for made in (*alone, *self._add_up(order, others, self.orders[operand])):
             key = made.order, made.copied  # a copy may be there already, for the gradient of the other operand
             if key not in found or made.seconds < found[key].seconds:
                 found[key] = made
-        least: dict[Order, float] = {}
-        for made in found.values():
-            least[made.order] = min(least.get(made.order, np.inf), made.seconds)
+                least[made.order] = min(least.get(made.order, np.inf), made.seconds)
         of_use = [made for made in found.values() if made.seconds == least[made.order] or self._is_of_use(made, least)]
         is_leaf = operand < self.count
         fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
@@ -178,16 +177,12 @@ class _Backward:
             [(each.seconds + self._cost(operand, each.order), each) for each in self.made[value, order, operand]]
             for operand in operands
         ]
-        copies = [{made.copied for _, made in each} for each in costs]
-        pairs = [[_least(each) for each in costs]]
-        saved = [0.0]
-        for copy in copies[0] & copies[1] - {None}:
-            assert copy is not None
-            pairs.append([_least([(cost, made) for cost, made in each if made.copied == copy]) for each in costs])
-            saved.append(self.run.machine.rearrange(copy))
-        totals = [a + b - less for ((a, _), (b, _)), less in zip(pairs, saved, strict=True)]
-        fastest = min(range(len(pairs)), key=totals.__getitem__)
-        return totals[fastest], tuple(made for _, made in pairs[fastest])
+        copies = [{made.copied for _, made in each if made.copied} for each in costs]
+        found = [_least_pair(costs)]
+        for copy in copies[0] & copies[1]:
+            seconds, pair = _least_pair([[way for way in each if way[1].copied == copy] for each in costs])
+            found.append((seconds - self.run.machine.rearrange(copy), pair))
+        return min(found, key=lambda way: way[0])
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
         """The fastest way from an order of the result's gradient to all others."""
@@ -207,8 +202,10 @@ class _Backward:
                     yield Gradient(step, operand, self.program.form(made.way), is_arranged, added)
 
 
-def _least(ways: Sequence[tuple[float, _Made]]) -> tuple[float, _Made]:
-    return min(ways, key=lambda way: way[0])
+def _least_pair(costs: Sequence[Sequence[tuple[float, _Made]]]) -> tuple[float, tuple[_Made, ...]]:
+    """The least time to the gradients of two operands, each made by itself."""
+    (a, left), (b, right) = (min(each, key=lambda way: way[0]) for each in costs)
+    return a + b, (left, right)
 
 
 def is_elementwise(tree: ContractionTree, operand: int) -> bool:
