@@ -206,6 +206,10 @@ def test_what_is_stored_under_dotted_names_lies_in_modules():
     assert [name for name, _ in layer.named_buffers()] == ["W.x__f", "W.c"]
     assert layer.printed.attributes["to.class.g1"] == "to_.class_.g1"
     assert layer.verify().is_equal
+    forward = layer.source.partition("def forward")[2].partition("def extra_repr")[0]
+    looked_up = re.findall(r"(\w+) = self\.([\w.]+)\n", forward)
+    assert looked_up == [("to_class", "to_.class_"), ("to_", "to__"), ("W", "W")]
+    assert forward.count("self.") == len(looked_up)
 
 
 INJECTIONS = [

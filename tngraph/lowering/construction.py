@@ -104,7 +104,7 @@ def print_reset(plan: Plan, names: Names) -> str:
     lines.extend(_fill(core, f"self.{names.attributes[core.name]}") for core in _constants(plan, names))
     if names.buffers:
         lines.append("self.refold()")
-    lines = [doc, *names.size_lines(lines), *lines]
+    lines = [doc, *names.local_lines(lines), *lines]
     return "\n".join(["def reset_parameters(self):", indent("\n".join(lines), "    ")])
 
 

@@ -66,7 +66,7 @@ class Body:
     def _stored_anchor(self) -> str:
         """The same, among what is stored."""
         stored = [core for core in self.plan.network.cores if core.role in ("param", "buffer")]
-        return f"self.{self.names.attributes[stored[0].name]}" if stored else "torch.empty(())"
+        return self.names.stored(stored[0].name) if stored else "torch.empty(())"
 
     @cached_property
     def methods(self) -> Mapping[tuple[object, ...], Method]:
@@ -139,7 +139,7 @@ class Body:
                 code.append(f"# {self._comment(regime.kernels, last)}")
             code.append(f"return {print_expression(last.code, self.words)}")
         name, arguments = self.names.method(stem), tuple(self._given(code, regime, block))
-        body = "\n".join([f'"""{doc}."""', *self.names.size_lines(code), *code])
+        body = "\n".join([f'"""{doc}."""', *self.names.local_lines(code), *code])
         return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
 
     def _run(
@@ -197,7 +197,7 @@ class Body:
             code.extend(self._keep(buffer, made, words))
         windows = [f"{local} = {self.names.show_size(size)}" for size, local in self._windows(code)]
         doc = '"""Make what depends on weights alone: again when they change, as ``load_state_dict`` does by itself."""'
-        body = "\n".join([doc, *self.names.size_lines([*windows, *code]), *windows, *code])
+        body = "\n".join([doc, *self.names.local_lines([*windows, *code]), *windows, *code])
         yield f"@torch.no_grad()\ndef refold(self, *_):\n{indent(body, '    ')}"
 
     def _keep(self, buffer: Variable, made: Expression, words: Words) -> Iterator[str]:

@@ -5,7 +5,8 @@ gets underscores appended until it is free; one that starts with two underscores
 ``x`` in front. All other names stay exactly as declared.
 
 What is stored under a dotted name lies in folders, plain modules inside the module: each part of the name is made safe
-by this rule among its neighbours. A variable has ``_`` for each dot.
+by this rule among its neighbours. A variable has ``_`` for each dot. A method finds a folder once: every look at an
+attribute of a module takes PyTorch as long as a small kernel.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Names:
     class_name: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
+    folder_locals: dict[str, str] = field(default_factory=dict)
     size_attributes: dict[str, str] = field(default_factory=dict)
     size_arguments: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, str] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Names:
                 if index.name not in self.loops:
                     self.loops[index.name] = _variable(index.name, in_forward)
         self.number = _variable("number", in_forward) if self.loops else self.number
+        self.folder_locals = {folder: _variable(folder, in_forward) for folder in self.folders}
         self.methods = taken[""]
 
     def method(self, stem: str) -> str:
@@ -156,12 +159,18 @@ class Names:
         runtime = call_sizes(self.plan.network)
         return any(symbol.name in runtime for leg in core.legs for symbol in leg.size.free_symbols)
 
-    def size_lines(self, code: Sequence[str]) -> Iterator[str]:
-        """The lines that give the module's sizes local names, for the sizes that some code uses."""
+    def stored(self, name: str) -> str:
+        """What is stored, in a method: what lies in a folder by the local name of that."""
+        folder, _, _ = name.rpartition(".")
+        path = self.attributes[name]
+        return f"{self.folder_locals[folder]}.{path.rpartition('.')[2]}" if folder else f"self.{path}"
+
+    def local_lines(self, code: Sequence[str]) -> Iterator[str]:
+        """The lines that give the module's folders and sizes local names, for those that some code uses."""
         words = {word for line in code if not line.startswith("#") for word in re.findall(r"(?<![.\w])\w+", line)}
-        for name, attribute in self.size_attributes.items():
-            if self.sizes[name] in words:
-                yield f"{self.sizes[name]} = self.{attribute}"
+        own = {local: self.folders[folder] for folder, local in self.folder_locals.items()}
+        own |= {self.sizes[name]: attribute for name, attribute in self.size_attributes.items()}
+        return (f"{local} = self.{path}" for local, path in own.items() if local in words)
 
 
 def _gradient_name(name: str) -> str:

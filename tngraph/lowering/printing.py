@@ -157,7 +157,7 @@ def _signature(port: Port) -> str:
 def _forward(plan: Plan, names: Names, body: Body) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
     code = [*_bind(plan, names), *body.lines()]
-    lines = [*_forward_doc(plan, names), *names.size_lines(code), *code]
+    lines = [*_forward_doc(plan, names), *names.local_lines(code), *code]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
 
