@@ -212,6 +212,40 @@ def test_what_is_stored_under_dotted_names_lies_in_modules():
     assert forward.count("self.") == len(looked_up)
 
 
+OVERWRITING = {
+    "y[b, j] = relu(x * w)": 1,
+    "y[b, j] = tanh(x * w + c)": 1,
+    "y[b, j] = gelu(x * w)": 0,  # a gradient that is found from the operand
+    "y[b, j] = exp(x * w)": 0,  # mixed precision takes it in single precision
+    "y[b, i] = relu(x)": 0,  # what is given is not written to
+    "t[b, j] = tanh(x * w); y[b, j] = relu(t)": 1,  # tanh alone: its gradient is found from its value
+    "t[b, j] = x * w; z[b, j] = relu(t); y[b, j] = z + t": 0,  # another reads it
+    "t[b, j] = x * w; y[b, j] = relu(t); output t[b, j]": 0,
+}
+
+
+@pytest.mark.parametrize(("equations", "expected"), OVERWRITING.items())
+def test_a_function_is_put_in_place_of_its_operand_where_nothing_else_needs_it(equations: str, expected: int):
+    last = "i" if "y[b, i]" in equations else "j"
+    layer = tg.compile(
+        tg.parse(f"""network n {{ size batch; input x[b:batch, i:3]; param w[i, j:4]; param c[j]
+          {equations}; output y[b, {last}] }}""")
+    )
+    assert layer.source.count("_(t") == expected
+    assert layer.verify().is_equal
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(layer.double(), x)
+
+
+def test_what_runs_once_more_finds_its_operand_as_it_was():
+    network = tg.parse("""network n { size batch; input x[b:batch, i:3]; param w[i, j:4]; param v[j, k:5]; param u[k, l:2]
+      h[b, j] = relu(x * w); g[b, k] = relu(h * v); y[b, l] = g * u; output y[b, l] }""")
+    points = tg.front(network, {"batch": 64}, mode="train").points
+    assert len(points) > 1
+    for point in points:
+        assert tg.compile(point.plan).verify().is_equal
+
+
 INJECTIONS = [
     "a'; import os; '", 'a"b', "a\nb", "a b", "a..b", "a.", ".a", "a[0]", "a()", "\u0430", "\uff41", "a\u200b", "é", "",
     "1a", "a-b",

@@ -125,10 +125,10 @@ def test_a_permutation_that_moves_size_one_is_free():
     assert (one.peak, one.moves, one.at(m=5).peak) == (8 * m, 0, 40)
 
 
-@pytest.mark.parametrize("function", ["mm", "conv", "pointwise"])
+@pytest.mark.parametrize("function", ["mm", "conv", "pointwise", "pointwise_"])
 def test_a_wrong_rule_of_what_is_saved_is_rejected(function: str, monkeypatch: pytest.MonkeyPatch):
-    text = """network n { input x[b:2, i:4, H:5]; param a[i, c:3]; param w[c, k:2, o:3]
-      y[b, o, h:4] = tanh(x[b, i, h + k] * a * w); output y[b, o, h] }"""
+    text = f"""network n {{ input x[b:2, i:4, H:5]; param a[i, c:3]; param w[c, k:2, o:3]
+      y[b, o, h:4] = {"exp" if function == "pointwise" else "tanh"}(x[b, i, h + k] * a * w); output y[b, o, h] }}"""
     plan = tg.plan(tg.parse(text), order="(x a) w")
     assert tg.compile(plan).verify().is_equal
     monkeypatch.setitem(memory.SAVES, function, lambda code, needs: ())

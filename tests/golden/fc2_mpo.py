@@ -57,7 +57,7 @@ class fc2_mpo(nn.Module):
         t5 = t4.reshape(batch, 256) + self.bias.reshape(256)
         del t4
         # y[batch, o1, o2, o3, o4] = relu(t5): 256*batch elementwise
-        y = torch.relu(t5)
+        y = torch.relu_(t5)
         del t5
         return y
 

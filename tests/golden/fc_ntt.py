@@ -53,13 +53,13 @@ class fc_ntt(nn.Module):
         # t1[batch, o1, r1, i2, i3, i4] = x * g1: 3136*R*batch MAC
         t1 = torch.bmm(self.g1.reshape(4, 4*R).mT.expand(batch, 4*R, 4), x.reshape(batch, 4, 196))
         # h1[batch, o1, r1, i2, i3, i4] = relu(t1): 784*R*batch elementwise
-        h1 = torch.relu(t1)
+        h1 = torch.relu_(t1)
         del t1
         # t2[batch, o1, o2, r2, i3, i4] = h1 * g2: 3136*R**2*batch MAC
         t2 = torch.bmm(self.g2.reshape(7*R, 4*R).mT.expand(4*batch, 4*R, 7*R), h1.reshape(4*batch, 7*R, 28))
         del h1
         # h2[batch, o1, o2, r2, i3, i4] = relu(t2): 448*R*batch elementwise
-        h2 = torch.relu(t2)
+        h2 = torch.relu_(t2)
         del t2
         # t3[o3, r3, batch, o1, o2, i4] = h2 * g3: 1792*R**2*batch MAC
         t3 = torch.mm(
@@ -68,7 +68,7 @@ class fc_ntt(nn.Module):
         )
         del h2
         # h3[o3, r3, batch, o1, o2, i4] = relu(t3): 256*R*batch elementwise
-        h3 = torch.relu(t3)
+        h3 = torch.relu_(t3)
         del t3
         # t4[o4, batch, o1, o2, o3] = h3 * g4: 1024*R*batch MAC
         t4 = torch.mm(

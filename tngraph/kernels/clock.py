@@ -72,8 +72,11 @@ class Clock:
         elif code.function in ("reshape", "contiguous"):
             forward, backward = self.machine.rearrange(copy_of(operands[0])), 0.0  # its gradient is a view: `undo`
         else:
-            forward = self.machine.elementwise(*(prod(each.sizes) for each in operands), written=prod(sizes))
-            backward = forward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
+            given, made = [prod(each.sizes) for each in operands], prod(sizes)
+            forward = backward = self.machine.elementwise(*given, written=made)
+            if code.function == "pointwise_":
+                forward = self.machine.elementwise(*given, made)
+            backward = backward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
         self._run(forward, backward, any(needs))
 
     def _run(self, forward: float, backward: float, is_trained: bool) -> None:

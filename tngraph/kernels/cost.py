@@ -204,7 +204,7 @@ def last_uses(
     """
     alias = aliases(operations)
     held = {alias[k] for k in kept}
-    around = _blocks_around(blocks)
+    around = blocks_around(blocks)
     last: dict[int, int] = {}
     for number, op in enumerate(operations):
         if op.kind != "load":
@@ -219,7 +219,7 @@ def last_uses(
     return drops
 
 
-def _blocks_around(blocks: Iterable[Block]) -> dict[int, list[Block]]:
+def blocks_around(blocks: Iterable[Block]) -> dict[int, list[Block]]:
     """The blocks that every operation stands in, the outermost first."""
     around: dict[int, list[Block]] = {}
     for block in sorted(blocks, key=lambda block: block.first - block.last):

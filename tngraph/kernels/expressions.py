@@ -16,7 +16,7 @@ Calls stand for what PyTorch calls so, with these arguments:
 | unsqueeze | axis | flip | axes |
 | expand | | | |
 | mm, bmm, mul, add, sub | | scale | factor |
-| sum | axes | pointwise | the function and its numbers |
+| sum | axes | pointwise, pointwise_ | the function and its numbers; over its operand |
 | conv | stride, padding, dilation, groups | diag_embed | |
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |

@@ -6,12 +6,13 @@ FLOP counter sees is the MAC of the plan, forward and backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tngraph.kernels.backward import Backward, differentiate
-from tngraph.kernels.cost import aliases, last_uses
+from tngraph.kernels.cost import aliases, blocks_around, last_uses
 from tngraph.kernels.expressions import Call, Expression, Variable, permute, variables
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
@@ -81,6 +82,13 @@ class Kernels:
         return {given: given.shape.index(size) for given in self.tensors(block) if size in given.shape}
 
 
+OVERWRITING = frozenset({"relu", "tanh", "sigmoid"})
+"""The functions that may be put in place of their operand: PyTorch finds their derivative from their value, and takes
+them in the type that the operand has in mixed precision too."""
+NEW = frozenset({"mm", "bmm", "conv", "mul", "add", "sub", "sum", "scale"})
+"""The calls whose result is new, and is no part of their gradients."""
+
+
 def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule, numbers: Mapping[str, int]) -> Kernels:
     """The lines that run a schedule.
 
@@ -95,7 +103,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     parts = {str(tile.part.size): tile.size for tile in tiles.values()}
     context = Context({**numbers, **parts}, call_sizes(network) | parts.keys(), find_positions(stages))
     outputs = [schedule.results[port.name] for port in network.outputs]
-    drops = find_drops(schedule, outputs)
+    drops, overwriting = find_drops(schedule, outputs), find_overwriting(schedule, outputs)
     loader = _Loader(network, stages, context)
     tensors: list[Tensor] = []
     lines: list[Kernel] = []
@@ -107,6 +115,8 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         if number in tiles:
             op, operands = _in_part(op, tiles[number]), [_cut(each, tiles[number]) for each in operands]
         result = _write(op, operands, _wanted(network, stages, schedule, number), context)
+        if number in overwriting and _is_new(lines, op.operands[0]):
+            result = _overwrite(result)
         lines.append(Kernel(number, result.code, result.axes, drops[number]))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
@@ -173,6 +183,35 @@ def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]
         tuple(k for k in drops.get(number, ()) if k == alias[k] and operations[k].name != op.name)
         for number, op in enumerate(operations)
     ]
+
+
+def find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int]:
+    """The operations that may put their value in place of their operand's, which nothing else reads.
+
+    A gradient is found from the value then. Neither value is passed between methods, so that what runs once more finds
+    its operand as it was, and gradients go the shortest way.
+    """
+    operations, around = schedule.operations, blocks_around(schedule.blocks)
+    readers = Counter(operand for op in operations for operand in op.operands)
+    return frozenset(
+        number
+        for number, op in enumerate(operations)
+        if op.function is not None and op.function.name in OVERWRITING
+        for operand in op.operands
+        if readers[operand] == 1 and operand not in kept and around.get(operand) == around.get(number)
+    )
+
+
+def _overwrite(tensor: Tensor) -> Tensor:
+    """A pointwise function put in place of its operand."""
+    assert isinstance(tensor.code, Call)
+    return replace(tensor, code=replace(tensor.code, function="pointwise_"))
+
+
+def _is_new(lines: Sequence[Kernel], number: int) -> bool:
+    """Whether a value is what one call made, and no view, and is not kept for a gradient."""
+    code = next((line.code for line in lines if line.number == number), None)
+    return isinstance(code, Call) and code.function in NEW
 
 
 def _wanted(network: Network, stages: Sequence[Stage], schedule: Schedule, number: int) -> tuple[Index, ...]:

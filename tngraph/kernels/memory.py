@@ -75,13 +75,13 @@ class Memory:
     Attributes:
         moments: the storages alive together, wherever more are alive than just before and just after.
         kept: the storages that autograd keeps.
-        keepers: each storage that is kept, with the operation that makes it and those that keep it.
+        keepers: each storage that is kept, with the operations that write to it and those that keep it.
         moved: what is copied into another order.
     """
 
     moments: tuple[tuple[Storage, ...], ...]
     kept: tuple[Storage, ...]
-    keepers: tuple[tuple[Storage, int, frozenset[int]], ...] = ()
+    keepers: tuple[tuple[Storage, frozenset[int], frozenset[int]], ...] = ()
     moved: tuple[Storage, ...] = ()
 
     @property
@@ -136,7 +136,7 @@ def trace_memory(
     for result in kernels.results:
         trace.evaluate(result)
     trace.note()
-    keepers = ((storage, trace.makers[storage], frozenset(by)) for storage, by in trace.keepers.items())
+    keepers = ((storage, frozenset(trace.makers[storage]), frozenset(by)) for storage, by in trace.keepers.items())
     return Memory(tuple(trace.moments), tuple(trace.kept.values()), tuple(keepers), tuple(trace.moved))
 
 
@@ -194,7 +194,7 @@ class _Trace:
         self.holders: dict[Storage, int] = {}
         self.kept: dict[Storage, Storage] = {}
         self.number = 0
-        self.makers: dict[Storage, int] = {}
+        self.makers: dict[Storage, set[int]] = {}
         self.keepers: dict[Storage, set[int]] = {}
         self.moved: list[Storage] = []
         self.block: Block | None = None
@@ -406,10 +406,13 @@ class _Trace:
         view, needs = VIEWS.get(code.function), [operand.is_trained for operand in operands]
         followed = [need and not self.is_planned for need in needs]
         strides = view(layouts[0], sizes, code.arguments) if view is not None else None
+        is_view = strides is not None
         if strides is not None:
             array = replace(operands[0], layout=Layout(sizes, strides))
-            if self.clock is not None:
-                self.clock.view(any(followed))
+        elif code.function == "pointwise_":
+            array = replace(operands[0], source=Made(sizes))
+            if array.storage is not None:
+                self.makers[array.storage].add(self.number)
         else:
             strides, unit = (
                 ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
@@ -420,11 +423,13 @@ class _Trace:
             array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
             if code.function in COPIES:
                 self.moved.extend(self._times(made))
-            if self.clock is not None:
-                self.clock.call(code, layouts, sizes, followed)
-                for operand, is_followed in zip(operands, followed, strict=True):
-                    if is_followed and operand.source is not None:
-                        self.clock.undo(code, operand.layout, operand.source)
+        if self.clock is not None and is_view:
+            self.clock.view(any(followed))
+        elif self.clock is not None:
+            self.clock.call(code, layouts, sizes, followed)
+            for operand, is_followed in zip(operands, followed, strict=True):
+                if is_followed and operand.source is not None:
+                    self.clock.undo(code, operand.layout, operand.source)
         self._hold(array)
         if any(followed) and code.function in SAVES:
             self._keep([*operands, array], SAVES[code.function](code, needs))
@@ -475,7 +480,7 @@ class _Trace:
         if array.storage is not None:
             if array.storage not in self.holders:
                 self._has_grown = True
-                self.makers[array.storage] = self.number
+                self.makers[array.storage] = {self.number}
                 self.made.add(array.storage)
             self.holders[array.storage] = self.holders.get(array.storage, 0) + 1
 
@@ -625,6 +630,7 @@ SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
     **dict.fromkeys(("mm", "bmm", "mul"), _other),
     "conv": lambda code, needs: (0, 1),
     "pointwise": lambda code, needs: (RESULT if code.arguments[0] in SAVES_RESULT else 0,),
+    "pointwise_": lambda code, needs: (RESULT,),
     "index_select": lambda code, needs: (1,),
     "gather": lambda code, needs: (1,),
 }

@@ -158,7 +158,8 @@ def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
 
 def _pointwise(call: Call, operands: Sequence[str], words: Words) -> str:
     name, *numbers = call.arguments
-    return f"{FUNCTIONS[name]}({', '.join([*operands, *map(repr, numbers)])})"
+    in_place = "_" * call.function.endswith("_")
+    return f"{FUNCTIONS[name]}{in_place}({', '.join([*operands, *map(repr, numbers)])})"
 
 
 def _ones(call: Call, operands: Sequence[str], words: Words) -> str:
@@ -191,7 +192,7 @@ RULES: Mapping[str, Rule] = {
     "sub": _operator("-"),
     "scale": lambda call, operands, words: f"{call.arguments[0]!r} * {operands[0]}",
     "sum": _sum,
-    "pointwise": _pointwise,
+    **dict.fromkeys(("pointwise", "pointwise_"), _pointwise),
     "conv": _conv,
     "diag_embed": _function("torch.diag_embed"),
     "ones": _ones,

@@ -6,7 +6,6 @@ decide, the costs of the regimes with one another.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from tngraph.kernels.kernels import Kernel, Kernels
 from tngraph.kernels.schedule import Block
 from tngraph.language.sizes import product, symbol
 from tngraph.lowering.calls import Words, print_expression, wrap
-from tngraph.lowering.names import Names
+from tngraph.lowering.names import Names, names_in
 from tngraph.planning.region import leg_size
 from tngraph.plans.plans import Plan, Regime
 from tngraph.plans.table import draw_tree, format_formula, format_range, format_step, format_value
@@ -166,7 +165,7 @@ class Body:
 
     def _given(self, code: Iterable[str], regime: Regime, block: Block) -> Iterator[str]:
         """What a method's code names that ``forward`` knows: inputs, earlier results, sizes of the call."""
-        used = _words(code)
+        used = names_in(code)
         earlier = (self.names.values[op.name] for op in regime.operations[: block.first] if op.kind != "load")
         sizes = (own for name, own in self.names.sizes.items() if name not in self.names.size_attributes)
         windows = (local.name for local in self.names.windows.values())
@@ -211,7 +210,7 @@ class Body:
 
     def _windows(self, code: Iterable[str]) -> Iterator[tuple[sympy.Expr, sympy.Symbol]]:
         """The counts of windows that some code names."""
-        used = _words(code)
+        used = names_in(code)
         return ((size, local) for size, local in self.names.windows.items() if local.name in used)
 
     def _line(
@@ -263,7 +262,7 @@ class Body:
         tensors = [print_expression(variable, words) for variable in backward.given]
         kept = [print_expression(variable, words) for variable in backward.kept]
         start = print_expression(backward.start, words)
-        used = _words([*forward, *slopes])
+        used = names_in([*forward, *slopes])
         sizes = [name for name in dict.fromkeys(self.names.sizes.values()) if name in used]
         first, second = self.names.method(f"{stem}_forward"), self.names.method(f"{stem}_backward")
         doc = f'"""{block.equation}, and what its gradients are made of: {self._drawing(regime, block)}."""'
@@ -441,8 +440,3 @@ def _outermost(blocks: Sequence[Block]) -> list[Block]:
 def _is_inside(block: Block, other: Block) -> bool:
     """Whether a block stands in another one."""
     return block != other and other.first <= block.first and block.last <= other.last
-
-
-def _words(code: Iterable[str]) -> set[str]:
-    """The names that some code uses, attributes left out."""
-    return {word for text in code if not text.startswith("#") for word in re.findall(r"(?<![.\w])\w+", text)}

@@ -11,8 +11,8 @@ attribute of a module takes PyTorch as long as a small kernel.
 
 from __future__ import annotations
 
+import ast
 import keyword
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -167,10 +167,15 @@ class Names:
 
     def local_lines(self, code: Sequence[str]) -> Iterator[str]:
         """The lines that give the module's folders and sizes local names, for those that some code uses."""
-        words = {word for line in code if not line.startswith("#") for word in re.findall(r"(?<![.\w])\w+", line)}
+        used = names_in(code)
         own = {local: self.folders[folder] for folder, local in self.folder_locals.items()}
         own |= {self.sizes[name]: attribute for name, attribute in self.size_attributes.items()}
-        return (f"{local} = self.{path}" for local, path in own.items() if local in words)
+        return (f"{local} = self.{path}" for local, path in own.items() if local in used)
+
+
+def names_in(code: Iterable[str]) -> set[str]:
+    """The variables that some lines of code read or write."""
+    return {node.id for node in ast.walk(ast.parse("\n".join(code))) if isinstance(node, ast.Name)}
 
 
 def _gradient_name(name: str) -> str:

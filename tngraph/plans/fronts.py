@@ -251,9 +251,10 @@ class _Savings:
         """What is kept for the backward pass [bytes]."""
         return sum(storage.bytes for storage, made, by in self.held if self._is_kept(chosen, made, by))
 
-    def _is_kept(self, chosen: Iterable[Interval], made: int, by: frozenset[int]) -> bool:
+    def _is_kept(self, chosen: Iterable[Interval], made: frozenset[int], by: frozenset[int]) -> bool:
         inside = {k for first, last in chosen for k in by if first <= k <= last}
-        given = any(made < first and any(first <= k <= last for k in self.users[made]) for first, last in chosen)
+        uses = [(writer, user) for writer in made for user in self.users[writer]]
+        given = any(writer < first <= user <= last for first, last in chosen for writer, user in uses)
         return given or bool(by - inside)
 
     def sets(self, after: int = -1) -> Iterator[tuple[Interval, ...]]:
