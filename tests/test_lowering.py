@@ -238,7 +238,8 @@ def test_a_function_is_put_in_place_of_its_operand_where_nothing_else_needs_it(e
 
 
 def test_what_runs_once_more_finds_its_operand_as_it_was():
-    network = tg.parse("""network n { size batch; input x[b:batch, i:3]; param w[i, j:4]; param v[j, k:5]; param u[k, l:2]
+    network = tg.parse("""network n { size batch; input x[b:batch, i:3]
+      param w[i, j:4]; param v[j, k:5]; param u[k, l:2]
       h[b, j] = relu(x * w); g[b, k] = relu(h * v); y[b, l] = g * u; output y[b, l] }""")
     points = tg.front(network, {"batch": 64}, mode="train").points
     assert len(points) > 1

@@ -439,6 +439,16 @@ def test_a_dense_weight_that_is_none_or_too_large_is_not_measured(monkeypatch: p
     assert dense_time(CHAIN) is None
 
 
+@pytest.mark.parametrize(("shares", "taken"), [([0.4], 0.4), ([3.0], 3.0), ([1.1, 0.7, 0.9], 0.9)])
+def test_a_dense_weight_that_takes_about_as_long_is_measured_again(
+    shares: list[float], taken: float, monkeypatch: pytest.MonkeyPatch
+):
+    left = iter(shares)
+    monkeypatch.setattr(tuning._Runner, "compare", lambda runner, plans, inputs: next(left))
+    (measured,) = tuning.tune(tg.parse(CHAIN), inputs=tuning.random_calls(tg.parse(CHAIN), {}, [2])).plan.measured
+    assert (measured.dense / measured.seconds, [*left]) == (pytest.approx(taken), [])
+
+
 def test_the_dense_weight_computes_what_the_network_does():
     network = tg.parse(CHAIN)
     layer, dense = tg.compile(network), tg.compile(dense_equivalent(network).network)
