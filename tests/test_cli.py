@@ -468,7 +468,7 @@ def forget_the_buffer(monkeypatch) -> None:
 
     def print_wrong(plan):
         printed = right(plan)
-        text = printed.text.replace("torch.relu(t1)", "torch.relu(x)")
+        text = printed.text.replace("torch.relu_(t1)", "torch.relu(x)")
         assert text != printed.text
         return replace(printed, text=text)
 

@@ -133,7 +133,7 @@ def test_a_core_is_put_out_in_the_order_asked_for():
 
 def test_counts_that_subtract_bound_nothing():
     text = """network n { size h; input x[p:h]; param w[k:3]
-      a[q:h - 2] = relu(x[q + k] * w); b[p] = relu(a[p + k - 2] * w); output b[p] }"""
+      a[q:h - 2] = exp(x[q + k] * w); b[p] = exp(a[p + k - 2] * w); output b[p] }"""
     plan = tg.plan(tg.parse(text))
     counts = plan.at(h=10)
     assert (counts.largest, counts.peak) == (10, 4 * (10 + 10))

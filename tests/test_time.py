@@ -351,7 +351,7 @@ def test_tuning_for_training_measures_the_backward_pass_of_pytorch_too():
 def test_the_fastest_is_measured_beside_itself_with_the_other_backward_pass(
     is_planned_faster: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    slower = iter([1.0, 4.0, 16.0])  # minute by minute
+    slower = iter([4.0**minute for minute in range(5)])
 
     def time(self: object, plans: list[Plan], inputs: object) -> list[float]:
         planned, slow = [any(tree.gradients for tree in each.regimes[0].trees) for each in plans], next(slower)
