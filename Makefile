@@ -18,7 +18,7 @@ papers: $(VENV)/demo.stamp ## what papers say their layers cost, beside what is 
 	$(BIN)/python examples/papers.py
 
 test: $(VENV)/dev.stamp ## the tests, in minutes
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/dev.stamp $(VENV)/large.stamp ## the slow tests too, and thousands of random networks
 	$(BIN)/python -m pytest -q -n 2 --hypothesis-profile=all
