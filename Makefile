@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
@@ -18,10 +19,10 @@ papers: $(VENV)/demo.stamp ## what papers say their layers cost, beside what is 
 	$(BIN)/python examples/papers.py
 
 test: $(VENV)/dev.stamp ## the tests, in minutes
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/dev.stamp $(VENV)/large.stamp ## the slow tests too, and thousands of random networks
-	$(BIN)/python -m pytest -q -n 2 --hypothesis-profile=all
+	$(PYTEST) --hypothesis-profile=all
 
 exact: $(VENV)/dev.stamp ## every count of every plan of the examples beside what a run does
 	$(BIN)/python -m tests.exactness

@@ -103,7 +103,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     parts = {str(tile.part.size): tile.size for tile in tiles.values()}
     context = Context({**numbers, **parts}, call_sizes(network) | parts.keys(), find_positions(stages))
     outputs = [schedule.results[port.name] for port in network.outputs]
-    drops, overwriting = find_drops(schedule, outputs), find_overwriting(schedule, outputs)
+    drops, overwriting = find_drops(schedule, outputs), _find_overwriting(schedule, outputs)
     loader = _Loader(network, stages, context)
     tensors: list[Tensor] = []
     lines: list[Kernel] = []
@@ -185,7 +185,7 @@ def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]
     ]
 
 
-def find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int]:
+def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int]:
     """The operations that may put their value in place of their operand's, which nothing else reads.
 
     A gradient is found from the value then. Neither value is passed between methods, so that what runs once more finds

@@ -65,10 +65,8 @@ def print_expression(code: Expression, words: Words) -> str:
     """An expression as Python."""
     if isinstance(code, Call):
         return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
-    if code.kind == "stored" and words.is_static:
-        return words.names.values[code.name]
     if code.kind == "stored":
-        return words.names.stored(code.name)
+        return words.names.values[code.name] if words.is_static else words.names.stored(code.name)
     if code.kind == "buffer":
         return f"self.{words.names.buffers[code.name]}"
     return (words.names.arguments if code.kind == "input" else words.names.values)[code.name]

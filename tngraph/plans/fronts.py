@@ -226,7 +226,10 @@ class _Savings:
         self.volumes = {k: evaluate_count(volume(operations, k), numbers) for k in self.lines}
         self.keeping = {k for k in self.lines if keeps_values(operations, needs, k)}
         self.users = {k: regime.users(k) for k in self.lines}
-        self.held = regime.memory(numbers).keepers
+        self.held = [
+            (storage.bytes, [(writer, user) for writer in made for user in self.users[writer]], by)
+            for storage, made, by in regime.memory(numbers).keepers
+        ]
         self.intervals = tuple(self._intervals(frozenset(regime.outputs)))
 
     def _intervals(self, outputs: frozenset[int]) -> Iterator[Interval]:
@@ -249,13 +252,7 @@ class _Savings:
 
     def kept(self, chosen: Sequence[Interval]) -> int:
         """What is kept for the backward pass [bytes]."""
-        return sum(storage.bytes for storage, made, by in self.held if self._is_kept(chosen, made, by))
-
-    def _is_kept(self, chosen: Iterable[Interval], made: frozenset[int], by: frozenset[int]) -> bool:
-        inside = {k for first, last in chosen for k in by if first <= k <= last}
-        uses = [(writer, user) for writer in made for user in self.users[writer]]
-        given = any(writer < first <= user <= last for first, last in chosen for writer, user in uses)
-        return given or bool(by - inside)
+        return sum(count for count, uses, by in self.held if _is_kept(chosen, uses, by))
 
     def sets(self, after: int = -1) -> Iterator[tuple[Interval, ...]]:
         """Every set of intervals that do not overlap."""
@@ -281,3 +278,16 @@ class _Savings:
             rest = [each for each in chosen if not (first <= each[0] and each[1] <= last)]
             if all(last < each[0] or each[1] < first for each in rest):
                 yield tuple(sorted([*rest, (first, last)]))
+
+
+def _is_kept(chosen: Iterable[Interval], uses: Iterable[tuple[int, int]], by: frozenset[int]) -> bool:
+    """Whether a storage is kept where some intervals run once more: one is given it, or what keeps it is in none.
+
+    Args:
+        chosen: the intervals.
+        uses: each operation that writes to the storage with each that uses what it wrote.
+        by: the operations that keep it.
+    """
+    inside = {k for first, last in chosen for k in by if first <= k <= last}
+    given = any(writer < first <= user <= last for first, last in chosen for writer, user in uses)
+    return given or bool(by - inside)
