@@ -189,7 +189,7 @@ WRONG = {
     "of another value": (lambda g: g[0].update(operand=g[1]["operand"]), "stands where another one does"),
     "a leg of nothing": (lambda g: g[0]["form"]["rows"].append("nothing"), "which its operands do not have"),
     "no order of what is summed": (lambda g: g[0]["form"].update(summed=[]), "is no product of that"),
-    "of what lies as it did": (lambda g: g[-1].update(arranged=True), "that its step does not arrange"),
+    "of what lies as it did": (lambda g: g[0].update(arranged=True), "that its step does not arrange"),
     "products added along no sum": (lambda g: g[0].update(added=True), "along legs that are no sum"),
     "no object": (lambda g: g.__setitem__(0, 3), "not an object"),
 }

@@ -11,10 +11,15 @@ import pytest
 
 import tngraph as tg
 from tests.instances import NAMES, load_instance
+from tngraph.language.sizes import evaluate_size
 from tngraph.planning import workers
+from tngraph.planning.exact import prove_order
 from tngraph.planning.greedy import join_greedily
-from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED
-from tngraph.planning.region import Region, Topology
+from tngraph.planning.machine import Machine, Work
+from tngraph.planning.objectives import PerStep, Pricing, read_objective
+from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED, propose_greedy
+from tngraph.planning.refining import refine_order
+from tngraph.planning.region import Region, Topology, legs_size
 from tngraph.planning.search import hypergraph, search_tree
 from tngraph.planning.trees import order_cost
 from tngraph.planning.workers import run_tasks
@@ -210,6 +215,84 @@ def test_a_plan_is_never_worse_than_cotengra_alone(seed: int):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plan_of_a_benchmark_is_never_worse_than_cotengra_alone(name: str):
     check_never_worse(load_instance(name), seed=0, trials=2)
+
+
+# ----------------------------------------------------------------------------------- parts of a large region
+
+
+def priced(network: tg.Network, pricing: Pricing) -> Topology:
+    return Topology(region(network), {}, pricing)
+
+
+@pytest.mark.parametrize(
+    "pricing",
+    [
+        Pricing(),
+        Pricing(trained=0b1010101),
+        Pricing(fixed=0b0011100, most_folded=40),
+        Pricing(most_elements=5000),
+        Pricing(Machine(), trained=0b11),
+        Pricing(PerStep(lambda work: work.operations + 8.0 * work.result)),
+    ],
+)
+def test_an_order_that_is_one_part_is_made_the_cheapest_there_is(pricing: Pricing):
+    sizes = {f"e{k}": 2 + k % 4 for k in range(8)}
+    inputs = [[f"e{k}", f"e{(k + 4) % 8}", f"e{k + 1}"] for k in range(7)]
+    topology = priced(tg.from_indices(inputs, ["e7"], sizes), pricing)
+    first = [(0, 1), *((6 + k, k + 1) for k in range(1, 6))]
+    cheapest, is_proven = prove_order(topology, first)
+    assert is_proven
+    assert order_cost(topology, cheapest) < order_cost(topology, first)
+    assert order_cost(topology, refine_order(topology, first)) == pytest.approx(order_cost(topology, cheapest))
+
+
+@pytest.mark.parametrize("objective", ["flops", "writes", "time"])
+def test_a_refined_order_is_an_order_and_never_costs_more(objective: str):
+    for seed in range(4):
+        topology = priced(regular(40, seed), Pricing(read_objective(objective), trained=0b1111))
+        proposed = propose_greedy(hypergraph(topology), 1, seed)
+        refined = refine_order(topology, proposed)
+        joined = [operand for pair in refined for operand in pair]
+        assert sorted(joined) == list(range(78))
+        assert all(operand < 40 + k for k, pair in enumerate(refined) for operand in pair)
+        assert order_cost(topology, refined) <= order_cost(topology, proposed)
+
+
+def test_what_writes_least_is_not_among_the_orders_with_the_fewest_operations():
+    network = regular(100)
+    trees = {
+        objective: search_tree(priced(network, Pricing(read_objective(objective))), tg.Search(trials=2))
+        for objective in ("flops", "writes")
+    }
+    writes = {
+        objective: sum(evaluate_size(legs_size(step.legs), {}) for step in tree.steps)
+        for objective, tree in trees.items()
+    }
+    assert writes["writes"] < 0.7 * writes["flops"]
+
+
+def test_gates_are_multiplied_before_they_meet_a_large_tensor():
+    """One gate for every qubit, beside a core of 2^16 entries and an input of as many."""
+    gates = " ".join(f"param g{k}[q{k}, p{k}:2];" for k in range(1, 17))
+    network = tg.parse(f"""network gates {{
+      size batch
+      param core[q{{1..16}}: 2]
+      input x[batch, (p{{1..4}}: 2)]
+      {gates}
+      y[batch, p{{5..16}}] = x * core * {" * ".join(f"g{k}" for k in range(1, 17))}
+      output y[batch, (p{{5..16}})]
+    }}""")
+    passes = {}
+    for objective in ("flops", "time"):
+        (regime,) = tg.plan(network, {"batch": 64}, minimize=objective).regimes
+        (tree,) = regime.stages[0].trees
+        sizes = [evaluate_size(legs_size(step.legs), {"batch": 64}) for step in tree.steps]
+        passes[objective] = sum(size >= 2**12 for size in sizes)
+    assert passes["time"] < passes["flops"] / 2
+
+
+def test_sizes_beyond_any_float_have_a_time():
+    assert Machine()(Work(10**400, 10**200, 10**200, 10**200, 1, 1)) > 1e50
 
 
 # --------------------------------------------------------------------------------------- thousands of tensors

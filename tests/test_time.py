@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import tngraph as tg
 from tngraph.cli import app
-from tngraph.kernels.clock import Clock, Made
+from tngraph.kernels.clock import Clock, Made, is_turned
 from tngraph.kernels.cost import evaluate_count
 from tngraph.kernels.expressions import Call, Variable
 from tngraph.kernels.strides import Layout, contiguous_strides
@@ -575,6 +575,40 @@ def test_the_model_knows_which_gradients_pytorch_copies(sizes: tuple[int, int, i
     seen = Layout(tuple(y.shape), tuple(strides[axis] for axis in order))
     clock.undo(Call("contiguous", (given,), (), shape), seen, Made(sizes, 2))
     assert (clock.seconds > 0) == (copies > 0)
+
+
+@pytest.mark.parametrize("turned", [*product((False, True), repeat=2)])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_model_knows_which_products_pytorch_makes_gradients_by(batch: int, turned: tuple[bool, bool]):
+    """Their sizes, and how both matrices lie, as PyTorch itself calls them."""
+
+    class Asked(Machine):
+        def product(self, *given: Any) -> float:
+            asked.append(tuple(int(each) for each in given))
+            return 0.0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                left, right = args
+                lying = [is_turned(Layout(tuple(each.shape), each.stride())) for each in args]
+                many = left.shape[0] if left.dim() == 3 else 1
+                made.append((many, left.shape[-2], right.shape[-1], left.shape[-1], *map(int, lying)))
+            return function(*args, **(kwargs or {}))
+
+    def matrices(rows: int, columns: int, is_transposed: bool) -> torch.Tensor:
+        shape = (columns, rows) if is_transposed else (rows, columns)
+        each = torch.randn(shape if batch == 1 else (batch, *shape))
+        return (each.mT if is_transposed else each).requires_grad_()
+
+    asked: list[tuple[int, ...]] = []
+    made: list[tuple[int, ...]] = []
+    left, right = matrices(5, 6, turned[0]), matrices(6, 7, turned[1])
+    y = torch.matmul(left, right)
+    with Watch():
+        torch.autograd.grad(y, [left, right], torch.randn(y.shape))
+    Asked().undo_product(batch, 5, 7, 6, *turned)
+    assert sorted(asked) == sorted(made)
 
 
 def test_pytorch_copies_no_gradient_that_a_planned_backward_pass_makes(monkeypatch: pytest.MonkeyPatch):

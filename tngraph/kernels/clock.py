@@ -135,12 +135,13 @@ class Clock:
         batch = left.sizes[0] if len(left.sizes) == 3 else 1
         rows, summed, columns = left.sizes[-2], left.sizes[-1], right.sizes[-1]
         of_rows, of_columns = map(is_turned, operands)
-        forward, backward = self.machine.product(batch, rows, columns, summed, of_rows, of_columns), 0.0
-        if needs[0]:
-            backward += self.machine.product(batch, rows, summed, columns, False, not of_columns) + self._spread(left)
-        if needs[1]:
-            backward += self.machine.product(batch, summed, columns, rows, not of_rows, False) + self._spread(right)
-        return float(forward), float(backward)
+        forward = self.machine.product(batch, rows, columns, summed, of_rows, of_columns)
+        backward = 0.0
+        if any(needs):
+            undone = self.machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
+            for operand, seconds, is_wanted in zip(operands, undone, needs, strict=True):
+                backward += is_wanted * (float(seconds) + self._spread(operand))
+        return float(forward), backward
 
     def _spread(self, operand: Layout) -> float:
         """To sum what the gradients of one shared matrix are over all products."""

@@ -107,6 +107,8 @@ class _Program:
         self.bit: dict[int, int] = {}
         self.sizes: list[int] = []
         for i, holders in enumerate(topology.holders):
+            if not holders:
+                continue  # of a leg outside this part
             key: object = i if i in in_reads else (holders, topology.is_output[i])
             if key not in groups:
                 groups[key] = len(self.sizes)
@@ -285,8 +287,6 @@ class _Program:
     @cached_property
     def _unfolded(self) -> _Program:
         """The program in which nothing is free: it orders what is folded, which costs this one nothing."""
-        made = _Program(
-            Topology(self.topology.region, self.topology.named, Pricing(), self.topology.sliced), _LARGEST - 1
-        )
+        made = _Program(self.topology.priced(Pricing()), _LARGEST - 1)
         made.run()
         return made

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tngraph.planning.forms import arranged_axes
-from tngraph.planning.layouts import Order, Program, Run, Way, time_products
+from tngraph.planning.layouts import LEAST_ORDERS, MOST_KEPT, Order, Program, Run, Way, time_products
 from tngraph.planning.machine import Copy
 from tngraph.planning.region import ContractionTree, Form, Gradient
 
 MOST_ORDERS = 6
-"""The orders of one gradient that are kept."""
+"""The orders of one gradient that are kept; fewer in a tree of many steps, and no less than `LEAST_ORDERS`."""
 
 
 def lay_out_gradients(tree: ContractionTree, run: Run) -> ContractionTree:
@@ -68,6 +68,7 @@ class _Backward:
     def __post_init__(self) -> None:
         self.program = Program(self.tree, self.run)
         self.count = len(self.tree.region.accesses)
+        self.most = min(MOST_ORDERS, max(LEAST_ORDERS, MOST_KEPT // len(self.tree.steps)))
         values = range(self.count + len(self.tree.steps))
         self.orders: list[Order] = [tuple(self.program.number[leg] for leg in self.tree.order(v)) for v in values]
 
@@ -95,7 +96,7 @@ class _Backward:
                 for each in made:
                     found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
             fastest_of_each = (self.made[value, order, operand][0].order for order in fastest[value])
-            kept = {*sorted(found, key=found.__getitem__)[:MOST_ORDERS], *fastest_of_each}
+            kept = {*sorted(found, key=found.__getitem__)[: self.most], *fastest_of_each}
             fastest[operand] = {order: found[order] for order in found if order in kept}
             for order in fastest[value]:
                 made = self.made[value, order, operand]
@@ -131,7 +132,7 @@ class _Backward:
         of_use = [made for made in found.values() if made.seconds == least[made.order] or self._is_of_use(made, least)]
         is_leaf = operand < self.count
         fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
-        return fastest[: 2 * MOST_ORDERS]
+        return fastest[: 2 * self.most]
 
     def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
         """Whether a way is faster than all to its order if its copy is there, for the gradient of the other operand."""

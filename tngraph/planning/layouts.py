@@ -223,11 +223,11 @@ class Program:
         total = time_products(ways, machine, passes)
         batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
         of_rows, of_columns = np.array([way.turned for way in ways]).T
-        for side, bits in enumerate(leaves):
-            if bits & self.run.trained:
-                gives_rows = np.array([way.is_left == (side == 0) for way in ways])
-                left = machine.product(batch, rows, summed, columns, False, ~of_columns)
-                right = machine.product(batch, summed, columns, rows, ~of_rows, False)
+        trained = [bool(bits & self.run.trained) for bits in leaves]
+        if any(trained):
+            left, right = machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
+            is_left = np.array([way.is_left for way in ways])
+            for gives_rows in (each for each, is_wanted in zip((is_left, ~is_left), trained, strict=True) if is_wanted):
                 total = total + np.where(gives_rows, left, right)
         return np.asarray(total)
 

@@ -116,6 +116,7 @@ class Machine:
 
     def __call__(self, work: Work) -> Any:
         """The time of a step and of its gradients, each as one matrix product; of one operand, as one pass [s]."""
+        work = Work(*(float(min(each, _BEYOND)) if isinstance(each, int) else each for each in work))
         others = np.maximum(1, work.right), work.left, work.result
         rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
         batch = work.operations / (rows * columns * summed)
@@ -140,6 +141,34 @@ class Machine:
         arithmetic = batch * sides * (summed + self.half_summed) / self.operations_per_second
         traffic = self.pass_over(batch * rows * summed) + self.pass_over(batch * summed * columns)
         return arithmetic + traffic + self.write(batch * rows * columns) + self.seconds_per_product
+
+    def undo_product(
+        self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
+    ) -> tuple[Any, Any]:
+        """The times of the products that PyTorch makes the gradients of the left and of the right matrix by [s].
+
+        The gradient of a single matrix that lies transposed is made transposed.
+
+        Source: mm_mat1_grad and mm_mat2_grad in torch/csrc/autograd/FunctionsManual.cpp of PyTorch.
+        """
+        of_left, of_right = ((np.asarray(batch) <= 1) & turned for turned in (left_turned, right_turned))
+        left = self.product(
+            batch,
+            np.where(of_left, summed, rows),
+            np.where(of_left, rows, summed),
+            columns,
+            of_left & right_turned,
+            of_left | np.logical_not(right_turned),
+        )
+        right = self.product(
+            batch,
+            np.where(of_right, columns, summed),
+            np.where(of_right, summed, columns),
+            rows,
+            of_right | np.logical_not(left_turned),
+            of_right & left_turned,
+        )
+        return left, right
 
     def copy(self, elements: Any, run: Any) -> Any:
         """The time of a copy in another order, in which so many entries stay side by side [s]."""
@@ -172,6 +201,8 @@ class Machine:
         return np.hypot(columns, _TWICE * self.half_columns)
 
 
+_BEYOND = 10**100
+"""Whatever has more elements or takes more operations than that is as bad."""
 _BY_RUN = 0.7
 """How reading for a copy gets slower with shorter runs, as measured: less than in proportion."""
 _TWICE = 3**0.5

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
@@ -336,6 +337,34 @@ class Topology:
     def everything(self) -> int:
         """The set of all leaves."""
         return (1 << len(self.leaves)) - 1
+
+    def priced(self, pricing: Pricing) -> Topology:
+        """The same region with other prices."""
+        made = copy(self)
+        for name in ("everything", "unfit"):
+            made.__dict__.pop(name, None)
+        made.pricing = pricing
+        return made
+
+    def part(self, values: Sequence[Value]) -> Topology:
+        """What joins some values, as if these were the leaves; indices keep their numbers.
+
+        Args:
+            values: of different leaves, without folded reads.
+        """
+        known = self.pricing
+        trained = sum(1 << k for k, value in enumerate(values) if value.leaves & known.trained)
+        fixed = sum(1 << k for k, value in enumerate(values) if not value.leaves & ~known.fixed)
+        made = self.priced(replace(known, trained=trained, fixed=fixed))
+        below = sum(value.leaves for value in values)
+        made.is_output = [self.is_alive(i, below) for i in range(len(self.indices))]
+        made.leaves = [Value(1 << k, value.plain, ()) for k, value in enumerate(values)]
+        made.preparation = [[] for _ in values]
+        made.holders = [0] * len(self.indices)
+        for leaf in made.leaves:
+            for i in leaf.plain:
+                made.holders[i] |= leaf.leaves
+        return made
 
     def is_alive(self, index: int, leaves: int) -> bool:
         """Whether an index is still needed once these leaves are joined."""

@@ -19,6 +19,7 @@ from tngraph.planning.exact import MOST_LEAVES, prove_order
 from tngraph.planning.objectives import Price
 from tngraph.planning.pinning import Pin
 from tngraph.planning.proposals import Hypergraph, Partitioner, Trial, check_partitioner, propose, propose_greedy
+from tngraph.planning.refining import refine_order
 from tngraph.planning.region import ContractionTree, Topology, Value
 from tngraph.planning.trees import Order, build_tree, order_cost
 from tngraph.planning.workers import Parallel, count_cores, run_tasks
@@ -96,7 +97,8 @@ def find_order(
     if not orders or (is_large and proposes):
         propose_orders = _large_orders if is_large else _small_orders
         orders.append(_cheapest(topology, graph, search, propose_orders, lambda order: order))
-    return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
+    best = min(orders, key=lambda order: order_cost(topology, order))
+    return (refine_order(topology, best), False) if is_large else prove_order(topology, best)
 
 
 def search_tree(topology: Topology, search: Search) -> ContractionTree:

@@ -197,11 +197,13 @@ class TimedSearch:
     ) -> ContractionTree:
         """The tree of a slot that is the best at some sizes, those of a part or of the whole, laid out for them.
 
-        A large one is searched for once, at the sizes of the task, or where it is tuned, at those of each call.
+        A large one is searched for once, at the sizes of the task, or where it is tuned, at those of each call; by the
+        model alone, for the steps that are compared are too many to be measured.
         """
         searched = numbers
         if len(slot.region.accesses) > MOST_LEAVES:
             searched = self.task.numbers if self.bench is None else whole
+            rate = self.task.goal.machine if rate == self.bench else rate
         pricing = replace(slot.pricing, rate=rate)
         topology = Topology(slot.region, searched, pricing)
         key = slot, rate, tuple(topology.sizes)
