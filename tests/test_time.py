@@ -366,6 +366,17 @@ def test_the_fastest_is_measured_beside_itself_with_the_other_backward_pass(
     assert (BY_PYTORCH in kept.way) != is_planned_faster
 
 
+def test_ways_that_took_about_as_long_are_measured_again(monkeypatch: pytest.MonkeyPatch):
+    """The second is a little slower at first, and by more faster afterwards, on a machine that got slower."""
+    rounds = iter([[1.0, 1.1], [3.0, 2.4]])
+    monkeypatch.setattr(tuning, "TRIED", 2)
+    monkeypatch.setattr(tuning._Runner, "time", lambda self, plans, inputs: next(rounds))
+    monkeypatch.setattr(tuning, "_time_dense", lambda *given: None)
+    found = tune(tg.parse(CHAIN), inputs=[(torch.randn(8, 40),)])
+    assert [trial.seconds for trial in found.trials] == [1.0, pytest.approx((1.1 + 0.8) / 2)]
+    assert found.plan.measured == found.trials[1:2]
+
+
 def test_a_slow_first_call_leaves_no_way_out(monkeypatch: pytest.MonkeyPatch):
     calls = iter(range(2))
     taken = {0: iter([2.0, *[3.0] * 99]), 1: iter([60.0, 1.0, *[2.0] * 99])}

@@ -43,6 +43,8 @@ SECONDS_PER_TURN = 0.005
 BEHIND, SOME = (3.0, 1.5), 2
 """A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them, unless
 its calls are shorter than a turn."""
+TIE, MOST_TIED = 1.15, 3
+"""Ways that took no more than so many times as long as the fastest, and so many of them, are measured once more."""
 CLOSE, AGAIN = 2.0, 2
 """A dense weight that takes neither twice the time of the fastest way nor half of it is measured so often again."""
 MOST_DENSE = 2**28
@@ -149,19 +151,23 @@ def tune(
 def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
     """The ways that are tried for some inputs, as the model likes them, and the fastest of them.
 
-    That one is measured beside itself with the other backward pass, and with a dense weight; what these take of its
-    time in the same turns counts.
+    Those that took about as long are measured once more, and the fastest beside itself with the other backward pass and
+    with a dense weight; what all these take of its time in the same turns counts.
     """
     candidates = finder.candidates(**dict(at))
     tried = choose_tried(candidates)
     made = dict(zip(tried, runner.measure(finder, tried, given, at), strict=True))
-    fastest = min(made, key=lambda each: made[each].seconds)
+    fastest, *others = sorted(made, key=lambda each: made[each].seconds)
+    close = [each for each in others if made[each].seconds <= TIE * made[fastest].seconds][:MOST_TIED]
     alike = [each for each in candidates if by_autograd(each.trees) == by_autograd(fastest.trees)]
-    if not all(each in made for each in alike):
-        again = dict(zip(alike, runner.measure(finder, alike, given, at), strict=True))
-        share = made[fastest].seconds / again[fastest].seconds
-        made.update({each: replace(measured, seconds=share * measured.seconds) for each, measured in again.items()})
-        fastest = min(alike, key=lambda each: made[each].seconds)
+    if close or not all(each in made for each in alike):
+        again = list(dict.fromkeys([fastest, *close, *alike]))
+        found = dict(zip(again, runner.measure(finder, again, given, at), strict=True))
+        share = made[fastest].seconds / found[fastest].seconds
+        for each, measured in found.items():
+            times = [share * measured.seconds, *([made[each].seconds] if each in made else [])]
+            made[each] = replace(measured, seconds=statistics.mean(times))
+        fastest = min(again, key=lambda each: made[each].seconds)
     made[fastest] = replace(made[fastest], dense=_time_dense(finder, runner, given, (fastest, made[fastest])))
     return [(each, made[each]) for each in candidates if each in made], (fastest, made[fastest])
 
