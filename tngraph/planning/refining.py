@@ -39,7 +39,7 @@ def refine_order(topology: Topology, order: Order) -> Order:
         An order at most as expensive.
     """
     price = order_cost(topology, order)
-    if topology.reads or price == inf:
+    if topology.reads or price in (0, inf):
         return order
     tree = _Tree(topology, order)
     splits = MOST_CALLS if isinstance(topology.pricing.rate, PerStep) else MOST_SPLITS

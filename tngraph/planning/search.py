@@ -96,9 +96,9 @@ def find_order(
     orders = list(known)
     if not orders or (is_large and proposes):
         propose_orders = _large_orders if is_large else _small_orders
-        orders.append(_cheapest(topology, graph, search, propose_orders, lambda order: order))
-    best = min(orders, key=lambda order: order_cost(topology, order))
-    return (refine_order(topology, best), False) if is_large else prove_order(topology, best)
+        proposed = _cheapest(topology, graph, search, propose_orders, lambda order: order)
+        orders.append(refine_order(topology, proposed) if is_large else proposed)
+    return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
 
 
 def search_tree(topology: Topology, search: Search) -> ContractionTree:
