@@ -12,7 +12,7 @@ import pytest
 import tngraph as tg
 from tests.instances import NAMES, load_instance
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning import workers
+from tngraph.planning import refining, workers
 from tngraph.planning.exact import prove_order
 from tngraph.planning.greedy import join_greedily
 from tngraph.planning.machine import Machine, Work
@@ -256,6 +256,18 @@ def test_a_refined_order_is_an_order_and_never_costs_more(objective: str):
         assert sorted(joined) == list(range(78))
         assert all(operand < 40 + k for k, pair in enumerate(refined) for operand in pair)
         assert order_cost(topology, refined) <= order_cost(topology, proposed)
+
+
+def test_an_interruption_leaves_an_order_as_it_was_proposed(monkeypatch: pytest.MonkeyPatch):
+    topology = priced(regular(40), Pricing())
+    proposed = propose_greedy(hypergraph(topology), 1, 0)
+    assert refine_order(topology, proposed) != proposed
+
+    def interrupt(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(refining, "prove_order", interrupt)
+    assert refine_order(topology, proposed) == proposed
 
 
 def test_what_writes_least_is_not_among_the_orders_with_the_fewest_operations():

@@ -13,6 +13,7 @@ solved for any objective, with gradients and folded values, is ours.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import inf
 
 from tngraph.planning.exact import MOST_CALLS, prove_order
@@ -29,7 +30,8 @@ MOST_SPLITS = 2**22
 def refine_order(topology: Topology, order: Order) -> Order:
     """An order of which no part of some steps can be made cheaper, as far as the limit reaches.
 
-    Where reads are folded the order is left as it is: whether one is laid out is decided along all of it.
+    Where reads are folded the order is left as it is: whether one is laid out is decided along all of it. An
+    interruption (``KeyboardInterrupt``) leaves it as it is, too.
 
     Args:
         topology: the region at numeric sizes, with its pricing.
@@ -43,9 +45,12 @@ def refine_order(topology: Topology, order: Order) -> Order:
         return order
     tree = _Tree(topology, order)
     splits = MOST_CALLS if isinstance(topology.pricing.rate, PerStep) else MOST_SPLITS
-    tree.improve(splits // 3**WIDTH)
-    refined = tree.order()
-    return refined if order_cost(topology, refined) < price else order
+    with suppress(KeyboardInterrupt):
+        tree.improve(splits // 3**WIDTH)
+        refined = tree.order()
+        if order_cost(topology, refined) < price:
+            return refined
+    return order
 
 
 class _Tree:
