@@ -284,7 +284,7 @@ def test_what_writes_least_is_not_among_the_orders_with_the_fewest_operations():
 
 
 def test_gates_are_multiplied_before_they_meet_a_large_tensor():
-    """One gate for every qubit, beside a core of 2^16 entries and an input of as many."""
+    """One gate for every qubit, beside a core of 2^16 entries and an input over four of the qubits."""
     gates = " ".join(f"param g{k}[q{k}, p{k}:2];" for k in range(1, 17))
     network = tg.parse(f"""network gates {{
       size batch

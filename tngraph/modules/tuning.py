@@ -165,8 +165,8 @@ def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at
         found = dict(zip(again, runner.measure(finder, again, given, at), strict=True))
         share = made[fastest].seconds / found[fastest].seconds
         for each, measured in found.items():
-            times = [share * measured.seconds, *([made[each].seconds] if each in made else [])]
-            made[each] = replace(measured, seconds=statistics.mean(times))
+            before = [made[each].seconds] if each in made else []
+            made[each] = replace(measured, seconds=statistics.mean([*before, share * measured.seconds]))
         fastest = min(again, key=lambda each: made[each].seconds)
     made[fastest] = replace(made[fastest], dense=_time_dense(finder, runner, given, (fastest, made[fastest])))
     return [(each, made[each]) for each in candidates if each in made], (fastest, made[fastest])

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tngraph.planning.forms import arranged_axes
-from tngraph.planning.layouts import LEAST_ORDERS, MOST_KEPT, Order, Program, Run, Way, time_products
+from tngraph.planning.layouts import Order, Program, Run, Way, most_orders, time_products
 from tngraph.planning.machine import Copy
 from tngraph.planning.region import ContractionTree, Form, Gradient
 
 MOST_ORDERS = 6
-"""The orders of one gradient that are kept; fewer in a tree of many steps, and no less than `LEAST_ORDERS`."""
+"""The orders of one gradient that are kept; fewer in a tree of many steps (see `most_orders`)."""
 
 
 def lay_out_gradients(tree: ContractionTree, run: Run) -> ContractionTree:
@@ -68,7 +68,7 @@ class _Backward:
     def __post_init__(self) -> None:
         self.program = Program(self.tree, self.run)
         self.count = len(self.tree.region.accesses)
-        self.most = min(MOST_ORDERS, max(LEAST_ORDERS, MOST_KEPT // len(self.tree.steps)))
+        self.most = most_orders(self.tree, MOST_ORDERS)
         values = range(self.count + len(self.tree.steps))
         self.orders: list[Order] = [tuple(self.program.number[leg] for leg in self.tree.order(v)) for v in values]
 

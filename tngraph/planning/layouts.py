@@ -94,6 +94,11 @@ def is_product(form: Form, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
     return bool(given) and is_common and is_summed
 
 
+def most_orders(tree: ContractionTree, most: int) -> int:
+    """How many orders of one value of a tree are kept: so many, or fewer where it has many steps."""
+    return min(most, max(LEAST_ORDERS, MOST_KEPT // len(tree.steps)))
+
+
 class Way(NamedTuple):
     """One kernel: which orders it takes, which it makes, and what it does.
 
@@ -182,8 +187,7 @@ class Program:
             found = self._multiply(step.operands)
         else:
             found = self._contract(step.operands, kept)
-        most = min(MOST_ORDERS, max(LEAST_ORDERS, MOST_KEPT // len(self.tree.steps)))
-        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[:most]
+        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[: most_orders(self.tree, MOST_ORDERS)]
         self.nodes.append(dict(fastest))
 
     def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:
@@ -227,8 +231,8 @@ class Program:
         if any(trained):
             left, right = machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
             is_left = np.array([way.is_left for way in ways])
-            for gives_rows in (each for each, is_wanted in zip((is_left, ~is_left), trained, strict=True) if is_wanted):
-                total = total + np.where(gives_rows, left, right)
+            for gives_rows, is_wanted in zip((is_left, ~is_left), trained, strict=True):
+                total = total + is_wanted * np.where(gives_rows, left, right)
         return np.asarray(total)
 
     def _put_out(self, ways: Sequence[Way]) -> np.ndarray:

@@ -5,7 +5,7 @@ finds its cheapest order, all else left as it is. The costliest steps come first
 them, until no part gets cheaper or `MOST_SPLITS` were compared.
 
 Proposals go by the fewest operations. What another objective wants may be far from these: gates that are multiplied
-with each other before they meet a large tensor cost more operations, and a third of the passes over it.
+with each other before they meet a large tensor cost more operations, and fewer passes over it.
 
 Source: the parts are those of subtree reconfiguration in cotengra (Gray, Kourtis, Quantum 5, 410 (2021)); that they are
 solved for any objective, with gradients and folded values, is ours.

@@ -194,6 +194,11 @@ class Value(NamedTuple):
     plain: tuple[int, ...]
     folded: tuple[tuple[int, tuple[int, ...]], ...]
 
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """All that it has, those of folded reads last."""
+        return (*self.plain, *(i for _, rest in self.folded for i in rest))
+
 
 def is_unit(index: Index) -> bool:
     """Whether an index has the literal size 1: it carries nothing and stands on no step."""
@@ -320,10 +325,15 @@ class Topology:
         self.leaves = [self._leaf(k, legs) for k, legs in enumerate(self.leaf_legs)]
         self.coefficients = [{self.number[i]: c for c, i in read.terms} for _, read in self.reads]
         self.axis_sizes = [evaluate_size(read.leg.size, sizes) for _, read in self.reads]
-        self.holders = [0] * len(self.indices)
-        for leaf in self.leaves:
-            for i in (*leaf.plain, *(i for _, rest in leaf.folded for i in rest)):
-                self.holders[i] |= leaf.leaves
+        self.holders = self._find_holders(self.leaves)
+
+    def _find_holders(self, leaves: Iterable[Value]) -> list[int]:
+        """The set of leaves that have an index, for every index."""
+        holders = [0] * len(self.indices)
+        for leaf in leaves:
+            for i in leaf.indices:
+                holders[i] |= leaf.leaves
+        return holders
 
     def _leaf(self, k: int, legs: Sequence[Leg]) -> Value:
         folded = []
@@ -360,10 +370,7 @@ class Topology:
         made.is_output = [self.is_alive(i, below) for i in range(len(self.indices))]
         made.leaves = [Value(1 << k, value.plain, ()) for k, value in enumerate(values)]
         made.preparation = [[] for _ in values]
-        made.holders = [0] * len(self.indices)
-        for leaf in made.leaves:
-            for i in leaf.plain:
-                made.holders[i] |= leaf.leaves
+        made.holders = self._find_holders(made.leaves)
         return made
 
     def is_alive(self, index: int, leaves: int) -> bool:

@@ -156,7 +156,7 @@ def _order_around(topology: Topology, search: Search, pin: Pin, positions: Seque
 def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
     """The indices still needed once some leaves are joined, folded ones laid out."""
     below = sum(leaf.leaves for leaf in leaves)
-    held = dict.fromkeys(i for leaf in leaves for i in (*leaf.plain, *(i for _, rest in leaf.folded for i in rest)))
+    held = dict.fromkeys(i for leaf in leaves for i in leaf.indices)
     return tuple(i for i in held if topology.is_alive(i, below))
 
 
