@@ -370,11 +370,34 @@ def test_ways_that_took_about_as_long_are_measured_again(monkeypatch: pytest.Mon
     """The second is a little slower at first, and by more faster afterwards, on a machine that got slower."""
     rounds = iter([[1.0, 1.1], [3.0, 2.4]])
     monkeypatch.setattr(tuning, "TRIED", 2)
+    monkeypatch.setattr(tuning, "NEAR", 1e9)
     monkeypatch.setattr(tuning._Runner, "time", lambda self, plans, inputs: next(rounds))
     monkeypatch.setattr(tuning, "_time_dense", lambda *given: None)
-    found = tune(tg.parse(CHAIN), inputs=[(torch.randn(8, 40),)])
+    found = tune(tg.parse(CHAIN), inputs=[(torch.randn(64, 40),)])
     assert [trial.seconds for trial in found.trials] == [1.0, pytest.approx((1.1 + 0.8) / 2)]
     assert found.plan.measured == found.trials[1:2]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_whichever_is_the_fastest_at_last_was_measured_with_both_backward_passes(
+    number: int, monkeypatch: pytest.MonkeyPatch
+):
+    rounds: list[list[Plan]] = []
+
+    def time(self: object, plans: list[Plan], inputs: object) -> list[float]:
+        rounds.append(plans)
+        if len(rounds) == 1:
+            return [1.0, *[1.1] * (len(plans) - 1)]
+        return [1.0 if each == rounds[0][number] else 3.0 for each in plans]
+
+    monkeypatch.setattr(tuning, "NEAR", 1e9)
+    monkeypatch.setattr(tuning._Runner, "time", time)
+    monkeypatch.setattr(tuning, "_time_dense", lambda *given: None)
+    found = tune(tg.parse(CHAIN), inputs=[(torch.randn(64, 40),)], mode="train")
+    (kept,) = found.plan.measured
+    other = kept.way.replace(BY_PYTORCH, "") if BY_PYTORCH in kept.way else kept.way
+    ways = [trial.way.replace(BY_PYTORCH, "") for trial in found.trials]
+    assert ways.count(other) == 2
 
 
 def test_a_slow_first_call_leaves_no_way_out(monkeypatch: pytest.MonkeyPatch):

@@ -151,17 +151,17 @@ def tune(
 def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
     """The ways that are tried for some inputs, as the model likes them, and the fastest of them.
 
-    Those that took about as long are measured once more, and the fastest beside itself with the other backward pass and
-    with a dense weight; what all these take of its time in the same turns counts.
+    Those that took about as long are measured once more, each beside itself with the other backward pass, and the
+    fastest beside a dense weight; what all these take of its time in the same turns counts.
     """
     candidates = finder.candidates(**dict(at))
     tried = choose_tried(candidates)
     made = dict(zip(tried, runner.measure(finder, tried, given, at), strict=True))
     fastest, *others = sorted(made, key=lambda each: made[each].seconds)
     close = [each for each in others if made[each].seconds <= TIE * made[fastest].seconds][:MOST_TIED]
-    alike = [each for each in candidates if by_autograd(each.trees) == by_autograd(fastest.trees)]
-    if close or not all(each in made for each in alike):
-        again = list(dict.fromkeys([fastest, *close, *alike]))
+    kinds = {by_autograd(each.trees) for each in (fastest, *close)}
+    again = [each for each in candidates if by_autograd(each.trees) in kinds]
+    if close or not all(each in made for each in again):
         found = dict(zip(again, runner.measure(finder, again, given, at), strict=True))
         share = made[fastest].seconds / found[fastest].seconds
         for each, measured in found.items():
