@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ from tests.bench.einsums import contract_by_opt_einsum, contract_by_torch, contr
 from tests.bench.libraries import LIBRARIES
 from tests.bench.measuring import Clock, Neighbours, is_due, measure, plan_rounds
 from tests.bench.results import add_roofline, count_bytes, summarise
+from tests.bench.running import KEEPING, in_new_process
 
 EXACT = Setting(torch.device("cpu"), torch.float64)
 SINGLE = Setting(torch.device("cpu"), torch.float32)
@@ -208,6 +210,7 @@ def test_a_page_has_every_cell_and_every_reason():
     }
     machine |= {"python": "3.11", "torch": "2.13", "libraries": {"quimb": "1.15", "tednet": None}}
     method = {"budget": 4.0, "seconds_per_turn": 0.005, "most_rounds": 61, "least_rounds": 3, "too_long": 2.0}
+    method |= {"environment": {"KEEP": "all"}}
     about = [{"name": n, "about": "a layer", "params": 5, "dense_params": 50} for n in ("fc2_mpo", "conv_cp")]
     page = report.page(
         {"machine": {**machine, **RATES}, "method": method, "cases": about, "cells": CELLS, "summary": summarise(CELLS)}
@@ -215,6 +218,7 @@ def test_a_page_has_every_cell_and_every_reason():
     assert page.startswith("# Performance\n")
     assert "**Not measured in this run:** vgg_fc1_mpo, " in page
     assert "A chip, 2 cores, 2 threads, float32" in page
+    assert "started with `KEEP=all`" in page
     assert "| fc2_mpo | 32 | 100 ms | – | 4.00 | 2.00 | 3.00 | 2.00 cotengra | 0.2 | 20 % |" in page
     assert "| the same, by the rates that were measured in turns with each layer | 2 | 45 % | |" in page
     assert "- fc2_mpo, batch 32, forward+backward: 0.50\n" in page
@@ -222,3 +226,8 @@ def test_a_page_has_every_cell_and_every_reason():
     assert "| tednet | fc2_mpo, conv_cp | has no ¦ such layer |" in page
     assert [table.row_count for table in report.tables({"cells": CELLS})] == [2, 1]
     assert max(map(len, page.split("\n## Summary")[0].splitlines())) <= 120
+
+
+def test_a_case_runs_in_a_process_of_its_own_that_keeps_its_memory():
+    assert in_new_process(os.getpid) not in (os.getpid(), in_new_process(os.getpid))
+    assert {name: in_new_process(os.getenv, name) for name in KEEPING} == KEEPING

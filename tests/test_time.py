@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import permutations, product
@@ -18,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import tngraph as tg
+from tests.bench.running import KEEPING
 from tngraph.cli import app
 from tngraph.kernels.clock import Clock, Made, is_turned
 from tngraph.kernels.cost import evaluate_count
@@ -26,7 +31,7 @@ from tngraph.kernels.strides import Layout, contiguous_strides
 from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
-from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product
+from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.planning import layouts
 from tngraph.planning.layouts import Run, lay_out
@@ -51,6 +56,9 @@ CHAIN = """network chain {
 }"""
 COPYING = "network n { size m; input x[i:m, j:3, k:4, l:2]; param w[j, l, o:2]; y[i, k, o] = x * w; output y[i, k, o] }"
 BY_PYTORCH = ", gradients by PyTorch"
+ASKING = """import torch
+from tngraph.modules.timing import Machine, in_this_process
+print(in_this_process(Machine(), torch.device("cpu")).renew(2**25) == 0)"""
 SMALL_CACHE = Machine(cache=1e4, elements_per_second=1e8, reused=1e4, fresh_per_second=1e8, seconds_per_product=1e-7)
 """A machine on which parts pay for small layers."""
 
@@ -553,6 +561,20 @@ def test_a_part_of_a_large_kernel_is_timed_and_new_memory_is_added(monkeypatch: 
     assert large == pytest.approx(16e-3 + new, rel=0.02)
     copied = machine.rearrange(Copy((2048, 4096), (1, 0)))
     assert copied == pytest.approx(2e-3 + 2**23 / machine.fresh_per_second, rel=0.05)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the C library of Linux")
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_memory_that_a_process_keeps_is_never_new(is_kept: bool):
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPING} | (
+        KEEPING if is_kept else {}
+    )
+    asked = subprocess.run([sys.executable, "-c", ASKING], env=environment, capture_output=True, text=True, check=True)
+    assert asked.stdout == f"{is_kept}\n"
+
+
+def test_memory_of_a_gpu_is_as_it_was_measured():
+    assert in_this_process(Machine(), torch.device("cuda")) == Machine()
 
 
 def test_kernels_are_timed_in_memory_that_is_there():

@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
 from tests.bench import measuring, report
 from tests.bench.cases import CASES, Case
-from tests.bench.contenders import GRAPH, OURS, Captured, Setting, gather, make_call, make_cotangent, make_input
-from tests.bench.measuring import Clock, Neighbours, measure
-from tests.bench.results import Cell, add_roofline, describe_case, summarise, write_cell
-from tngraph.modules.calibration import computing_in
+from tests.bench.measuring import Clock
+from tests.bench.results import Cell, add_roofline, describe_case, summarise
+from tests.bench.running import KEEPING, Run, in_new_process, run_case, setting_up
 
 ROOT = Path(__file__).parents[2]
 RESULTS = {"cpu": Path(__file__).parent / "results.json", "cuda": Path(__file__).parent / "results_cuda.json"}
 PAGES = {"cpu": ROOT / "docs" / "performance.md", "cuda": ROOT / "docs" / "performance_gpu.md"}
 THREADS = 2
 QUICK_BUDGET = 0.5
-UNDISTURBED = 0.05
-"""A cell is measured again if other processes took more than this part of the processor."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a run is made.
-
-    Attributes:
-        setting: device and type.
-        threads: of torch.
-        budget: per cell [seconds].
-        tries: how often a cell is measured at most, until no other process is in the way.
-        is_quick: with one batch per case.
-        with_compiled: with ``torch.compile`` of the compiled layer.
-    """
-
-    setting: Setting
-    threads: int
-    budget: float
-    tries: int
-    is_quick: bool
-    with_compiled: bool
 
 
 def main(
@@ -70,10 +43,8 @@ def main(
         return
     is_full = (only, quick, dtype, threads) == ("*", False, "float32", THREADS)
     target = out or (RESULTS.get(device) if is_full else None)
-    with computing_in(dtype, device) as numbers:
-        setting = Setting(torch.device(device), numbers)
-        how = Run(setting, threads, QUICK_BUDGET if quick else budget, 1 if quick else tries, quick, compiled)
-        results = run([case for case in CASES if fnmatch(case.name, only)], how, target)
+    how = Run(device, dtype, threads, QUICK_BUDGET if quick else budget, 1 if quick else tries, quick, compiled)
+    results = run([case for case in CASES if fnmatch(case.name, only)], how, target)
     console = Console(width=None if Console().is_terminal else 220)
     for table in report.tables(results):
         console.print(table)
@@ -83,22 +54,21 @@ def main(
 
 
 def run(cases: Sequence[Case], how: Run, target: Path | None) -> dict[str, Any]:
-    """Time cases, cell by cell; the results are kept after every case, so that a run that is stopped is not lost."""
-    torch.set_num_threads(how.threads)
-    began, clock, cells = time.perf_counter(), Clock(how.setting.device), list[dict[str, Any]]()
-    machine = measuring.describe_machine(clock.device, how.setting.dtype)
-    rates = measuring.measure_rates(clock, how.setting.dtype)
-    results: dict[str, Any] = {}
-    for number, case in enumerate(cases, 1):
-        for batch in case.batches[1:2] if how.is_quick else case.batches:
-            cells += [run_cell(case, batch, is_training, how) for is_training in (False, True)]
-        if number == len(cases):  # once more: the better one is nearer to what the machine can do
-            again = measuring.measure_rates(clock, how.setting.dtype)
-            rates = {name: max(rate, again[name]) for name, rate in rates.items()}
-        results = collect(cases[:number], cells, {**machine, **rates}, how)
-        if target is not None:
-            target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        print(f"{time.perf_counter() - began:6.0f} s  {case.name}", flush=True)
+    """Time cases, one process after the other; the results are kept after every case, so that none is lost."""
+    began, cells, results = time.perf_counter(), list[Cell](), dict[str, Any]()
+    with setting_up(how) as setting:
+        clock = Clock(setting.device)
+        machine = measuring.describe_machine(clock.device, setting.dtype)
+        rates = measuring.measure_rates(clock, setting.dtype)
+        for number, case in enumerate(cases, 1):
+            cells += in_new_process(run_case, case.name, how)
+            if number == len(cases):  # once more: the better one is nearer to what the machine can do
+                again = measuring.measure_rates(clock, setting.dtype)
+                rates = {name: max(rate, again[name]) for name, rate in rates.items()}
+            results = collect(cases[:number], cells, {**machine, **rates}, how)
+            if target is not None:
+                target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            print(f"{time.perf_counter() - began:6.0f} s  {case.name}", flush=True)
     return results
 
 
@@ -112,33 +82,10 @@ def collect(cases: Sequence[Case], cells: Sequence[Cell], machine: Mapping[str, 
         "most_rounds": measuring.MOST_ROUNDS,
         "least_rounds": measuring.LEAST_ROUNDS,
         "too_long": measuring.TOO_LONG,
+        "environment": KEEPING,
     }
     described = [describe_case(case) for case in cases]
     return {"machine": machine, "method": method, "summary": summarise(rated), "cases": described, "cells": rated}
-
-
-def run_cell(case: Case, batch: int, is_training: bool, how: Run) -> dict[str, Any]:
-    """One case at one batch in one pass; of several tries the one that others disturbed least."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of foreign libraries, at every call
-        field = gather(case, batch, is_training, how.setting, how.with_compiled)
-        x, cotangent = make_input(case, batch, how.setting), make_cotangent(case, batch, how.setting)
-        calls = {each.name: make_call(each, x, cotangent, is_training) for each in field.contenders}
-        if how.setting.device.type == "cuda":
-            calls[GRAPH] = Captured(calls[OURS])
-        known = measuring.references(how.setting.device, how.setting.dtype)
-        calls.update({name: reference.call for name, reference in known.items()})
-        tried = []
-        for _ in range(how.tries):
-            neighbours = Neighbours()
-            measured = measure(calls, Clock(how.setting.device), how.budget)
-            tried.append((neighbours.share() or 0.0, *measured))
-            if tried[-1][0] <= UNDISTURBED:
-                break
-    disturbed, timings, failed = min(tried, key=lambda one: one[0])
-    rates = {name: reference.work / timings.pop(name).median for name, reference in known.items()}
-    cell = write_cell(case, batch, is_training, field, timings, failed, rates, how.setting.dtype.itemsize)
-    return {**cell, "disturbed": disturbed}
 
 
 def write_page(results: dict[str, Any]) -> None:

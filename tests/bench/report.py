@@ -139,6 +139,7 @@ def introduction(results: Results) -> str:
         f"{method['budget']:g} s per cell. `~` marks a time whose interquartile range is more than {100 * NOISY:.0f} % "
         f"of it, and `¹` one of a single call, because that took more than {method['too_long']:g} s. While a cell was "
         f"measured, other processes took {disturbed(results['cells'])} of the processor.",
+        *([keeping(method["environment"])] if "environment" in method else []),
         "*Forward* runs without gradients; *forward and backward* takes the gradients of the input and of every param.",
     )
     if machine["device"] == "cuda":
@@ -154,6 +155,17 @@ def introduction(results: Results) -> str:
         paragraphs += (f"**Not measured in this run:** {', '.join(missing)}.",)
     title = "# Performance" + " on a GPU" * (machine["device"] == "cuda")
     return "\n\n".join((title, *(fill(paragraph, 120, break_on_hyphens=False) for paragraph in paragraphs)))
+
+
+def keeping(environment: Mapping[str, str]) -> str:
+    """What the processes of the cases are told."""
+    told = " ".join(f"{name}={value}" for name, value in environment.items())
+    return (
+        f"Every case runs in a process of its own, started with `{told}`: there the C library of Linux keeps all "
+        "memory that is freed. By itself it would take results of 32 MiB and more from the system each time, or not, "
+        "as it has come about in the process before, and the same call takes up to twice as long "
+        "([Parts](machine.md#parts))."
+    )
 
 
 def disturbed(cells: Sequence[Cell]) -> str:

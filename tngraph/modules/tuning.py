@@ -20,7 +20,7 @@ from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
 from tngraph.modules.layer import Layer, layer_class
-from tngraph.modules.timing import MeasuredMachine, kernels_of
+from tngraph.modules.timing import MeasuredMachine, in_this_process, kernels_of
 from tngraph.modules.verification import as_tuple, random_inputs
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Mode
@@ -128,7 +128,8 @@ def tune(
         if len(points) > 1:
             raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
         fixed.update(next(iter(points)))
-    machine, itemsize = machine or machine_for(runner.device, runner.dtype), runner.dtype.itemsize
+    machine = machine or in_this_process(machine_for(runner.device, runner.dtype), runner.device)
+    itemsize = runner.dtype.itemsize
     kernels = kernels_of(runner.device, runner.dtype, *runner.names)
     bench = MeasuredMachine.like(machine, kernels)
     finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
