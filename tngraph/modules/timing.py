@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from math import prod
@@ -20,6 +19,11 @@ import torch
 
 from tngraph.modules.calibration import waiting
 from tngraph.planning.machine import Copy, Machine
+
+try:
+    import resource
+except ImportError:  # on Windows, whose memory goes by other rules
+    resource = None  # type: ignore[assignment]
 
 STORE = 2**24
 """The elements that operands are taken of, and that results are written into [elements]."""
@@ -39,9 +43,9 @@ IN_LAYER = 1.5
 """A kernel takes so many times as long in a layer, where it finds less in cache: as whole layers did on two cores."""
 MOST_SECONDS = 10.0
 """When so much time has gone into kernels since the operands were made, the model answers for those not known [s]."""
-LARGE, TOUCHED = 2**27, 2**22
-"""A block that a process has no room for by chance, and what is written of it to see whether its pages are new
-[bytes]."""
+LARGE, TOUCHED = (2**28, 2**27), 2**22
+"""Blocks that a process has no room for by chance, the second of which has room where the first was, and what is written
+of them to see whether their pages are new [bytes]."""
 
 
 class Product(NamedTuple):
@@ -263,16 +267,14 @@ def keeps_memory() -> bool:
 
     The C library of Linux takes blocks of 32 MiB and more from the system each time, unless it is told otherwise.
     """
-    with suppress(ImportError):  # Windows has no such module, and other rules
-        from resource import RUSAGE_SELF, getrusage
-
-        faults = list[int]()
-        for _ in range(2):
-            before = getrusage(RUSAGE_SELF).ru_minflt
-            torch.empty(LARGE, dtype=torch.uint8)[:TOUCHED].zero_()
-            faults.append(getrusage(RUSAGE_SELF).ru_minflt - before)
-        return faults[1] < TOUCHED / PAGESIZE / 2
-    return False
+    if resource is None:
+        return False
+    faults = list[int]()
+    for size in LARGE:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(size, dtype=torch.uint8)[:TOUCHED].zero_()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return faults[1] < TOUCHED / PAGESIZE / 2
 
 
 @cache
