@@ -44,8 +44,8 @@ IN_LAYER = 1.5
 MOST_SECONDS = 10.0
 """When so much time has gone into kernels since the operands were made, the model answers for those not known [s]."""
 LARGE, TOUCHED = (2**28, 2**27), 2**22
-"""Blocks that a process has no room for by chance, the second with room where the first was, and what is written of them
-to see whether their pages are new [bytes]."""
+"""Blocks that a process has no room for by chance, the second with room where the first was, and what is written of
+them to see whether their pages are new [bytes]."""
 
 
 class Product(NamedTuple):
