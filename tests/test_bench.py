@@ -19,10 +19,10 @@ from tests.bench.cases import BY_NAME, CASES, Case
 from tests.bench.contenders import (
     EINSUMS,
     OURS,
+    Mode,
     Setting,
     as_contender,
     check,
-    compile_case,
     make_einsums,
     make_foreign,
     make_input,
@@ -47,6 +47,10 @@ def small(case: Case) -> Case:
     return replace(case, image=(5, 4)) if case.image else case
 
 
+def compiled(case: Case, mode: Mode, batch: int, setting: Setting) -> tg.Layer:
+    return tg.compile(case.network, case.sizes(batch), mode=mode, minimize="time", dtype=setting.dtype)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Threads that wait for each other on a busy machine take seconds for what is here."""
@@ -59,7 +63,7 @@ def _one_thread() -> Iterator[None]:
 @NAMED
 def test_the_einsum_of_a_case_is_the_compiled_layer(case: Case):
     case = small(case)
-    layer = compile_case(case, "train", 2, EXACT)
+    layer = compiled(case, "train", 2, EXACT)
     x = make_input(case, 2, EXACT)
     expected = probe(as_contender(OURS, layer, EXACT), x, True)
     params = dict(layer.named_parameters())
@@ -69,7 +73,7 @@ def test_the_einsum_of_a_case_is_the_compiled_layer(case: Case):
 
 def test_a_wrong_contender_is_found_out():
     case = BY_NAME["monarch_4096"]
-    layer = compile_case(case, "infer", 2, EXACT)
+    layer = compiled(case, "infer", 2, EXACT)
     x = make_input(case, 2, EXACT)
     expected = probe(as_contender(OURS, layer, EXACT), x, False)
     params = {name: param + 0.01 for name, param in layer.named_parameters()}
@@ -80,7 +84,7 @@ def test_a_wrong_contender_is_found_out():
 @pytest.mark.parametrize("name", sorted(set(EINSUMS) - {"quimb"}))
 def test_whoever_contracts_an_einsum_finds_the_same(name: str):
     case = BY_NAME["fc2_mpo"]
-    layer = compile_case(case, "infer", 3, EXACT)
+    layer = compiled(case, "infer", 3, EXACT)
     x = make_input(case, 3, EXACT)
     made = make_einsums(layer.plan.merged, dict(layer.named_parameters()), tuple(x.shape), EINSUMS[name])
     check(probe(made, x, True), probe(as_contender(OURS, layer, EXACT), x, True), EXACT)
@@ -89,7 +93,7 @@ def test_whoever_contracts_an_einsum_finds_the_same(name: str):
 @pytest.mark.parametrize("case", [c for c in CASES if c.kind in LIBRARIES["by hand"]], ids=lambda case: case.name)
 def test_what_is_written_by_hand_is_the_compiled_layer(case: Case):
     case = small(case)
-    layer = compile_case(case, "infer", 2, SINGLE)
+    layer = compiled(case, "infer", 2, SINGLE)
     x = make_input(case, 2, SINGLE)
     made = make_foreign(case, LIBRARIES["by hand"][case.kind], dict(layer.named_parameters()), SINGLE)
     check(probe(made, x, True), probe(as_contender(OURS, layer, SINGLE), x, True), SINGLE)

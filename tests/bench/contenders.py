@@ -100,11 +100,6 @@ def tune_case(case: Case, mode: Mode, batch: int, setting: Setting) -> Tuning:
     return tune(case.network, case.sizes(batch), inputs, mode=mode, device=setting.device, dtype=setting.dtype)
 
 
-def compile_case(case: Case, mode: Mode, batch: int, setting: Setting) -> tg.Layer:
-    """The compiled layer of a case."""
-    return build(tune_case(case, mode, batch, setting).plan, device=setting.device, dtype=setting.dtype)
-
-
 class Finished(nn.Module):
     """A layer with a bias and a function behind it."""
 
