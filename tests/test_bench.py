@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,3 +239,29 @@ def test_a_page_has_every_cell_and_every_reason():
 def test_a_case_runs_in_a_process_of_its_own_that_keeps_its_memory():
     assert in_new_process(os.getpid) not in (os.getpid(), in_new_process(os.getpid))
     assert {name: in_new_process(os.getenv, name) for name in KEEPING} == KEEPING
+
+
+def test_a_case_does_not_outlive_the_run(tmp_path: Path):
+    noted = tmp_path / "pid"
+    code = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    asking = f"from tests.bench.running import in_new_process; in_new_process(exec, {code!r})"
+    run = subprocess.Popen([sys.executable, "-c", asking])
+    wait_until(lambda: noted.exists() and noted.read_text() != "")
+    run.kill()
+    run.wait()
+    wait_until(lambda: not is_running(noted.read_text()))
+
+
+def is_running(process: str) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -62,8 +63,21 @@ def setting_up(how: Run) -> Iterator[Setting]:
 
 def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What a function returns in a process that has done nothing else, and that keeps its memory."""
-    with patch.dict(os.environ, KEEPING), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with patch.dict(os.environ, KEEPING), ProcessPoolExecutor(1, context, initializer=_end_with_parent) as pool:
         return pool.submit(function, *args, **kwargs).result()
+
+
+def _end_with_parent() -> None:
+    """See to it that this process ends when the one that started it does: it would disturb the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_case(name: str, how: Run) -> list[Cell]:
