@@ -272,6 +272,40 @@ def test_one_group_of_legs_is_a_vector():
         tg.parse("network n { index q{1..6}: 2; G[(q{1..6})] = low_rank(rank=2); output G[(q{1..6})] }")
 
 
+REFUSE_EMPTY = {
+    (4, 4): {"low_rank", "quanta", "btt", "einsum", "monarch", "butterfly", "ntt"},
+    (): {"low_rank", "quanta", "btt", "einsum", "monarch", "butterfly", "ntt", "tied_ring"},
+}
+"""By the one group that is left (none: a window alone), the families that need more."""
+
+
+@pytest.mark.filterwarnings("ignore::tngraph.RankWarning")
+@pytest.mark.parametrize("groups", [((4, 4), (), ()), ((), (4, 4), ()), ((4, 4), (), (3,)), ((), (), (3,))], ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_without_rows_or_columns_reads_back_or_is_refused(name: str, groups):
+    rows, columns, kernel = groups
+    options = {"edges": [[1, 2], [2, 3]]} if name == "graph" else {}
+    options |= {"rank": 2} if name in ("cp", "rcp") else {}
+    if name in REFUSE_EMPTY[rows or columns]:
+        with pytest.raises(tg.NetworkError, match=f"^{name} (is a matrix|has no place|has no site)"):
+            FAMILIES[name](rows, columns, kernel, **options)
+        return
+    network = FAMILIES[name](rows, columns, kernel, **options)
+    assert tg.parse(tg.format(network)) == network
+    value = tg.evaluate(network, random_arrays(network))
+    assert value.shape == (3, 16 if columns else 1, *(1 for _ in kernel))
+
+
+def test_a_network_with_an_empty_group_is_saved_and_verified(tmp_path):
+    network = families.cp((10, 20), (), rank=3)
+    assert [port.axes[1] for port in network.outputs] == [()]
+    plan = tg.plan(network)
+    plan.save(tmp_path / "plan.json")
+    layer = tg.compile(tg.load_plan(tmp_path / "plan.json"))
+    assert layer(torch.ones(5, 200)).shape == (5, 1)
+    assert layer.verify().is_equal
+
+
 def test_one_generator_may_cover_two_layers():
     """Each layer reads its half of one generated tensor."""
     network = tg.parse("""network n {

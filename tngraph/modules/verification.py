@@ -110,7 +110,7 @@ class Reference:
 
     def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
         self.network, self.sizes = network, sizes
-        self._known: dict[str, tuple[list[Any], Any]] = {}
+        self._known: dict[str, tuple[list[Any] | None, Any]] = {}
 
     def values(self, arrays: Arrays) -> tuple[Any, ...]:
         """The results, one per output."""
@@ -130,8 +130,8 @@ class Reference:
         return found
 
     def _once(self, what: str, given: list[Any], compute: Callable[[], Any]) -> Any:
-        before, found = self._known.get(what, ([], None))
-        if len(before) != len(given) or not all(map(np.array_equal, before, given)):
+        before, found = self._known.get(what, (None, None))
+        if before is None or len(before) != len(given) or not all(map(np.array_equal, before, given)):
             found = compute()
             self._known[what] = given, found
         return found
