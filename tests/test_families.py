@@ -304,6 +304,8 @@ def test_a_network_with_an_empty_group_is_saved_and_verified(tmp_path):
     layer = tg.compile(tg.load_plan(tmp_path / "plan.json"))
     assert layer(torch.ones(5, 200)).shape == (5, 1)
     assert layer.verify().is_equal
+    with pytest.raises(ValueError, match=r"^axis 1 of x has size 2, and its group \(\) has 1$"):
+        tg.compile(families.cp((), 20, rank=1))(torch.ones(5, 2))
 
 
 def test_one_generator_may_cover_two_layers():

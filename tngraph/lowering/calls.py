@@ -157,6 +157,8 @@ def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
 def _pointwise(call: Call, operands: Sequence[str], words: Words) -> str:
     name, *numbers = call.arguments
     in_place = "_" * call.function.endswith("_")
+    if name == "abs":  # real of complex numbers, which multiply with complex ones alone
+        return f"torch.abs({operands[0]}).to({operands[0]}.dtype)"
     return f"{FUNCTIONS[name]}{in_place}({', '.join([*operands, *map(repr, numbers)])})"
 
 
