@@ -369,6 +369,28 @@ def test_a_buffer_without_an_initialisation_is_left_alone():
     assert torch.equal(layer.w, torch.full((3,), 2.0))
 
 
+@pytest.mark.parametrize(
+    ("more", "product", "variance"),
+    [
+        ("const e[c:4] = basis(0); param w[i, o, c]", "w * e", 1 / 18),
+        ("const e[c:4] = ones; param w[i, o, c]", "w * e", 1 / 72),
+        ("buffer m[c:4] = normal(0.5); param w[i, o, c]", "w * m", 1 / 18),
+        ("index r{1..2}:4; const e[r1, r2] = eye; param w[i, r1]; param v[r2, o]", "w * e * v", (1 / 72) ** 0.5),
+        ("index r{1..3}:4; const e[r1, r2, r3] = delta; param w[i, r1]; param v[r2, r3, o]", "w * e * v", 1 / 72**0.5),
+        ("buffer m[i, o]; param w[i, o]", "w * m", 1 / 18),
+    ],
+)
+def test_what_is_stored_beside_params_counts_in_their_start(
+    more: str, product: str, variance: float, monkeypatch: pytest.MonkeyPatch
+):
+    """By hand: 1/(3·6) = the number of terms that are not zero times their mean square, of six inputs."""
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, std: tensor.data.fill_(std))
+    layer = tg.compile(tg.parse(f"network n {{ input x[i:6]; index o:3; {more}; y[o] = x * {product}; output y[o] }}"))
+    assert [p.detach().flatten()[0].item() for p in layer.parameters()] == pytest.approx(
+        [variance**0.5] * len(list(layer.parameters()))
+    )
+
+
 def test_a_fan_in_keeps_the_names_of_its_sizes():
     b = tg.Builder("n")
     size = b.size("D", 3)

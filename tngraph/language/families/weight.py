@@ -49,6 +49,7 @@ class Weight:
         source: what a map (as ``ntt``) is applied to; None for a weight.
         is_grouped: whether the first column is the group of a grouped convolution, which no row pairs with.
         is_ranked: whether its ranks were chosen; else they are a default, and less is no surprise.
+        inputs: how many inputs one output sums over, where padding makes the rows more; None where they are as many.
     """
 
     builder: Builder
@@ -60,6 +61,7 @@ class Weight:
     source: Factor | None = None
     is_grouped: bool = False
     is_ranked: bool = False
+    inputs: int | None = None
     _count: int = field(default=0)
 
     @property
@@ -141,7 +143,7 @@ class Weight:
     @property
     def fan_in(self) -> int:
         """How many inputs one output sums over."""
-        return self.known(self.volume(self.rows + self.kernel))
+        return self.inputs or self.known(self.volume(self.rows + self.kernel))
 
     def spread(self, product: Expression) -> None:
         """Let the cores of a product that say no start share out the variance of a dense layer, 1/(3·fan-in).
