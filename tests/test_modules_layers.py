@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 import tngraph as tg
 from tngraph.language.families import FAMILIES
 from tngraph.modules import Compressed, Conv1d, Conv2d, Conv3d, Generated, Linear, replace, share
 
+pytestmark = pytest.mark.filterwarnings("ignore::tngraph.GrowthWarning")  # the layers here are small
 OPTIONS: Mapping[str, dict[str, Any]] = {"graph": {"edges": ((1, 2),)}, "adtn": {"layers": 2}}
 WEIGHTS = [name for name, family in FAMILIES.items() if not family.is_map]
 DOUBLE = {"dtype": torch.float64}
@@ -368,23 +370,165 @@ def small_net() -> nn.Sequential:
 def test_replace_takes_every_ordinary_layer() -> None:
     net = small_net().double().eval()
     table = replace(net, "mpo", bond=2, sites=2)
-    assert [tuple(row) for row in table] == [
-        ("0", 168, 6 + 44),
-        ("2.0", 102, 6 + 40),
-        ("2.1", 42, 6 + 26),
-        ("2.3", 42, 6 + 26),
+    assert [(row.names, row.dense_params, row.params) for row in table] == [
+        (("0",), 168, 6 + 44),
+        (("2.0",), 102, 6 + 40),
+        (("2.1", "2.3"), 42, 6 + 26),
     ]
+    assert (len(table), table[2].name) == (3, "2.1 = 2.3")
     assert net[2][1] is net[2][3]
     assert not net[2][1].training
     assert type(net[3].out_proj).__name__ == "NonDynamicallyQuantizableLinear"
     assert net[:3](torch.randn(2, 3, 4, 4, **DOUBLE)).shape == (2, 6, 6)
 
 
-def test_replace_skips_what_it_is_told_to() -> None:
+def test_replace_leaves_alone_what_it_is_told_to() -> None:
     net = small_net()
-    assert [row.name for row in replace(net, "btt", skip=("0", "2.0"))] == ["2.1", "2.3"]
+    assert [row.name for row in replace(net, "btt", skip=("0", "2.0"))] == ["2.1 = 2.3"]
     assert [type(net[0]), type(net[2][0])] == [nn.Conv2d, nn.Linear]
-    assert [row.name for row in replace(small_net(), "cp", skip=("2",))] == ["0"]
+    assert [row.name for row in replace(small_net(), "cp", skip="2")] == ["0"]
+    assert [row.name for row in replace(small_net(), "cp", skip="2.[13]")] == ["0", "2.0"]
+
+
+class Language(nn.Module):
+    """A small transformer whose head is tied to its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 64, batch_first=True), 2)
+        self.head = nn.Linear(16, 100, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(tokens)))
+
+
+def distinct_params(model: nn.Module) -> int:
+    return sum({id(p): p.numel() for p in model.parameters() if not is_lazy(p)}.values())
+
+
+def test_a_tied_head_stays_tied_and_every_tensor_counts_once() -> None:
+    model = Language()
+    before = distinct_params(model)
+    report = replace(model, "mpo", bond=2)
+    assert model.head.weight is model.embed.weight
+    assert (report.dense_params, report.params) == (before, distinct_params(model))
+    assert report.dense_params - report.params == sum(row.dense_params - row.params for row in report)
+    assert (
+        str(report)
+        == """\
+replaced                  params    now
+encoder.layers.0.linear1   1,088    192  mpo(bond=2), 4·4 -> 8·8
+encoder.layers.0.linear2   1,040    144  mpo(bond=2), 8·8 -> 4·4
+encoder.layers.1.linear1   1,088    192  mpo(bond=2), 4·4 -> 8·8
+encoder.layers.1.linear2   1,040    144  mpo(bond=2), 8·8 -> 4·4
+whole model                8,160  4,576
+left as they are
+  embed: an Embedding looks up rows of its weight, and no layer of cores does
+  encoder.layers.0.self_attn, encoder.layers.1.self_attn: there is no
+      MultiheadAttention of cores
+  encoder.layers.0.self_attn.out_proj, encoder.layers.1.self_attn.out_proj: its
+      MultiheadAttention reads its weight and never calls it
+  head: it shares its weight with embed"""
+    )
+    model(torch.randint(0, 100, (2, 5))).sum().backward()
+
+
+def test_each_pattern_has_a_family_and_options_of_its_own() -> None:
+    model = Language()
+    rules = {"encoder.layers.0": {"family": "cp", "rank": 2}, "*.linear1": tg.families.mpo, "head": None}
+    report = replace(model, rules, sizes={"batch": 10})
+    assert [(row.name, row.recipe.called) for row in report] == [
+        ("encoder.layers.0.linear1", "cp(rank=2)"),
+        ("encoder.layers.0.linear2", "cp(rank=2)"),
+        ("encoder.layers.1.linear1", "mpo"),
+    ]
+    reasons = {layer.name: layer.reason for layer in report.passed_over}
+    assert reasons["encoder.layers.1.linear2"] == "no pattern matches it"
+    assert reasons["head"] == "'head' says so"
+    assert model.encoder.layers[0].linear1.planned == {"batch": 10}
+
+
+class Twice(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_what_is_passed_over_is_told_with_its_reason() -> None:
+    hooked, old_norm = nn.Linear(4, 4), nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(old_norm)
+    net = nn.Sequential(
+        *(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.BatchNorm1d(4), Twice(4, 4), hooked, old_norm),
+        *(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.LSTM(4, 4), nn.Linear(16, 16), Linear(16, 16)),
+    )
+    report = replace(net, "kronecker")
+    assert [row.name for row in report] == ["8"]
+    assert [(layer.name, layer.reason) for layer in report.passed_over] == [
+        ("0", "a LazyLinear has no sizes yet: run a batch through the model first"),
+        ("3", "a Twice is a subclass of Linear, and may do more than one"),
+        ("4", "it has hooks, which a new layer would lose"),
+        ("5", "its weight is computed from other parameters"),
+        ("6", "its weight is computed from other parameters"),
+        ("7", "there is no LSTM of cores"),
+        ("9", "it is built of cores already"),
+    ]
+    assert report.params == distinct_params(net)
+
+
+def test_a_lazy_model_is_replaced_once_it_has_run() -> None:
+    net = nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(8))
+    net(torch.randn(1, 8, 4, 4))
+    assert [row.name for row in replace(net, "mpo")] == ["0", "2"]
+    assert net(torch.randn(2, 8, 4, 4)).shape == (2, 8)
+
+
+def test_a_module_at_two_places_stays_one_under_a_pattern_for_one_of_them() -> None:
+    net = small_net()
+    assert replace(net, {"2.3": "kronecker"})[0].names == ("2.1", "2.3")
+    assert net[2][1] is net[2][3]
+
+
+GROWING: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: Linear(64, 10, family="btt", rank=2),
+        "family=btt(rank=2), modes=8·8 -> 5·2 has 810 params, and the dense layer 650\n"
+        "  a lower rank, other modes or another family have fewer",
+    ),
+    (
+        lambda: Generated((10, 64), "btt", rank=2),
+        "family=btt(rank=2), modes=8·8 -> 5·2 has 800 params, and the dense layer 640\n"
+        "  a lower rank, other modes or another family have fewer",
+    ),
+    (
+        lambda: replace(nn.Sequential(nn.Linear(64, 10)), "btt", rank=2),
+        "0: family=btt(rank=2), modes=8·8 -> 5·2 has 810 params, and the dense layer 650\n"
+        "  a lower rank, other modes or another family have fewer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "text"), GROWING)
+def test_a_layer_larger_than_the_dense_one_is_told(build: Callable[[], object], text: str) -> None:
+    with pytest.warns(tg.GrowthWarning) as told:
+        build()
+    assert [str(warning.message) for warning in told] == [text]
+    assert told[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error::tngraph.GrowthWarning")
+def test_a_core_of_many_legs_has_modes_that_keep_it_small() -> None:
+    """By hand: Tucker-2 of a convolution is 512·32 + 32·32·9 + 32·512, and a bias."""
+    conv = Conv2d.like(nn.Conv2d(512, 512, 3, device="meta"), "tucker", rank=32)
+    assert distinct_params(conv) == 512 * 32 + 32 * 32 * 9 + 32 * 512 + 512
+    linear = Linear(4096, 11008, family="tucker", rank=16, device="meta")
+    assert linear.recipe.rows == (64, 64)
+    assert linear.recipe.columns == (128, 86)
+    assert distinct_params(linear) == 16**4 + 16 * (64 + 64 + 128 + 86) + 11008
+    few = Linear(512, 512, family="tucker", rank=32, bias=False, device="meta")
+    assert distinct_params(few) == 512 * 32 + 32 * 32 + 32 * 512
 
 
 def test_replace_replaces_all_or_nothing() -> None:
@@ -474,7 +618,50 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: replace(small_net(), "mpo", skip=("2.5",)),
         tg.NetworkError,
-        "skip names '2.5', which is no module\n  did you mean '2.3'?",
+        "the pattern '2.5' matches no module\n  did you mean '2.3'?",
+    ),
+    (
+        lambda: replace(small_net(), {"encoder.*": "mpo"}),
+        tg.NetworkError,
+        "the pattern 'encoder.*' matches no module\n  there are: 0, 2.0, 2.1, 2.3, 3, 3.out_proj",
+    ),
+    (
+        lambda: replace(small_net(), {"*": "mpo", "2.0": None}),
+        tg.NetworkError,
+        "the pattern '2.0' comes too late: '*' decides about all of its layers\n"
+        "  the first pattern that matches decides: put it in front",
+    ),
+    (
+        lambda: replace(Language(), {"head": "mpo"}),
+        tg.NetworkError,
+        "no layer that the pattern 'head' matches can be replaced\n  head: it shares its weight with embed",
+    ),
+    (
+        lambda: replace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {"1": "mpo"}),
+        tg.NetworkError,
+        "no layer that the pattern '1' matches can be replaced\n  layers are: 0",
+    ),
+    (
+        lambda: replace(nn.LazyLinear(4), "mpo"),
+        tg.NetworkError,
+        "no layer that the pattern '*' matches can be replaced\n"
+        "  the model: a LazyLinear has no sizes yet: run a batch through the model first",
+    ),
+    (
+        lambda: replace(small_net(), {"2.1": "mpo", "2.3": None}),
+        tg.NetworkError,
+        "2.1 and 2.3 are one module, and '2.1' and '2.3' decide about it\n  let one pattern match both names",
+    ),
+    (
+        lambda: replace(small_net(), {"2": {"bond": 8}}),
+        tg.NetworkError,
+        "the pattern '2' says {'bond': 8}, which names no family\n"
+        "  give a family, dict(family='mpo', bond=8), or None to leave its layers alone",
+    ),
+    (
+        lambda: replace(small_net(), {"2": "mpoo"}),
+        tg.NetworkError,
+        "there is no family 'mpoo'\n  did you mean 'mpo'?",
     ),
     (
         lambda: share(small_net(), ("2.0", "1")),

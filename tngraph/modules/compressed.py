@@ -61,6 +61,7 @@ class Compressed(nn.Module):
         drawn = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", drawn)
         self._draw_bias()
+        recipe.warn_of_growth(sum(p.numel() for p in self.parameters()), recipe.shape[0] if bias else 0)
 
     def _inner_sizes(self, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
         """The sizes of what the network sees, for sizes of the layer's input."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tngraph.errors import NetworkError, RankWarning, SizeError
+from tngraph.errors import GrowthWarning, NetworkError, RankWarning, SizeError
 from tngraph.kernels.cost import param_count
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
+from tngraph.language.families.weight import outside
 from tngraph.language.network import Network
 
 Modes = tuple[Sequence[int], Sequence[int]]
@@ -78,6 +79,17 @@ class Recipe:
         """`weight`, for a layer that has warned of its ranks when it was made."""
         return _quietly(self.weight)
 
+    def warn_of_growth(self, params: int, bias: int = 0) -> None:
+        """Warn where a layer has more params than the dense one, biases included in both [elements]."""
+        dense = prod(self.shape) + bias
+        if params > dense:
+            warnings.warn(
+                f"{self} has {params:,} params, and the dense layer {dense:,}\n"
+                "  a lower rank, other modes or another family have fewer",
+                GrowthWarning,
+                stacklevel=outside(),
+            )
+
     def crop(self, weight: Tensor) -> Tensor:
         """The weight of `shape` in what `weight` puts out."""
         if self.is_exact:
@@ -87,9 +99,19 @@ class Recipe:
             groups = groups[:, :, : self.shape[1]]
         return groups.reshape(self.shape)
 
-    def __str__(self) -> str:
+    @property
+    def called(self) -> str:
+        """The family with its options: ``mpo(bond=4)``."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"family={self.family.name}{f'({options})' if options else ''}, modes={_arrow(self.rows, self.columns)}"
+        return f"{self.family.name}({options})" if options else self.family.name
+
+    @property
+    def modes(self) -> str:
+        """The modes of the rows and of the columns: ``8·8 -> 8·4``."""
+        return " -> ".join("·".join(map(str, modes)) for modes in (self.rows, self.columns) if modes)
+
+    def __str__(self) -> str:
+        return f"family={self.called}, modes={self.modes}"
 
 
 def _quietly(build: Callable[[], Network]) -> Network:
@@ -97,10 +119,6 @@ def _quietly(build: Callable[[], Network]) -> Network:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
         return build()
-
-
-def _arrow(rows: Shape, columns: Shape) -> str:
-    return " -> ".join("·".join(map(str, modes)) for modes in (rows, columns) if modes)
 
 
 def make_recipe(
@@ -135,15 +153,15 @@ def make_recipe(
     if sites is not None:
         check_positive(sites=sites)
     recipe = Recipe(named, size, (), (), groups, dict(options or {}))
-    chosen = _choose(recipe, sites) if modes is None else replace(recipe, **_pair(modes))
+    chosen = _choose(recipe, sites) if modes is None else _given(recipe, modes)
     _check_modes(chosen, sites)
     return chosen
 
 
-def _pair(modes: Modes) -> dict[str, Shape]:
+def _given(recipe: Recipe, modes: Modes) -> Recipe:
     if len(modes) != 2 or not all(isinstance(side, Sequence) for side in modes):
         raise SizeError(f"modes is {modes!r}\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))")
-    return {"rows": tuple(modes[0]), "columns": tuple(modes[1])}
+    return replace(recipe, rows=tuple(modes[0]), columns=tuple(modes[1]))
 
 
 def check_positive(**numbers: object) -> None:
