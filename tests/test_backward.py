@@ -34,6 +34,8 @@ NETWORKS = {
         y[batch, k:4] = x[batch, i] * a[i, j] * a[j, k]; output y[batch, k] }""",
     "two layers": """network n { size batch; input x[batch, i:6]; param a[i, r:2]; param b[r, h:7]; param c[h, s:3]
         param d[s, o:5]; z[batch, h] = relu(x * a * b); y[batch, o] = z * c * d; output y[batch, o] }""",
+    "legs of size 1": """network n { size batch; input x[batch, c:3, d:2]; param u[c, d, a:1]; param v[d, o:1]
+        param w[d]; y[batch, o] = x * u * v * w; output y[batch, o] }""",
 }
 
 

@@ -64,12 +64,19 @@ class Words:
 def print_expression(code: Expression, words: Words) -> str:
     """An expression as Python."""
     if isinstance(code, Call):
-        return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
+        return RULES[code.function](code, [_print_operand(code, k, words) for k in range(len(code.operands))], words)
     if code.kind == "stored":
         return words.names.values[code.name] if words.is_static else words.names.stored(code.name)
     if code.kind == "buffer":
         return f"self.{words.names.buffers[code.name]}"
     return (words.names.arguments if code.kind == "input" else words.names.values)[code.name]
+
+
+def _print_operand(call: Call, number: int, words: Words) -> str:
+    """An operand of a call, in parentheses where a method of a product or a sum is called: it would be of one side."""
+    operand, text = call.operands[number], print_expression(call.operands[number], words)
+    is_split = number == 0 and call.function in METHODS and isinstance(operand, Call) and operand.function in OPERATORS
+    return f"({text})" if is_split else text
 
 
 Rule = Callable[[Call, Sequence[str], Words], str]
@@ -203,3 +210,11 @@ RULES: Mapping[str, Rule] = {
     "equals": lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})",
     "convert": lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)",
 }
+
+OPERATORS = ("mul", "add", "sub", "scale", "remainder")
+"""The calls that are printed with a sign between their operands."""
+METHODS = (
+    *("reshape", "permute", "expand", "contiguous", "movedim", "narrow", "select", "every", "unfold", "gather"),
+    *("index_select", "diagonal", "unsqueeze", "flip", "sum", "convert"),
+)
+"""The calls that are printed as a method or a subscript of their first operand."""

@@ -106,17 +106,27 @@ def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
 def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
     """An order with the indices to slice until no value is larger than the limit, the tree rearranged in between.
 
-    The tree is annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
-    Odd trials choose all indices anew at each temperature, which is slower and mostly better; even ones keep most.
+    Where cotengra finds none, as it fails once nothing is left to slice, the order in hand stands with no index.
     """
     seed = trial.seed + trial.number
-    with _seeded(seed):
-        tree = _tree(cut.graph, cut.order)
-        tree = _annealed(tree, seed, target_size=cut.limit, slice_mode="reslice" if trial.number % 2 else "basic")
-        tree = _reconfigured(tree)
-        if tree.max_size() > cut.limit:
-            tree = tree.slice(target_size=cut.limit, seed=seed)
-        return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
+    try:
+        with _seeded(seed):
+            return _cut_annealed(cut, seed, "reslice" if trial.number % 2 else "basic")
+    except Exception:  # it has no errors of its own: here ValueError and KeyError of Python's come through
+        return cut.order, ()
+
+
+def _cut_annealed(cut: Cut, seed: int, mode: Literal["basic", "reslice"]) -> tuple[Order, tuple[int, ...]]:
+    """An order annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
+
+    The mode ``reslice`` chooses all indices anew at each temperature, which is slower and mostly better; ``basic``
+    keeps most.
+    """
+    tree = _tree(cut.graph, cut.order)
+    tree = _reconfigured(_annealed(tree, seed, target_size=cut.limit, slice_mode=mode))
+    if tree.max_size() > cut.limit:
+        tree = tree.slice(target_size=cut.limit, seed=seed)
+    return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
 
 
 def _is_greedy(trial: Trial, count: int) -> bool:
