@@ -30,7 +30,7 @@ from tngraph.kernels.cost import (
 )
 from tngraph.kernels.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
 from tngraph.kernels.kernels import Kernels, write_kernels
-from tngraph.kernels.memory import Memory, generic_sizes, trace_memory
+from tngraph.kernels.memory import Memory, MemoryFormulas, find_cases, fix_sizes, generic_sizes, trace_memory
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage, write_schedule
 from tngraph.language.network import Network
 from tngraph.language.sizes import symbol
@@ -44,7 +44,7 @@ from tngraph.plans.saving import save_plan
 from tngraph.plans.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
-"""The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""
+"""The counts of a regime whose one formula holds at all sizes; those of a call's memory have cases."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,18 +169,36 @@ class Regime:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most that a call without gradients holds at once (see `trace_memory`), where no size is 1 [bytes]."""
-        return self._memory.peak_formula
+        """The most that a call without gradients holds at once (see `trace_memory`), by cases of sizes of 1 [bytes]."""
+        return self._by_cases("peak")
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """What autograd keeps of a call with gradients as the goal says, where no size is 1 [bytes]."""
-        return self._memory.saved_formula
+        """What autograd keeps of a call with gradients as the goal says, by cases of sizes of 1 [bytes]."""
+        return self._by_cases("saved")
 
     @cached_property
-    def _memory(self) -> Memory:
+    def moves(self) -> sympy.Expr:
+        """What a call copies into another order, by cases of sizes of 1 [bytes]."""
+        return self._by_cases("moves")
+
+    def _by_cases(self, name: str) -> sympy.Expr:
+        """A formula, with one of its own for each case of sizes in which it does not hold, the most special first."""
+        pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
+        for fixed, formulas in self._cases:
+            formula = getattr(formulas, name)
+            general = next((each for other, each in pieces if other.items() <= fixed.items()), None)
+            if general is None or fix_sizes(general, fixed) != formula:
+                pieces.insert(0, (fixed, formula))
+        return sympy.Piecewise(*((formula, _condition(fixed)) for fixed, formula in pieces))
+
+    @cached_property
+    def _cases(self) -> tuple[tuple[Mapping[str, int], MemoryFormulas], ...]:
+        """What a call holds in every case of sizes that are fixed, from that of none to those of the most."""
         tiles = [tree.tile for tree in self.trees if tree.tile is not None]
-        return self.memory(generic_sizes(self.network, self.sizes, tiles))
+        fixed_sizes = find_cases(self.network)
+        cases = [(fixed, generic_sizes(self.network, self.sizes, tiles, fixed)) for fixed in fixed_sizes]
+        return tuple((fixed, self.memory(numbers).formulas(fixed)) for fixed, numbers in cases)
 
     def memory(self, numbers: Mapping[str, int], itemsize: int | None = None) -> Memory:
         """What a call holds, exact at any sizes, those that are 1 or equal by chance included.
@@ -190,11 +208,6 @@ class Regime:
             itemsize: of a number; that of the goal when absent [bytes].
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
-
-    @cached_property
-    def moves(self) -> sympy.Expr:
-        """What a call copies into another order, where no size is 1 [bytes]."""
-        return self._memory.moves_formula
 
     def seconds(self, numbers: Mapping[str, int], machine: Machine | None = None) -> float:
         """What a machine takes for a call, in training with its backward pass, as far as its model goes [s].
@@ -239,6 +252,11 @@ class Regime:
 
     def __hash__(self) -> int:
         return hash((self.network, self.stages, tuple(self.sizes.items()), self.low, self.high))
+
+
+def _condition(fixed: Mapping[str, int]) -> sympy.Basic:
+    """That some sizes have these numbers."""
+    return sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,17 +362,17 @@ class Plan:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most that a call without gradients holds at once, where no size is 1 [bytes]."""
+        """The most that a call without gradients holds at once, by cases of sizes of 1 [bytes]."""
         return self._formula("peak")
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """What autograd keeps of a call with gradients as the goal says, where no size is 1 [bytes]."""
+        """What autograd keeps of a call with gradients as the goal says, by cases of sizes of 1 [bytes]."""
         return self._formula("saved")
 
     @cached_property
     def moves(self) -> sympy.Expr:
-        """What a call copies into another order, where no size is 1 [bytes]."""
+        """What a call copies into another order, by cases of sizes of 1 [bytes]."""
         return self._formula("moves")
 
     @cached_property
