@@ -217,7 +217,8 @@ def _before_function(equation: Equation, adjoint: Array, run: _Run) -> Array:
     function = equation.function
     if function is None:
         return adjoint
-    return pull_back(function.name, function.args, run.linear[equation.name], adjoint)
+    with np.errstate(all="ignore"):  # 0 times an infinite derivative is nan, as in torch
+        return pull_back(function.name, function.args, run.linear[equation.name], adjoint)
 
 
 def _pull_back(term: Term, adjoint: Operand, run: _Run, adjoints: dict[str, Array]) -> None:
