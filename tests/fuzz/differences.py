@@ -18,7 +18,7 @@ from tngraph.errors import PlanError
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.modules.measuring import measure_flops, measure_peak, measure_saved
-from tngraph.planning.region import legs_size
+from tngraph.planning.region import Step, legs_size
 from tngraph.plans.plans import Plan
 
 TOLERANCE = 1e-9
@@ -112,14 +112,21 @@ def _excesses(plan: Plan) -> Iterator[Difference]:
     """Where a plan goes beyond what it was asked for, at the sizes that it was made for."""
     goal, counts = plan.goal, plan.at()
     if goal.largest is not None and goal.mode != "serve":
-        whole = [tree for tree in plan.regimes[0].trees if not tree.sliced and len(tree.region.accesses) > 1]
-        written = [evaluate_size(legs_size(step.legs), plan.sizes) for tree in whole for step in tree.steps[:-1]]
+        written = [evaluate_size(legs_size(step.legs), plan.sizes) for step in _inner_steps(plan)]
         if max(written, default=0) > goal.largest:
             yield Difference("largest", "at the sizes planned for", goal.largest, max(written))
     if goal.memory_limit is not None:
         held = {"serve": counts.folded, "train": counts.saved, "infer": counts.peak}[goal.mode]
         if held > goal.memory_limit:
             yield Difference("memory_limit", "at the sizes planned for", goal.memory_limit, held)
+
+
+def _inner_steps(plan: Plan) -> Iterator[Step]:
+    """The steps of products that run whole, without those that join the last two values and lay out the result."""
+    for tree in plan.regimes[0].trees:
+        joins = [k for k, step in enumerate(tree.steps) if len(step.operands) == 2]
+        if joins and not tree.sliced:
+            yield from tree.steps[: joins[-1]]
 
 
 # ---------------------------------------------------------------------------------------------- what is expected
@@ -185,11 +192,14 @@ class Expected:
         outputs, directions = zip(*reached, strict=True)
         return [*torch.autograd.grad(outputs, leaves, directions, materialize_grads=True)]
 
-    def compare(self, results: Sequence[Tensor], gradients: Sequence[Tensor], where: str) -> Iterator[Difference]:
-        """What differs of values and gradients."""
+    def compare_values(self, results: Sequence[Tensor], where: str) -> Iterator[Difference]:
+        """What differs of results."""
         names = [port.name for port in self.meaning.network.outputs]
-        yield from self._compare("value", 0, names, results, where)
-        yield from self._compare("gradient", 1, self.trained, gradients, where)
+        return self._compare("value", 0, names, results, where)
+
+    def compare_gradients(self, gradients: Sequence[Tensor], where: str) -> Iterator[Difference]:
+        """What differs of the gradients of what takes one."""
+        return self._compare("gradient", 1, self.trained, gradients, where)
 
     def _compare(
         self, kind: str, part: int, names: Sequence[str], tensors: Sequence[Tensor], where: str
@@ -231,8 +241,9 @@ def _reference_differences(expected: Expected) -> Iterator[Difference]:
     results = as_tuple(tg.evaluate(network, arrays, sizes))
     directions = [direction.numpy().conj() for direction in expected.directions]
     found = tg.gradients(network, arrays, directions if len(directions) > 1 else directions[0], sizes)
+    yield from expected.compare_values([*map(_as_tensor, results)], "of the reference")
     gradients = [_as_tensor(np.conj(found[name])) for name in expected.trained]
-    yield from expected.compare([*map(_as_tensor, results)], gradients, "of the reference")
+    yield from expected.compare_gradients(gradients, "of the reference")
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
@@ -278,7 +289,8 @@ class Comparison:
         leaves = dict(zip(expected.inputs, self.leaves(), strict=True))
         results = as_tuple(self.layer(*leaves.values()))
         trained = [leaves.get(name, self.params.get(name)) for name in expected.trained]
-        yield from expected.compare(results, expected.gradients(results, trained), self.where)
+        yield from expected.compare_values(results, self.where)
+        yield from expected.compare_gradients(expected.gradients(results, trained), self.where)
         convolves = any(op.kind == "conv" for regime in self.layer.plan.regimes for op in regime.operations)
         if not (expected.way.is_complex and convolves):  # PyTorch runs such a convolution as three real ones.
             yield from self._costs()
@@ -291,7 +303,9 @@ class Comparison:
         plan, meaning = self.layer.plan, self.expected.meaning
         numbers = plan.values(**{size.name: meaning.number(size.symbol) for size in meaning.network.sizes})
         regime = plan.regime_of(numbers)
-        counts, memory = regime.counts(numbers), regime.memory(numbers, self.expected.way.itemsize)
+        tensors = [*self.expected.inputs.values(), *self.layer.parameters(), *self.layer.buffers()]
+        itemsize = max((tensor.itemsize for tensor in tensors), default=torch.get_default_dtype().itemsize)
+        counts, memory = regime.counts(numbers), regime.memory(numbers, itemsize)
         pairs = {
             "FLOPs": (counts.flops, self._forward_flops()),
             "training FLOPs": (counts.training_flops, measure_flops(self._train)),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import sympy
 
 from tngraph.errors import TngraphError
-from tngraph.language.network import Equation, Index, Network, Read
+from tngraph.language.network import Equation, Index, Network, Port, Read
 
 MOST_TRIES = 400
 """So many smaller networks are tried at most."""
@@ -46,6 +46,9 @@ def _smaller(network: Network) -> Iterator[Network]:
 
 
 def _candidates(network: Network) -> Iterator[Callable[[], Network]]:
+    for equation in network.equations[:-1]:
+        whole = Port(equation.name, tuple((leg,) for leg in equation.legs))
+        yield lambda whole=whole: _without_unused(replace(network, outputs=(whole,)))
     for port in network.outputs:
         yield lambda port=port: replace(network, outputs=tuple(p for p in network.outputs if p != port))
     yield lambda: _without_unused(network)

@@ -172,7 +172,11 @@ class _Program:
                 folded = self.is_foldable[read] & (not choice >> read & 1)
                 self.plain[choice] |= np.where(folded, 0, self.rest[read])
                 self.busy[choice] |= np.where(folded, self.rest[read], 0)
-                self.positions[choice] *= np.where(folded, self._spans(read), 1)
+                self.positions[choice] = self._times(self.positions[choice], np.where(folded, self._spans(read), 1))
+
+    def _times(self, left: Masks, right: Masks) -> Masks:
+        """The products of sizes, clipped where they are beyond."""
+        return np.where(left.astype(np.float64) * right > self._beyond, self._beyond, left * right)
 
     def _spans(self, read: int) -> Masks:
         """The positions of a read for each set of leaves, by what remains of it there."""
