@@ -57,6 +57,17 @@ def by_pytorch(plan: Plan) -> Plan:
     return Plan((replace(regime, stages=tuple(stages)),))
 
 
+def test_the_gradient_of_a_product_that_lies_in_another_order_is_the_whole_product():
+    """A product is printed with a sign, and is in parentheses before it is laid out as the input lies."""
+    network = tg.parse(
+        """network n { input x[c:2, f:2]; input z[f, a:1, c]; param p[c, f]
+        y[f, a] = x + x * z * p; output y[f, a] }"""
+    )
+    layer = tg.compile(network, mode="train", dtype=torch.float64)
+    assert "x_grad = (t2_grad.reshape(4) * z.reshape(4)).reshape(2, 2).mT" in layer.source
+    assert layer.verify().is_equal
+
+
 @pytest.mark.parametrize("machine", [None, SMALL_CACHE], ids=["whole", "parts"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_gradients_counts_and_bytes_are_those_of_the_plan(name: str, machine: Machine | None):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.networks import TABLE, At, networks, random_arrays, sketch
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.functions import ARITY, FUNCTIONS, apply, differentiate, pointwise, pull_back
-from tngraph.language.network import Index, Init, Read
+from tngraph.language.network import Function, Index, Init, Read
 from tngraph.language.reference import bind_sizes, compile_time_sizes, evaluate, gradients
 from tngraph.language.text import parse
 
@@ -520,3 +520,17 @@ def test_reads_wrap_where_coefficients_are_negative():
         {"y": ["i"]},
     )
     same(evaluate(network, {"x": np.arange(4.0)}), np.array([3.0, 1.0, 3.0]))
+
+
+def test_a_derivative_that_is_infinite_times_nothing_is_nan_as_in_torch():
+    network = sketch(
+        {"i": 2},
+        {"x": ("input", "i")},
+        [("y", "i", [(1, [("x", "i")])], Function("sqrt"))],
+        {"y": ["i"]},
+    )
+    x = torch.tensor([0.0, 4.0], dtype=torch.float64, requires_grad=True)
+    torch.sqrt(x).backward(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    found = gradients(network, {"x": x.detach().numpy()}, [0.0, 1.0])["x"]
+    np.testing.assert_array_equal(found, x.grad.numpy())
+    assert np.isnan(found[0])
