@@ -207,9 +207,10 @@ class Expected:
         largest = max(map(_size, self.exact[part]), default=0.0)
         least = max(SMALL_GRADIENT * largest if part else 0.0, SMALL_GRADIENT)
         for number, (name, expected, tensor) in enumerate(zip(names, self.exact[part], tensors, strict=True)):
-            actual = tensor.detach().to(expected.dtype)  # What is made of consts alone has PyTorch's default type.
-            if expected.shape != actual.shape:
-                yield Difference(f"shape of {kind}", f"of {name} {where}", tuple(expected.shape), tuple(actual.shape))
+            actual = tensor.detach()
+            if expected.shape != actual.shape or expected.dtype != actual.dtype:
+                forms = [f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (expected, actual)]
+                yield Difference(f"shape of {kind}", f"of {name} {where}", *forms)
                 continue
             error = _error(expected, actual, least)
             if error > TOLERANCE and error > MOST_AMPLIFIED * _error(expected, self.shaken[part][number], least):
@@ -303,9 +304,7 @@ class Comparison:
         plan, meaning = self.layer.plan, self.expected.meaning
         numbers = plan.values(**{size.name: meaning.number(size.symbol) for size in meaning.network.sizes})
         regime = plan.regime_of(numbers)
-        tensors = [*self.expected.inputs.values(), *self.layer.parameters(), *self.layer.buffers()]
-        itemsize = max((tensor.itemsize for tensor in tensors), default=torch.get_default_dtype().itemsize)
-        counts, memory = regime.counts(numbers), regime.memory(numbers, itemsize)
+        counts, memory = regime.counts(numbers), regime.memory(numbers, self.expected.way.itemsize)
         pairs = {
             "FLOPs": (counts.flops, self._forward_flops()),
             "training FLOPs": (counts.training_flops, measure_flops(self._train)),

@@ -53,11 +53,12 @@ def size_of(text: str) -> sympy.Expr:
 
 
 def random_network(seed: int) -> Network:
-    """A valid network, the same for the same seed, that is small enough to be written out."""
+    """A valid network with numbers in it, the same for the same seed, that is small enough to be written out."""
     rng = Random(seed)
     while True:
         network = _Maker(rng).network()
-        if Meaning(network, TYPICAL).work() <= MOST_WORK:
+        has_numbers = any(core.role != "const" for core in network.cores)
+        if has_numbers and Meaning(network, TYPICAL).work() <= MOST_WORK:
             return network
 
 

@@ -199,11 +199,9 @@ class WayDrawer:
         return sum(len(term.accesses) for e in self.network.equations for term in e.terms) <= MOST_FACTORS
 
     def is_holomorphic(self) -> bool:
-        """Whether there are numbers to be complex, and every function takes them."""
+        """Whether every function is also one of complex numbers."""
         functions = [equation.function for equation in self.network.equations]
-        return any(core.role != "const" for core in self.network.cores) and all(
-            function is None or function in HOLOMORPHIC for function in functions
-        )
+        return all(function is None or function in HOLOMORPHIC for function in functions)
 
     def frozen(self, mode: str) -> tuple[str, ...]:
         roles = ("input",) if mode == "serve" else ("input", "param")
