@@ -21,6 +21,7 @@ Calls stand for what PyTorch calls so, with these arguments:
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |
+| type_as | (that of the second operand) | | |
 | accumulate | the indices of the slices | join | axis, size of a part |
 """
 

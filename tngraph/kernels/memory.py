@@ -431,9 +431,9 @@ class _Trace:
             array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
             if code.function in COPIES:
                 self.moved.extend(self._times(made))
-        if self.clock is not None and is_view:
+        if self.clock is not None and is_view and code.function != "type_as":  # nothing is done where types are one
             self.clock.view(any(followed))
-        elif self.clock is not None:
+        elif self.clock is not None and not is_view:
             self.clock.call(code, layouts, sizes, followed)
             for operand, is_followed in zip(operands, followed, strict=True):
                 if is_followed and operand.source is not None:
@@ -555,6 +555,7 @@ VIEWS: Mapping[str, View] = {
     "unfold": _unfolded,
     "diagonal": _diagonal,
     "unsqueeze": lambda layout, sizes, arguments: (*layout.strides, 1),
+    "type_as": lambda layout, sizes, arguments: layout.strides,
 }
 """The strides of what a call returns where it is a view, and None where it is a copy."""
 

@@ -207,6 +207,7 @@ RULES: Mapping[str, Rule] = {
     "full": lambda call, operands, words: f"torch.full((), {words.sizes(call.arguments)}, {words.device})",
     "arange": lambda call, operands, words: f"torch.arange({words.sizes(call.arguments)}, {words.device})",
     "remainder": _remainder,
+    "type_as": lambda call, operands, words: f"{operands[0]}.type_as({operands[1]})",
     "equals": lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})",
     "convert": lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)",
 }

@@ -90,7 +90,7 @@ class Regime:
 
     @cached_property
     def _lines(self) -> Folded:
-        whole = write_kernels(self.network, self.stages, self.whole, self.sizes)
+        whole = write_kernels(self.network, self.stages, self.whole, self.sizes, self.split.folded)
         if self.goal.mode != "serve":
             return Folded(whole, Folding())
         return fold_kernels(whole, self.split, self.network, self.goal.most_folded, self.sizes)
