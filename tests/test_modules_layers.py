@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.export import Dim
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import tngraph as tg
@@ -43,7 +45,7 @@ def assert_cores_learn(layer: nn.Module, y: Tensor) -> None:
 
 
 def dense_linear(layer: Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight(), layer.bias)
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def dense_convolution(layer: Any, x: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def test_a_linear_layer_is_the_dense_one_with_its_weight(family: str) -> None:
     y = layer(x)
     assert y.shape == (3, 6)
     if family in WEIGHTS:
-        assert layer.weight().shape == (6, 10)
+        assert layer.weight.shape == (6, 10)
         assert_same(y, dense_linear(layer, x))
     assert_cores_learn(layer, y)
     assert layer.verify().is_equal
@@ -75,8 +77,8 @@ def test_a_convolution_is_the_dense_one_with_its_weight(family: str, groups: int
     y = layer(x)
     assert y.shape == (2, 10, 4, 9)
     if family in WEIGHTS:
-        assert layer.weight().shape == (10, 6 // groups, 3, 2)
-        assert_same(y, F.conv2d(x, layer.weight(), layer.bias, (2, 1), 1, 1, groups))
+        assert layer.weight.shape == (10, 6 // groups, 3, 2)
+        assert_same(y, F.conv2d(x, layer.weight, layer.bias, (2, 1), 1, 1, groups))
     assert_cores_learn(layer, y)
     assert layer.verify(sizes={"batch": 2}).is_equal
 
@@ -84,17 +86,17 @@ def test_a_convolution_is_the_dense_one_with_its_weight(family: str, groups: int
 @pytest.mark.parametrize("family", WEIGHTS)
 def test_gradients_flow_through_the_weight_to_every_core(family: str) -> None:
     layer = Linear(9, 5, bias=False, family=family, **OPTIONS.get(family, {}))
-    assert_cores_learn(layer, layer.weight())
+    assert_cores_learn(layer, layer.weight)
 
 
 def test_ntt_has_no_weight() -> None:
     layer = Linear(10, 6, family="ntt")
-    for ask in (layer.weight, layer.to_dense):
+    assert not hasattr(layer, "weight")
+    for ask in (layer.build_weight, layer.to_dense):
         with pytest.raises(tg.NetworkError) as error:
             ask()
         assert str(error.value) == (
-            "ntt has no dense weight: it is not linear in its input\n"
-            "  weight() and to_dense() are for the other families"
+            "ntt has no dense weight: it is not linear in its input\n  weight and to_dense() are for the other families"
         )
 
 
@@ -236,7 +238,7 @@ def test_a_layer_is_the_best_at_every_batch_that_it_was_not_given() -> None:
 
 def test_states_have_only_cores_and_bias() -> None:
     layer = Linear(6, 4, family="mpo", bond=2, sites=2)
-    layer.weight()
+    assert layer.weight.shape == (4, 6)
     assert list(layer.state_dict()) == ["bias", "network.W.g1", "network.W.g2"]
     assert [name for name, _ in layer.named_modules()] == ["", "network", "network.W"]
     other = Linear(6, 4, family="mpo", bond=2, sites=2)
@@ -246,12 +248,77 @@ def test_states_have_only_cores_and_bias() -> None:
     assert Linear(6, 4, False).bias is None
 
 
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("is_first", [False, True])
+def test_an_encoder_of_transformers_reads_the_weights_of_its_layers(is_first: bool) -> None:
+    def encode(hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return model(hidden, src_key_padding_mask=mask)
+
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=is_first)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not is_first)
+    assert len(replace(model, "mpo", bond=2)) == 4
+    x, padding = torch.randn(2, 5, 16), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    for mask in (None, padding):
+        seen = slice(None) if mask is None else ~mask
+        expected = encode(x, mask)[seen]
+        model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(encode(x, mask)[seen], expected)
+            with without_fast_path():
+                torch.testing.assert_close(encode(x, mask)[seen], expected)
+        model.train()
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encode(x, None)
+    torch.testing.assert_close(found.float(), encode(x, None), rtol=0.1, atol=0.1)
+
+
+def test_attention_reads_the_weight_of_a_layer() -> None:
+    model, x = nn.MultiheadAttention(16, 2, batch_first=True), torch.randn(2, 5, 16)
+    model.out_proj = Linear(16, 16, family="mpo", bond=2)  # type: ignore[assignment]
+    expected, _ = model(x, x, x)
+    expected.sum().backward()
+    assert_cores_learn(model.out_proj, expected.detach() @ model.out_proj.weight)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, x, x, need_weights=False)[0], expected)
+
+
+def test_a_weight_is_wide_in_mixed_precision_and_a_property_of_the_class() -> None:
+    layer = Linear(8, 5, family="mpo", bond=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weight, dense = layer.weight, layer.to_dense().weight
+    assert weight.dtype == dense.dtype == torch.float32
+    assert_same(weight, layer.weight)
+    assert_same(weight, layer.fold().weight)
+    parametrize.register_parametrization(layer.network.W, "g1", nn.Identity())
+    assert_same(weight, layer.weight)
+    assert not any(name.endswith("weight") for name in layer.state_dict())
+
+
+def test_an_error_inside_is_not_taken_for_a_layer_without_weight() -> None:
+    layer = Linear(8, 5, family="mpo", bond=2)
+    del layer.network.W.g1
+    with pytest.raises(RuntimeError) as error:
+        _ = layer.weight
+    assert str(error.value) == "the weight of Linear cannot be built: 'Module' object has no attribute 'g1'"
+
+
 @pytest.mark.parametrize("family", ["adtn", "quanta", "ntt"])
 @pytest.mark.parametrize("has_run", [False, True])
 def test_copies_and_pickles(family: str, has_run: bool) -> None:
     layer, x = Linear(8, 8, family=family), torch.randn(3, 8)
     if has_run and family != "ntt":
-        layer.weight()
+        assert layer.weight.shape == (8, 8)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -259,15 +326,15 @@ def test_copies_and_pickles(family: str, has_run: bool) -> None:
     for other in copies:
         assert torch.equal(other(x), layer(x))
         if family != "ntt":
-            assert torch.equal(other.weight(), layer.weight())
+            assert torch.equal(other.weight, layer.weight)
 
 
 def test_a_weight_follows_its_layer_to_another_type() -> None:
     layer = Linear(8, 5, family="adtn", layers=2)
-    before = layer.weight()
+    before = layer.weight
     layer.double()
-    assert layer.weight().dtype == torch.float64
-    torch.testing.assert_close(layer.weight().float(), before)
+    assert layer.weight.dtype == torch.float64
+    torch.testing.assert_close(layer.weight.float(), before)
     twice = {name: 2 * p for name, p in layer.named_parameters()}
     x = torch.randn(3, 8, **DOUBLE)
     assert not torch.allclose(functional_call(layer, twice, (x,)), layer(x))
@@ -281,7 +348,7 @@ def test_a_layer_on_meta_is_filled_later() -> None:
     x = torch.randn(3, 8, **DOUBLE)
     assert_same(layer(x), dense_linear(layer, x))
     with torch.device("meta"):
-        assert Conv2d(3, 4, 3).weight().is_meta
+        assert Conv2d(3, 4, 3).weight.is_meta
 
 
 def test_a_bias_starts_as_that_of_pytorch() -> None:
@@ -544,7 +611,21 @@ def test_replace_replaces_all_or_nothing() -> None:
 
 # ------------------------------------------------------------------------------------------- errors
 
+
+def assign(value: object) -> None:
+    Linear(6, 4, family="mpo").weight = value
+
+
 ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
+    *(
+        (
+            lambda value=value: assign(value),
+            tg.NetworkError,
+            "the weight of Linear is built of cores, and takes no value\n"
+            "  change the cores, or put layer.to_dense() in the place of the layer",
+        )
+        for value in (nn.Parameter(torch.zeros(4, 6)), torch.zeros(4, 6), None)
+    ),
     (
         lambda: Linear(10, 6, family="mpoo"),
         tg.NetworkError,
@@ -685,6 +766,6 @@ def test_errors(do: Callable[[], object], kind: type[Exception], text: str) -> N
 
 def test_a_rank_beyond_use_is_told_once() -> None:
     with pytest.warns(tg.RankWarning) as told:
-        Linear(4, 4, family="mpo", sites=2, bond=9).weight()
+        Linear(4, 4, family="mpo", sites=2, bond=9).build_weight()
     assert len(told) == 1
     assert told[0].filename == __file__

@@ -66,7 +66,7 @@ class Recipe:
         if self.family.is_map:
             raise NetworkError(
                 f"{self.family.name} has no dense weight: it is not linear in its input",
-                "weight() and to_dense() are for the other families",
+                "weight and to_dense() are for the other families",
             )
         return self.family.weight(self.rows, self.columns, self.shape[2:], **self._shared())
 
