@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tngraph.planning.machine import Work
+from tngraph.planning.machine import BEYOND, Work, clip
 from tngraph.planning.objectives import PerStep, Price, Pricing, Rate, Weighted
 from tngraph.planning.region import MOST_FOLDED, Topology
 from tngraph.planning.trees import Order, order_cost
@@ -190,7 +190,7 @@ class _Program:
         sizes = self.sizes[start : start + _CHUNK]
         products = [prod(s for k, s in enumerate(sizes) if m >> k & 1) for m in range(1 << len(sizes))]
         exact = np.array([min(p, self._beyond) for p in products], dtype=np.int64)
-        return start, exact, np.array(products, dtype=np.float64)
+        return start, exact, np.array([clip(p) for p in products], dtype=np.float64)
 
     @property
     def _beyond(self) -> int:
@@ -207,7 +207,7 @@ class _Program:
         exact = positions.copy()
         for start, table, floats in self.chunks:
             part = masks >> start & (len(table) - 1)
-            rough *= floats[part]
+            rough = np.minimum(rough * floats[part], BEYOND)
             exact *= table[part]
         return np.where(rough > self._beyond * 1.001, self._beyond, exact) if self.is_integral else rough
 

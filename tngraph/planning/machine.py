@@ -22,6 +22,10 @@ import numpy as np
 T = TypeVar("T")
 
 
+BEYOND = 10**75
+"""Whatever has more elements or takes more operations is as bad: four such numbers have a product that is a float."""
+
+
 class Work(NamedTuple):
     """One step, as numbers or as arrays of numbers.
 
@@ -63,6 +67,11 @@ class Copy(NamedTuple):
         """The entries that stay side by side [elements]."""
         last = len(self.sizes) - 1
         return self.sizes[last] if self.sizes and self.order[-1] == last else 1
+
+
+def clip(count: Any) -> Any:
+    """A number of elements or operations as a float, at most `BEYOND`; floats and arrays as they are."""
+    return float(min(count, BEYOND)) if isinstance(count, int) else count
 
 
 def find_copy(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> Copy:
@@ -116,7 +125,7 @@ class Machine:
 
     def __call__(self, work: Work) -> Any:
         """The time of a step and of its gradients, each as one matrix product; of one operand, as one pass [s]."""
-        work = Work(*(float(min(each, _BEYOND)) if isinstance(each, int) else each for each in work))
+        work = Work(*map(clip, work))
         others = np.maximum(1, work.right), work.left, work.result
         rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
         batch = work.operations / (rows * columns * summed)
@@ -135,6 +144,7 @@ class Machine:
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
         """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
+        batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
         sides = (rows + self.half_rows) * self._reach(columns)
         turned = (columns + self.half_rows) * self._reach(rows)  # a matrix times one vector runs either way
         sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, turned), sides)
@@ -151,6 +161,7 @@ class Machine:
 
         Source: mm_mat1_grad and mm_mat2_grad in torch/csrc/autograd/FunctionsManual.cpp of PyTorch.
         """
+        batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
         of_left, of_right = ((np.asarray(batch) <= 1) & turned for turned in (left_turned, right_turned))
         left = self.product(
             batch,
@@ -177,11 +188,11 @@ class Machine:
 
     def rearrange(self, copy: Copy) -> float:
         """The same of one copy [s]."""
-        return float(self.copy(copy.elements, copy.run))
+        return float(self.copy(clip(copy.elements), clip(copy.run)))
 
     def elementwise(self, *elements: Any, written: Any = 0) -> Any:
         """The time of a kernel that passes once over values of these sizes and writes a new one [s]."""
-        return sum(map(self.pass_over, elements)) + self.write(written) + self.seconds_per_kernel
+        return sum(map(self.pass_over, map(clip, elements))) + self.write(clip(written)) + self.seconds_per_kernel
 
     def pass_over(self, elements: Any) -> Any:
         """The time to read a value once, or to write one into memory that is there [s]."""
@@ -201,8 +212,6 @@ class Machine:
         return np.hypot(columns, _TWICE * self.half_columns)
 
 
-_BEYOND = 10**100
-"""Whatever has more elements or takes more operations than that is as bad."""
 _BY_RUN = 0.7
 """How reading for a copy gets slower with shorter runs, as measured: less than in proportion."""
 _TWICE = 3**0.5
