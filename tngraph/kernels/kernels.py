@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tngraph.kernels.backward import Backward, differentiate
 from tngraph.kernels.cost import aliases, blocks_around, last_uses
+from tngraph.kernels.diagonals import gather_diagonals
 from tngraph.kernels.expressions import Call, Expression, Variable, permute, variables
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
@@ -431,10 +432,10 @@ def _runs(legs: Sequence[Leg], key: Callable[[Leg], object]) -> Axes:
 
 
 def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    tensor = unfold(
-        operands[0], [leg for leg in operands[0].legs if leg not in op.legs and isinstance(leg, Read)], context
-    )
-    return _diagonals(tensor)
+    tensor = _diagonals(operands[0])
+    reads = [leg for leg in tensor.legs if leg not in op.legs and isinstance(leg, Read)]
+    tensor = gather_diagonals(tensor, reads, context)
+    return unfold(tensor, [read for read in reads if read in tensor.legs], context)
 
 
 def _diagonals(tensor: Tensor) -> Tensor:

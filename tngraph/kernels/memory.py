@@ -47,7 +47,7 @@ ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
 DOUBLE = 8
 """Of a number in double precision, in which layers are verified [bytes]."""
-UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1}
+UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1, "differs": 1}
 """Of what a call makes that are no numbers but positions or truth values [bytes]."""
 
 
@@ -587,13 +587,15 @@ def _padded(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...])
 
 
 def _gathered(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
-    """Both operands are spread over all axes of the result; the source stands still along those of the positions."""
+    """All operands are spread over all axes of the result; the source stands still along those of the positions."""
     (axis,) = arguments
-    source, positions = operands
-    rank, after = len(positions.sizes), len(source.sizes) - axis - 1
-    still = source.strides[:axis] + (0,) * rank + source.strides[axis + 1 :]
-    spread = Layout((1,) * axis + positions.sizes + (1,) * after, (0,) * axis + positions.strides + (0,) * after)
-    return elementwise_strides(sizes, [Layout(sizes, still), spread])
+    source, *positions = operands
+    rank, after = len(positions[0].sizes), len(source.sizes) - axis - len(positions)
+    still = source.strides[:axis] + (0,) * rank + source.strides[axis + len(positions) :]
+    spread = (
+        Layout((1,) * axis + each.sizes + (1,) * after, (0,) * axis + each.strides + (0,) * after) for each in positions
+    )
+    return elementwise_strides(sizes, [Layout(sizes, still), *spread])
 
 
 def _convolved(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
@@ -616,9 +618,9 @@ def _with_height(layout: Layout) -> Layout:
 
 
 ORDERS: Mapping[str, Order] = {
-    **dict.fromkeys(("mul", "add", "sub", "pointwise", "remainder", "equals", "convert"), _elementwise),
+    **dict.fromkeys(("mul", "add", "sub", "pointwise", "remainder", "equals", "differs", "convert"), _elementwise),
     "scale": _scaled,
-    "flip": _kept,
+    **dict.fromkeys(("flip", "clamp", "masked_fill"), _kept),
     "pad": _padded,
     "gather": _gathered,
     "conv": _convolved,
@@ -641,7 +643,8 @@ SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
     "pointwise": lambda code, needs: (RESULT if code.arguments[0] in SAVES_RESULT else 0,),
     "pointwise_": lambda code, needs: (RESULT,),
     "index_select": lambda code, needs: (1,),
-    "gather": lambda code, needs: (1,),
+    "gather": lambda code, needs: range(1, len(code.operands)),
+    "masked_fill": lambda code, needs: (1,),
 }
 """The operands that a call saves for the backward pass if a gradient flows through it, `RESULT` being what it returns.
 

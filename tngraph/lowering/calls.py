@@ -143,10 +143,13 @@ def _subscript(operand: str, axis: int, last: str) -> str:
 
 
 def _remainder(call: Call, operands: Sequence[str], words: Words) -> str:
+    positions = call.operands[0]
+    is_sum = isinstance(positions, Call) and positions.function == "add"
+    first = f"({operands[0]})" if is_sum else operands[0]
     if not call.arguments:
-        return f"{operands[0]} % {operands[1]}"
+        return f"{first} % {operands[1]}"
     modulus = words.names.show(call.arguments[0])
-    return f"{operands[0]} % {modulus if modulus.isidentifier() or modulus.isdigit() else f'({modulus})'}"
+    return f"{first} % {modulus if modulus.isidentifier() or modulus.isdigit() else f'({modulus})'}"
 
 
 def _sum(call: Call, operands: Sequence[str], words: Words) -> str:
@@ -187,7 +190,7 @@ RULES: Mapping[str, Rule] = {
     "join": lambda call, operands, words: operands[0],
     "every": lambda call, operands, words: _subscript(operands[0], call.arguments[0], f"::{call.arguments[1]}"),
     "unfold": _unfold,
-    "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], operands[1]),
+    "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], ", ".join(operands[1:])),
     "index_select": lambda call, operands, words: f"{operands[0]}.index_select({call.arguments[0]}, {operands[1]})",
     "diagonal": lambda call, operands, words: f"{operands[0]}.diagonal(0, {call.arguments[0]}, {call.arguments[1]})",
     "unsqueeze": _method("unsqueeze"),
@@ -208,6 +211,9 @@ RULES: Mapping[str, Rule] = {
     "arange": lambda call, operands, words: f"torch.arange({words.sizes(call.arguments)}, {words.device})",
     "remainder": _remainder,
     "type_as": lambda call, operands, words: f"{operands[0]}.type_as({operands[1]})",
+    "clamp": lambda call, operands, words: f"torch.clamp({operands[0]}, 0, {words.sizes(call.arguments)})",
+    "differs": lambda call, operands, words: f"({operands[0]} != {operands[1]})",
+    "masked_fill": lambda call, operands, words: f"{operands[0]}.masked_fill({operands[1]}, 0)",
     "equals": lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})",
     "convert": lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)",
 }
@@ -216,6 +222,6 @@ OPERATORS = ("mul", "add", "sub", "scale", "remainder")
 """The calls that are printed with a sign between their operands."""
 METHODS = (
     *("reshape", "permute", "expand", "contiguous", "movedim", "narrow", "select", "every", "unfold", "gather"),
-    *("index_select", "diagonal", "unsqueeze", "flip", "sum", "convert"),
+    *("index_select", "diagonal", "unsqueeze", "flip", "sum", "convert", "type_as", "masked_fill"),
 )
 """The calls that are printed as a method or a subscript of their first operand."""
