@@ -1,8 +1,8 @@
 """Trees as moves that say nothing twice: which values meet and how, and which folded reads are laid out.
 
-All else of a tree follows from its region. So a tree that comes from a file is not believed but made again: `Replay`
-makes the steps that its moves lead to, and refuses a move that the region does not allow. Whatever moves there are,
-the result is a contraction of the region and of nothing else.
+Everything else in a tree follows from its region. So a tree from a file is not trusted but derived again: `Replay`
+derives the steps from the moves and refuses a move that the region does not allow. Whatever the moves are, the result
+is a contraction of that region.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Move:
 
 
 class ReplayError(ValueError):
-    """A move that is none for the region, as the end of a sentence."""
+    """A move that the region does not allow. The message is the end of a sentence that the caller begins."""
 
 
 class Replay:
-    """The steps of a tree as its moves are made, after those that prepare the region's accesses."""
+    """The steps of a tree so far: those that prepare the region's accesses, then one per move."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
@@ -40,10 +40,10 @@ class Replay:
         self.values: dict[int, Value] = dict(zip(where, topology.leaves, strict=True))
 
     def make(self, move: Move) -> None:
-        """Make one move; its operands are used up by it.
+        """Make one move, which uses up its operands.
 
         Raises:
-            ReplayError: the region does not allow it.
+            ReplayError: the region does not allow the move.
         """
         taken = [self.take(number) for number in move.operands]
         if len(taken) == 2 and not move.reads:
@@ -54,10 +54,10 @@ class Replay:
             raise ReplayError("joins no two values and lays out none")
 
     def take(self, number: int) -> Value:
-        """A value that no step has used, which is used now.
+        """Return a value that no step has used yet, and mark it as used.
 
         Raises:
-            ReplayError: there is none of this number.
+            ReplayError: there is no unused value of this number.
         """
         if number not in self.values:
             raise ReplayError(f"takes the value {number}, which is not there")
@@ -86,10 +86,10 @@ class Replay:
         self.values[len(self.topology.leaves) + len(self.steps) - 1] = value
 
     def finish(self, *, is_proven: bool, is_pinned: bool = False) -> ContractionTree:
-        """The tree, once one value is left.
+        """Return the tree, once a single value is left.
 
         Raises:
-            ReplayError: several are, or it has a read that is not laid out.
+            ReplayError: several values are left, or the last one has a read that is not laid out.
         """
         if len(self.values) != 1:
             raise ReplayError(f"leaves {len(self.values)} values and not one")
@@ -111,7 +111,7 @@ def find_move(
         is_right: whether legs are those of the result.
 
     Raises:
-        ReplayError: no reads are those that are laid out.
+        ReplayError: no choice of reads to lay out gives the legs of the result.
     """
     if len(operands) != 1:
         return Move(operands, is_transposed=kind == "conv_transpose")
@@ -126,7 +126,7 @@ def find_move(
 
 
 def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
-    """The moves of a tree."""
+    """Return the moves of a tree."""
     replay, moves = Replay(topology), list[Move]()
     for step in tree.steps[len(replay.steps) :]:
         moves.append(find_move(replay, step.operands, step.kind, step.legs.__eq__))
@@ -135,10 +135,10 @@ def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
 
 
 def replay_moves(topology: Topology, moves: Sequence[Move], *, is_proven: bool) -> ContractionTree:
-    """The tree of some moves.
+    """Return the tree that some moves lead to.
 
     Raises:
-        ReplayError: they are none of the region.
+        ReplayError: the region does not allow them.
     """
     replay = Replay(topology)
     for move in moves:
