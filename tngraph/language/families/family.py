@@ -196,8 +196,8 @@ class Family:
 
         Args: as for calling the family.
         """
-        made = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
-        weight = made.weight("W")
+        assembly = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
+        weight = assembly.weight("W")
         product = self.build(weight, options)
         weight.spread(product)
         assembly.builder.equation("W", weight.legs, product)
@@ -248,12 +248,12 @@ class Family:
         Raises:
             NetworkError: the family does not accept these options or modes.
         """
-        made = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
+        assembly = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
         if transposed:
-            return made.transposed_layer(options, (stride, padding, output_padding), dilation, bias, function)
+            return assembly.transposed_layer(options, (stride, padding, output_padding), dilation, bias, function)
         if output_padding != 0:
             raise NetworkError(f"output_padding is {output_padding}", "it is for a transposed convolution")
-        return made.layer(options, (stride, padding, dilation), bias, function)
+        return assembly.layer(options, (stride, padding, dilation), bias, function)
 
 
 class _Assembly:
