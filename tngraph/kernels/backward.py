@@ -1,4 +1,4 @@
-"""The lines of a planned backward pass: from the gradient of a region's result to those of what the region is given."""
+"""The lines of a planned backward pass, from the gradient of a region's result to the gradients of its inputs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tngraph.kernels.layout import Axes, Tensor, arrange, axes_shape, lay
 from tngraph.kernels.schedule import Block, Operation, Product
 
 GRADIENT = "grad "
-"""What comes before the name of a value in that of its gradient; no value is called so."""
+"""The prefix of a gradient's name, before the name of its value. It has a space, so no value's name starts with it."""
 LAID = " laid"
-"""What comes behind the name of a value in that of a copy in another order."""
+"""The suffix of a copy's name, after the name of the value that is copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """One line of a backward pass, which makes the gradient of one value, or a copy that several lines take.
+    """One gradient line of a backward pass: it computes the gradient of one value, or a copy that several lines use.
 
     Attributes:
-        number: of the operation that the value is an operand of.
-        of: the gradient, or the value, that it is made of.
-        by: the name of what that is multiplied by, or the number; empty where it is copied.
-        is_product: whether it is a product of matrices.
-        variable: what the gradient is called.
-        made: what computes it, with its axes.
-        needs: the places, among what the region is given, whose gradients it is needed for.
+        number: the operation that the value is an operand of.
+        of: the gradient that is multiplied, or the value that is copied.
+        by: the name or number that `of` is multiplied by; empty for a copy.
+        is_product: true if it is a product of matrices.
+        variable: the variable that the result is assigned to.
+        made: the expression that computes it, with its axes.
+        needs: positions of the region's inputs whose gradients depend on this line.
     """
 
     number: int
@@ -44,11 +44,11 @@ class Backward:
     """The backward pass of a block.
 
     Attributes:
-        given: the tensors that the block is given.
-        kept: the values of the forward pass that it reads.
+        given: the inputs of the block.
+        kept: the values of the forward pass that the backward pass reads.
         start: the gradient of the result.
-        lines: in order; a gradient may be added to.
-        results: for each tensor that is given the variable of its gradient; None where it has none.
+        lines: in the order they run. A later line may add to an earlier gradient.
+        results: the gradient's variable for each input, or None if it has no gradient.
     """
 
     given: tuple[Variable, ...]
@@ -68,14 +68,14 @@ def differentiate(
     given: Sequence[Variable],
     multiply: Multiply,
 ) -> Backward:
-    """The backward pass of a block.
+    """Return the backward pass of a block.
 
     Args:
-        block: of kind ``planned``.
-        operations: all of the schedule.
-        tensors: their values.
-        given: what the block is given.
-        multiply: makes the product of a gradient and an operand.
+        block: a block of kind ``planned``.
+        operations: all operations of the schedule.
+        tensors: the values of the operations.
+        given: the inputs of the block.
+        multiply: returns the product of a gradient and an operand.
     """
     products = {(product.number, product.side): product for product in block.products}
     needs = _find_needs(block, operations, tensors, given)
@@ -105,7 +105,7 @@ def differentiate(
             is_given = _is_given(block, operations, operand)
             if is_given:
                 is_result = operations[operand].kind == "load" and bool(operations[operand].operands)
-                put_out = lay if is_result else arrange  # what made the result passes over both in one order
+                put_out = lay if is_result else arrange  # its maker reads value and gradient together
                 made = Tensor(put_out(made, source.axes), source.axes)
             variable = _gradient_of(operations[operand].name, made.axes)
             if not is_given:
@@ -124,23 +124,23 @@ def differentiate(
 
 
 def _share_copies(lines: Sequence[Slope]) -> Iterator[Slope]:
-    """The lines, with what several of them copy in the same way copied once, before the first of them."""
+    """Yield the lines, with a copy that several of them make in common put before the first of these."""
     copied = [dict.fromkeys(_copies(line.made.code)) for line in lines]
     users = Counter(code for found in copied for code in found)
-    known: dict[Expression, Expression] = {}
+    shared: dict[Expression, Expression] = {}
     for line, found in zip(lines, copied, strict=True):
-        for code in (code for code in found if users[code] > 1 and code not in known):
+        for code in (code for code in found if users[code] > 1 and code not in shared):
             of = next(variables(code))
-            count = sum(next(variables(other)) == of for other in known)
+            count = sum(next(variables(other)) == of for other in shared)
             variable = Variable("value", f"{of.name}{LAID}{count or ''}", code.shape)
             needs = frozenset().union(*(each.needs for each, had in zip(lines, copied, strict=True) if code in had))
-            known[code] = variable
+            shared[code] = variable
             yield Slope(line.number, of, "", False, variable, Tensor(code, ()), needs)
-        yield replace(line, made=replace(line.made, code=substitute(line.made.code, known)))
+        yield replace(line, made=replace(line.made, code=substitute(line.made.code, shared)))
 
 
 def _copies(code: Expression) -> Iterator[Call]:
-    """The copies in an expression, but for those inside of others."""
+    """Yield the outermost copies in an expression."""
     if isinstance(code, Call) and code.function == "contiguous":
         yield code
     elif isinstance(code, Call):
@@ -151,7 +151,7 @@ def _copies(code: Expression) -> Iterator[Call]:
 def _find_needs(
     block: Block, operations: Sequence[Operation], tensors: Sequence[Tensor], given: Sequence[Variable]
 ) -> dict[int, frozenset[int]]:
-    """For every value a block uses the places of what it depends on, constants left out."""
+    """Return, for every value a block uses, the positions of the inputs it depends on, constants left out."""
     places = {variable: frozenset({place}) for place, variable in enumerate(given)}
     needs: dict[int, frozenset[int]] = {}
     made = [k for k in range(block.first, block.last + 1) if not _is_given(block, operations, k)]
@@ -167,7 +167,7 @@ def _find_needs(
 
 
 def _is_given(block: Block, operations: Sequence[Operation], number: int) -> bool:
-    """Whether a value that a block uses is not made inside."""
+    """Return whether a value comes from outside a block."""
     return number < block.first or operations[number].kind == "load"
 
 

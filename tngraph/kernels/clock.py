@@ -1,10 +1,10 @@
-"""The time of the calls of a module on a machine, from the strides they meet: what `minimize="time"` compares.
+"""The predicted time of a module's calls on a machine, from the strides of their operands, for `minimize="time"`.
 
-A view takes what a call takes that starts no kernel. A copy goes as fast as entries stay side by side; a product as
-its shape allows; everything else reads and writes its values once. In training every call runs once more for each
-operand that a gradient flows to, and the gradient of a matrix that many products share is summed over these. PyTorch
-lays nothing out for its backward pass: a gradient lies as the call that takes it has left it, and is copied where the
-call before cannot be undone by that.
+A view takes the time of a call that starts no kernel. The speed of a copy depends on how many entries stay adjacent,
+and the speed of a product on its shape. Everything else reads and writes its values once. In training every call runs
+once more for each operand that a gradient flows to, and the gradient of a matrix shared by many products is summed over
+them. PyTorch does not rearrange gradients in advance: a gradient lies as the call that produced it left it, and is
+copied where the backward of the next call cannot read it that way.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tngraph.kernels.strides import Ints, Layout, contiguous_strides, reshaped_s
 from tngraph.planning.machine import Copy, Machine, find_copy
 
 _VIEWS_PER_CALL = 5
-"""So many views can be taken while a module is called and looks at the shapes it is given."""
+"""Calling a module, which then checks the shapes of its inputs, takes as long as this many views."""
 _VIEWS_PER_PART = 20
-"""As many while a part is cut, a method is called with it, and its result is put beside the others."""
+"""Cutting a tile, calling a method with it and joining its result to the others takes as long as this many views."""
 _VIEWS_PER_BACKWARD = 20
-"""As many while a backward pass is started."""
+"""Starting a backward pass takes as long as this many views."""
 _VIEWS_PER_FUNCTION = 60
-"""As many while Python calls a function of its own, and later its backward pass."""
+"""Calling a Python autograd function, and later its backward, takes as long as this many views."""
 _VIEWS_PER_NODE = 5
-"""As many while PyTorch notes a call, and later finds what undoes it."""
+"""Recording a call for autograd, and later finding its backward, takes as long as this many views."""
 _IN_SLICES = 2
-"""A copy of one matrix after the other takes so many times as long as one of all: what they share is read again."""
+"""Copying matrices one by one takes this many times as long as all at once: shared cache lines are read again."""
 
 
 class Made(NamedTuple):
-    """How a call made a tensor, whatever is seen of it later.
+    """The call that computed a tensor, however the tensor is viewed later.
 
     Attributes:
-        sizes: that it has.
-        gradients: how many products of matrices undo the call.
+        sizes: the sizes of the tensor.
+        gradients: the number of matrix products in the call's backward.
     """
 
     sizes: Ints
@@ -46,12 +46,12 @@ class Made(NamedTuple):
 
 @dataclass
 class Clock:
-    """Adds up the seconds of calls.
+    """A sum of the predicted seconds of calls.
 
     Attributes:
-        machine: what runs them.
-        times: how often what is called now runs.
-        seconds: so far.
+        machine: the machine that runs them.
+        times: the number of times that the current calls run.
+        seconds: the sum so far [s].
     """
 
     machine: Machine
@@ -59,42 +59,42 @@ class Clock:
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Let some time pass, as often as what is called now runs."""
+        """Add some time, multiplied by how often the current calls run."""
         self.seconds += self.times * float(seconds)
 
     def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool]) -> None:
-        """The time of a call that is no view, and of its gradients."""
+        """Add the time of a call that is not a view, and of its gradients."""
         if code.function in ("mm", "bmm"):
             forward, backward = self._product(operands, needs)
         elif code.function == "conv":
             forward = self._convolution(operands, sizes)
             backward = sum(needs) * forward
         elif code.function in ("reshape", "contiguous"):
-            forward, backward = self.machine.rearrange(copy_of(operands[0])), 0.0  # its gradient is a view: `undo`
+            forward, backward = self.machine.rearrange(copy_of(operands[0])), 0.0  # its gradient is a view, see `undo`
         else:
-            given, made = [prod(each.sizes) for each in operands], prod(sizes)
-            forward = backward = self.machine.elementwise(*given, written=made)
+            given, written = [prod(each.sizes) for each in operands], prod(sizes)
+            forward = backward = self.machine.elementwise(*given, written=written)
             if code.function == "pointwise_":
-                forward = self.machine.elementwise(*given, made)
+                forward = self.machine.elementwise(*given, written)
             backward = backward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
         self._run(forward, backward, any(needs))
 
     def _run(self, forward: float, backward: float, is_trained: bool) -> None:
-        """A call, and what PyTorch undoes it by."""
+        """Add a call, its backward, and what autograd needs to record it."""
         node = _VIEWS_PER_NODE * self.machine.seconds_per_view
         self.add(forward + is_trained * (backward + node))
 
     def undo(self, code: Call, operand: Layout, made: Made) -> None:
-        """What it takes PyTorch to bring the gradient of an operand into an order that its maker can be undone in.
+        """Add the time to copy an operand's gradient into an order that its maker's backward can read.
 
-        It lies in the order of the operand's axes, and is looked at as what the operand is a view of: it is copied
-        where there is no such view. Products of matrices that cannot be read as they lie copy them one by one, for the
-        gradient of either operand.
+        The gradient lies in the order of the operand's axes. Backward views it in the shape that the maker returned,
+        and copies it if there is no such view. A product of matrices that cannot read its operands as they lie copies
+        them one by one, for the gradient of either operand.
         """
         if code.function not in ("mm", "bmm", "reshape", "contiguous"):
             return
         if code.function == "mm" and is_turned(operand):
-            return  # PyTorch makes the gradient of such a matrix transposed as well
+            return  # PyTorch computes the gradient of such a matrix transposed as well
         axes = [axis for axis, stride in enumerate(operand.strides) if stride or operand.sizes[axis] == 1]
         strides = contiguous_strides(tuple(operand.sizes[axis] for axis in axes))
         lying = sorted(zip(axes, strides, strict=True), key=lambda pair: -operand.strides[pair[0]])
@@ -111,23 +111,23 @@ class Clock:
             self.add(made.gradients * (_IN_SLICES * copied + matrices * each))
 
     def module(self, is_trained: bool) -> None:
-        """What it takes to call a module, and to start a backward pass."""
+        """Add the time to call a module, and in training to start a backward pass."""
         self.add((_VIEWS_PER_CALL + is_trained * _VIEWS_PER_BACKWARD) * self.machine.seconds_per_view)
 
     def view(self, is_trained: bool) -> None:
-        """A view; its gradient is another."""
+        """Add the time of a view, whose gradient is another view."""
         self._run(self.machine.seconds_per_view, self.machine.seconds_per_view, is_trained)
 
     def copy(self, given: Layout) -> None:
-        """A copy in the order of the axes, which nothing undoes."""
+        """Add the time of a copy into the order of the axes that has no backward."""
         self.add(self.machine.rearrange(copy_of(given)))
 
     def part(self) -> None:
-        """What it takes to cut a part and to call a method with it."""
+        """Add the time to cut a tile and to call a method with it."""
         self.add(_VIEWS_PER_PART * self.machine.seconds_per_view)
 
     def function(self) -> None:
-        """What it takes to call a function that has a backward pass of its own."""
+        """Add the time to call a function that has a backward pass of its own."""
         self.add(_VIEWS_PER_FUNCTION * self.machine.seconds_per_view)
 
     def _product(self, operands: Sequence[Layout], needs: Sequence[bool]) -> tuple[float, float]:
@@ -144,24 +144,24 @@ class Clock:
         return float(forward), backward
 
     def _spread(self, operand: Layout) -> float:
-        """To sum what the gradients of one shared matrix are over all products."""
+        """Return the time to sum the gradient of one shared matrix over all products."""
         is_shared = len(operand.sizes) == 3 and operand.strides[0] == 0 and operand.sizes[0] > 1
         return float(self.machine.elementwise(prod(operand.sizes))) if is_shared else 0.0
 
     def _convolution(self, operands: Sequence[Layout], sizes: Ints) -> float:
-        """As the matrix product of all windows with the kernel."""
+        """Return the time of a convolution, taken as the matrix product of all windows with the kernel."""
         _, kernel = operands
         positions = sizes[0] * prod(sizes[2:])
         return float(self.machine.product(1, positions, kernel.sizes[0], prod(kernel.sizes[1:])))
 
 
 def is_turned(layout: Layout) -> bool:
-    """Whether matrices lie transposed; those of one column do, if PyTorch sees them so, and run as fast as that."""
+    """Return whether matrices lie transposed. Those of one column do if PyTorch sees them so."""
     return layout.strides[-1] != 1 and (layout.sizes[-1] != 1 or layout.strides[-2] == 1)
 
 
 def _is_read_as_it_lies(matrices: Layout) -> bool:
-    """Whether a product reads matrices without a copy: rows or columns have to be side by side, however few they are.
+    """Return whether a product reads matrices without a copy, for which rows or columns must be adjacent in memory.
 
     Source: batch_items_contiguous_or_transposed in aten/src/ATen/native/LinearAlgebra.cpp of PyTorch.
     """
@@ -170,7 +170,7 @@ def _is_read_as_it_lies(matrices: Layout) -> bool:
 
 
 def copy_of(layout: Layout) -> Copy:
-    """The copy of a tensor in the order of its axes."""
+    """Return the copy of a tensor into the order of its axes."""
     axes = range(len(layout.sizes))
     lying = sorted(axes, key=lambda axis: -layout.strides[axis])
     return find_copy(lying, axes, layout.sizes.__getitem__)

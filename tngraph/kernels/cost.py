@@ -1,9 +1,9 @@
-"""What a schedule costs, as formulas: the one definition every number comes from.
+"""The costs of a schedule as formulas: the one definition that every number comes from.
 
-MAC of a step: the product of the sizes of its result's axes and of the indices it sums; for a convolution that is
-output positions times kernel positions times the rest. FLOPs are 2·MAC over ``contract`` and ``conv``, the
+The MAC of a step are the product of the sizes of its result's axes and of the indices it sums. For a convolution that
+is output positions times kernel positions times the rest. FLOPs are 2·MAC over ``contract`` and ``conv``, the
 convention of ``torch.utils.flop_counter``. Products, sums, factors, additions and functions are *elementwise*
-operations, counted beside FLOPs and never mixed in.
+operations, which are counted separately from FLOPs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tngraph.planning.region import leg_indices, legs_size
 _MATRIX = ("contract", "conv")
 _SILENT = ("load", "read", "embed", "view", "arrange", "join")
 _DIFFERENTIATED = (*_MATRIX, "mul", "scale", "pointwise")
-"""Kinds whose gradient with respect to an operand is work of the same volume."""
+"""Kinds for which the gradient with respect to an operand is as much work as the forward step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,17 @@ class Counts:
     """The counts of a plan at given sizes, as integers.
 
     Attributes:
-        params: learnable entries, tied uses once [elements].
+        params: learnable entries; a shared core counts once [elements].
         macs: multiply-adds of contractions and convolutions [MAC].
         flops: twice that [FLOPs].
-        training_flops: those of a forward and a backward pass, with gradients for params and inputs [FLOPs].
+        training_flops: FLOPs of a forward and a backward pass, with the gradients that the goal asks for [FLOPs].
         elementwise: products, sums, additions, factors and functions [operations].
-        largest: the largest value a step writes [elements].
-        peak: the most that a call without gradients holds at once, inputs and params not counted [bytes].
-        saved: what autograd keeps of a call with gradients as the goal says, params and inputs not counted [bytes].
-        moves: what a call copies into another order [bytes].
+        largest: the size of the largest value that a step writes [elements].
+        peak: the most that a call without gradients holds at once, without inputs and params [bytes].
+        saved: memory that autograd keeps for the gradients that the goal asks for, without params and inputs [bytes].
+        moves: memory that a call copies to change the order of axes [bytes].
         folded: buffers computed before the first call, in ``serve`` [bytes].
-        cost: what the search minimised; unless asked otherwise, MAC plus elementwise [operations].
+        cost: the cost that the search minimised; by default MAC plus elementwise [operations].
     """
 
     params: int
@@ -59,7 +59,7 @@ class Counts:
 
 
 def volume(operations: Sequence[Operation], number: int) -> sympy.Expr:
-    """The scalar operations of one line: products for a contraction, entries otherwise; of all slices [operations]."""
+    """Return the scalar operations of one line in all slices: products if it contracts, else entries [operations]."""
     op = operations[number]
     if op.kind in _SILENT:
         return sympy.Integer(0)
@@ -77,27 +77,29 @@ def _volume_of_slice(operations: Sequence[Operation], op: Operation) -> sympy.Ex
 
 
 def work_unit(op: Operation) -> str:
-    """What the volume of a line is counted in."""
+    """Return the unit of a line's volume."""
     return "MAC" if op.kind in _MATRIX else "elementwise"
 
 
 def macs(operations: Sequence[Operation]) -> sympy.Expr:
-    """The multiply-adds of a schedule [MAC]."""
+    """Return the multiply-adds of a schedule [MAC]."""
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind in _MATRIX))
 
 
 def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
-    """The operations of a schedule outside contractions and convolutions [operations]."""
+    """Return the operations of a schedule outside contractions and convolutions [operations]."""
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
 
 
 def training_macs(operations: Sequence[Operation], trained: Iterable[str], blocks: Sequence[Block] = ()) -> sympy.Expr:
-    """The multiply-adds of a forward and a backward pass: each step once more per operand a gradient flows to [MAC].
+    """Return the multiply-adds of a forward and a backward pass [MAC].
+
+    Each step runs once more for every operand that a gradient flows to.
 
     Args:
         operations: a schedule.
         trained: the names of the tensors that take a gradient.
-        blocks: of which some run once more in the backward pass.
+        blocks: the blocks of the schedule. Those to recompute run once more in the backward pass.
     """
     needs = needs_gradient(operations, trained)
     again = recomputed(operations, needs, blocks)
@@ -112,7 +114,7 @@ def training_macs(operations: Sequence[Operation], trained: Iterable[str], block
 def _macs_of_slopes(
     operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]
 ) -> Iterator[sympy.Expr]:
-    """The gradients of products of entries that are planned as products of matrices, since they sum [MAC]."""
+    """Yield the multiply-adds of gradients of elementwise products that are matrix products, since they sum [MAC]."""
     for slope in (slope for block in blocks for slope in block.products):
         op = operations[slope.number]
         if op.kind == "mul" and needs[op.operands[slope.side]] and slope.form.is_matrix:
@@ -120,9 +122,10 @@ def _macs_of_slopes(
 
 
 def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]) -> frozenset[int]:
-    """The operations that run once more in the backward pass: those of a block up to the last that keeps something.
+    """Return the operations that run once more in the backward pass.
 
-    PyTorch stops there, and what keeps its operands only is stopped before it runs.
+    PyTorch recomputes a block until it has every value that backward needs. It stops before the last operation that
+    keeps something, because by then that operation's operands are there.
     """
     again: set[int] = set()
     for block in blocks:
@@ -133,7 +136,7 @@ def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: I
 
 
 def keeps_values(operations: Sequence[Operation], needs: Sequence[bool], number: int) -> bool:
-    """Whether an operation keeps something for the backward pass: operands, its result, or positions read."""
+    """Return whether an operation keeps something for the backward pass: operands, its result, or positions read."""
     op = operations[number]
     reads = [leg for k in op.operands for leg in operations[k].legs if isinstance(leg, Read) and leg.wrap]
     is_keeping = op.kind in (*_MATRIX, "mul", "pointwise") or (op.kind == "read" and bool(reads))
@@ -141,7 +144,12 @@ def keeps_values(operations: Sequence[Operation], needs: Sequence[bool], number:
 
 
 def needs_gradient(operations: Sequence[Operation], trained: Iterable[str]) -> list[bool]:
-    """For every value whether a gradient flows to it, from the names of the tensors that take one."""
+    """Return for every value whether a gradient flows to it.
+
+    Args:
+        operations: a schedule.
+        trained: the names of the tensors that take a gradient.
+    """
     names = set(trained)
     needs: list[bool] = []
     for op in operations:
@@ -156,13 +164,13 @@ def price_operations(
     numbers: Mapping[str, int] | None,
     blocks: Iterable[Block] = (),
 ) -> Any:
-    """What a schedule costs under an objective: at these numbers of all sizes, or as a formula.
+    """Return the cost of a schedule under an objective, at these values of all sizes or as a formula.
 
     Args:
         operations: a schedule.
         goal: the objective and, in training, the tensors that take a gradient.
-        numbers: an integer for every size; None for a formula, which every objective but `Weighted` lacks.
-        blocks: of which some run once more in the backward pass.
+        numbers: an integer for every size; None for a formula, which only `Weighted` objectives have.
+        blocks: the blocks of the schedule. Those to recompute run once more in the backward pass.
     """
 
     def show(expr: sympy.Expr) -> Any:
@@ -184,23 +192,23 @@ def price_operations(
 
 
 def param_count(network: Network) -> sympy.Expr:
-    """The learnable entries of a network, each param once [elements]."""
+    """Return the learnable entries of a network, each param once [elements]."""
     return sympy.Add(*(legs_size(core.legs) for core in network.cores if core.role == "param"))
 
 
 def last_uses(
     operations: Sequence[Operation], kept: Iterable[int], blocks: Sequence[Block] = ()
 ) -> dict[int, list[int]]:
-    """The values that are used last by each operation, aliases (loads of results) followed to what they alias.
+    """Return the values whose last use is each operation. Aliases (loads of results) count as uses of their original.
 
     Args:
         operations: a schedule.
-        kept: values that outlive it (the outputs).
-        blocks: operations in methods of their own: what these are given is held by their caller until they return, and
-            what they return for a backward pass until then, too.
+        kept: values that outlive the schedule (the outputs).
+        blocks: operations in methods of their own. The caller holds the inputs of a method until it returns. The values
+            that it returns for a backward pass also live until then.
 
     Returns:
-        Operation number to the values that may be dropped after it.
+        For each operation the values that may be dropped after it.
     """
     alias = aliases(operations)
     held = {alias[k] for k in kept}
@@ -220,7 +228,7 @@ def last_uses(
 
 
 def blocks_around(blocks: Iterable[Block]) -> dict[int, list[Block]]:
-    """The blocks that every operation stands in, the outermost first."""
+    """Return the blocks around every operation, outermost first."""
     around: dict[int, list[Block]] = {}
     for block in sorted(blocks, key=lambda block: block.first - block.last):
         for number in range(block.first, block.last + 1):
@@ -229,7 +237,7 @@ def blocks_around(blocks: Iterable[Block]) -> dict[int, list[Block]]:
 
 
 def aliases(operations: Sequence[Operation]) -> list[int]:
-    """For every value the one whose storage it is: a load of a result is that result."""
+    """Return for every value the one whose storage it shares: a load of a result shares that of the result."""
     alias: list[int] = []
     for number, op in enumerate(operations):
         alias.append(alias[op.operands[0]] if op.kind == "load" and op.operands else number)
@@ -237,7 +245,7 @@ def aliases(operations: Sequence[Operation]) -> list[int]:
 
 
 def maximum(values: Iterable[sympy.Expr]) -> sympy.Expr:
-    """The largest of some counts, those that another one bounds for all positive sizes left out."""
+    """Return the largest of some counts, leaving out those that another one bounds at all positive sizes."""
     rest: list[sympy.Expr] = []
     for value in dict.fromkeys(values):
         if not any(_is_bounded(value, other) for other in rest):
@@ -248,10 +256,10 @@ def maximum(values: Iterable[sympy.Expr]) -> sympy.Expr:
 
 
 def _is_bounded(value: sympy.Expr, other: sympy.Expr) -> bool:
-    """Whether value <= other follows term by term from every size being at least 1.
+    """Return whether value <= other follows term by term from every size being at least 1.
 
-    Each product of sizes in the one is charged to a product in the other that it divides, as far as that
-    product's coefficient goes. An other that subtracts something bounds nothing but itself.
+    Each product of sizes in `value` is charged to products in `other` that it divides, as far as their coefficients
+    reach. If `other` has a negative coefficient, it bounds only itself.
     """
     left = dict(other.as_coefficients_dict())
     if any(coefficient < 0 for coefficient in left.values()):
@@ -275,5 +283,5 @@ def _divides(factor: sympy.Expr, whole: sympy.Expr) -> bool:
 
 
 def evaluate_count(expr: sympy.Expr, values: Mapping[str, int]) -> int:
-    """A count as an integer, unbounded."""
+    """Return a count as an integer, however large."""
     return evaluate_size(expr, values)

@@ -1,9 +1,9 @@
-"""What a printed line says, as data: an expression is a variable or one call of PyTorch on expressions.
+"""Printed lines as data: an expression is a variable or one call of PyTorch on expressions.
 
-Every expression knows its shape in the sizes of the network. Printing it (`lowering`) and following what it holds
-(`memory`) are two loops over the same values, with a rule per function.
+Every expression has a shape in the sizes of the network. Printing (`lowering`) and following memory (`memory`) are two
+loops over the same values, with a rule per function.
 
-Calls stand for what PyTorch calls so, with these arguments:
+A call stands for PyTorch's function of that name, with these arguments:
 
 | function | arguments | function | arguments |
 | --- | --- | --- | --- |
@@ -58,12 +58,12 @@ Expression = Variable | Call
 
 
 def reshape(operand: Expression, shape: Sequence[sympy.Expr]) -> Call:
-    """A tensor with its entries under other axes: a view where the strides allow one."""
+    """Return a tensor with its entries under other axes: a view where the strides allow one."""
     return Call("reshape", (operand,), (), tuple(shape))
 
 
 def permute(operand: Expression, order: Sequence[int]) -> Call:
-    """A view whose axis k is axis ``order[k]`` of the operand."""
+    """Return a view whose axis k is axis ``order[k]`` of the operand."""
     if isinstance(operand, Call) and operand.function == "permute":
         (source,) = operand.operands
         return permute(source, [operand.arguments[k] for k in order])
@@ -71,17 +71,17 @@ def permute(operand: Expression, order: Sequence[int]) -> Call:
 
 
 def contiguous(operand: Expression) -> Call:
-    """A copy in the order of the axes, unless the operand lies so."""
+    """Return a copy in the order of the axes, or the operand itself if it already lies so."""
     return Call("contiguous", (operand,), (), operand.shape)
 
 
 def flip(operand: Expression, axes: Sequence[int]) -> Expression:
-    """A copy with some axes turned around; the operand itself for none."""
+    """Return a copy with some axes reversed, or the operand itself if there are none."""
     return Call("flip", (operand,), tuple(axes), operand.shape) if axes else operand
 
 
 def variables(code: Expression) -> Iterator[Variable]:
-    """The names in an expression, from the left."""
+    """Yield the variables in an expression, from left to right."""
     if isinstance(code, Variable):
         yield code
     else:
@@ -90,7 +90,7 @@ def variables(code: Expression) -> Iterator[Variable]:
 
 
 def substitute(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
-    """An expression with others in place of some parts of it."""
+    """Return an expression with some subexpressions replaced."""
     if code in known:
         return known[code]
     if isinstance(code, Variable):
@@ -99,12 +99,12 @@ def substitute(code: Expression, known: Mapping[Expression, Expression]) -> Expr
 
 
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
-    """A shape with another size on one axis."""
+    """Return a shape with another size on one axis."""
     return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def every(operand: Expression, axis: int, step: int, size: sympy.Expr) -> Expression:
-    """A view of every so many entries along an axis, which leaves so many."""
+    """Return a view of every `step`-th entry along an axis, which then has `size` entries."""
     if step == 1:
         return operand
     return Call("every", (operand,), (axis, step), replace_axis(operand.shape, axis, size))

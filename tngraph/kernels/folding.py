@@ -1,10 +1,10 @@
-"""What is made before the first call, where weights never change: values that no input and no run-time size goes into.
+"""Folding, for weights that never change: values that depend on no input and no run-time size are computed in advance.
 
-A schedule is split in two. What is computed at each call takes a folded value as it takes a param: a load, which is no
-work and no memory of the call. What comes before the first call ends in *buffers*: the folded values as the lines that
-read them want them, axes in order and fused, so that no weight is permuted at a call.
+A schedule is split in two. The lines of each call load a folded value as they load a param, which costs the call no
+work and no memory. The lines before the first call end in *buffers*: the folded values as their readers want them, with
+axes in order and fused, so that no weight is permuted at a call.
 
-A buffer is called by its content, a digest of all that goes into it: what two regimes fold alike is stored once.
+A buffer is named by a digest of everything that goes into it, so that regimes that fold the same value store it once.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from tngraph.planning.rewrites import reached
 
 @dataclass(frozen=True, slots=True)
 class Varying:
-    """What may be another at another call.
+    """The values that may differ from call to call.
 
     Attributes:
-        sources: the tensors and equations that an input or a run-time size goes into.
+        sources: the tensors and equations that depend on an input or a run-time size.
         sizes: the run-time sizes, and those derived from them.
     """
 
@@ -41,12 +41,12 @@ class Varying:
     sizes: frozenset[str]
 
     def is_same(self, access: Access) -> bool:
-        """Whether an access reads the same numbers at every call."""
+        """Return whether an access reads the same numbers at every call."""
         return access.source not in self.sources and not _depends(access.legs, self.sizes)
 
 
 def find_varying(network: Network) -> Varying:
-    """What of a network may be another at another call: everything, if it has no weights that could be served."""
+    """Return the values that may differ from call to call: all of them, if the network has no weights to serve."""
     sizes = call_sizes(network)
     if not any(core.role in ("param", "buffer") for core in network.cores):
         return Varying(frozenset(network.sources()), sizes)
@@ -55,12 +55,12 @@ def find_varying(network: Network) -> Varying:
 
 
 def _depends(legs: Sequence[Leg], sizes: frozenset[str]) -> bool:
-    """Whether one of some sizes decides how long legs are or where they are read."""
+    """Return whether one of some sizes decides the length of legs or where they are read."""
     return any(symbol.name in sizes for leg in legs for size in _sizes(leg) for symbol in size.free_symbols)
 
 
 def _legs(network: Network) -> Iterator[tuple[str, Sequence[Leg]]]:
-    """The legs that every core and equation has, and those that an equation reads others by."""
+    """Yield the legs of every core and equation, and the legs by which equations read them."""
     for name, source in network.sources().items():
         yield name, source.legs
     for equation in network.equations:
@@ -69,7 +69,7 @@ def _legs(network: Network) -> Iterator[tuple[str, Sequence[Leg]]]:
 
 
 def _sizes(leg: Leg) -> tuple[sympy.Expr, ...]:
-    """All that a leg's length, and the position it is read at, depend on."""
+    """Return everything that a leg's length and read position depend on."""
     if isinstance(leg, Read):
         return (leg.leg.size, leg.offset, *(index.size for index in leg.indices))
     return (leg.size,)
@@ -77,13 +77,13 @@ def _sizes(leg: Leg) -> tuple[sympy.Expr, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A schedule in two.
+    """A schedule divided into what runs before the first call and what each call runs.
 
     Attributes:
         whole: all operations.
-        fixed: the numbers of those whose value is the same at every call.
-        folded: the numbers of those of them whose value may be stored.
-        called: the numbers of those that each call runs, or reads where they are folded.
+        fixed: the operations whose value is the same at every call.
+        folded: the fixed operations whose value may be stored.
+        called: the operations that each call runs, or loads if they are folded.
     """
 
     whole: Schedule
@@ -93,11 +93,11 @@ class Split:
 
     @property
     def places(self) -> dict[int, int]:
-        """The numbers that operations have among those of a call."""
+        """The number that each operation has among those of a call."""
         return {number: place for place, number in enumerate(self.called)}
 
     def schedule(self) -> Schedule:
-        """What each call runs."""
+        """Return the schedule that each call runs."""
         if not self.folded:
             return self.whole
         places = self.places
@@ -110,7 +110,7 @@ class Split:
 
 
 def _load(op: Operation) -> Operation:
-    """The reading of what an operation would compute."""
+    """Return the load that replaces a folded operation."""
     return Operation("load", (), op.legs, op.name)
 
 
@@ -124,13 +124,13 @@ def _move(block: Block, places: Mapping[int, int]) -> Block:
 
 
 def split_schedule(whole: Schedule, merged: Network, goal: Goal, numbers: Mapping[str, int]) -> Split:
-    """Find what of a schedule comes before the first call: nothing, unless weights never change.
+    """Divide a schedule into what runs before the first call and the rest. Only ``serve`` has the former.
 
     Args:
         whole: every operation.
         merged: the network it computes.
         goal: the mode, and the largest value that is folded.
-        numbers: an integer for every size; values are compared at these [elements].
+        numbers: an integer for every size, at which values are compared with that limit.
     """
     operations = whole.operations
     if goal.mode != "serve":
@@ -147,7 +147,7 @@ def split_schedule(whole: Schedule, merged: Network, goal: Goal, numbers: Mappin
 
 
 def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[int]:
-    """The operations, loads left out, whose value is the same at every call and stands by itself."""
+    """Return the operations, without loads, whose value is the same at every call and has storage of its own."""
     fixed: list[bool] = []
     for op in operations:
         is_same = op.access is None or varying.is_same(op.access)
@@ -157,7 +157,7 @@ def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[
 
 
 def _needed(operations: Sequence[Operation], roots: Iterable[int], given: frozenset[int]) -> tuple[int, ...]:
-    """The operations that go into some values, these included, but for what goes into given ones."""
+    """Return the operations that some values depend on, including these, without looking behind given ones."""
     needed = set(roots)
     for number in range(len(operations) - 1, -1, -1):
         if number in needed and number not in given:
@@ -167,11 +167,11 @@ def _needed(operations: Sequence[Operation], roots: Iterable[int], given: frozen
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What runs before the first call.
+    """The lines that run before the first call.
 
     Attributes:
-        kernels: its operations and lines; the results are what is stored.
-        keys: of every operation, what tells it from others.
+        kernels: their operations and lines. The results are stored in buffers.
+        keys: a key for every operation, equal for operations that compute the same.
         buffers: the variables by which calls read the results.
     """
 
@@ -181,12 +181,12 @@ class Folding:
 
     @property
     def elements(self) -> sympy.Expr:
-        """What is stored [elements]."""
+        """The entries of all buffers [elements]."""
         return sympy.Add(*(product(buffer.shape) for buffer in self.buffers))
 
 
 class Folded(NamedTuple):
-    """The lines of a call, and what comes before the first one."""
+    """The lines of a call, and those before the first call."""
 
     kernels: Kernels
     folding: Folding
@@ -195,14 +195,14 @@ class Folded(NamedTuple):
 def fold_kernels(
     whole: Kernels, split: Split, network: Network, most: int | None, numbers: Mapping[str, int]
 ) -> Folded:
-    """The lines of each call, with buffers in the place of what never changes, and those that make the buffers.
+    """Return the lines of each call, which read buffers for values that never change, and those that fill them.
 
     Args:
         whole: the lines of all operations.
         split: which of them a call runs.
-        network: what is computed.
+        network: the network that is computed.
         most: the largest buffer [elements]; None for no limit.
-        numbers: an integer for every size; buffers are compared at these.
+        numbers: an integer for every size, at which buffers are compared with that limit.
     """
     hoist = _Hoist(whole, split, most, numbers, call_sizes(network))
     schedule, places = split.schedule(), split.places
@@ -218,13 +218,13 @@ def fold_kernels(
 
 
 def _drop(schedule: Schedule, lines: Iterable[Kernel], kept: Iterable[int]) -> tuple[Kernel, ...]:
-    """Lines with the values that may be dropped after each."""
+    """Return lines with the values that may be dropped after each."""
     drops = find_drops(schedule, kept)
     return tuple(replace(line, dropped=drops[line.number]) for line in lines)
 
 
 class _Hoist:
-    """Takes what never changes out of expressions and keeps it as buffers."""
+    """A rewriter of expressions that puts buffers in place of values that never change, and collects the buffers."""
 
     def __init__(
         self, whole: Kernels, split: Split, most: int | None, numbers: Mapping[str, int], runtime: frozenset[str]
@@ -239,7 +239,7 @@ class _Hoist:
         self.buffers: dict[Variable, Expression] = {}
 
     def replace(self, code: Expression) -> Expression:
-        """An expression that reads buffers where it can."""
+        """Return an expression that reads buffers where it can."""
         if self._is_stored(code):
             buffer = Variable("buffer", _digest(code, self.digests), code.shape)
             self.buffers[buffer] = code
@@ -247,13 +247,16 @@ class _Hoist:
         return self.replace_operands(code) if isinstance(code, Call) else code
 
     def replace_operands(self, code: Expression) -> Expression:
-        """What a line does, on buffers where it can: the call itself is counted, so that it stays."""
+        """Return a line's expression with buffers as operands where it can.
+
+        The outermost call stays, because the counts of the plan include it.
+        """
         if isinstance(code, Call):
             return replace(code, operands=tuple(map(self.replace, code.operands)))
         return self.replace(code)
 
     def _is_stored(self, code: Expression) -> bool:
-        """Whether a buffer is worth having: of a folded value, or of a stored tensor that lies in another order."""
+        """Return whether to keep an expression in a buffer: a folded value, or a stored tensor in another order."""
         if isinstance(code, Variable):
             return code.kind == "value" and code.name in self.folded
         if code.function == "expand":  # a view of what may be stored
@@ -266,7 +269,7 @@ class _Hoist:
         return self.most is None or evaluate_size(product(code.shape), self.numbers) <= self.most
 
     def write(self) -> Folding:
-        """The operations and lines that make the buffers."""
+        """Return the operations and lines that fill the buffers."""
         ends = {self.made[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"}
         needed = _needed(self.whole.operations, ends, frozenset())
         places = {number: place for place, number in enumerate(needed)}
@@ -278,7 +281,7 @@ class _Hoist:
 
 
 def _is_given(code: Expression) -> bool:
-    """Whether a product takes an expression as it is stored: fused axes are views, and so is one transposition."""
+    """Return whether an expression is only a view of a stored tensor, fused or transposed, as products read it."""
     if isinstance(code, Call) and code.function == "permute" and code.arguments == (1, 0):
         code = code.operands[0]
     while isinstance(code, Call) and code.function in ("reshape", "contiguous"):
@@ -287,7 +290,7 @@ def _is_given(code: Expression) -> bool:
 
 
 def _varies(code: Expression, runtime: frozenset[str]) -> bool:
-    """Whether a size of run time, or a slice's place, stands in an expression."""
+    """Return whether an expression contains a run-time size or the position of a slice."""
     if isinstance(code, Variable):
         return False
     for each in (*code.shape, *code.arguments):
@@ -298,7 +301,7 @@ def _varies(code: Expression, runtime: frozenset[str]) -> bool:
 
 
 def _digest(code: Expression, known: Mapping[str, str]) -> str:
-    """A name for what an expression makes: the same wherever the same calls are made on the same tensors."""
+    """Return a name for an expression's value, equal wherever the same calls are made on the same tensors."""
     if isinstance(code, Variable):
         return known[code.name] if code.kind == "value" else code.name
     parts = code.function, [_digest(operand, known) for operand in code.operands], code.arguments, code.shape
@@ -306,7 +309,7 @@ def _digest(code: Expression, known: Mapping[str, str]) -> str:
 
 
 def merge_foldings(foldings: Sequence[Folding]) -> Folding:
-    """What runs before the first call of several orders, what they have in common once."""
+    """Return what runs before the first call for several regimes, with what they have in common only once."""
     merge = _Merge()
     for folding in foldings:
         merge.add(folding)
@@ -314,7 +317,7 @@ def merge_foldings(foldings: Sequence[Folding]) -> Folding:
 
 
 class _Merge:
-    """Collects operations that differ, and gives each a name of its own."""
+    """A collection of distinct operations, each under a name of its own."""
 
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
@@ -323,7 +326,7 @@ class _Merge:
         self.buffers: dict[Variable, Expression] = {}
 
     def add(self, folding: Folding) -> None:
-        """Take the operations that are new."""
+        """Add the operations of a folding that are new."""
         places: list[int] = []
         names: dict[str, str] = {}
         lines = {line.number: line for line in folding.kernels.lines}
@@ -346,7 +349,7 @@ class _Merge:
         return op.name if op.kind == "load" else next(name for name in names if name not in taken)
 
     def write(self) -> Folding:
-        """All of it, values dropped once nothing needs them."""
+        """Return the whole collection, with values dropped once nothing needs them."""
         made = {op.name: number for number, op in enumerate(self.operations) if op.kind != "load"}
         kept = [made[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"]
         operations, results = tuple(self.operations), tuple(self.buffers.values())
@@ -355,5 +358,5 @@ class _Merge:
 
 
 def _rename(code: Expression, names: Mapping[str, str]) -> Expression:
-    """An expression under other names of values."""
+    """Return an expression with its values renamed."""
     return substitute(code, {v: replace(v, name=names[v.name]) for v in variables(code) if v.kind == "value"})

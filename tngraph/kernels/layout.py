@@ -1,8 +1,8 @@
-"""The axes of values in memory, and the views and permutes that bring them into the order a kernel wants.
+"""The axes of values in memory, and the calls that bring them into the order that a kernel wants.
 
-A `Tensor` is an expression of the generated code with its legs in memory order and how they are fused into axes.
-`arrange` makes the cheapest chain of ``reshape`` and ``permute`` to another order and fusing: nothing where it
-already fits, a view where only the fusing differs.
+A `Tensor` is an expression of the generated code with its legs in memory order, fused into axes. `arrange` returns the
+cheapest chain of ``reshape`` and ``permute`` to another order and fusing: nothing where it already fits, and a view
+where only the fusing differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Axes = tuple[tuple[Leg, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An expression of the generated code and its axes: each a tuple of legs fused first-slowest, () being size 1."""
+    """An expression of the generated code and its axes: tuples of fused legs, slowest first; () has size 1."""
 
     code: Expression
     axes: Axes
@@ -34,21 +34,21 @@ class Tensor:
 
 
 def separate(legs: Sequence[Leg]) -> Axes:
-    """One axis per leg."""
+    """Return axes with one leg each."""
     return tuple((leg,) for leg in legs)
 
 
 def axes_shape(axes: Axes) -> Shape:
-    """The sizes of axes."""
+    """Return the sizes of axes."""
     return tuple(legs_size(axis) for axis in axes)
 
 
 def arrange(tensor: Tensor, axes: Axes) -> Expression:
-    """The expression that gives a tensor these axes.
+    """Return the expression that gives a tensor these axes.
 
     Args:
-        tensor: what there is.
-        axes: its legs in the order and fusing wanted.
+        tensor: the tensor to rearrange.
+        axes: its legs in the order and fusing that are wanted.
     """
     wanted = [leg for axis in axes for leg in axis]
     if list(tensor.legs) == wanted:
@@ -62,9 +62,9 @@ def arrange(tensor: Tensor, axes: Axes) -> Expression:
 
 
 def lay(tensor: Tensor, axes: Axes) -> Expression:
-    """The same, copied into the order of the axes before they are fused.
+    """Return the expression that gives a tensor these axes, copied into their order before they are fused.
 
-    A ``reshape`` alone is at some sizes a view with gaps, of which PyTorch copies matrix by matrix what it multiplies.
+    At some sizes a ``reshape`` alone is a view with gaps, which PyTorch's products copy matrix by matrix.
     """
     code = arrange(tensor, axes)
     if not isinstance(code, Call) or tensor.legs == tuple(leg for axis in axes for leg in axis):
@@ -75,7 +75,10 @@ def lay(tensor: Tensor, axes: Axes) -> Expression:
 
 
 def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
-    """The longest runs of legs that stay side by side on one axis; inductor cannot split what was fused in between."""
+    """Return the longest runs of legs that stay adjacent on one axis.
+
+    Longer ones would be fused and split again, and inductor cannot split what was fused.
+    """
     place = {leg: (k, position) for k, axis in enumerate(axes) for position, leg in enumerate(axis)}
     blocks: list[tuple[Leg, ...]] = []
     for leg in legs:
@@ -89,10 +92,12 @@ def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every rule needs: the numbers of sizes where a choice depends on them.
+    """The sizes that the choices of a rule depend on.
 
-    `runtime` names the sizes that are read off shapes: what PyTorch would fix in a traced graph may not depend on them.
-    `positions` are the indices that convolutions resolve to, such as height and width.
+    Attributes:
+        numbers: the value of every size that was planned for.
+        runtime: the sizes read off shapes. A choice that PyTorch would fix in a traced graph must not depend on them.
+        positions: the indices that convolutions resolve to, such as height and width.
     """
 
     numbers: Mapping[str, int]
@@ -100,18 +105,18 @@ class Context:
     positions: frozenset[Index] = frozenset()
 
     def is_position(self, leg: Leg) -> bool:
-        """Whether a leg is what a window slides over, or has slid over."""
+        """Return whether a leg is one that a window slides over or its result."""
         return isinstance(leg, Read) or leg in self.positions
 
     def is_fixed(self, expr: sympy.Expr) -> bool:
-        """Whether a size is known once the module is built."""
+        """Return whether a size is known once the module is built."""
         return all(symbol.name not in self.runtime for symbol in expr.free_symbols)
 
     def size(self, legs: Sequence[Leg]) -> int:
-        """The elements of a value at the sizes planned for."""
+        """Return the elements of a value at the sizes planned for."""
         return evaluate_size(legs_size(legs), self.numbers)
 
 
 def call_sizes(network: Network) -> frozenset[str]:
-    """The sizes known at each call only, those derived from run-time sizes included."""
+    """Return the sizes that are known only at each call, including those derived from run-time sizes."""
     return frozenset(size.name for size in network.sizes) - {size.name for size in network.settable_sizes()}

@@ -1,7 +1,7 @@
-"""Where PyTorch puts the entries of a tensor: which calls are views, and in which order a new tensor lies.
+"""The strides that PyTorch gives tensors: which calls return views, and in which order a new tensor lies.
 
-Everything here is on integers and decides as PyTorch 2 does, size 1 included: a permuted reshape that moves an axis of
-size 1 alone is a view. A stride is in elements.
+Everything here works on integers and decides as PyTorch 2 does, even for size 1: a permutation that moves only an axis
+of size 1 can still be reshaped as a view. Strides are in elements.
 
 Source: ``computeStride`` and ``infer_dense_strides`` in aten/src/ATen/TensorUtils.cpp and ExpandUtils.cpp,
 ``reorder_dimensions`` and ``compute_fast_setup_type`` in TensorIterator.cpp, ``MemoryFormat.h``.
@@ -16,19 +16,19 @@ Ints = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """The sizes of a tensor and the strides they are walked with [elements]."""
+    """The sizes and strides of a tensor [elements]."""
 
     sizes: Ints
     strides: Ints
 
 
 def contiguous_strides(sizes: Ints) -> Ints:
-    """Those of a tensor whose last axis is fastest."""
+    """Return the strides of a tensor without gaps whose last axis is the fastest."""
     return _dense_strides(sizes, range(len(sizes) - 1, -1, -1))
 
 
 def _dense_strides(sizes: Ints, order: Sequence[int]) -> Ints:
-    """Those of a tensor without gaps whose axes get slower in this order."""
+    """Return the strides of a tensor without gaps, with axes ordered from the fastest to the slowest."""
     strides, step = [0] * len(sizes), 1
     for axis in order:
         strides[axis] = step
@@ -42,7 +42,7 @@ CHANNELS_LAST_3D = (1, 4, 3, 2, 0)
 
 
 def _is_dense_in(layout: Layout, order: Sequence[int]) -> bool:
-    """Whether entries lie without gaps, axes in this order from the fastest; those of size 1 stand anywhere."""
+    """Return whether entries lie without gaps in this order of axes, fastest first. Axes of size 1 may be anywhere."""
     step = 1
     for axis in order:
         if layout.sizes[axis] != 1:
@@ -53,18 +53,18 @@ def _is_dense_in(layout: Layout, order: Sequence[int]) -> bool:
 
 
 def is_contiguous(layout: Layout) -> bool:
-    """Whether the entries lie in the order of the axes."""
+    """Return whether the entries lie without gaps in the order of the axes."""
     return _is_dense_in(layout, range(len(layout.sizes) - 1, -1, -1))
 
 
 def _is_dense(layout: Layout) -> bool:
-    """Whether the entries lie without gaps in some order of the axes."""
+    """Return whether the entries lie without gaps in some order of the axes."""
     axes = [axis for axis, size in enumerate(layout.sizes) if size > 1]
     return _is_dense_in(layout, sorted(axes, key=lambda axis: layout.strides[axis]))
 
 
 def suggests_channels_last(layout: Layout) -> bool:
-    """Whether PyTorch takes the order of a tensor of four or five axes for channels last."""
+    """Return whether PyTorch takes a tensor of four or five axes to be in channels-last order."""
     order = {4: CHANNELS_LAST, 5: CHANNELS_LAST_3D}.get(len(layout.sizes), ())
     least = 0
     for axis in order:
@@ -76,14 +76,14 @@ def suggests_channels_last(layout: Layout) -> bool:
 
 
 def suggested_strides(sizes: Ints, is_channels_last: bool) -> Ints:
-    """Those of a new tensor in either memory format."""
+    """Return the strides of a new tensor, contiguous or channels last."""
     if not is_channels_last:
         return contiguous_strides(sizes)
     return _dense_strides(sizes, CHANNELS_LAST if len(sizes) == 4 else CHANNELS_LAST_3D)
 
 
 def reshaped_strides(old: Layout, sizes: Ints) -> Ints | None:
-    """The strides of a view of other sizes, or None where there is none: legs that fuse have to lie side by side."""
+    """Return the strides of a view with other sizes, or None if axes to fuse are not adjacent in memory."""
     if not old.sizes:
         return (1,) * len(sizes)
     strides, place = [0] * len(sizes), len(sizes) - 1
@@ -103,7 +103,7 @@ def reshaped_strides(old: Layout, sizes: Ints) -> Ints | None:
 
 
 def elementwise_strides(sizes: Ints, operands: Sequence[Layout]) -> Ints:
-    """Those of what an entrywise operation returns: as its operands lie, the first one first."""
+    """Return the strides of an elementwise result, which lies as its operands do, the first one deciding."""
     if all(operand.sizes == sizes for operand in operands):
         if all(map(is_contiguous, operands)):
             return contiguous_strides(sizes)
@@ -115,14 +115,17 @@ def elementwise_strides(sizes: Ints, operands: Sequence[Layout]) -> Ints:
 
 
 def _broadcast(operand: Layout, sizes: Ints) -> Ints:
-    """The strides of an operand over all axes: 0 where it has none, or one that is repeated."""
+    """Return the strides of an operand over all axes, with 0 for each axis that it lacks or repeats."""
     missing = len(sizes) - len(operand.sizes)
     own = zip(operand.sizes, operand.strides, sizes[missing:], strict=True)
     return (0,) * missing + tuple(0 if size == 1 != whole else stride for size, stride, whole in own)
 
 
 def _order(sizes: Ints, strides: Sequence[Ints]) -> list[int]:
-    """The axes from the fastest: an insertion sort, since axes that are repeated compare with none."""
+    """Return the axes, fastest first.
+
+    This is PyTorch's insertion sort. Another sort would give other results, since repeated axes compare with nothing.
+    """
     order = list(range(len(sizes) - 1, -1, -1))
     for start in range(1, len(order)):
         place = start
@@ -137,7 +140,7 @@ def _order(sizes: Ints, strides: Sequence[Ints]) -> list[int]:
 
 
 def _compare(sizes: Ints, strides: Sequence[Ints], left: int, right: int) -> int:
-    """Whether one axis is faster (-1) or slower (1) than another, by the first operand that tells."""
+    """Return -1 if one axis is faster than another, 1 if slower, by the first operand that tells; 0 if none does."""
     for own in strides:
         if own[left] and own[right]:
             if own[left] != own[right]:
@@ -148,7 +151,7 @@ def _compare(sizes: Ints, strides: Sequence[Ints], left: int, right: int) -> int
 
 
 def kept_strides(layout: Layout) -> Ints:
-    """Those of a copy that lies as the original does, gaps closed."""
+    """Return the strides of a copy in the original's order without gaps."""
     if _is_dense(layout):
         return layout.strides
     return _dense_strides(layout.sizes, _order(layout.sizes, [layout.strides]))

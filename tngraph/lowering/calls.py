@@ -1,4 +1,4 @@
-"""Printing expressions: one rule per function that a line of ``forward`` calls."""
+"""Prints expressions: one rule per function that a line of ``forward`` calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tngraph.language.network import Index
 from tngraph.lowering.names import Names
 
 WIDTH = 100
-"""A call longer than this takes a line per argument [characters]."""
+"""A call longer than this is printed with one argument per line [characters]."""
 FUNCTIONS: Mapping[str, str] = {
     "relu": "torch.relu",
     "tanh": "torch.tanh",
@@ -34,12 +34,12 @@ FUNCTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What expressions are printed with.
+    """The names and options that expressions are printed with.
 
     Attributes:
-        names: Python's names.
-        anchor: a tensor whose device and type new ones take.
-        is_static: whether there is no ``self``, and what it stores goes by local names.
+        names: the Python names of the module.
+        anchor: a tensor whose device and dtype new tensors take.
+        is_static: true in static methods, where there is no ``self`` and stored tensors have local names.
     """
 
     names: Names
@@ -48,21 +48,21 @@ class Words:
 
     @property
     def device(self) -> str:
-        """Where a new tensor is made."""
+        """The argument that gives a new tensor its device."""
         return f"device={self.anchor}.device"
 
     @property
     def options(self) -> str:
-        """Where a new tensor is made, and of which type."""
+        """The arguments that give a new tensor its device and dtype."""
         return f"{self.device}, dtype={self.anchor}.dtype"
 
     def sizes(self, sizes: Sequence[sympy.Expr]) -> str:
-        """Sizes as arguments."""
+        """Return sizes as arguments."""
         return ", ".join(map(self.names.show, sizes))
 
 
 def print_expression(code: Expression, words: Words) -> str:
-    """An expression as Python."""
+    """Return an expression as Python code."""
     if isinstance(code, Call):
         return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
     if code.kind == "stored":
@@ -76,7 +76,7 @@ Rule = Callable[[Call, Sequence[str], Words], str]
 
 
 def _method(name: str) -> Rule:
-    """A method whose arguments are numbers."""
+    """Return the rule for a method whose arguments are numbers."""
     return lambda call, operands, words: f"{operands[0]}.{name}({', '.join(map(str, call.arguments))})"
 
 
@@ -89,7 +89,7 @@ def _function(name: str) -> Rule:
 
 
 def wrap(function: str, arguments: Sequence[str]) -> str:
-    """A call in one line, or one argument a line where that gets long."""
+    """Return a call on one line, or with one argument per line if that is too long."""
     line = f"{function}({', '.join(arguments)})"
     if len(line) <= WIDTH:
         return line
@@ -107,7 +107,7 @@ def _permute(call: Call, operands: Sequence[str], words: Words) -> str:
 
 
 def _pad(call: Call, operands: Sequence[str], words: Words) -> str:
-    """PyTorch counts the axes from the last one; those before the first one padded stay away."""
+    """Print a pad. PyTorch counts axes from the last one and wants nothing for those before the first padded one."""
     first = next(axis for axis, sides in enumerate(call.arguments) if any(side != 0 for side in sides))
     sides = [side for axis in range(len(call.arguments) - 1, first - 1, -1) for side in call.arguments[axis]]
     return f"F.pad({operands[0]}, ({words.sizes(sides)}))"
@@ -124,7 +124,7 @@ def _unfold(call: Call, operands: Sequence[str], words: Words) -> str:
 
 
 def _select(call: Call, operands: Sequence[str], words: Words) -> str:
-    """At a position that is a number, or the value that a loop has of an index."""
+    """Print a select, at a number or at the loop variable of an index."""
     axis, position = call.arguments
     return (
         f"{operands[0]}.select({axis}, {words.names.loops[position.name] if isinstance(position, Index) else position})"

@@ -1,4 +1,4 @@
-"""Printing how a module is built: ``__init__``, ``reset_parameters`` and ``extra_repr``."""
+"""Prints the methods that build a module: ``__init__``, ``reset_parameters`` and ``extra_repr``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tngraph.plans.plans import Plan
 
 
 def print_constructor(plan: Plan, names: Names) -> str:
-    """``__init__``: sizes as arguments, every stored tensor with its legs as a comment."""
+    """Return ``__init__``: sizes as arguments, and every stored tensor with its legs in a comment."""
     arguments, lines = ["self"], ["super().__init__()"]
     for size in plan.network.settable_sizes():
         argument = names.size_arguments[size.name]
@@ -55,12 +55,12 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 
 
 def operations(plan: Plan) -> list[Operation]:
-    """Those of all regimes, those before the first call included."""
+    """Return the operations of all regimes, including those before the first call."""
     return [op for regime in plan.regimes for op in regime.whole.operations]
 
 
 def _constants(plan: Plan, names: Names) -> list[Core]:
-    """The constants a module keeps: those that the schedule reads and whose sizes are known when it is built."""
+    """Return the constants that a module stores: those that it reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
     accesses = [op.access for op in operations(plan) if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
@@ -68,7 +68,7 @@ def _constants(plan: Plan, names: Names) -> list[Core]:
 
 
 def _register(core: Core, names: Names, trained: Container[str]) -> str:
-    """The line that makes a core part of the module; a param that takes no gradient says so."""
+    """Return the line that registers a core with the module. A frozen param has ``requires_grad=False``."""
     shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
     name = names.attributes[core.name]
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
@@ -79,18 +79,18 @@ def _register(core: Core, names: Names, trained: Container[str]) -> str:
     *path, own = name.split(".")
     register = ".".join(["self", *path, "register_buffer"])
     if core.role == "buffer":
-        made = empty if core.init is not None else empty.replace("empty", "zeros")
-        return f'{register}("{own}", {made}){comment}'
+        initial = empty if core.init is not None else empty.replace("empty", "zeros")
+        return f'{register}("{own}", {initial}){comment}'
     return f'{register}("{own}", {empty}, persistent=False){comment}'
 
 
 def show_tuple(items: Sequence[str]) -> str:
-    """A tuple of code."""
+    """Return the code of a tuple."""
     return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
 
 
 def print_reset(plan: Plan, names: Names) -> str:
-    """``reset_parameters``: how params and the buffers that say so start, and what constants are."""
+    """Return ``reset_parameters``, which sets params, constants, and the buffers that have an initialisation."""
     doc = '"""Draw the params anew: a linear map starts with the variance its dense weight would have."""'
     lines: list[str] = []
     drawn = [c for c in plan.network.cores if c.role == "param" or (c.role == "buffer" and c.init is not None)]
@@ -109,14 +109,17 @@ def print_reset(plan: Plan, names: Names) -> str:
 
 
 def _draw(targets: Sequence[str], std: str) -> list[str]:
-    """The lines that draw some params with one standard deviation."""
+    """Return the lines that draw some params with one standard deviation."""
     if len(targets) == 1:
         return [f"nn.init.normal_({targets[0]}, std={std})"]
     return [f"for param in ({', '.join(targets)}):", f"    nn.init.normal_(param, std={std})"]
 
 
 def _fill(core: Core, target: str) -> str:
-    """The line that fills a stored constant: here, so that a module built on the meta device can be filled later."""
+    """Return the line that fills a stored constant.
+
+    It is in ``reset_parameters`` so that a module built on the meta device can be filled later.
+    """
     assert core.init is not None
     if core.init.kind == "basis":
         return f"nn.init.zeros_({target})[{int(core.init.args[0])}] = 1"
@@ -126,11 +129,11 @@ def _fill(core: Core, target: str) -> str:
 
 
 def _std(plan: Plan, spread: Spread, names: Names) -> str:
-    """factor^(-1/(2·count)) through logarithms, since the factor may pass the largest float."""
+    """Return the code of factor^(-1/(2·count)), through logarithms since the factor can exceed the largest float."""
     settable = plan.network.settable_sizes()
     runtime = {size.symbol: plan.sizes[size.name] for size in plan.network.sizes if size not in settable}
     over, under = sympy.fraction(sympy.together(spread.factor.subs(runtime)))
-    whole = over.as_content_primitive()[0].q  # a fraction of a sum keeps those of its terms
+    whole = over.as_content_primitive()[0].q  # sympy leaves fractions inside a sum
     over, under = whole * over, whole * under
     if under == 1:
         return f"math.exp(-math.log({names.show_size(over)}) / {2 * spread.count})"
@@ -152,7 +155,7 @@ def _fixed_init(core: Core, target: str, names: Names) -> str:
     if core.fan_in is not None:
         shown = names.show_size(core.fan_in)
         return f"nn.init.normal_({target}, std={shown if core.fan_in.is_Atom else f'({shown})'}**-0.5)"
-    if kind == "signs":  # drawn real for complex tensors too, as orthogonal: PyTorch draws no other
+    if kind == "signs":  # drawn real even for complex tensors, as for orthogonal: PyTorch draws no complex signs
         drawn = f"{target}.real.new_empty({target}.shape).bernoulli_(0.5).mul_(2).sub_(1).mul_({args[0]!r})"
         return f"with torch.no_grad():\n    {target}.copy_({drawn})"
     return f"nn.init.{kind}_({target})"
@@ -180,11 +183,11 @@ _MATRICES: Mapping[str, Callable[[str, str, str, Sequence[object]], str]] = {
     "near_eye": _near_eye,
     "orthogonal": _orthogonal,
 }
-"""How a tensor starts as a matrix of so many rows and columns."""
+"""Code that initialises a tensor as a matrix, from its target, rows, columns and numbers."""
 
 
 def print_extra_repr(plan: Plan, names: Names) -> str:
-    """``extra_repr``: the sizes it was built with, and how many params it has."""
+    """Return ``extra_repr``, which shows the sizes that the module was built with and its count of params."""
     sizes = plan.network.settable_sizes()
     shown = ", ".join(f"{size.name}={{self.{names.size_attributes[size.name]}}}" for size in sizes)
     count = "params={sum(p.numel() for p in self.parameters())}"

@@ -1,7 +1,7 @@
-"""Printing what runs: the lines of ``forward``, and as a method each tree of a region that has several.
+"""Prints what runs: the lines of ``forward``, and a method for each tree of a region that has several trees.
 
-Which of them runs is chosen by comparing integers: a run-time size with the ends of its regimes or, where several sizes
-decide, the costs of the regimes with one another.
+The printed code chooses a method by comparing integers: a run-time size with the ends of its regimes or, where several
+sizes decide, the costs of the regimes with one another.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tngraph.plans.plans import Plan, Regime
 from tngraph.plans.table import draw_tree, format_formula, format_range, format_step, format_value
 
 LONGEST_DOC = 90
-"""The most of a tree that a method's docstring shows [characters]."""
+"""A tree longer than this is cut in a method's docstring [characters]."""
 
 
 class Method(NamedTuple):
     """A printed method.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         arguments: the names it is called with.
-        text: of it, and of those that go with it.
-        loop: the call of the one that calls it for part after part.
+        text: the code of the method, and of the methods that go with it.
+        loop: the call of the method that runs it tile by tile, if there is one.
     """
 
     name: str
@@ -48,55 +48,55 @@ class Method(NamedTuple):
 
 @dataclass(frozen=True)
 class Body:
-    """The part of ``forward`` that computes, in pieces that are printed in different places."""
+    """The computing lines of ``forward`` and of the methods beside it, which are printed in different places."""
 
     plan: Plan
     names: Names
 
     @cached_property
     def words(self) -> Words:
-        """What expressions are printed with."""
+        """The names and options that expressions are printed with."""
         return Words(self.names, self._anchor())
 
     def _anchor(self) -> str:
-        """A tensor whose device and dtype those made inside ``forward`` take."""
+        """Return the tensor whose device and dtype new tensors in ``forward`` take: an input, if there is one."""
         return next(iter(self.names.arguments.values()), self._stored_anchor())
 
     def _stored_anchor(self) -> str:
-        """The same, among what is stored."""
+        """Return the tensor whose device and dtype new tensors take, chosen among the stored ones."""
         stored = [core for core in self.plan.network.cores if core.role in ("param", "buffer")]
         return self.names.stored(stored[0].name) if stored else "torch.empty(())"
 
     @cached_property
     def methods(self) -> Mapping[tuple[object, ...], Method]:
-        """The methods beside ``forward``: of every tree of a region that has several, and of every other block."""
-        found: dict[tuple[object, ...], Method] = {}
+        """The methods beside ``forward``: one per tree of a region that has several trees, and one per other block."""
+        methods: dict[tuple[object, ...], Method] = {}
         for key, variants in self.plan.variants.items():
             for k, numbers in enumerate(variants):
                 regime = self.plan.regimes[numbers[0]]
                 block = next(b for b in regime.schedule.blocks if b.kind == "branch" and (b.equation, b.term) == key)
                 inside = self._inside(regime, block, f"_{k + 1}")
-                found.update({(*key, k, first): method for first, method in inside.items()})
+                methods.update({(*key, k, first): method for first, method in inside.items()})
                 doc = f"{block.equation}{self._describe(numbers)}: {self._drawing(regime, block)}"
-                found[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc, inside)
+                methods[*key, k] = self._method(regime, block, self._stem(block, f"_{k + 1}"), doc, inside)
         regime = self.plan.regimes[0]
         for block in _outermost(regime.schedule.blocks):
             if block.kind != "branch":
                 method, inside = self._block(regime, block)
-                found.update({(block.kind, block.first, first): inner for first, inner in inside.items()})
-                found[block.kind, block.first] = method
-        return found
+                methods.update({(block.kind, block.first, first): inner for first, inner in inside.items()})
+                methods[block.kind, block.first] = method
+        return methods
 
     def _inside(self, regime: Regime, block: Block, end: str) -> dict[int, Method]:
-        """The methods of the blocks in a block, by their last operation."""
-        made: dict[int, Method] = {}
+        """Return the methods of the blocks inside a block, by their last operation."""
+        methods: dict[int, Method] = {}
         for inner in _outermost([other for other in regime.schedule.blocks if _is_inside(other, block)]):
-            made[inner.last], further = self._block(regime, inner, end)
-            made.update(further)
-        return made
+            methods[inner.last], further = self._block(regime, inner, end)
+            methods.update(further)
+        return methods
 
     def _block(self, regime: Regime, block: Block, end: str = "") -> tuple[Method, dict[int, Method]]:
-        """The method of a block that is no branch, and those of the blocks inside."""
+        """Return the method of a block other than a branch, and the methods of the blocks inside it."""
         inside = self._inside(regime, block, end)
         if block.kind == "planned":
             return self._planned(regime, block, end), inside
@@ -125,7 +125,7 @@ class Body:
     def _method(
         self, regime: Regime, block: Block, stem: str, doc: str, methods: Mapping[int, Method] | None = None
     ) -> Method:
-        """The lines of a block as a method, which returns the value of the last."""
+        """Return the lines of a block as a method that returns the value of the last line."""
         lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
         inner = _outermost([other for other in regime.kernels.blocks if _is_inside(other, block)])
         last = lines[-1]
@@ -144,7 +144,7 @@ class Body:
     def _run(
         self, kernels: Kernels, lines: Iterable[Kernel], blocks: Sequence[Block], methods: Mapping[int, Method]
     ) -> Iterator[str]:
-        """Lines, and calls of the methods of the blocks among them, by the first operation of each."""
+        """Yield the code of some lines, with a call of a method in place of the lines of each block."""
         for line in lines:
             block = next((block for block in blocks if block.first <= line.number <= block.last), None)
             if block is None:
@@ -157,24 +157,24 @@ class Body:
                 yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
 
     def _describe(self, numbers: Sequence[int]) -> str:
-        """For which sizes some regimes run, where one size decides."""
+        """Return for which values of the free size some regimes run; nothing if several sizes are free."""
         if len(self.plan.free) != 1:
             return ""
         ranges = ", ".join(format_range(low, high) for low, high in self._ranges(numbers))
         return f" for {self.plan.free[0]} {ranges}"
 
     def _given(self, code: Iterable[str], regime: Regime, block: Block) -> Iterator[str]:
-        """What a method's code names that ``forward`` knows: inputs, earlier results, sizes of the call."""
+        """Yield the names that a method's code takes from ``forward``: inputs, earlier results, sizes of the call."""
         used = names_in(code)
         earlier = (self.names.values[op.name] for op in regime.operations[: block.first] if op.kind != "load")
         sizes = (own for name, own in self.names.sizes.items() if name not in self.names.size_attributes)
         windows = (local.name for local in self.names.windows.values())
         loops = (self.names.loops[index.name] for index in regime.operations[block.last].loops)
-        known = dict.fromkeys((*self.names.arguments.values(), *earlier, *loops, *sizes, *windows))
-        return (name for name in known if name in used)
+        available = dict.fromkeys((*self.names.arguments.values(), *earlier, *loops, *sizes, *windows))
+        return (name for name in available if name in used)
 
     def lines(self) -> Iterator[str]:
-        """The lines of ``forward``, and what it returns."""
+        """Yield the computing lines of ``forward`` and its return statement."""
         kernels = self.plan.regimes[0].kernels
         if self.plan.variants and len(self.plan.free) != 1:
             yield from self._choose_order()
@@ -184,7 +184,7 @@ class Body:
         yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
 
     def refold(self) -> Iterator[str]:
-        """The method that makes what is folded, if there is any."""
+        """Yield the method that computes the folded values, if there are any."""
         folding = self.plan.folding
         if not folding.buffers:
             return
@@ -200,7 +200,7 @@ class Body:
         yield f"@torch.no_grad()\ndef refold(self, *_):\n{indent(body, '    ')}"
 
     def _keep(self, buffer: Variable, made: Expression, words: Words) -> Iterator[str]:
-        """The lines that store a value as calls read it. A copy, since it may be a view of a param."""
+        """Yield the lines that store a value as calls read it. They copy it, since it may be a view of a param."""
         names = ", ".join(dict.fromkeys(variable.name for variable in variables(made)))
         yield f"# {names}, as calls read it: {format_formula(product(buffer.shape))} elements"
         name = self.names.buffers[buffer.name]
@@ -209,14 +209,14 @@ class Body:
         yield f'self.register_buffer("{name}", {copy}, persistent=False)'
 
     def _windows(self, code: Iterable[str]) -> Iterator[tuple[sympy.Expr, sympy.Symbol]]:
-        """The counts of windows that some code names."""
+        """Return the counts of windows that some code names, with their local names."""
         used = names_in(code)
         return ((size, local) for size, local in self.names.windows.items() if local.name in used)
 
     def _line(
         self, kernels: Kernels, line: Kernel, dropped: Sequence[int], words: Words | None = None
     ) -> Iterator[str]:
-        """One operation, its legs and cost above it, and the values that are not needed any more below."""
+        """Yield one operation, with its legs and cost in a comment above and the values to drop below."""
         op = kernels.operations[line.number]
         yield f"# {self._comment(kernels, line)}"
         yield f"{self.names.values[op.name]} = {print_expression(line.code, words or self.words)}"
@@ -227,14 +227,14 @@ class Body:
             yield f"del {', '.join(self.names.values[kernels.operations[k].name] for k in numbers)}"
 
     def _comment(self, kernels: Kernels, line: Kernel) -> str:
-        """The value with its legs in memory order, what it is, and what it costs."""
+        """Return the comment of a line: the value with its legs in memory order, what is computed, and the cost."""
         op = kernels.operations[line.number]
         cost = self._volume(kernels, line.number)
         price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
         return f"{format_value(op.name, line.legs)} = {format_step(kernels.operations, line.number)}{price}"
 
     def _volume(self, kernels: Kernels, number: int) -> sympy.Expr:
-        """What a line costs, in sizes that are known where it stands: in a part, those of the part."""
+        """Return the cost of a line in the sizes that are known there: in a tile, those of the tile."""
         cost = volume(kernels.operations, number).xreplace(self.names.windows)
         block = next((b for b in kernels.blocks if b.kind == "tiles" and b.first <= number < b.last), None)
         tile = kernels.operations[block.last].tile if block is not None else None
@@ -244,7 +244,7 @@ class Body:
 
     @property
     def _calls(self) -> Mapping[str, Callable[[Kernels, Kernel, Method], Iterator[str]]]:
-        """What calls the method of a block, by its kind."""
+        """The functions that print the call of a block's method, by kind of block."""
         return {
             "slices": self._call_slices,
             "tiles": self._call_tiles,
@@ -253,7 +253,7 @@ class Body:
         }
 
     def _planned(self, regime: Regime, block: Block, end: str) -> Method:
-        """The two methods of a block whose backward pass is planned: without ``self``, and with sizes given."""
+        """Return the forward and backward methods of a planned block. They are static, and sizes are passed to them."""
         kernels, words = regime.kernels, replace(self.words, is_static=True)
         backward = kernels.backward[block.first]
         stem = self._stem(block, end)
@@ -269,12 +269,12 @@ class Body:
         text = _static(first, [*tensors, *sizes], [doc, *forward])
         doc = f'"""The gradients of what ``{first}`` is given, where they are needed."""'
         text += "\n\n" + _static(second, ["needs", start, *tensors, *kept, *sizes], [doc, *slopes])
-        given = [print_expression(variable, self.words) for variable in backward.given]
+        inputs = [print_expression(variable, self.words) for variable in backward.given]
         shown = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
-        return Method(first, (f"self.{first}", f"self.{second}", shown, *given), text)
+        return Method(first, (f"self.{first}", f"self.{second}", shown, *inputs), text)
 
     def _forward(self, kernels: Kernels, block: Block, backward: Backward, words: Words) -> Iterator[str]:
-        """The lines of a block, and what it returns: the result and the values that its backward pass reads."""
+        """Yield the lines of a block, and the return of its result and of the values that its backward pass reads."""
         lines = [line for line in kernels.lines if block.first <= line.number <= block.last]
         for line in lines[:-1]:
             yield from self._line(kernels, line, line.dropped, words)
@@ -282,10 +282,10 @@ class Body:
         yield f"return {', '.join([print_expression(lines[-1].code, words), *kept])}{',' * (not kept)}"
 
     def _slopes(self, regime: Regime, backward: Backward, words: Words) -> Iterator[str]:
-        """The lines of a backward pass, under what needs them."""
+        """Yield the lines of a backward pass, each under a test of whether its gradient is needed."""
         names = [print_expression(variable, words) if variable else "None" for variable in backward.results]
-        made = dict.fromkeys(name for name in names if name != "None")
-        yield f"{' = '.join(made)} = None"
+        gradients = dict.fromkeys(name for name in names if name != "None")
+        yield f"{' = '.join(gradients)} = None"
         everything = frozenset().union(*(line.needs for line in backward.lines))
         before: frozenset[int] = everything
         for line in backward.lines:
@@ -304,19 +304,22 @@ class Body:
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 
     def _call_planned(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
-        """The call of a method with its backward pass."""
+        """Yield the call of a method that has a backward pass of its own."""
         op = kernels.operations[line.number]
         yield f"# {format_value(op.name, op.legs)}, with a backward pass of its own"
         yield f"{self.names.values[op.name]} = {wrap('contract', method.arguments)}"
 
     def _call_recompute(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
-        """The call of a method whose values are not kept for the backward pass."""
+        """Yield the call of a method whose values are recomputed in the backward pass."""
         op = kernels.operations[line.number]
         arguments = ", ".join([f"self.{method.name}", *method.arguments, "use_reentrant=False"])
         yield f"{self.names.values[op.name]} = checkpoint({arguments}, preserve_rng_state=False)"
 
     def _looped(self, kernels: Kernels, block: Block, method: Method) -> Method:
-        """The method of a part, and one that calls it for part after part: what a loop reads no ``del`` may name."""
+        """Return the method of a tile together with one that runs it tile by tile.
+
+        The loop has a method of its own, so that no ``del`` of the caller names what the comprehension reads.
+        """
         op = kernels.operations[block.last]
         assert op.tile is not None
         size = self.names.show(op.tile.part.size)
@@ -326,20 +329,20 @@ class Body:
         }
         cuts = [f"{part}.split({op.tile.size}{f', {axis}' if axis else ''})" for part, axis in parts.items()]
         first, axis = next(iter(parts.items()))
-        given = [f"{first}.shape[{axis}]" if argument == size else argument for argument in method.arguments]
+        passed = [f"{first}.shape[{axis}]" if argument == size else argument for argument in method.arguments]
         over = cuts[0] if len(cuts) == 1 else f"zip({', '.join(cuts)})"
-        made = f"self.{method.name}({', '.join(given)}) for {', '.join(parts)} in {over}"
+        tiles = f"self.{method.name}({', '.join(passed)}) for {', '.join(parts)} in {over}"
         code = next(line.code for line in kernels.lines if line.number == block.last)
         place = code.arguments[0] if isinstance(code, Call) else 0
         loop = self.names.method(f"{method.name}s")
         arguments = [argument for argument in method.arguments if argument != size]
         doc = f'"""All of {self.names.values[op.name]}, {op.tile.size} of {op.tile.index.name} at a time."""'
-        body = f"    {doc}\n    return torch.cat([{made}]{f', {place}' if place else ''})"
+        body = f"    {doc}\n    return torch.cat([{tiles}]{f', {place}' if place else ''})"
         text = f"{method.text}\n\ndef {loop}({', '.join(['self', *arguments])}):\n{body}"
         return method._replace(text=text, loop=f"self.{loop}({', '.join(arguments)})")
 
     def _call_tiles(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
-        """The call of a method for all parts, or in one for the whole where PyTorch traces."""
+        """Yield the call of a method tile by tile, or once for the whole where PyTorch traces."""
         op = kernels.operations[line.number]
         assert op.tile is not None
         name, size = self.names.values[op.name], self.names.show(op.tile.part.size)
@@ -351,7 +354,7 @@ class Body:
         yield f"    {name} = self.{method.name}({', '.join(whole)})"
 
     def _call_slices(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
-        """The loop over the slices that this process is to add up, and the sum over all processes."""
+        """Yield the loop over the slices that this process adds up, and the sum over all processes."""
         op = kernels.operations[line.number]
         name, number = self.names.values[op.name], self.names.number
         yield f"# {self._comment(kernels, line)}"
@@ -374,7 +377,7 @@ class Body:
         yield f"    torch.distributed.all_reduce({name})"
 
     def _call_branch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
-        """The call of one of several methods."""
+        """Yield the choice between the methods of a region that has several trees."""
         variants = self.plan.variants[block.equation, block.term]
         op = kernels.operations[line.number]
         yield f"# {format_value(op.name, op.legs)}, in the order that is best here"
@@ -386,12 +389,12 @@ class Body:
             yield f"    {self.names.values[op.name]} = {call}"
 
     def _tested(self, variants: Sequence[Sequence[int]], k: int) -> str:
-        """The condition of a variant, which no graph is exported under: the last one is for all sizes then."""
+        """Return the condition of a variant. An exported graph uses the last variant, which is right at all sizes."""
         condition = self._condition(variants, k)
         return f"not torch.compiler.is_exporting() and {f'({condition})' if ' or ' in condition else condition}"
 
     def _condition(self, variants: Sequence[Sequence[int]], k: int) -> str:
-        """When the regimes of the k-th variant run, given that those of the variants before it do not."""
+        """Return the condition under which the k-th variant runs, given that none before it does."""
         if len(self.plan.free) != 1:
             return " or ".join(f"{self.names.order} == {number + 1}" for number in variants[k])
         size, (first, *_) = self.names.sizes[self.plan.free[0]], variants[k]
@@ -404,7 +407,7 @@ class Body:
         return " or ".join(tests)
 
     def _ranges(self, numbers: Sequence[int]) -> list[tuple[int, int | None]]:
-        """The values of the one free size that some regimes are for, neighbours joined."""
+        """Return the values of the one free size that some regimes are for, with neighbouring ranges joined."""
         ranges: list[tuple[int, int | None]] = []
         for number in numbers:
             regime = self.plan.regimes[number]
@@ -415,7 +418,7 @@ class Body:
         return ranges
 
     def _choose_order(self) -> Iterator[str]:
-        """The number of the regime of least cost, the first of several."""
+        """Yield the lines that find the number of the regime of least cost, the first of several equal ones."""
         costs, order = self.names.costs, self.names.order
         for name, regime in zip(costs, self.plan.regimes, strict=True):
             assert regime.cost is not None
@@ -427,16 +430,16 @@ class Body:
 
 
 def _static(name: str, arguments: Sequence[str], lines: Sequence[str]) -> str:
-    """A method without ``self``."""
+    """Return the code of a static method."""
     body = indent("\n".join(lines), "    ")
     return f"@staticmethod\ndef {name}({', '.join(arguments)}):\n{body}"
 
 
 def _outermost(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks that stand in none of the others."""
+    """Return the blocks that are not inside another one of them."""
     return [block for block in blocks if not any(_is_inside(block, other) for other in blocks)]
 
 
 def _is_inside(block: Block, other: Block) -> bool:
-    """Whether a block stands in another one."""
+    """Return whether a block is inside another one."""
     return block != other and other.first <= block.first and block.last <= other.last

@@ -1,12 +1,12 @@
-"""Names from a network, made safe in Python: a documented rule, and only where a name would clash.
+"""Names from a network made safe in Python, by a documented rule that changes only names that would clash.
 
-A name the generated file cannot use as it stands (a keyword, an attribute of ``nn.Module``, ``self``, ``torch``, …)
-gets underscores appended until it is free; one that starts with two underscores, which Python mangles, gets an
+A name that the generated file cannot use as it stands (a keyword, an attribute of ``nn.Module``, ``self``, ``torch``,
+…) gets underscores appended until it is free. A name that starts with two underscores, which Python mangles, gets an
 ``x`` in front. All other names stay exactly as declared.
 
-What is stored under a dotted name lies in folders, plain modules inside the module: each part of the name is made safe
-by this rule among its neighbours. A variable has ``_`` for each dot. A method finds a folder once: every look at an
-attribute of a module takes PyTorch as long as a small kernel.
+A tensor stored under a dotted name lies in folders, which are plain modules inside the module. Each part of the name is
+made safe by this rule among its neighbours. A variable has ``_`` for each dot. A method looks up each folder once,
+since reading an attribute of a module takes PyTorch as long as a small kernel.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ MODULE_ATTRIBUTES = frozenset(
     _wrapped_call_impl reset_parameters plan printed source sizes flops verify at fold refold first_slice
     slice_step""".split()  # noqa: SIM905 - a list a person can read
 )
-"""What a param may not be called on a module: the attributes of ``torch.nn.Module``, and tngraph's own."""
+"""Names that a param of a module cannot have: the attributes of ``torch.nn.Module``, and tngraph's own."""
 
 KEYWORDS = frozenset(keyword.kwlist)
 LOCALS = KEYWORDS | {"self", "torch", "nn", "F", "math", "super", "param", "sum", "tuple", "min", "max", "ValueError"}
 LOCALS |= {"device", "dtype", "range", "checkpoint", "zip", "contract", "PlannedBackward", "needs", "any", "map"}
-"""What a variable of the generated methods may not be called."""
+"""Names that a variable of the generated methods cannot have."""
 
 
 def escape(name: str, reserved: Iterable[str], taken: set[str]) -> str:
-    """A name free of clashes, which is then taken."""
+    """Return a name free of clashes, and add it to the taken ones."""
     blocked = frozenset(reserved)
     safe = f"x{name}" if name.startswith("__") else name
     while safe in blocked or safe in taken:
@@ -62,7 +62,7 @@ def escape(name: str, reserved: Iterable[str], taken: set[str]) -> str:
 
 @dataclass(slots=True)
 class Names:
-    """The Python names of everything in one network."""
+    """The Python names of everything in a network's module."""
 
     plan: Plan
     class_name: str = ""
@@ -133,40 +133,40 @@ class Names:
         self.methods = taken[""]
 
     def method(self, stem: str) -> str:
-        """A name for one more method of the module."""
+        """Return a free name for one more method of the module."""
         return escape(stem, MODULE_ATTRIBUTES | KEYWORDS, self.methods)
 
     def _attribute(self, name: str, taken: Mapping[str, set[str]]) -> str:
-        """The path from the module to what has this name, given the names in use in each folder."""
+        """Return the attribute path of a stored tensor or folder, and add its name to those taken in its folder."""
         folder, _, own = name.rpartition(".")
         safe = escape(own, MODULE_ATTRIBUTES | KEYWORDS, taken[folder])
         return f"{self.folders[folder]}.{safe}" if folder else safe
 
     def show(self, expr: sympy.Expr) -> str:
-        """A size inside ``forward``, where counts of windows have names."""
+        """Return a size as code inside ``forward``, where counts of windows have local names."""
         return format_size(expr.xreplace(self.windows | _renamed(self.sizes)))
 
     def show_size(self, expr: sympy.Expr) -> str:
-        """A size inside ``forward`` and ``reset_parameters`` in the named sizes alone."""
+        """Return a size as code in terms of the named sizes alone, for ``forward`` and ``reset_parameters``."""
         return format_size(expr.xreplace(_renamed(self.sizes)))
 
     def show_argument(self, expr: sympy.Expr) -> str:
-        """A size inside the constructor."""
+        """Return a size as code inside the constructor."""
         return format_size(expr.xreplace(_renamed(self.size_arguments)))
 
     def is_runtime(self, core: Core) -> bool:
-        """Whether the shape of a core is known at each call only."""
+        """Return whether the shape of a core depends on run-time sizes."""
         runtime = call_sizes(self.plan.network)
         return any(symbol.name in runtime for leg in core.legs for symbol in leg.size.free_symbols)
 
     def stored(self, name: str) -> str:
-        """What is stored, in a method: what lies in a folder by the local name of that."""
+        """Return the code that reads a stored tensor in a method, through its folder's local name if it has one."""
         folder, _, _ = name.rpartition(".")
         path = self.attributes[name]
         return f"{self.folder_locals[folder]}.{path.rpartition('.')[2]}" if folder else f"self.{path}"
 
     def local_lines(self, code: Sequence[str]) -> Iterator[str]:
-        """The lines that give the module's folders and sizes local names, for those that some code uses."""
+        """Return the lines that give local names to the module's folders and sizes that some code uses."""
         used = names_in(code)
         own = {local: self.folders[folder] for folder, local in self.folder_locals.items()}
         own |= {self.sizes[name]: attribute for name, attribute in self.size_attributes.items()}
@@ -174,12 +174,12 @@ class Names:
 
 
 def names_in(code: Iterable[str]) -> set[str]:
-    """The variables that some lines of code read or write."""
+    """Return the variables that some lines of code read or write."""
     return {node.id for node in ast.walk(ast.parse("\n".join(code))) if isinstance(node, ast.Name)}
 
 
 def _gradient_name(name: str) -> str:
-    """What a value of a backward pass is called: a gradient after its value, a copy after what is copied."""
+    """Return the name of a value in a backward pass: a gradient's is from its value, a copy's from what it copies."""
     of, laid, number = name.partition(LAID)
     stem = f"{of.removeprefix(GRADIENT)}_grad" if of.startswith(GRADIENT) else of
     return f"{stem}_laid{number}" if laid else stem
@@ -190,5 +190,5 @@ def _variable(name: str, taken: set[str]) -> str:
 
 
 def _renamed(names: Mapping[str, str]) -> dict[sympy.Expr, sympy.Symbol]:
-    """Python's names for sizes: what the language writes reads the same in Python."""
+    """Return the substitution of sizes by symbols with their Python names; all else reads the same in Python."""
     return {symbol(own): symbol(name) for own, name in names.items()}

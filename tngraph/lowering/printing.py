@@ -1,8 +1,8 @@
-"""Printing a plan as a standalone Python file: one class, importing torch (and math), that a person can read.
+"""Prints a plan as a standalone Python file that a person can read: one class, importing torch (and math).
 
-One line per operation with its legs and cost as a comment; values dropped after their last use; compile-time sizes
-as constructor arguments, run-time sizes read from shapes and checked. Every name from the network is escaped, so
-text from a file never becomes anything but a name.
+Each operation is one line, with its legs and cost in a comment, and values are dropped after their last use.
+Compile-time sizes are constructor arguments. Run-time sizes are read from shapes and checked. Every name from the
+network is escaped, so text from a file never becomes anything but a name.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def contract(forward, backward, sizes, *tensors):
         return forward(*tensors, *sizes)[0]
     return PlannedBackward.apply(forward, backward, sizes, *tensors)
 '''
-"""What calls two methods as one function: the backward pass of the one is the other."""
+"""Printed code that calls two methods as one function, with the second as the backward pass of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class Source:
     """A printed module and the Python names in it.
 
     Attributes:
-        text: the file.
+        text: the text of the file.
         class_name: the class it defines.
-        attributes: of every param, buffer and const.
-        size_arguments: of the constructor, by compile-time size.
-        size_attributes: where the module keeps those sizes.
-        buffers: of what is folded.
+        attributes: the attribute of every param, buffer and const.
+        size_arguments: the constructor's argument for each compile-time size.
+        size_attributes: the attribute that holds each compile-time size.
+        buffers: the names of the folded buffers.
     """
 
     text: str
@@ -84,17 +84,17 @@ class Source:
 def emit(plan: Plan | Network) -> str:
     """Print a plan as a standalone Python file that imports torch and nothing of tngraph.
 
-    The file holds one ``torch.nn.Module`` named after the network, with the network's param names and shapes,
-    its compile-time sizes as constructor arguments (the plan's values by default), and `device` and `dtype`.
+    The file holds one ``torch.nn.Module`` named after the network, with the network's param names and shapes. Its
+    constructor takes the compile-time sizes (the plan's values by default), `device` and `dtype`.
 
     Args:
-        plan: what to print; a network is planned first.
+        plan: the plan to print; a network is planned first.
     """
     return print_source(plan if isinstance(plan, Plan) else plan_network(plan)).text
 
 
 def print_source(plan: Plan) -> Source:
-    """The printed module of a plan together with its names."""
+    """Return the printed module of a plan together with its names."""
     names = Names(plan)
     body = _class(plan, names)
     parts = [_header(plan, names, body), *([PLANNED] if "contract(" in body else []), body]
@@ -127,7 +127,7 @@ def _header(plan: Plan, names: Names, body: str) -> str:
 
 
 def _by_regime(plan: Plan, name: str) -> list[tuple[str, sympy.Expr]]:
-    """A count of every regime with where that runs; once, where it is the same in all."""
+    """Return a count for every regime with where that runs, or only once if it is the same in all."""
     counts = [getattr(regime, name) for regime in plan.regimes]
     return [("", counts[0])] if len({*counts}) == 1 else [*zip(describe_regimes(plan), counts, strict=True)]
 
@@ -180,7 +180,7 @@ def _shape(port: Port, names: Names) -> str:
 
 
 def _bind(plan: Plan, names: Names) -> Iterator[str]:
-    """Read run-time sizes off the shapes, refuse shapes that do not fit, name the counts of windows."""
+    """Yield the lines that read run-time sizes off shapes, refuse misfits, and name counts of windows."""
     for port in plan.network.inputs:
         argument = names.arguments[port.name]
         yield f"if {argument}.dim() != {len(port.axes)}:"
@@ -196,7 +196,7 @@ def _bind(plan: Plan, names: Names) -> Iterator[str]:
 
 
 def _check_indices(plan: Plan, names: Names) -> Iterator[str]:
-    """The lines that refuse inputs too small for an index to have an element."""
+    """Yield the lines that refuse inputs too small for every index to have a positive size."""
     runtime = call_sizes(plan.network)
     for index in plan.network.indices():
         if any(symbol.name in runtime for symbol in index.size.free_symbols) and not index.size.is_positive:
@@ -213,25 +213,25 @@ class _Axis(NamedTuple):
     indices: tuple[Index, ...]
 
     def code(self, names: Names) -> str:
-        """The extent found at run time."""
+        """Return the code of the axis's size at run time."""
         return f"{names.arguments[self.port.name]}.shape[{self.number}]"
 
 
 def _bind_sizes(plan: Plan, names: Names, axes: Sequence[_Axis]) -> Iterator[str]:
-    """One line per run-time size, each as soon as all it needs is known."""
-    known = {size.name for size in plan.network.settable_sizes()}
-    pending = [size for size in plan.network.sizes if size.name not in known]
+    """Yield one line per run-time size, each as soon as everything it needs is bound."""
+    bound = {size.name for size in plan.network.settable_sizes()}
+    pending = [size for size in plan.network.sizes if size.name not in bound]
     while pending:
-        lines = {size.name: line for size in pending if (line := _bind_size(size, axes, known, names)) is not None}
+        lines = {size.name: line for size in pending if (line := _bind_size(size, axes, bound, names)) is not None}
         if not lines:
             raise SizeError(f"no input determines the size {pending[0].name!r}")
         yield from lines.values()
-        known |= lines.keys()
-        pending = [size for size in pending if size.name not in known]
+        bound |= lines.keys()
+        pending = [size for size in pending if size.name not in bound]
 
 
 def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: Names) -> str | None:
-    """The line that gives a run-time size its value, once everything it needs is known."""
+    """Return the line that binds a run-time size, or None until everything it needs is bound."""
     if size.value is not None:
         ready = all(symbol.name in known for symbol in size.value.free_symbols)
         return f"{names.sizes[size.name]} = {names.show_size(size.value)}" if ready else None
@@ -250,7 +250,7 @@ def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: Names)
 
 
 def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
-    """The lines that refuse an axis of another size; none for the axis a run-time size was just read off."""
+    """Yield the lines that refuse an axis of the wrong size. An axis that a size was read off needs none."""
     if (axis.port.name, axis.number) in names.readers:
         return
     code, wanted = axis.code(names), names.show_size(product(index.size for index in axis.indices))

@@ -1,4 +1,4 @@
-"""A plan put together: the equations of a merged network as regions, and regimes of the regions' trees."""
+"""Assembly of a plan: the equations of a merged network as regions, and regimes from the regions' trees."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tngraph.plans.plans import Plan, Regime
 
 
 class Cleaned(NamedTuple):
-    """One equation, a region per term, and which index of the region stands for which of the equation."""
+    """One equation, a region per term, and which index of a region stands for which index of the equation."""
 
     equation: Equation
     regions: tuple[Region, ...]
     patterns: tuple[tuple[tuple[Index, Index], ...], ...]
 
     def stage(self, trees: Sequence[ContractionTree], branches: Sequence[bool] = ()) -> Stage:
-        """The equation with a tree for every region."""
+        """Return the equation with a tree for every region."""
         return Stage(self.equation, tuple(trees), self.patterns, tuple(branches) if any(branches) else ())
 
 
 def clean_equations(merged: Network, equations: Iterable[Equation]) -> tuple[Cleaned, ...]:
-    """Equations of a merged network with their terms as regions."""
+    """Return equations of a merged network with their terms as regions."""
     sources = merged.sources()
-    made = []
+    cleaned = []
     for equation in equations:
         terms = [clean_term(term, equation.legs, sources) for term in equation.terms]
-        made.append(Cleaned(equation, tuple(region for region, _ in terms), tuple(pattern for _, pattern in terms)))
-    return tuple(made)
+        cleaned.append(Cleaned(equation, tuple(region for region, _ in terms), tuple(pattern for _, pattern in terms)))
+    return tuple(cleaned)
 
 
 def assemble_plan(
@@ -45,13 +45,13 @@ def assemble_plan(
     goal: Goal,
     free: tuple[str, ...],
 ) -> Plan:
-    """The plan that has a regime for each range.
+    """Return the plan that has a regime for each range.
 
     Args:
-        network: as it was given.
-        merged: what is contracted.
-        cleaned: its equations.
-        found: ranges of a size with a tree for every region of all equations, in order.
+        network: the network as the caller gave it.
+        merged: the network that is contracted.
+        cleaned: the equations of `merged`.
+        found: ranges of a size, in order, each with a tree for every region of all equations.
         numbers: an integer for every named size.
         goal: what the trees were searched for.
         free: the run-time sizes that they were searched over.

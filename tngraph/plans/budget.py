@@ -1,4 +1,4 @@
-"""The largest rank that a budget allows, from exact counts of the networks themselves."""
+"""The largest rank that a budget allows, found from exact counts of candidate networks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tngraph.plans.pipeline import plan
 
 @dataclass(frozen=True, slots=True)
 class RankChoice:
-    """The rank that a budget allows, with what was asked and what it comes to.
+    """The rank that a budget allows, with its params and FLOPs beside the request.
 
     Attributes:
         family: the word of the family.
-        option: the name of its rank.
-        rank: the largest that fits; beyond it the budget is passed, or nothing is gained.
-        params: of the weight at that rank [elements].
-        dense: entries of the weight it stands for [elements].
-        flops: of one call, where the budget was one of FLOPs [FLOPs].
-        nominal: params per dense entry as asked, where it was asked so.
+        option: the name of the rank option.
+        rank: the largest that fits. The next rank exceeds the budget or adds no params.
+        params: the params of the weight at that rank [elements].
+        dense: the entries of the dense weight it replaces [elements].
+        flops: of one call, if the budget was in FLOPs [FLOPs].
+        nominal: the requested params per dense entry, if the budget was a compression.
     """
 
     family: str
@@ -68,26 +68,26 @@ def choose_rank(
     search: Search | None = None,
     **options: Any,
 ) -> RankChoice:
-    """The largest rank of a family within a budget: of params, of FLOPs of a call, or of params per dense entry.
+    """Return the largest rank of a family within a budget of params, of FLOPs of a call, or of params per dense entry.
 
-    The rank that is solved for is the first of the family's that is not given. Every candidate is a network of its
-    own, whose ranks that are of no use are cut, and is counted exactly.
+    The rank to choose is the option called `rank` or else the family's first rank option, among those that the caller
+    did not give. Every candidate is built as a network, in which ranks larger than useful are cut, and counted exactly.
 
     Args:
         family: as ``tg.families.mpo``, or its word.
         rows: the modes of the input features.
         columns: the modes of the output features.
-        kernel: the sizes of the window; none for a linear layer.
+        kernel: the sizes of the window; empty for a linear layer.
         params: the most learnable entries of the weight [elements].
-        flops: the most that a call may cost, planned at these sizes [FLOPs].
-        compression: the most params per entry of the dense weight, 0.05 for a twentieth.
+        flops: the most that a call may cost, planned at `sizes` [FLOPs].
+        compression: the most params per entry of the dense weight, as 0.05 for a twentieth.
         sizes: run-time sizes of the call, as ``{"batch": 32}``; 1 each when absent.
         search: seed and effort of the planning.
-        options: of the family, and what every family takes when it is called.
+        options: options of the family, and those that every family takes.
 
     Raises:
-        PlanError: not one budget; a family that has no rank to choose; a budget that rank 1 passes.
-        NetworkError: options or modes that the family does not take.
+        PlanError: not exactly one budget is given, the family has no rank to choose, or rank 1 exceeds the budget.
+        NetworkError: the family does not accept these options or modes.
     """
     if [params, flops, compression].count(None) != 2:
         raise PlanError("a rank is chosen for one budget\n  give one of params, flops and compression")
@@ -134,10 +134,10 @@ def _volume(modes: Modes) -> int:
 
 
 def _entries(compression: float, dense: int) -> int:
-    """The whole entries within a rate, which is taken as it is written: 0.29 of 100 are 29, and not 28.
+    """Return the whole entries within a rate, read as the decimal that was written: 0.29 of 100 is 29, not 28.
 
     Raises:
-        PlanError: a rate that is not finite.
+        PlanError: the rate is not finite.
     """
     if not isfinite(compression):
         raise PlanError(f"the compression is {compression}\n  give params per dense entry, as 0.05 for a twentieth")
@@ -145,7 +145,7 @@ def _entries(compression: float, dense: int) -> int:
 
 
 def _largest(count: Callable[[int], int], most: int, unit: str, family: str) -> int:
-    """The largest rank whose count is within a budget, or the first that a larger one adds nothing to."""
+    """Return the largest rank whose count is within a budget, or the smallest beyond which larger ranks add nothing."""
     if count(1) > most:
         raise PlanError(
             f"{family} at rank 1 has {count(1):,} {unit}, and the budget is {most:,}\n"

@@ -13,12 +13,12 @@ from tngraph.planning.region import depends_on, legs_size
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """What a linear map is with dense weights.
+    """A linear map with dense weights.
 
     Attributes:
-        network: with these in place of its params.
-        params: their entries [elements].
-        macs: of applying them [MAC].
+        network: the network with dense weights in place of its params.
+        params: the entries of the dense weights [elements].
+        macs: the multiply-adds of applying them [MAC].
     """
 
     network: Network
@@ -27,12 +27,13 @@ class Dense:
 
 
 def dense_equivalent(network: Network) -> Dense | None:
-    """The dense weights of a network that is one linear map of one input; None where it is another.
+    """Return the dense weights that a network stands for, or None if it is not one linear map of one input.
 
-    It is one where there is one equation (a function may stand outermost), no other value is put out, at least one term
-    has an input and a weight, none has two inputs, and no weight has a leg of run-time size. A weight has the indices
-    of params, buffers and constants that also stand on the input or on the left. Terms that read the same input alike
-    and have the same indices are one; one without params and buffers (a skip connection) stays as it is.
+    A network is one linear map if it has one equation (with at most an outermost function), outputs no other value, at
+    least one term has an input and a weight, no term has two inputs, and no weight has a leg of run-time size. A dense
+    weight has those indices of params, buffers and constants that are also on the input or on the left-hand side. Terms
+    that read the same input in the same way and have the same indices share one weight. A term without params and
+    buffers (a skip connection) stays as it is.
     """
     (equation, *others) = network.equations or (None,)
     roles, runtime = {core.name: core.role for core in network.cores}, network.runtime_sizes()
@@ -56,18 +57,18 @@ def dense_equivalent(network: Network) -> Dense | None:
         if depends_on(legs, runtime):
             return None
         key = frozenset(legs), data
-        known = weights.get(key)
-        is_param = "param" in stored or (known is not None and known.role == "param")
-        name = known.name if known is not None else next(names)
+        shared = weights.get(key)
+        is_param = "param" in stored or (shared is not None and shared.role == "param")
+        name = shared.name if shared is not None else next(names)
         weights[key] = Core(name, legs, "param" if is_param else "buffer")
         terms[key] = Term(1, (*data, Access(name, legs)))
     maps = [(access, weight) for (_, data), weight in weights.items() for access in data]
     if not maps:
         return None
-    kept = [core for core in network.cores if core.role in ("input", "const")]
-    made = replace(equation, terms=tuple(terms.values()))
+    unchanged = [core for core in network.cores if core.role in ("input", "const")]
+    dense = replace(equation, terms=tuple(terms.values()))
     return Dense(
-        replace(network, cores=(*kept, *weights.values()), equations=(made,)),
+        replace(network, cores=(*unchanged, *weights.values()), equations=(dense,)),
         sympy.Add(*(legs_size(weight.legs) for weight in weights.values())),
         sympy.Add(*(legs_size(tuple(dict.fromkeys([*access.indices, *weight.legs]))) for access, weight in maps)),
     )

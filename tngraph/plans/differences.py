@@ -1,7 +1,7 @@
-"""What two plans have in common, and where they differ: totals, regimes, steps.
+"""Comparison of two plans: totals, regimes and steps.
 
-A step is told by the values it puts together, and a value by the tensors it is a product of, whatever the order and the
-names of indices. So plans can be compared across bonds, orders, modes, and versions of a network.
+A step is identified by the values it combines, and a value by the tensors it is a product of, regardless of their order
+and of the names of indices. So plans can be compared across bonds, orders, modes, and versions of a network.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     from tngraph.plans.plans import Plan, Regime
 
 LONGEST_NAME = 60
-"""What a step contracts is cut to this [characters]."""
+"""The description of what a step contracts is cut to this length [characters]."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountChange:
-    """A total of two plans: its numbers, its unit, and the second formula less the first; None where one has none."""
+    """A total that differs between two plans.
+
+    Attributes:
+        name: its label.
+        unit: of both values.
+        before: its value in the first plan; None where it has no such total.
+        after: its value in the second plan; None where it has no such total.
+        formula: the second formula minus the first; None where one plan lacks the total.
+    """
 
     name: str
     unit: str
@@ -46,7 +54,16 @@ class CountChange:
 
 @dataclass(frozen=True, slots=True)
 class StepChange:
-    """A step of one plan or of both: what it computes, its unit, and its work in each, as number and as formula."""
+    """A step of one plan or of both.
+
+    Attributes:
+        computes: the nested names of what it computes.
+        unit: of its work.
+        before: its work in the first plan; None where it has no such step.
+        after: its work in the second plan; None where it has no such step.
+        before_formula: its work in the first plan as a formula.
+        after_formula: its work in the second plan as a formula.
+    """
 
     computes: str
     unit: str
@@ -57,7 +74,7 @@ class StepChange:
 
     @property
     def sign(self) -> str:
-        """``-`` of the first plan only, ``+`` of the second, ``=`` of both, ``~`` of both at another cost."""
+        """``-`` if only the first plan has the step, ``+`` if only the second; ``=`` if both, ``~`` at another cost."""
         if self.after is None:
             return "-"
         if self.before is None:
@@ -76,14 +93,14 @@ class StepChange:
 
 @dataclass(frozen=True, slots=True)
 class PlanDifference:
-    """Two plans side by side, which prints as text.
+    """Two plans side by side. It prints as text.
 
     Attributes:
         titles: each network with its sizes.
-        goals: what each plan is for.
-        counts: the totals that differ, in number or in formula.
-        regimes: where the regimes of each run.
-        steps: those of the regimes that run at these sizes: of the first plan in order, then of the second alone.
+        goals: what each plan was searched for.
+        counts: the totals that differ, in value or in formula.
+        regimes: where the regimes of each plan run.
+        steps: of the regimes that run at these sizes: those of the first plan in order, then those only in the second.
     """
 
     titles: tuple[str, str]
@@ -94,7 +111,7 @@ class PlanDifference:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing differs but names."""
+        """True if nothing but names differs."""
         return not self.counts and len({*self.goals}) == len({*self.regimes}) == 1 and not self._changed()
 
     def _changed(self) -> list[StepChange]:
@@ -118,10 +135,10 @@ class PlanDifference:
 
 
 def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
-    """What is different in a second plan, at some sizes, the others as each was searched.
+    """Return how a second plan differs from a first, at some sizes, with the others as each plan was searched.
 
     Raises:
-        SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
+        SizeError: one of the networks does not have a size that is given, or a value is not a positive integer.
     """
     plans = (before, after)
     numbers = [plan.values(**sizes) for plan in plans]
@@ -166,7 +183,7 @@ def _describe_regimes(plan: Plan) -> str:
 
 
 Row = tuple[sympy.Expr, int, str]
-"""A count as formula, as number, and its unit."""
+"""A count as a formula, its value, and its unit."""
 
 
 def _changed_counts(
@@ -184,7 +201,7 @@ def _changed_counts(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step of one plan, by what it computes: ``key`` is equal for equal steps of both."""
+    """A step of one plan. Steps of two plans that compute the same have equal ``key``."""
 
     key: object
     computes: str
@@ -194,11 +211,11 @@ class _Step:
 
 
 def _list_steps(regime: Regime, numbers: Mapping[str, int]) -> list[_Step]:
-    """The steps of a regime that work."""
+    """Return the steps of a regime that do any work."""
     operations = regime.operations
     keys: list[int] = []
     drawn: list[str] = []
-    found = []
+    steps = []
     for number, op in enumerate(operations):
         below = [keys[operand] for operand in op.operands]
         keys.append(_value_key(op, below))
@@ -207,12 +224,12 @@ def _list_steps(regime: Regime, numbers: Mapping[str, int]) -> list[_Step]:
         if formula != 0:
             key = op.kind, op.number, op.function, *sorted(below)
             name = shorten(drawn[-1], LONGEST_NAME, placeholder=" …")
-            found.append(_Step(key, name, work_unit(op), formula, evaluate_count(formula, numbers)))
-    return found
+            steps.append(_Step(key, name, work_unit(op), formula, evaluate_count(formula, numbers)))
+    return steps
 
 
 def _value_key(op: Operation, below: Sequence[int]) -> int:
-    """What tells a value: of a product the sum of what tells its factors, so that their order does not matter."""
+    """Return a key for a value. A product's is the sum of its factors' keys, so that their order does not matter."""
     if op.kind == "add" or op.function is not None:
         return _digest(op.kind, op.number, op.function, *below)
     if op.kind == "scale":
@@ -227,7 +244,7 @@ def _digest(*parts: object) -> int:
 
 
 def _draw(op: Operation, drawn: Sequence[str]) -> str:
-    """What an operation computes as nested names; no longer than can be shown."""
+    """Return what an operation computes as nested names, cut to little more than can be shown."""
     parts = [drawn[operand] for operand in op.operands]
     if op.kind == "load" or (op.kind in ("view", "read", "embed", "accumulate", "arrange", "join") and parts):
         return parts[0] if parts else op.name
@@ -246,7 +263,7 @@ def _draw(op: Operation, drawn: Sequence[str]) -> str:
 def _match_steps(
     before: Sequence[_Step], after: Sequence[_Step], windows: Mapping[sympy.Expr, sympy.Symbol]
 ) -> Iterable[StepChange]:
-    """Each step of the first plan with its equal in the second, then what is left of the second."""
+    """Yield each step of the first plan with its match in the second, then the unmatched steps of the second."""
     waiting: dict[object, list[_Step]] = {}
     for step in reversed(after):
         waiting.setdefault(step.key, []).append(step)

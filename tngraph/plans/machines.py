@@ -1,8 +1,8 @@
-"""Machines that were measured: some are built in, others on disk.
+"""Measured machines: some are built in, others are on disk.
 
-There is one file per device and type of numbers, in the folder `machines` of the cache.
-``TNGRAPH_CACHE`` moves the folder, or turns it ``off``, as it does for what searches found. A file appears whole; one
-that is damaged, or of another device, is as good as none.
+There is one file per device and type of numbers, in the folder `machines` of the cache. ``TNGRAPH_CACHE`` moves the
+folder or turns it ``off``, as it does for the results of searches. Files are written atomically. A file that is
+damaged or belongs to another device is ignored.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from tngraph.planning.machine import Machine
 from tngraph.plans.cache import named_folder
 
 _KEPT = 1e15
-"""On a GPU PyTorch keeps all the memory that it ever had: no result is new."""
+"""On a GPU PyTorch reuses all the memory it has ever allocated, so no result needs fresh pages."""
 BUILT_IN = {
     "float32": Machine(3.0e13, 28, 20, 0.02, 7.1e12, 6.5e11, 3.2e6, 3.2e10, _KEPT, 6.6, 7.8e-6, 1.2e-5, 1.2e-6),
     "tf32": Machine(2.3e14, 76, 58, 14, 1.5e12, 4.6e11, 7.6e7, 3.2e10, _KEPT, 20, 6.9e-6, 1.1e-5, 1.1e-6),
     "bfloat16": Machine(1.8e15, 82, 121, 0.002, 3.8e12, 5.2e11, 9.1e7, 3.2e10, _KEPT, 82, 6.9e-6, 1.1e-5, 1.1e-6),
 }
-"""GPUs by the type of numbers, as an H100 was measured: kernels of a few microseconds take as long as starting one."""
+"""A GPU for each type of numbers, as measured on an H100. Starting a kernel takes as long as running a short one."""
 LONGEST_PROFILE = 2**16
 """The longest file that is read [bytes]."""
 
 
 def save_machine(machine: Machine, device: str, dtype: str) -> Path | None:
-    """Keep the numbers of a machine, in place of those that were kept before.
+    """Save a machine on disk, in place of the one saved before for this device and type.
 
     Args:
-        machine: as it was measured.
-        device: the whole name of the device, with its threads.
+        machine: the measured machine.
+        device: the full name of the device, with its number of threads.
         dtype: the type of numbers, as ``float32``.
 
     Returns:
-        The file; None where nothing is kept on disk.
+        The file, or None if the cache is off.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     place = _place(device, dtype)
     if place is not None:
@@ -53,17 +53,17 @@ def save_machine(machine: Machine, device: str, dtype: str) -> Path | None:
 
 
 def built_in_machine(device: str, dtype: str) -> Machine:
-    """The machine that stands in for a device that was not measured: a GPU for any GPU, two cores for all else.
+    """Return the machine to assume for a device that was not measured: an H100 for any GPU, two CPU cores for all else.
 
     Args:
-        device: the whole name of the device.
-        dtype: the type of numbers; of others than are built in on a GPU, those of float32.
+        device: the full name of the device.
+        dtype: the type of numbers. On a GPU, a type that is not built in counts as float32.
     """
     return BUILT_IN.get(dtype, BUILT_IN["float32"]) if device.startswith("cuda") else Machine()
 
 
 def load_machine(device: str, dtype: str) -> Machine | None:
-    """The numbers that were kept for a device and a type of numbers; None where there are none."""
+    """Return the machine that was saved for a device and a type of numbers, or None if there is none."""
     place = _place(device, dtype)
     if place is not None:
         with suppress(OSError, ValueError, RecursionError):
@@ -78,10 +78,10 @@ def _place(device: str, dtype: str) -> Path | None:
 
 
 def _parse_profile(data: bytes, device: str, dtype: str) -> Machine:
-    """The machine in a file.
+    """Return the machine in a file.
 
     Raises:
-        ValueError: it holds none, or that of another device.
+        ValueError: the file holds no machine, or that of another device.
     """
     fields = json.loads(data)
     if not isinstance(fields, dict) or (fields.get("device"), fields.get("dtype")) != (device, dtype):

@@ -1,8 +1,8 @@
-"""What was decided: a `Plan` is regimes, each of which says how everything in a network is contracted.
+"""A `Plan`: one or more regimes, each of which says how to contract everything in a network.
 
-A plan is data: per regime the stages (merged equations with a tree per term), and the sizes and the goal they were
-searched for. Everything else is derived: the schedule, every count, the table. Counts are sympy expressions in all
-sizes of the network; `Plan.at` turns them into integers.
+A plan is data. Each regime holds its stages (merged equations with a tree per term), and the sizes and the goal that
+the trees were searched for. Everything else is derived: the schedule, every count, the table. Counts are sympy
+expressions in all sizes of the network; `Plan.at` turns them into integers.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from tngraph.plans.saving import save_plan
 from tngraph.plans.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
-"""The counts of a regime whose formulas hold at all sizes; those of a call's memory hold where none is 1."""
+"""The counts whose formulas hold at all sizes. Formulas of a call's memory hold only where no size is 1."""
 
 
 @dataclass(frozen=True, repr=False)
 class Regime:
-    """One order for everything in a network, and where it is the best of a plan's.
+    """One order for everything in a network, and the range of a size in which it is the best.
 
     Attributes:
-        network: the network as it was given.
-        merged: the network whose equations the stages are, linear ones merged.
-        stages: its equations with their trees.
-        sizes: the number of every named size that formulas are compared at.
+        network: the network as the caller gave it.
+        merged: the network after its linear equations were merged; the stages are its equations.
+        stages: the equations of `merged` with their trees.
+        sizes: the value of every named size at which formulas are compared.
         goal: what the trees were searched for.
-        recomputed: the first and last operation of those that run once more in the backward pass.
-        low: the first value of the plan's run-time size that this regime is for.
-        high: the last one; None where it has no end.
+        recomputed: intervals of operations, first and last, that run once more in the backward pass.
+        low: the smallest value of the plan's run-time size that this regime is for.
+        high: the largest one; None where there is no upper end.
     """
 
     network: Network
@@ -73,19 +73,19 @@ class Regime:
 
     @cached_property
     def whole(self) -> Schedule:
-        """Every operation in the order it runs, those before the first call included."""
-        made = write_schedule(self.network, self.stages, self.sizes)
+        """The operations in the order they run, including those before the first call."""
+        schedule = write_schedule(self.network, self.stages, self.sizes)
         again = (Block("recompute", first, last) for first, last in self.recomputed)
-        return replace(made, blocks=(*made.blocks, *again))
+        return replace(schedule, blocks=(*schedule.blocks, *again))
 
     @cached_property
     def split(self) -> Split:
-        """Which operations come before the first call."""
+        """The schedule divided into what runs before the first call and what each call runs."""
         return split_schedule(self.whole, self.merged, self.goal, self.sizes)
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The operations of one call in the order they run; a folded value is a load."""
+        """The operations of one call in the order they run. A folded value is a load."""
         return self.split.schedule()
 
     @cached_property
@@ -97,35 +97,35 @@ class Regime:
 
     @property
     def kernels(self) -> Kernels:
-        """Every line that a call runs."""
+        """The lines that a call runs."""
         return self._lines.kernels
 
     @property
     def folding(self) -> Folding:
-        """Every line that runs before the first call."""
+        """The lines that run before the first call."""
         return self._lines.folding
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """The lines of the schedule."""
+        """The operations of one call."""
         return self.schedule.operations
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """The numbers of the values put out, in order."""
+        """The numbers of the output values, in the order of the network's outputs."""
         return tuple(self.schedule.results[port.name] for port in self.network.outputs)
 
     def users(self, number: int) -> frozenset[int]:
-        """The operations that use a value, under whatever name."""
+        """Return the operations that use a value, including those that use it through an alias."""
         return self._users.get(number, frozenset())
 
     @cached_property
     def _users(self) -> Mapping[int, frozenset[int]]:
-        names, found = aliases(self.operations), dict[int, set[int]]()
+        names, users_of = aliases(self.operations), dict[int, set[int]]()
         for number, op in enumerate(self.operations):
             for operand in op.operands:
-                found.setdefault(names[operand], set()).add(number)
-        return {value: frozenset(users) for value, users in found.items()}
+                users_of.setdefault(names[operand], set()).add(number)
+        return {value: frozenset(users) for value, users in users_of.items()}
 
     @property
     def trees(self) -> tuple[ContractionTree, ...]:
@@ -134,7 +134,7 @@ class Regime:
 
     @property
     def is_proven(self) -> bool:
-        """Whether every region's tree is proven optimal, at all sizes this regime is for."""
+        """True if every tree is proven optimal at all sizes this regime is for."""
         return all(tree.is_proven for tree in self.trees)
 
     @cached_property
@@ -154,17 +154,17 @@ class Regime:
 
     @cached_property
     def elementwise(self) -> sympy.Expr:
-        """Operations of one call that are no contraction [operations]."""
+        """Elementwise operations of one call: all that are not contractions [operations]."""
         return elementwise(self.operations)
 
     @cached_property
     def training_flops(self) -> sympy.Expr:
-        """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
+        """FLOPs of a forward and a backward pass, with the gradients that the goal asks for [FLOPs]."""
         return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks)
 
     @cached_property
     def largest(self) -> sympy.Expr:
-        """The largest value a step writes [elements]."""
+        """The size of the largest value that a step writes [elements]."""
         return maximum(legs_size(op.legs) for op in self.operations if op.kind != "load")
 
     @cached_property
@@ -174,7 +174,7 @@ class Regime:
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """What autograd keeps of a call with gradients as the goal says, where no size is 1 [bytes]."""
+        """Memory that autograd keeps for the gradients that the goal asks for, where no size is 1 [bytes]."""
         return self._memory.saved_formula
 
     @cached_property
@@ -183,25 +183,25 @@ class Regime:
         return self.memory(generic_sizes(self.network, self.sizes, tiles))
 
     def memory(self, numbers: Mapping[str, int], itemsize: int | None = None) -> Memory:
-        """What a call holds, exact at any sizes, those that are 1 or equal by chance included.
+        """Return the memory a call holds, exact at any sizes, even where a size is 1 or two sizes happen to be equal.
 
         Args:
-            numbers: an integer for every named size, as `Plan.values` gives them.
-            itemsize: of a number; that of the goal when absent [bytes].
+            numbers: an integer for every named size, as `Plan.values` returns them.
+            itemsize: of one number; when absent, the goal's [bytes].
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
 
     @cached_property
     def moves(self) -> sympy.Expr:
-        """What a call copies into another order, where no size is 1 [bytes]."""
+        """Memory that a call copies to change the order of axes, where no size is 1 [bytes]."""
         return self._memory.moves_formula
 
     def seconds(self, numbers: Mapping[str, int], machine: Machine | None = None) -> float:
-        """What a machine takes for a call, in training with its backward pass, as far as its model goes [s].
+        """Return the predicted time of a call, in training with its backward pass, by the model of a machine [s].
 
         Args:
             numbers: an integer for every named size.
-            machine: that of the goal, when absent.
+            machine: the model to use; when absent, the goal's.
         """
         clock = Clock(machine or self.goal.machine)
         trained = self.goal.trained if self.goal.mode == "train" else ()
@@ -211,29 +211,29 @@ class Regime:
 
     @property
     def folded(self) -> sympy.Expr:
-        """The buffers that are read instead of being computed at each call [bytes]."""
+        """Memory of the buffers that calls read instead of computing [bytes]."""
         return self.folding.elements * self.goal.itemsize
 
     @cached_property
     def cost(self) -> sympy.Expr | None:
-        """What the search minimised, as a formula; None where the objective is a function of numbers."""
+        """The cost that the search minimised, as a formula; None where the objective is a function of numbers."""
         if not isinstance(self.goal.rate, Weighted):
             return None
         return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks))
 
     def price(self, numbers: Mapping[str, int]) -> Price:
-        """What the search minimised, at these numbers of all sizes."""
+        """Return the cost that the search minimised, at these values of all sizes."""
         price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks)
         return price
 
     def counts(self, numbers: Mapping[str, int]) -> Counts:
-        """The counts at these numbers of all sizes."""
-        known = {name: evaluate_count(getattr(self, name), numbers) for name in COUNTS}
+        """Return the counts at these values of all sizes."""
+        formulas = {name: evaluate_count(getattr(self, name), numbers) for name in COUNTS}
         memory = self.memory(numbers)
-        return Counts(**known, peak=memory.peak, saved=memory.saved, moves=memory.moves, cost=self.price(numbers))
+        return Counts(**formulas, peak=memory.peak, saved=memory.saved, moves=memory.moves, cost=self.price(numbers))
 
     def alone(self, numbers: Mapping[str, int]) -> Plan:
-        """This regime as a plan of its own, for all sizes; these numbers are what its counts are shown at."""
+        """Return this regime as a plan of its own for all sizes, whose counts are shown at these values."""
         stages = tuple(replace(stage, branches=()) for stage in self.stages)
         return Plan((replace(self, stages=stages, sizes=numbers, low=1, high=None),))
 
@@ -243,17 +243,17 @@ class Regime:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a call took where it was measured, beside what the model of the machine said.
+    """The measured time of a call beside the time that the model of the machine predicted.
 
     Attributes:
-        device: on which it ran.
-        dtype: of its params.
+        device: the device it ran on.
+        dtype: the type of its params.
         sizes: the run-time sizes of the call, by name.
-        way: the order and the parts that it ran in.
-        model: what the model says [s].
-        seconds: what it took, the median of several turns [s].
-        dense: what the network takes with a dense weight in place of its params, measured beside it; None where that
-            was not measured, as where there is none, or it is too large [s].
+        way: the order and the tiles that it ran in.
+        model: the predicted time [s].
+        seconds: the measured time, the median of several turns [s].
+        dense: the time with a dense weight in place of the params, measured in the same run; None where it was not
+            measured, because there is no dense weight or it is too large [s].
     """
 
     device: str
@@ -266,7 +266,7 @@ class Measured:
 
     @property
     def is_slower_than_dense(self) -> bool:
-        """Whether a dense weight was faster."""
+        """True if a dense weight was measured to be faster."""
         return self.dense is not None and self.dense < self.seconds
 
 
@@ -276,10 +276,10 @@ class Plan:
 
     Attributes:
         regimes: in ascending order of the size they depend on.
-        free: the run-time sizes that regimes were searched over. With one, a regime is a range of it; with several,
+        free: the run-time sizes that regimes were searched over. With one, each regime has a range of it; with several,
             the regime of least cost runs.
-        unpinned: where an order was pinned by hand, the best plan without it at the same sizes.
-        measured: where it was tuned, what the ways that were kept took.
+        unpinned: where an order was pinned by hand, the best plan without the pin at the same sizes.
+        measured: where the plan was tuned, the measured times of the candidates it keeps.
     """
 
     regimes: tuple[Regime, ...]
@@ -289,27 +289,27 @@ class Plan:
 
     @property
     def network(self) -> Network:
-        """The network as it was given."""
+        """The network as the caller gave it."""
         return self.regimes[0].network
 
     @property
     def merged(self) -> Network:
-        """The network whose equations the stages are, linear ones merged."""
+        """The network after its linear equations were merged; the stages are its equations."""
         return self.regimes[0].merged
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The number of every named size; that of a free one is what counts are shown at."""
+        """The value of every named size. Counts are shown at these, free sizes included."""
         return self.regimes[0].sizes
 
     @property
     def goal(self) -> Goal:
-        """What the plan was made for."""
+        """The goal that the plan was searched for."""
         return self.regimes[0].goal
 
     @property
     def is_proven(self) -> bool:
-        """Whether every tree of every regime is proven optimal."""
+        """True if every tree of every regime is proven optimal."""
         return all(regime.is_proven for regime in self.regimes)
 
     @property
@@ -329,17 +329,17 @@ class Plan:
 
     @cached_property
     def training_flops(self) -> sympy.Expr:
-        """FLOPs of a forward and a backward pass, with gradients as the goal says [FLOPs]."""
+        """FLOPs of a forward and a backward pass, with the gradients that the goal asks for [FLOPs]."""
         return self._formula("training_flops")
 
     @cached_property
     def elementwise(self) -> sympy.Expr:
-        """Operations of one call that are no contraction [operations]."""
+        """Elementwise operations of one call: all that are not contractions [operations]."""
         return self._formula("elementwise")
 
     @cached_property
     def largest(self) -> sympy.Expr:
-        """The largest value a step writes [elements]."""
+        """The size of the largest value that a step writes [elements]."""
         return self._formula("largest")
 
     @cached_property
@@ -349,37 +349,37 @@ class Plan:
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """What autograd keeps of a call with gradients as the goal says, where no size is 1 [bytes]."""
+        """Memory that autograd keeps for the gradients that the goal asks for, where no size is 1 [bytes]."""
         return self._formula("saved")
 
     @cached_property
     def moves(self) -> sympy.Expr:
-        """What a call copies into another order, where no size is 1 [bytes]."""
+        """Memory that a call copies to change the order of axes, where no size is 1 [bytes]."""
         return self._formula("moves")
 
     @cached_property
     def folding(self) -> Folding:
-        """What runs before the first call, whichever regime that is for."""
+        """The lines that run before the first call, for all regimes together."""
         return merge_foldings([regime.folding for regime in self.regimes])
 
     @property
     def folded(self) -> sympy.Expr:
-        """The buffers of all regimes, which are there whichever runs [bytes]."""
+        """Memory of the buffers of all regimes, which exist whichever regime runs [bytes]."""
         return self.folding.elements * self.goal.itemsize
 
     @cached_property
     def cost(self) -> sympy.Expr | None:
-        """What the search minimised, as a formula; None where the objective is a function of numbers."""
+        """The cost that the search minimised, as a formula; None where the objective is a function of numbers."""
         return self._formula("cost") if self.regimes[0].cost is not None else None
 
     def _formula(self, name: str) -> sympy.Expr:
-        """A count: a formula where there is one regime, else one per regime with its condition."""
+        """Return a count as one formula, or piecewise with each regime's condition where there are several regimes."""
         if len(self.regimes) == 1:
             return getattr(self.regimes[0], name)
         return sympy.Piecewise(*((getattr(r, name), condition) for r, condition in self._conditions()))
 
     def _conditions(self) -> Iterator[tuple[Regime, sympy.Basic]]:
-        """Every regime with the condition that it runs under, where none before it does."""
+        """Yield each regime with the condition under which it runs, given that none before it does."""
         for k, regime in enumerate(self.regimes[:-1]):
             if len(self.free) == 1:
                 assert regime.high is not None
@@ -391,10 +391,10 @@ class Plan:
 
     @cached_property
     def breakpoints(self) -> tuple[Fraction, ...]:
-        """Where the costs of neighbouring regimes meet, in the one free size; none where several are free.
+        """The values of the one free size where the costs of neighbouring regimes meet; empty if several are free.
 
-        Exact where the costs are lines in that size: at least the `high` of the one regime, less than the `low` of the
-        next. Where they are not, what a line through these two values says.
+        A breakpoint is at least the `high` of one regime and less than the `low` of the next. It is exact where both
+        costs are linear in the size; elsewhere it is where the lines through the costs at these two ends cross.
         """
         return tuple(self._crossing(*pair) for pair in pairwise(self.regimes)) if len(self.free) == 1 else ()
 
@@ -406,30 +406,30 @@ class Plan:
 
     @cached_property
     def dense(self) -> Dense | None:
-        """The dense weight this network replaces, where it is one linear map (see `dense_equivalent`)."""
+        """The dense weight that this network replaces, if it is one linear map (see `dense_equivalent`)."""
         return dense_equivalent(self.merged)
 
     @cached_property
     def variants(self) -> Mapping[tuple[str, int], tuple[tuple[int, ...], ...]]:
-        """By equation and term of the regions that have several trees: for each, the regimes that it runs in."""
-        found: dict[tuple[str, int], dict[object, list[int]]] = {}
+        """The regimes in which each tree runs, for every region with several trees, by equation and term."""
+        regimes_of: dict[tuple[str, int], dict[object, list[int]]] = {}
         for number, regime in enumerate(self.regimes):
             for block in (block for block in regime.schedule.blocks if block.kind == "branch"):
                 stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
-                trees = found.setdefault((block.equation, block.term), {})
+                trees = regimes_of.setdefault((block.equation, block.term), {})
                 trees.setdefault(stage.trees[block.term].way, []).append(number)
-        return {key: tuple(map(tuple, trees.values())) for key, trees in found.items()}
+        return {key: tuple(map(tuple, trees.values())) for key, trees in regimes_of.items()}
 
     def values(self, /, **sizes: int) -> dict[str, int]:
-        """The number of every named size: the given ones, the others as searched.
+        """Return the value of every named size: those given here, and for the others the value that was searched at.
 
         Raises:
-            SizeError: a name that is no size of the network, or a number that is not a positive integer.
+            SizeError: the network has no size of this name, or a value is not a positive integer.
         """
         return number_sizes(self.network, {**given_sizes(self.network, self.sizes), **sizes})
 
     def regime(self, /, **sizes: int) -> Regime:
-        """The regime that runs at given sizes, the others as searched.
+        """Return the regime that runs at given sizes, with the others as searched.
 
         Raises:
             SizeError: see `values`.
@@ -437,14 +437,14 @@ class Plan:
         return self.regime_of(self.values(**sizes))
 
     def regime_of(self, numbers: Mapping[str, int]) -> Regime:
-        """The regime that runs at these numbers of all sizes."""
+        """Return the regime that runs at these values of all sizes."""
         if len(self.free) == 1:
             value = numbers[self.free[0]]
             return next(r for r in self.regimes if r.high is None or value <= r.high)
         return min(self.regimes, key=lambda regime: regime.price(numbers)) if len(self.regimes) > 1 else self.regimes[0]
 
     def only(self, /, **sizes: int) -> Plan:
-        """The plan that always does what this one does at given sizes: of one regime, for all sizes.
+        """Return a plan with one regime for all sizes: the one that runs at the given sizes.
 
         Raises:
             SizeError: see `values`.
@@ -453,13 +453,13 @@ class Plan:
         return self.regime_of(numbers).alone(numbers)
 
     def each(self) -> tuple[Plan, ...]:
-        """Every regime as a plan of its own, for all sizes."""
+        """Return each regime as a plan of its own for all sizes."""
         return tuple(regime.alone(regime.sizes) for regime in self.regimes)
 
     def at(self, /, **sizes: int) -> Counts:
-        """The counts of the regime that runs at given sizes, the others as searched: ``plan.at(batch=64, D=8)``.
+        """Return the counts at given sizes, with the others as searched: ``plan.at(batch=64, D=8)``.
 
-        The buffers are those of all regimes.
+        They are the counts of the regime that runs there, except `folded`, which counts the buffers of all regimes.
 
         Raises:
             SizeError: see `values`.
@@ -469,7 +469,7 @@ class Plan:
         return replace(counts, folded=evaluate_count(self.folded, numbers))
 
     def table(self, /, **sizes: int) -> str:
-        """The plan as text: totals on top, one row per step of the regime that runs, with numbers at these sizes.
+        """Return the plan as text: totals on top, then one row per step of the regime that runs at these sizes.
 
         Raises:
             SizeError: see `values`.
@@ -480,11 +480,11 @@ class Plan:
         return self.table()
 
     def diff(self, other: Plan, /, **sizes: int) -> PlanDifference:
-        """What another plan has different, at given sizes, the others as searched: it prints as text.
+        """Return how another plan differs, at given sizes, with the others as searched. The result prints as text.
 
         Raises:
-            SizeError: a size that one of the networks does not have, or a number that is not a positive integer.
-            TypeError: something else than a plan.
+            SizeError: one of the networks does not have a size that is given, or a value is not a positive integer.
+            TypeError: `other` is not a plan.
         """
         if not isinstance(other, Plan):
             raise TypeError(f"a plan is compared with a plan, and not with {other!r}")
@@ -494,7 +494,7 @@ class Plan:
         """Write the plan to a file that `tngraph.load_plan` reads.
 
         Raises:
-            PlanError: it minimises a function of a step, or the file cannot be written.
+            PlanError: the plan minimises a Python function, which a file cannot hold, or the file cannot be written.
         """
         save_plan(self, path)
 

@@ -1,8 +1,8 @@
-"""Trees as moves that say nothing twice: which values meet, and which folded reads are laid out.
+"""Trees as minimal moves: which values are joined, and which folded reads are laid out.
 
-All else of a tree follows from its region. So a tree that comes from a file is not believed but made again: `Replay`
-makes the steps that its moves lead to, and refuses a move that the region does not allow. Whatever moves there are,
-the result is a contraction of the region and of nothing else.
+Everything else in a tree follows from its region. So a tree from a file is not trusted but derived again: `Replay`
+derives the steps from the moves and refuses a move that the region does not allow. Whatever the moves are, the result
+is a contraction of that region.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tngraph.planning.trees import join_kind, opened, prepare_leaves
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Two values that are joined, or one of which some folded reads are laid out; numbered as the steps of a tree."""
+    """A join of two values, or one value some of whose folded reads are laid out. Values are numbered as in a tree."""
 
     operands: tuple[int, ...]
     reads: tuple[int, ...] = ()
 
 
 class ReplayError(ValueError):
-    """A move that is none for the region, as the end of a sentence."""
+    """A move that the region does not allow. The message is the end of a sentence that the caller begins."""
 
 
 class Replay:
-    """The steps of a tree as its moves are made, after those that prepare the region's accesses."""
+    """The steps of a tree so far: those that prepare the region's accesses, then one per move."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
@@ -36,10 +36,10 @@ class Replay:
         self.values: dict[int, Value] = dict(zip(where, topology.leaves, strict=True))
 
     def make(self, move: Move) -> None:
-        """Make one move; its operands are used up by it.
+        """Make one move, which uses up its operands.
 
         Raises:
-            ReplayError: the region does not allow it.
+            ReplayError: the region does not allow the move.
         """
         taken = [self.take(number) for number in move.operands]
         if len(taken) == 2 and not move.reads:
@@ -50,20 +50,20 @@ class Replay:
             raise ReplayError("joins no two values and lays out none")
 
     def take(self, number: int) -> Value:
-        """A value that no step has used, which is used now.
+        """Return a value that no step has used yet, and mark it as used.
 
         Raises:
-            ReplayError: there is none of this number.
+            ReplayError: there is no unused value of this number.
         """
         if number not in self.values:
             raise ReplayError(f"takes the value {number}, which is not there")
         return self.values.pop(number)
 
     def _join(self, operands: tuple[int, ...], left: Value, right: Value) -> None:
-        made = self.topology.join(left, right)
-        if made is None:
+        joined = self.topology.join(left, right)
+        if joined is None:
             raise ReplayError("joins values of which a folded read is to be laid out first")
-        self._put(Step(operands, self.topology.legs(made), join_kind(left, right, made)), made)
+        self._put(Step(operands, self.topology.legs(joined), join_kind(left, right, joined)), joined)
 
     def _lay_out(self, move: Move, value: Value) -> None:
         folded = {read for read, _ in value.folded}
@@ -78,10 +78,10 @@ class Replay:
         self.values[len(self.topology.leaves) + len(self.steps) - 1] = value
 
     def finish(self, *, is_proven: bool, is_pinned: bool = False) -> ContractionTree:
-        """The tree, once one value is left.
+        """Return the tree, once a single value is left.
 
         Raises:
-            ReplayError: several are, or it has a read that is not laid out.
+            ReplayError: several values are left, or the last one has a read that is not laid out.
         """
         if len(self.values) != 1:
             raise ReplayError(f"leaves {len(self.values)} values and not one")
@@ -92,15 +92,15 @@ class Replay:
 
 
 def find_move(replay: Replay, operands: tuple[int, ...], is_right: Callable[[tuple[Leg, ...]], bool]) -> Move:
-    """The move on these operands; what one of them lays out is told by the legs of the result.
+    """Return the move on these operands. For a single operand, the legs of the result say which reads are laid out.
 
     Args:
         replay: the tree so far.
         operands: one or two values.
-        is_right: whether legs are those of the result.
+        is_right: returns whether some legs are those of the result.
 
     Raises:
-        ReplayError: no reads are those that are laid out.
+        ReplayError: no choice of reads to lay out gives the legs of the result.
     """
     if len(operands) != 1:
         return Move(operands)
@@ -115,7 +115,7 @@ def find_move(replay: Replay, operands: tuple[int, ...], is_right: Callable[[tup
 
 
 def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
-    """The moves of a tree."""
+    """Return the moves of a tree."""
     replay, moves = Replay(topology), list[Move]()
     for step in tree.steps[len(replay.steps) :]:
         moves.append(find_move(replay, step.operands, step.legs.__eq__))
@@ -124,10 +124,10 @@ def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
 
 
 def replay_moves(topology: Topology, moves: Sequence[Move], *, is_proven: bool) -> ContractionTree:
-    """The tree of some moves.
+    """Return the tree that some moves lead to.
 
     Raises:
-        ReplayError: they are none of the region.
+        ReplayError: the region does not allow them.
     """
     replay = Replay(topology)
     for move in moves:

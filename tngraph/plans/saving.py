@@ -1,8 +1,8 @@
-"""A plan as a file: JSON that holds the decisions, and beside them what they lead to, to be read and to be checked.
+"""A plan as a JSON file: the decisions, and beside them their consequences, for people to read and `loading` to check.
 
-The decisions are few: the network as text, the goal, the numbers of the sizes, which equations were inlined, and the
-steps of every tree. What each step contracts, its kind and its legs follow from them; `loading` makes all of it again
-and compares.
+The decisions are few: the network as text, the goal, the values of the sizes, which equations were inlined, and the
+steps of every tree. What each step contracts, its kind and its legs follow from them. `loading` derives all of that
+again and compares.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = "tngraph plan"
 VERSION = 1
-"""Of the file; another one when what it says changes."""
+"""The version of the file format. It changes when the meaning of a file changes."""
 
 _LIST = re.compile(r'(\[)\n *((?:[^\[\]{}"]|"[^"\n]*")*?)\n *(?=\])')
 _OBJECT = re.compile(r"(\{)\n *([^{}]*?)\n *(?=\})")
@@ -44,7 +44,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     """Write a plan to a file, whole or not at all.
 
     Raises:
-        PlanError: a plan that a file cannot hold, or a file that cannot be written.
+        PlanError: a file cannot hold the plan, or the file cannot be written.
     """
     text = format_plan_file(plan)
     try:
@@ -54,10 +54,10 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 
 
 def format_plan_file(plan: Plan) -> str:
-    """A plan as the text of its file.
+    """Return a plan as the text of its file.
 
     Raises:
-        PlanError: it minimises a function of a step, or its network is longer than a text may be.
+        PlanError: the plan minimises a Python function, or its network's text cannot be read back.
     """
     text = format_network(plan.network)
     _check_text(plan.network, text)
@@ -76,14 +76,14 @@ def format_plan_file(plan: Plan) -> str:
 
 
 def _compact(text: str) -> str:
-    """Indented JSON with its innermost lists and objects on one line each. No text in it has a newline."""
+    """Put each innermost list and object of indented JSON on one line. Strings in JSON hold no newline."""
     for innermost in (_LIST, _OBJECT):
         text = innermost.sub(lambda found: found[1] + _BREAK.sub(" ", found[2]), text)
     return text
 
 
 def digest(text: str) -> str:
-    """The sha256 of a text, whatever characters a file has put there."""
+    """Return the sha256 of a text. Surrogates, which a JSON file can contain, are allowed."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -120,7 +120,7 @@ def _minimize_field(goal: Goal) -> Any:
 
 
 def _decisions(plan: Plan) -> Fields:
-    """What was decided for the network: which equations were inlined, and the trees of every regime."""
+    """Return the decisions for a network: which equations were inlined, and the trees of every regime."""
     inlined = find_inlined(plan.network, plan.merged)
     if merge(plan.network, inlined) != plan.merged:
         raise PlanError(f"the plan of {plan.network.name} cannot be saved: its equations are not those of its network")
@@ -151,28 +151,28 @@ def _tree_fields(tree: ContractionTree) -> Fields:
 
 
 def show_accesses(region: Region) -> list[str]:
-    """What a region contracts, in the language: values 0, 1, … of its tree."""
+    """Return the accesses of a region, which are the values 0, 1, … of its tree, as the language writes them."""
     return [format_value(access.source, access.legs) for access in region.accesses]
 
 
 def show_step(step: Step) -> Fields:
-    """A step with its legs in the language."""
+    """Return a step as JSON fields, with its legs as the language writes them."""
     return {"operands": list(step.operands), "kind": step.kind, "legs": show_legs(step)}
 
 
 def show_form(form: Form) -> Fields:
-    """The legs of a form in the language, and which of its matrices lie transposed."""
+    """Return a matmul layout as JSON fields: its legs in the language, and which matrices are transposed."""
     parts = {part: [format_leg(leg) for leg in legs] for part, legs in zip(form._fields[:-1], form[:-1], strict=True)}
     return {**parts, "turned": list(form.turned)}
 
 
 def show_gradient(gradient: Gradient) -> Fields:
-    """Whose gradient it is, of what form, whether of an operand that is arranged, and whether products are added."""
+    """Return a gradient as JSON fields, with its step, operand and matmul layout."""
     form = show_form(gradient.form)
     named = {"step": gradient.step, "operand": gradient.operand, "form": form, "arranged": gradient.is_arranged}
     return {**named, "added": bool(gradient.added)}
 
 
 def show_legs(step: Step) -> list[str]:
-    """The legs of a step's result in the language."""
+    """Return the legs of a step's result as the language writes them."""
     return [format_leg(leg) for leg in step.legs]

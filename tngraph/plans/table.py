@@ -1,4 +1,4 @@
-"""A plan as text: totals on top, one row per step, a unit on every number."""
+"""A plan as text: totals on top, one row per step, and a unit on every number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_DRAWING = 400
 
 
 def format_leg(leg: Leg) -> str:
-    """A leg as it is written in the language."""
+    """Return a leg as the language writes it."""
     if isinstance(leg, Index):
         return leg.name
     text = " + ".join(index.name if c == 1 else f"{c}*{index.name}" for c, index in leg.terms)
@@ -37,12 +37,12 @@ def format_leg(leg: Leg) -> str:
 
 
 def format_value(name: str, legs: Sequence[Leg]) -> str:
-    """A value with its legs, as ``t1[batch, o1, b1]``."""
+    """Return a value with its legs, as ``t1[batch, o1, b1]``."""
     return f"{name}[{', '.join(map(format_leg, legs))}]"
 
 
 def format_step(operations: Sequence[Operation], number: int) -> str:
-    """What a step computes, in names: ``t2 = t1 * w2``."""
+    """Return what a step computes in terms of the names of its operands, as ``t1 * w2``."""
     op = operations[number]
     names = [operations[k].name for k in op.operands]
     if op.kind == "add":
@@ -61,7 +61,7 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
 
 
 def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
-    """Short names for sizes that count windows: the index that has the size, unless a size is called so too."""
+    """Return a short name for each size that counts windows: its index's name, unless a size has that name."""
     sizes = {size.name for size in network.sizes}
     named: dict[sympy.Expr, sympy.Symbol] = {}
     for index in network.indices():
@@ -71,7 +71,7 @@ def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
 
 
 def format_formula(expr: sympy.Expr, width: int = 160) -> str:
-    """A formula in one line; one too long for that says how long it is instead."""
+    """Return a formula on one line, or a note of how many terms it has if it is too long."""
     text = str(expr)
     if len(text) <= width:
         return text
@@ -80,7 +80,7 @@ def format_formula(expr: sympy.Expr, width: int = 160) -> str:
 
 
 def draw_tree(tree: ContractionTree) -> str:
-    """A tree as nested names, the way an order is pinned: ``((x w1) (w2 w3))``."""
+    """Return a tree as nested names, as a pinned order is written: ``((x w1) (w2 w3))``."""
     drawn = [access.source for access in tree.region.accesses]
     for step in tree.steps:
         parts = [drawn[k] for k in step.operands]
@@ -89,7 +89,7 @@ def draw_tree(tree: ContractionTree) -> str:
 
 
 def draw_stages(regime: Regime) -> str:
-    """The trees of a regime in one line, those that leave nothing to choose left out."""
+    """Return the trees of a regime on one line, without those of a single tensor."""
     drawn = []
     for stage in regime.stages:
         trees = [draw_tree(tree) for tree in stage.trees if len(tree.region.accesses) > 1]
@@ -99,14 +99,14 @@ def draw_stages(regime: Regime) -> str:
 
 
 def format_range(low: int, high: int | None) -> str:
-    """The values of a regime: ``1–7``, ``8``, ``≥ 64``."""
+    """Return the range of a regime as text: ``1–7``, ``8``, ``≥ 64``."""
     if high is None:
         return f"≥ {low:,}"
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 def format_plan(plan: Plan, numbers: Mapping[str, int]) -> str:
-    """Totals, the regimes if there are several, then one row per step of the regime that runs at these numbers."""
+    """Return the text of a plan: totals, regimes if several, then one row per step of the regime that runs here."""
     regime = plan.regime_of(numbers)
     return "\n".join([*_totals(plan, regime, numbers), "", *_rows(regime, numbers)])
 
@@ -152,7 +152,7 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
 
 
 def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
-    """What a pinned order costs beside the best one, in what was minimised."""
+    """Return the cost of a pinned order beside that of the best one, in the units that were minimised."""
     regimes = [each.regime_of(numbers) for each in (plan, best)]
     is_peak = plan.goal.minimize == "memory"
     costs = [each.memory(numbers).peak if is_peak else each.price(numbers) for each in regimes]
@@ -163,7 +163,7 @@ def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
 
 
 def _price_unit(goal: Goal) -> str:
-    """What the price of a goal counts."""
+    """Return the unit of a goal's price."""
     if goal.minimize == "memory":
         return "bytes"
     units: dict[Rate, str] = {Weighted(): "operations", Weighted(0, 1): "elements"}
@@ -171,7 +171,7 @@ def _price_unit(goal: Goal) -> str:
 
 
 def describe_regimes(plan: Plan) -> list[str]:
-    """Where each regime runs: a range of the size that decides, a number where several do, "" if it always runs."""
+    """Return where each regime runs: a range of the free size, "order 1", … if several are free, or "" if alone."""
     if len(plan.regimes) == 1:
         return [""]
     if len(plan.free) == 1:
@@ -180,7 +180,7 @@ def describe_regimes(plan: Plan) -> list[str]:
 
 
 def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
-    """One line per regime: where it runs, what it costs, its trees; a mark at the one that runs."""
+    """Yield one line per regime: where it runs, its cost and its trees, with a mark at the one that runs."""
     windows = window_names(plan.network)
     for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
         mark = "*" if regime is running else " "
@@ -189,7 +189,7 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
 
 
 def count_rows(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[tuple[str, sympy.Expr, int, str]]:
-    """The totals of a regime: label, formula, what it is at these numbers, unit."""
+    """Yield the totals of a regime: label, formula, value at these sizes, unit."""
     memory = regime.memory(numbers)
     exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
     for label, expr, unit in _counts(plan, regime):
@@ -228,7 +228,7 @@ def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Cells side by side: words to the left, the last two columns, which are numbers, to the right."""
+    """Join the cells of a row: words aligned left, and the last two columns, which are numbers, aligned right."""
     cells = [
         cell.rjust(width) if k >= len(row) - 2 else cell.ljust(width)
         for k, (cell, width) in enumerate(zip(row, widths, strict=True))
