@@ -1,7 +1,7 @@
-"""Which integer every size is: defaults, overrides, and what the shapes of the inputs determine.
+"""Binding of sizes to integers: defaults, overrides, and what the shapes of the inputs determine.
 
-A run-time size is solved for on an input axis that is affine in it once everything else there is known; then every
-axis is checked, so what `bind_sizes` returns fits the inputs.
+A run-time size is solved for on an input axis that is affine in it, once everything else on the axis is bound. Then
+every axis is checked, so the sizes that `bind_sizes` returns fit the inputs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tngraph.language.sizes import LARGEST, evaluate_size, product
 
 
 def compile_time_sizes(network: Network, overrides: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The sizes known before any array is: defaults, overridden where asked, and what derives from them.
+    """Return the sizes known before any array is given: defaults or their overrides, and what derives from them.
 
-    A size derived from a run-time size is absent: it cannot be set either.
+    A size derived from a run-time size is absent, and cannot be overridden.
 
     Raises:
-        SizeError: an override that is unknown, names a run-time size or is not a positive integer, or a
-            derived size that is not positive.
+        SizeError: an override is unknown, names a run-time size or is not a positive integer, or a derived size
+            is not positive.
     """
     overrides = dict(overrides or {})
     _check_overrides(network, overrides)
@@ -50,13 +50,13 @@ def _check_overrides(network: Network, overrides: Mapping[str, int]) -> None:
 
 
 def check_size(name: str, value: object) -> None:
-    """Raise `SizeError` unless a value can be the number of a size."""
+    """Raise `SizeError` unless a value is an integer that a size can have."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not 1 <= operator.index(value) <= LARGEST:
         raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
 
 
 def check_sizes(network: Network, values: Mapping[str, int]) -> None:
-    """Raise `SizeError` where these numbers leave an index or a fan-in below 1, or a basis vector without its entry."""
+    """Raise `SizeError` if with these values an index or a fan-in is below 1, or a basis vector lacks its entry."""
     index_sizes(network, values)
     for core in network.cores:
         if core.init is not None and core.init.kind == "basis":
@@ -68,7 +68,7 @@ def check_sizes(network: Network, values: Mapping[str, int]) -> None:
 
 
 def unknown_size(network: Network, name: str, known: Sequence[str]) -> SizeError:
-    """The error for a size that a network does not have, with the ones it has."""
+    """Return the error for a size that a network does not have, with the ones it has."""
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"its sizes: {', '.join(known) or 'none'}"
     loops = f"a size that bounds a loop is set when the text is read: tg.load(path, sizes={{{name!r}: …}})"
@@ -76,7 +76,7 @@ def unknown_size(network: Network, name: str, known: Sequence[str]) -> SizeError
 
 
 def _derive(size: Size, value: sympy.Expr, values: dict[str, int]) -> None:
-    """Add a derived size if all it derives from is known."""
+    """Add a derived size if everything it derives from is bound."""
     if any(symbol.name not in values for symbol in value.free_symbols):
         return
     number = evaluate_size(value, values, LARGEST)
@@ -88,19 +88,18 @@ def _derive(size: Size, value: sympy.Expr, values: dict[str, int]) -> None:
 def bind_sizes(
     network: Network, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Every size of a network, the run-time ones read off the shapes of its inputs.
+    """Return the value of every size of a network, with run-time sizes read off the shapes of its inputs.
 
     Args:
         network: the network.
-        shapes: the shape of each input as ``forward`` receives it, fused axes fused.
+        shapes: the shape of each input as ``forward`` receives it, with fused axes.
         sizes: overrides of compile-time sizes.
 
     Returns:
-        A positive integer per size name, in order of declaration.
+        A positive integer for each size's name, in order of declaration.
 
     Raises:
-        SizeError: a missing or unknown input, an axis that does not have its size, or a run-time size
-            that no axis determines.
+        SizeError: an input is missing or unknown, an axis has the wrong size, or no axis determines a run-time size.
     """
     values = compile_time_sizes(network, sizes)
     check_names(shapes, {port.name: "input" for port in network.inputs}, "shape")
@@ -145,7 +144,7 @@ def _axes(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[t
 
 
 def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: dict[str, int]) -> bool:
-    """Add the sizes that one more look at the axes and the derived sizes determines; whether there were any."""
+    """Add the sizes that the axes and the derived sizes determine now, and return whether there were any."""
     before = len(values)
     for size in network.sizes:
         if size.name not in values and size.value is not None:
@@ -165,7 +164,7 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
 
 
 def in_basic_sizes(network: Network, expr: sympy.Expr, values: Container[str]) -> sympy.Expr:
-    """An expression without the derived sizes that have no value yet."""
+    """Return an expression with the derived sizes that have no value yet replaced by their definitions."""
     for size in reversed(network.sizes):
         if size.name not in values and size.value is not None:
             expr = expr.xreplace({size.symbol: size.value})
@@ -178,7 +177,7 @@ def _is_affine(expr: sympy.Expr, unknown: sympy.Symbol) -> bool:
 
 
 def _solve(expr: sympy.Expr, unknown: sympy.Symbol, extent: int, values: dict[str, int]) -> sympy.Expr | None:
-    """Add the size that makes an affine axis this long; when no positive integer does, what the axis multiplies to."""
+    """Add the size that makes an affine axis this long, or return the axis's size if no positive integer does."""
     at_zero, at_one = (evaluate_size(expr, {**values, unknown.name: n}, LARGEST) for n in (0, 1))
     slope = at_one - at_zero
     if slope == 0:
@@ -207,10 +206,10 @@ def _mismatch(name: str, number: int, axis: Sequence[Index], extent: int, expect
 
 
 def index_sizes(network: Network, values: Mapping[str, int]) -> dict[str, int]:
-    """The size of every index by name, given every named size.
+    """Return the size of every index by name, given every named size.
 
     Raises:
-        SizeError: an index whose size is not positive.
+        SizeError: an index has a size that is not positive.
     """
     extents = {index.name: evaluate_size(index.size, values, LARGEST) for index in network.indices()}
     for index in network.indices():

@@ -1,7 +1,7 @@
-"""The pointwise functions of the language: how many numbers each takes, its value and its derivative.
+"""The pointwise functions of the language, with their values, derivatives and counts of numbers.
 
-Values and derivatives are those of torch, kinks included (the derivative of ``relu`` and ``abs`` at 0 is 0).
-Outside its domain a function is nan or infinite without a warning, as in torch.
+Values and derivatives agree with torch, even at kinks (the derivative of ``relu`` and ``abs`` at 0 is 0). Outside its
+domain a function is nan or infinite without a warning, as in torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 class Pointwise:
     """A function of one real number and ``arity`` constants: ``value(x, *args)``, ``derivative(x, *args)``.
 
-    ``on_complex`` tells whether it is also a holomorphic function of a complex number.
+    ``on_complex`` is true if it is also a holomorphic function of a complex number.
     """
 
     value: Callable[..., Array]
@@ -82,14 +82,14 @@ FUNCTIONS: Mapping[str, Pointwise] = {
 }
 
 ARITY: Mapping[str, int] = {name: function.arity for name, function in FUNCTIONS.items()}
-"""How many numbers each function takes, as ``leaky_relu(0.1)`` takes one."""
+"""The count of numbers that each function takes, as ``leaky_relu(0.1)`` takes one."""
 
 
 def pointwise(name: str, args: Sequence[float]) -> Pointwise:
-    """The function of a name, checked to take these numbers.
+    """Return the function of a name, after checking that it takes these numbers.
 
     Raises:
-        NetworkError: no such function, or another count of numbers.
+        NetworkError: there is no such function, or it takes another count of numbers.
     """
     function = FUNCTIONS.get(name)
     if function is None:
@@ -102,13 +102,13 @@ def pointwise(name: str, args: Sequence[float]) -> Pointwise:
 
 
 def apply(name: str, args: Sequence[float], x: Array) -> Array:
-    """The function of every entry of an array."""
+    """Apply the function to every entry of an array."""
     with np.errstate(all="ignore"):
         return np.asarray(_on(name, args, x).value(x, *args))
 
 
 def differentiate(name: str, args: Sequence[float], x: Array) -> Array:
-    """The derivative of the function at every entry of an array."""
+    """Return the derivative of the function at every entry of an array."""
     with np.errstate(all="ignore"):
         return np.asarray(_on(name, args, x).derivative(x, *args))
 

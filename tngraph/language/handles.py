@@ -1,4 +1,4 @@
-"""What a Python user holds while building a network: positions on legs, and sums of products of tensors."""
+"""The values a Python user works with while building a network: positions on legs, and sums of products of tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tngraph.language.limits import LEGS
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place on a leg: Σ coefficient·index + offset, modulo a size if there is one. A bare index is one too.
+    """A position on a leg: Σ coefficient·index + offset, modulo a size if there is one. A bare index is a position too.
 
     ``2*h + kh - 1`` reads with stride 2 and padding 1, ``(l + k - 1) % n`` cyclically. A bare ``h`` runs over a leg of
     its own size; ``h + 0`` reads the positions 0, 1, … of a leg of any size.
@@ -25,16 +25,16 @@ class Position:
 
     @classmethod
     def of(cls, name: str) -> Position:
-        """The plain index of a name."""
+        """Return the position that is just the index of this name."""
         return cls(((1, name),), is_bare=True)
 
     @property
     def plain(self) -> str | None:
-        """The name of the index if this is just one."""
+        """The name of the index if the position is a bare one, else None."""
         return self.terms[0][1] if self.is_bare else None
 
     def coefficient(self, name: str) -> int:
-        """What an index is multiplied by here, 0 if it is not here."""
+        """Return the coefficient of an index, or 0 if the position does not depend on it."""
         return next((factor for factor, index in self.terms if index == name), 0)
 
     def __add__(self, other: Position | sympy.Expr | int) -> Position:
@@ -108,7 +108,7 @@ def _shown(factor: object) -> str:
 
 
 def integer(value: object) -> sympy.Expr:
-    """A value as an integer expression."""
+    """Return a value as an integer expression."""
     expr = value if isinstance(value, sympy.Expr) else None
     if expr is None and hasattr(value, "__index__") and not isinstance(value, bool):
         expr = sympy.Integer(value.__index__())
@@ -118,7 +118,7 @@ def integer(value: object) -> sympy.Expr:
 
 
 def _is_integral(expr: sympy.Expr) -> bool:
-    """Whether an expression is integer arithmetic as it is written.
+    """Return whether an expression is integer arithmetic as it is written.
 
     Sympy's own ``is_integer`` is undecided where a divisor might be zero, as in ``7 // (h - 1)``.
     """
@@ -203,12 +203,12 @@ def _product(value: object) -> Summand:
 
 @dataclass(frozen=True, slots=True)
 class Tensor(Expression):
-    """A core or an earlier result. ``t`` is it under its own legs, ``t[i, h + k]`` under others."""
+    """A core or an earlier result. ``t`` has its own legs, and ``t[i, h + k]`` is read at other positions."""
 
     name: str
     legs: tuple[Position, ...]
 
-    # Without these, Python would try the positions 0, 1, 2, … for ever.
+    # Without these, ``for`` and ``in`` would try the positions 0, 1, 2, … for ever, since ``__getitem__`` never fails.
     __iter__ = None
     __contains__ = None
 
@@ -220,11 +220,11 @@ class Tensor(Expression):
 
 
 def access(source: str, positions: tuple[Position, ...]) -> Expression:
-    """One tensor at positions on its legs."""
+    """Return the expression of one tensor at positions on its legs."""
     return Expression((Summand(1, (Factor(source, positions),)),))
 
 
 def tensor(name: str, legs: tuple[str, ...]) -> Tensor:
-    """The handle of a tensor with these legs."""
+    """Return the handle of a tensor with these legs."""
     own = tuple(map(Position.of, legs))
     return Tensor(access(name, own).summands, name, own)

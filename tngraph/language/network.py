@@ -1,11 +1,11 @@
-"""What a network is: frozen values that only check themselves.
+"""Networks as frozen values that only check themselves.
 
-A `Network` is cores (tensors with named legs) and equations over them. The text of a file, the Python
-builder and the imports all produce these same values, and everything downstream (meaning, plan, counts,
-code) is a loop over them.
+A `Network` has cores (tensors with named legs) and equations over them. The text of a file, the Python builder and the
+imports all produce these values, and everything downstream (meaning, plan, counts, code) is a loop over them.
 
-Invariant: names are ASCII identifiers, those of tensors and indices several joined by dots; one index name has one
-size in the whole network; an access has exactly the legs of its source; a name is defined before it is used, and once.
+Invariants: Names are ASCII identifiers; those of tensors and indices may be several joined by dots. An index name has
+one size in the whole network. An access has exactly the legs of its source. A name is defined once, and before it is
+used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_NAME = 128
 
 
 def is_dotted_name(text: str) -> bool:
-    """Whether a text is ASCII identifiers joined by single dots, of at most 128 characters in all."""
+    """Return whether a text is ASCII identifiers joined by single dots, of at most 128 characters in all."""
     return len(text) <= LONGEST_NAME and bool(_DOTTED.match(text))
 
 
@@ -57,14 +57,14 @@ def _no_name(name: object, what: str) -> NetworkError:
 
 
 def folders(name: str) -> tuple[str, ...]:
-    """The dotted names that a dotted name lies in, outermost first: ``a`` and ``a.b`` of ``a.b.c``."""
+    """Return the folders that a dotted name lies in, outermost first: ``a`` and ``a.b`` for ``a.b.c``."""
     parts = name.split(".")
     return tuple(".".join(parts[:count]) for count in range(1, len(parts)))
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A named size: read from an input at run time (``value`` is None) or a default over earlier sizes."""
+    """A named size: read off an input at run time (``value`` is None), or with a default in terms of earlier sizes."""
 
     name: str
     value: sympy.Expr | None = None
@@ -96,7 +96,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A leg read at the affine position Σ coefficient·index + offset; outside the leg it reads zero.
+    """A leg read at the affine position Σ coefficient·index + offset. Reads outside the leg give zero.
 
     ``leg`` is the source's own leg. With ``wrap`` the position is taken modulo the leg's size instead.
     """
@@ -124,9 +124,9 @@ Leg = Index | Read
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a stored tensor starts, or what a const is: a kind and its numbers, as ``normal(0.02)``.
+    """The initialisation of a stored tensor, or the kind of a const: a word and its numbers, as ``normal(0.02)``.
 
-    That of ``fan_in`` is a size.
+    The number of ``fan_in`` is a size.
     """
 
     kind: str
@@ -144,14 +144,14 @@ INIT_ARGS: Mapping[str, tuple[int, ...]] = {
     "near_eye": (1,),
     "signs": (1,),
 }
-"""How many numbers each initialisation takes."""
+"""The counts of numbers that each initialisation can take."""
 CONST_ARGS: Mapping[str, tuple[int, ...]] = {"delta": (0,), "basis": (1,), "ones": (0,), "eye": (0,)}
-"""How many numbers each kind of const takes."""
+"""The counts of numbers that each kind of const can take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """A tensor of the network: its legs in storage order, its role and how it starts."""
+    """A tensor of the network: its legs in storage order, its role and its initialisation."""
 
     name: str
     legs: tuple[Index, ...]
@@ -160,12 +160,12 @@ class Core:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders of a module that it is stored in, outermost first; an input is stored nowhere."""
+        """The folders of a module that it is stored in, outermost first; empty for an input, which is not stored."""
         return folders(self.name) if self.role != "input" else ()
 
     @property
     def fan_in(self) -> sympy.Expr | None:
-        """The size that a core drawn by ``fan_in`` is drawn for."""
+        """The size that a ``fan_in`` initialisation is for; None for other initialisations."""
         init = self.init
         return sympy.sympify(init.args[0]) if init is not None and init.kind == "fan_in" else None
 
@@ -191,7 +191,7 @@ class Core:
 
 
 def _check_numbers(init: Init, counts: tuple[int, ...]) -> None:
-    """Whether an initialisation has the numbers that its kind is about."""
+    """Raise `NetworkError` unless an initialisation has the numbers that its kind needs."""
     kind, args = init.kind, init.args
     if len(args) not in counts:
         raise NetworkError(f"{kind} takes {' or '.join(map(str, counts))} number(s), not {len(args)}", at=kind)
@@ -216,7 +216,7 @@ def _check_legs(core: Core) -> None:
 
 
 def _check_structure(core: Core, init: Init) -> None:
-    """Whether a const has the legs that its kind is about."""
+    """Raise `NetworkError` unless a const has the legs that its kind needs."""
     count = len(core.legs)
     if init.kind == "delta":
         for leg in core.legs[1:]:
@@ -235,20 +235,20 @@ def _check_structure(core: Core, init: Init) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A source (a core or an earlier equation) under indices of its legs' sizes, or reads of its legs."""
+    """A source (a core or an earlier equation) with an index, or a read, in place of each of its legs."""
 
     source: str
     legs: tuple[Leg, ...]
 
     @property
     def indices(self) -> tuple[Index, ...]:
-        """Every index this access depends on, once, in order of mention."""
+        """The indices this access depends on, once each, in order of mention."""
         return tuple(dict.fromkeys(i for leg in self.legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A number times a product of accesses, summed over every index that is not on the left."""
+    """A number times a product of accesses, summed over every index that is not on the left-hand side."""
 
     scale: int | float
     accesses: tuple[Access, ...]
@@ -264,7 +264,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """``name[legs] = function(Σ terms)``; a leg that a term lacks is broadcast."""
+    """``name[legs] = function(Σ terms)``. A leg that a term lacks is broadcast."""
 
     name: str
     legs: tuple[Index, ...]
@@ -277,7 +277,7 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An argument or a result of ``forward``: one tuple of indices per axis, fused ones first-slowest."""
+    """An argument or a result of ``forward``. Each axis is a tuple of fused indices, slowest first."""
 
     name: str
     axes: tuple[tuple[Index, ...], ...]
@@ -307,20 +307,20 @@ class Network:
         _check_ports(self)
 
     def sources(self) -> dict[str, Core | Equation]:
-        """Everything an access may name."""
+        """Return everything that an access may name, by name."""
         sources: tuple[Core | Equation, ...] = (*self.cores, *self.equations)
         return {source.name: source for source in sources}
 
     def indices(self) -> tuple[Index, ...]:
-        """Every index of the network, once, in order of first mention."""
+        """Return every index of the network, once each, in order of first mention."""
         return tuple(dict.fromkeys(_mentions(self)))
 
     def runtime_sizes(self) -> tuple[str, ...]:
-        """The names of the sizes read from inputs at each call."""
+        """Return the names of the sizes read off inputs at each call."""
         return tuple(size.name for size in self.sizes if size.value is None)
 
     def settable_sizes(self) -> tuple[Size, ...]:
-        """The sizes known before any input is: those with a value that derives from no run-time size."""
+        """Return the sizes known before any input is given: those whose value depends on no run-time size."""
         known: dict[str, Size] = {}
         for size in self.sizes:
             if size.value is not None and all(symbol.name in known for symbol in size.value.free_symbols):
@@ -352,18 +352,18 @@ def _check_definitions(network: Network) -> None:
 
 
 def check_new(known: Mapping[str, object], name: str) -> None:
-    """Raise `NetworkError` if a tensor of this name is known."""
+    """Raise `NetworkError` if there is already a tensor of this name."""
     if name in known:
         raise NetworkError(f"the name {name!r} is defined twice", "give one of them another name", at=name)
 
 
 def check_folders(known: Mapping[str, Core | Equation], members: Mapping[str, str], core: Core) -> None:
-    """Raise `NetworkError` if a module would need one name for a tensor and for a folder of tensors.
+    """Raise `NetworkError` if a module would need the same name for a tensor and for a folder of tensors.
 
     Args:
         known: the tensors so far.
-        members: by each folder of what is stored so far, a tensor in it.
-        core: the next one.
+        members: a tensor in each folder of the stored tensors so far.
+        core: the next tensor.
     """
     outer = [known[folder] for folder in core.folders if folder in known]
     stored = [source for source in outer if isinstance(source, Core) and source.role != "input"]
@@ -378,7 +378,7 @@ def check_folders(known: Mapping[str, Core | Equation], members: Mapping[str, st
 
 
 def check_equation(known: Mapping[str, Core | Equation], equation: Equation) -> None:
-    """Raise `NetworkError` unless an equation defines a new name from known ones, leg by leg."""
+    """Raise `NetworkError` unless an equation defines a new name from earlier ones, with legs that fit."""
     check_new(known, equation.name)
     for term in equation.terms:
         for access in term.accesses:
@@ -414,7 +414,7 @@ def _check_access(known: Mapping[str, Core | Equation], access: Access) -> None:
 
 
 def check_count(source: Core | Equation, name: str, count: int) -> None:
-    """Raise `NetworkError` unless a source has so many legs; ``name`` is it as the user wrote it."""
+    """Raise `NetworkError` unless a source has this many legs; ``name`` is the source's name as the user wrote it."""
     if len(source.legs) != count:
         legs = ", ".join(leg.name for leg in source.legs)
         raise NetworkError(
@@ -437,7 +437,7 @@ def _check_indices(network: Network) -> None:
 
 
 def _check_stored(network: Network) -> None:
-    """Whether every tensor a module stores has a shape before any input is seen."""
+    """Raise `NetworkError` unless every tensor that a module stores has a shape before any input is seen."""
     known = {size.symbol for size in network.settable_sizes()}
     for core in network.cores:
         for leg in core.legs:
@@ -451,7 +451,7 @@ def _check_stored(network: Network) -> None:
 
 
 def check_fan_in(core: Core, known: Container[str]) -> None:
-    """Raise `NetworkError` if the fan-in of a core depends on other sizes than the compile-time ones."""
+    """Raise `NetworkError` if the fan-in of a core depends on a size that is not a compile-time size."""
     names = sorted(symbol.name for symbol in core.fan_in.free_symbols) if core.fan_in is not None else []
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -479,7 +479,7 @@ def _check_ports(network: Network) -> None:
 
 
 def check_port(sources: Mapping[str, Core | Equation], port: Port) -> None:
-    """Raise `NetworkError` unless a port has the legs of a known tensor, in some order."""
+    """Raise `NetworkError` unless a port has the legs of a tensor of the network, in some order."""
     source = sources.get(port.name)
     if source is None:
         raise NetworkError(f"there is no result {port.name!r} to put out", at=port.name)

@@ -1,4 +1,4 @@
-"""Values under plain names: in a file a name carries its line and column, in a `Network` it is a ``str``."""
+"""Conversion to plain names: a name read from a file carries its line and column, in a `Network` it is a ``str``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tngraph.language.network import Access, Core, Equation, Function, Index, In
 
 
 def plain_index(index: Index) -> Index:
-    """An index under a plain name."""
+    """Return an index with a plain name."""
     return Index(str(index.name), index.size)
 
 
@@ -18,13 +18,13 @@ def _leg(leg: Leg) -> Leg:
 
 
 def plain_core(core: Core) -> Core:
-    """A core under plain names."""
+    """Return a core with plain names."""
     init = None if core.init is None else Init(str(core.init.kind), core.init.args)
     return Core(str(core.name), tuple(map(plain_index, core.legs)), core.role, init)
 
 
 def plain_equation(equation: Equation) -> Equation:
-    """An equation under plain names."""
+    """Return an equation with plain names."""
     function = equation.function
     return Equation(
         str(equation.name),
@@ -38,5 +38,5 @@ def plain_equation(equation: Equation) -> Equation:
 
 
 def plain_port(port: Port) -> Port:
-    """A port under plain names."""
+    """Return a port with plain names."""
     return Port(str(port.name), tuple(tuple(map(plain_index, axis)) for axis in port.axes))

@@ -1,4 +1,4 @@
-"""Affine reads of a leg: how many windows there are, and whether a read meets its leg at all."""
+"""Checks of affine reads of a leg: the count of windows, and whether a read meets its leg at all."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tngraph.language.sizes import LARGEST, evaluate_size
 
 
 def window_count(size: sympy.Expr, position: Position, name: str, sizes: Mapping[str, sympy.Expr]) -> sympy.Expr | None:
-    """The number of windows that an index counts, with the padding of the read's start on both sides.
+    """Return the number of windows that an index counts, if the padding at the start of the leg is also at its end.
 
     Args:
         size: the size of the leg that is read.
-        position: where it is read.
+        position: the position it is read at.
         name: the index of ``position`` whose size is wanted.
-        sizes: the sizes of the known indices.
+        sizes: the sizes of the other indices.
 
     Returns:
-        ``(size + 2*padding - Σ dilation*(kernel - 1) - 1)//stride + 1``, or None where the read does not say.
+        ``(size + 2*padding - Σ dilation*(kernel - 1) - 1)//stride + 1``, or None if the read does not determine it.
     """
     stride = position.coefficient(name)
     others = [(factor, index) for factor, index in position.terms if index != name]
@@ -39,8 +39,8 @@ def check_reach(read: Read, defaults: Mapping[str, int], at: object) -> None:
 
     Args:
         read: the read.
-        defaults: the compile-time sizes' values, under which this is decided.
-        at: the name that places the error.
+        defaults: the values of the compile-time sizes, at which this is decided.
+        at: the name whose place the error shows.
     """
     if read.wrap:
         return
@@ -57,15 +57,15 @@ def check_reach(read: Read, defaults: Mapping[str, int], at: object) -> None:
 
 
 def _is_negative(expr: sympy.Expr, defaults: Mapping[str, int]) -> bool:
-    """Whether an expression is negative under the defaults, whatever the run-time sizes are."""
+    """Return whether an expression is negative under the defaults, whatever the run-time sizes are."""
     try:
         return evaluate_size(expr, defaults, LARGEST) < 0
-    except SizeError:  # a run-time size, or a number beyond all bounds
+    except SizeError:  # it has a run-time size, or a number beyond the bound
         known = {
             symbol: sympy.Integer(defaults[symbol.name]) for symbol in expr.free_symbols if symbol.name in defaults
         }
-    # A sum of sizes that none of its terms lets grow is largest where each size is 1. Sympy's own
-    # ``is_negative`` says more, at a hundred times the cost.
+    # A sum in which no term grows with a size is largest where every size is 1. Sympy's own
+    # ``is_negative`` decides more cases, at a hundred times the cost.
     terms = expr.xreplace(known).as_coefficients_dict().items()
     return sum(factor for _, factor in terms) < 0 and all(
         size.is_Integer or (factor < 0 and (size.is_Symbol or size.is_positive)) for size, factor in terms

@@ -1,8 +1,8 @@
-"""The meaning of a network: one einsum per term, literally, in NumPy; and its exact gradients.
+"""The meaning of a network: literally one einsum per term, in NumPy, with exact gradients.
 
-Every rewrite, plan and printed module is judged by `evaluate` and `gradients`, so nothing here is clever:
-a read is a gather at explicit positions, a const is written out in full, and an equation is the sum of its
-terms. Memory is what the literal reading costs.
+Every rewrite, plan and printed module is judged by `evaluate` and `gradients`, so nothing here is clever: a read is a
+gather at explicit positions, a const is written out in full, and an equation is the sum of its terms. No memory is
+saved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ Operand = tuple[Array, tuple[Index, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One evaluation: sizes, index extents, every source under its own legs, every result before its function."""
+    """The state of one evaluation.
+
+    Attributes:
+        sizes: the value of every named size.
+        extents: the size of every index.
+        values: every source, with axes in the order of its own legs.
+        linear: every result before its function is applied.
+    """
 
     sizes: dict[str, int]
     extents: dict[str, int]
@@ -40,18 +47,18 @@ class _Run:
 def evaluate(
     network: Network, arrays: Mapping[str, ArrayLike], sizes: Mapping[str, int] | None = None
 ) -> Array | tuple[Array, ...]:
-    """What a network means: its outputs for these arrays, in float64 (complex128 if an array is complex).
+    """Return the outputs of a network for these arrays, in float64 (complex128 if an array is complex).
 
     Args:
         network: the network.
-        arrays: one per input (as ``forward`` receives it, fused axes fused), param and buffer (as declared).
+        arrays: one for each input (as ``forward`` receives it, with fused axes), param and buffer (as declared).
         sizes: overrides of compile-time sizes.
 
     Returns:
-        The output under its axes; a tuple if there are several.
+        The output with the axes of its port; a tuple if there are several.
 
     Raises:
-        SizeError: an array that is missing, unknown or of another shape, or a size that does not bind.
+        SizeError: an array is missing, unknown or has the wrong shape, or a size cannot be bound.
     """
     run = _run(network, arrays, sizes)
     sources = network.sources()
@@ -67,19 +74,19 @@ def gradients(
     cotangents: ArrayLike | Sequence[ArrayLike],
     sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
-    """The gradient of Σ cotangent·output with respect to every input, param and buffer, in reverse mode.
+    """Return the gradient of Σ cotangent·output with respect to every input, param and buffer, in reverse mode.
 
     Args:
         network: the network.
         arrays: as for `evaluate`. Complex arrays get the holomorphic derivative (nothing is conjugated).
-        cotangents: the shape of what `evaluate` returns: one array, or one per output.
+        cotangents: one array, or one per output, with the shapes of what `evaluate` returns.
         sizes: overrides of compile-time sizes.
 
     Returns:
-        For each array its gradient, of the same shape.
+        The gradient for each array, of the same shape.
 
     Raises:
-        SizeError: as `evaluate`, and cotangents of another number or shape.
+        SizeError: as for `evaluate`, or the number or shapes of the cotangents are wrong.
     """
     run = _run(network, arrays, sizes)
     adjoints = _seed(network, run, cotangents)
@@ -89,9 +96,9 @@ def gradients(
             for term in equation.terms:
                 _pull_back(term, (adjoint, equation.legs), run, adjoints)
     ports = {port.name: port for port in network.inputs}
-    found = {core.name: _adjoint(core.name, adjoints, run) for core in network.cores if core.role != "const"}
+    adjoint_of = {core.name: _adjoint(core.name, adjoints, run) for core in network.cores if core.role != "const"}
     legs = {core.name: core.legs for core in network.cores}
-    return {n: _fuse(g, legs[n], ports[n], run.extents) if n in ports else g for n, g in found.items()}
+    return {n: _fuse(g, legs[n], ports[n], run.extents) if n in ports else g for n, g in adjoint_of.items()}
 
 
 def _run(network: Network, arrays: Mapping[str, ArrayLike], sizes: Mapping[str, int] | None) -> _Run:
@@ -123,7 +130,7 @@ def _core(core: Core, arrays: Mapping[str, Array], ports: Mapping[str, Port], ex
 
 
 def _const(core: Core, shape: tuple[int, ...]) -> Array:
-    """1 where all positions are equal (``delta``, ``eye``) or all are k (``basis(k)``), or everywhere."""
+    """Return the array of a const: 1 at equal positions (``delta``, ``eye``), at k (``basis(k)``), or everywhere."""
     assert core.init is not None, "a const has a kind: Core checks it"
     if core.init.kind == "ones" or not shape:
         return np.ones(shape)
@@ -150,7 +157,7 @@ def _operands(term: Term, run: _Run) -> list[Operand]:
 
 
 def _contract(operands: Sequence[Operand], legs: Sequence[Index], extents: Mapping[str, int]) -> Array:
-    """The product of the operands, summed over every index that is not a leg; a leg that none has is broadcast."""
+    """Return the product of operands summed over all indices but these legs. A leg that no operand has is broadcast."""
     symbols: dict[str, str] = {}
     for _, indices in operands:
         for index in indices:
@@ -163,14 +170,14 @@ def _contract(operands: Sequence[Operand], legs: Sequence[Index], extents: Mappi
 
 
 def _read(access: Access, run: _Run) -> Array:
-    """An access as an array with one axis per index; zero where it reads outside."""
+    """Return an access as an array with one axis per index, which is zero where it reads outside its source."""
     source = run.values[access.source]
     positions, inside = _positions(access, source.shape, run)
     return np.where(inside, source[positions], 0.0)
 
 
 def _positions(access: Access, shape: tuple[int, ...], run: _Run) -> tuple[tuple[Array, ...], Array]:
-    """For every value of an access's indices: where it reads on each leg, and whether that is inside."""
+    """Return, for all values of an access's indices, the positions on each leg and whether they are inside."""
     axis = {index.name: number for number, index in enumerate(access.indices)}
     grid = np.indices(_shape(access.indices, run.extents), sparse=True)
     inside: Array = np.ones(_shape(access.indices, run.extents), bool)
@@ -208,8 +215,8 @@ def _seed(network: Network, run: _Run, cotangents: ArrayLike | Sequence[ArrayLik
 
 
 def _adjoint(name: str, adjoints: Mapping[str, Array], run: _Run) -> Array:
-    found = adjoints.get(name)
-    return np.zeros_like(run.values[name]) if found is None else found
+    adjoint = adjoints.get(name)
+    return np.zeros_like(run.values[name]) if adjoint is None else adjoint
 
 
 def _before_function(equation: Equation, adjoint: Array, run: _Run) -> Array:
@@ -220,7 +227,7 @@ def _before_function(equation: Equation, adjoint: Array, run: _Run) -> Array:
 
 
 def _pull_back(term: Term, adjoint: Operand, run: _Run, adjoints: dict[str, Array]) -> None:
-    """Add to the adjoint of each access's source: the adjoint times the other accesses, put where it was read."""
+    """Add to the adjoint of each access's source the adjoint times the other accesses, at the positions read."""
     scale, *reads = _operands(term, run)
     for number, access in enumerate(term.accesses):
         others = [scale, adjoint, *reads[:number], *reads[number + 1 :]]
@@ -239,16 +246,16 @@ def _length(axis: Sequence[Index], extents: Mapping[str, int]) -> int:
 
 
 def _fuse(array: Array, legs: Sequence[Index], port: Port, extents: Mapping[str, int]) -> Array:
-    """An array under its own legs, as it leaves through a port."""
+    """Convert an array from its own legs to the axes of a port."""
     return np.transpose(array, _order(legs, port.legs)).reshape([_length(axis, extents) for axis in port.axes])
 
 
 def _unfuse(array: Array, legs: Sequence[Index], port: Port, extents: Mapping[str, int]) -> Array:
-    """An array as it comes through a port, under its own legs."""
+    """Convert an array from the axes of a port to its own legs."""
     return np.transpose(array.reshape(_shape(port.legs, extents)), _order(port.legs, legs))
 
 
 def _order(have: Sequence[Index], want: Sequence[Index]) -> list[int]:
-    """Where each wanted leg stands."""
+    """Return the position of each wanted leg."""
     names = [leg.name for leg in have]
     return [names.index(leg.name) for leg in want]

@@ -1,7 +1,7 @@
-"""Which run-time sizes the inputs determine, decided before there is any input.
+"""Check of which run-time sizes the inputs will determine, made before there is any input.
 
-Nothing is substituted or multiplied out: of each definition only its degree in every run-time size is kept, so a
-chain of definitions costs no more than its text.
+Nothing is substituted or expanded. Only the degree of each definition in every run-time size is kept, so a long chain
+of definitions takes no more time than its text is long.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from tngraph.language.network import Port, Size
 from tngraph.language.sizes import product
 
 _Degrees = Mapping[sympy.Symbol, int]
-"""Of a size: its degree in each run-time size that it depends on, `_CURVED` where it is no polynomial."""
+"""A size's degree in each run-time size that it depends on; `_CURVED` where it is not a polynomial."""
 _CURVED = 2
-"""Any degree from here on: not affine."""
+"""The degree that stands for anything that is not affine."""
 
 
 def unbound_sizes(sizes: Iterable[Size], inputs: Iterable[Port]) -> list[Size]:
-    """The run-time sizes that no axis of an input determines.
+    """Return the run-time sizes that no axis of an input determines.
 
-    An axis determines a size that is the only one unknown in it and stands there to the first power, as
-    `binding.bind_sizes` solves for it.
+    An axis determines a size that is the only unknown in it and occurs there to the first power, which is when
+    `binding.bind_sizes` can solve for it.
     """
     missing: dict[sympy.Symbol, Size] = {}
     known: dict[sympy.Symbol, _Degrees] = {}
@@ -51,7 +51,7 @@ def unbound_sizes(sizes: Iterable[Size], inputs: Iterable[Port]) -> list[Size]:
 
 
 def _degrees(expr: sympy.Expr, known: Mapping[sympy.Symbol, _Degrees]) -> _Degrees:
-    """The degrees of an expression, given those of the sizes in it."""
+    """Return the degrees of an expression, given those of the sizes in it."""
     if expr.is_Symbol:
         return known[expr]
     parts = [_degrees(argument, known) for argument in expr.args]
@@ -68,7 +68,12 @@ def _degrees(expr: sympy.Expr, known: Mapping[sympy.Symbol, _Degrees]) -> _Degre
 
 
 def written_out(expr: sympy.Expr, weights: Mapping[str, int]) -> int:
-    """The operations and names of an expression whose own sizes weigh so much; a size that is not there weighs 1."""
+    """Return the count of operations and names in an expression once its sizes are written out.
+
+    Args:
+        expr: the expression.
+        weights: the count for each derived size; any other size counts as 1.
+    """
     if expr.is_Symbol:
         return weights.get(expr.name, 1)
     if expr.func == sympy.Pow and expr.exp.is_Integer:

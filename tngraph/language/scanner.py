@@ -1,7 +1,7 @@
-"""The look at a spec before it is parsed: one linear pass that bounds it and finds its statements.
+"""A scan of a spec before it is parsed: one linear pass that checks its limits and finds its statements.
 
-Whatever passes here can be parsed without deep recursion, and a broken statement can be blanked out by
-itself, so that one mistake does not hide the next.
+A text that passes can be parsed without deep recursion. A broken statement can be blanked out by itself, so that one
+mistake does not hide the next.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A spec's text under the name that its errors give it."""
+    """A spec's text, with the file name that its errors show."""
 
     file: str
     text: str
 
     def place(self, offset: int) -> Place:
-        """Where an offset stands."""
+        """Return the place of an offset."""
         start = self.text.rfind("\n", 0, offset) + 1
         end = self.text.find("\n", offset)
         line = self.text[start : len(self.text) if end < 0 else end]
         return Place(self.file, self.text.count("\n", 0, offset) + 1, offset - start + 1, line)
 
     def line(self, line: int, column: int) -> Place:
-        """The place of a line and column."""
+        """Return the place of a line and column."""
         lines = self.text.split("\n", line)
         return Place(self.file, line, column, lines[line - 1] if line <= len(lines) else "")
 
     def limit(self, message: str, hint: str, offset: int) -> LimitError:
-        """The error of a limit that is passed at an offset."""
+        """Return the error for a limit that is exceeded at an offset."""
         return LimitError(str(Problem(message, hint, self.place(offset))))
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Where statements end: the offsets of the newlines, semicolons and braces between them."""
+    """The ends of statements: the offsets of the newlines, semicolons and braces between them."""
 
     ends: tuple[int, ...]
 
     def statement(self, offset: int) -> tuple[int, int]:
-        """The stretch of text that the statement at an offset takes."""
+        """Return the start and end of the statement at an offset; the end is -1 for the last one."""
         after = bisect_left(self.ends, offset)
         before = bisect_right(self.ends, offset - 1) - 1
         start = self.ends[before] + 1 if before >= 0 else 0
@@ -166,12 +166,12 @@ class _Scanner:
 
 
 class BracketError(Exception):
-    """A bracket without its partner.
+    """An error about a bracket without its partner.
 
     Args:
         problem: the error to report.
-        start: where the text that it spoils starts.
-        end: where that ends; -1 if it spoils the rest of the text.
+        start: the start of the text that it spoils.
+        end: the end of that text; -1 if it spoils the rest of the file.
     """
 
     def __init__(self, problem: Problem, start: int, end: int) -> None:
@@ -180,11 +180,11 @@ class BracketError(Exception):
 
 
 def scan(source: Source) -> Scan:
-    """Bound a source and find its statements.
+    """Check the limits of a source and find its statements.
 
     Raises:
-        LimitError: too long, too deep, too many statements or too long a number.
-        BracketError: brackets that do not match.
+        LimitError: the text is too long or too deeply nested, or has too many statements or too long a number.
+        BracketError: brackets do not match.
     """
     if len(source.text) > FILE_BYTES or len(source.text.encode("utf-8", "replace")) > FILE_BYTES:
         raise LimitError(f"{source.file}: the text is longer than {FILE_BYTES:,} bytes\n  split it, or use loops")

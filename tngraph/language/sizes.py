@@ -1,8 +1,8 @@
-"""Sizes: integer arithmetic that stays symbolic, and its evaluation under bounds.
+"""Sizes: symbolic integer arithmetic, and its evaluation under bounds.
 
-A size is a sympy expression over one positive integer symbol per named size. Evaluation is our own small
-loop rather than sympy's substitution, because a file may say ``10**9**9``: every intermediate value is
-bounded by `LARGEST` before it is computed.
+A size is a sympy expression over one positive integer symbol per named size. Evaluation is a small loop here rather
+than sympy's substitution, because a file may say ``10**9**9``: every power is bounded before it is computed, and the
+caller may bound every intermediate value.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from tngraph.errors import SizeError
 Number = int | Fraction
 
 LARGEST = 2**62
-"""No size or count of positions may pass this; counts of operations may (they are plain integers)."""
+"""No size or count of positions may exceed this. Counts of operations may, since they are plain integers."""
 
 
 @lru_cache(maxsize=4096)
 def symbol(name: str) -> sympy.Symbol:
-    """The symbol that stands for a named size."""
+    """Return the symbol that stands for a named size."""
     return sympy.Symbol(str(name), integer=True, positive=True)
 
 
 def product(factors: Iterable[sympy.Expr]) -> sympy.Expr:
-    """The product of sizes; 1 for none."""
+    """Return the product of sizes, or 1 for none."""
     return sympy.Mul(*factors)
 
 
 def is_same(left: sympy.Expr, right: sympy.Expr) -> bool:
-    """Whether two sizes are equal whatever their symbols are."""
+    """Return whether two sizes are equal for all values of their symbols."""
     return bool(left == right or sympy.expand(left - right) == 0)
 
 
 def evaluate_size(expr: sympy.Expr, values: Mapping[str, int], largest: int | None = None) -> int:
-    """The integer an expression takes when its symbols have these values.
+    """Return the integer that an expression equals when its symbols have these values.
 
     Args:
         expr: an expression in size symbols.
         values: an integer for each symbol's name.
-        largest: refuse any intermediate value beyond this (none when absent).
+        largest: the bound for every intermediate value; when absent, there is none.
 
     Raises:
-        SizeError: a symbol without a value, a value out of bounds, a division by zero or a fraction.
+        SizeError: a symbol has no value, a value is out of bounds, a divisor is zero, or the result is a fraction.
     """
     value = _number(expr, values, largest)
     if isinstance(value, Fraction):
@@ -80,7 +80,7 @@ def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) ->
 
 
 def _holds(condition: sympy.Basic, values: Mapping[str, int], largest: int | None) -> bool:
-    """Whether a condition of a count that has cases is met: comparisons, all or one of which have to hold."""
+    """Return whether a condition of a piecewise count holds: a comparison, or several joined by and/or."""
     if isinstance(condition, sympy.And | sympy.Or):
         quantifier = all if isinstance(condition, sympy.And) else any
         return quantifier(_holds(each, values, largest) for each in condition.args)

@@ -1,7 +1,7 @@
-"""What a contraction in a given form takes: each operand as matrices, with the axes and in the order it wants.
+"""The operands of a contraction in a given matmul layout: matrices with the axes and the order that it wants.
 
-The schedule asks so that what never changes, and what gradients take too, is laid out once; the gradients, so that they
-know of it; the kernels, so that they take it.
+The schedule uses this to lay out once what never changes and what gradients read too. Gradients and kernels use it to
+read what the schedule has laid out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Legs = tuple[Leg, ...]
 
 
 def operand_axes(form: Form, orders: Sequence[Legs], side: int) -> tuple[Legs, ...]:
-    """The axes an operand is brought to: the outer legs, if it has them, and two sides of matrices.
+    """Return the axes that an operand is brought to: the outer legs, if it has them, and the two sides of its matrices.
 
     Args:
-        form: of the contraction.
+        form: the matmul layout of the contraction.
         orders: the legs of both operands as they lie.
-        side: which operand.
+        side: 0 for the left operand, 1 for the right one.
     """
     is_left = gives_rows(form, orders, side)
     sides = (form.rows, form.summed) if is_left else (form.summed, form.columns)
@@ -31,13 +31,13 @@ def operand_axes(form: Form, orders: Sequence[Legs], side: int) -> tuple[Legs, .
 
 
 def gives_rows(form: Form, orders: Sequence[Legs], side: int) -> bool:
-    """Whether an operand is the one whose own legs are the rows."""
+    """Return whether an operand is the one whose own legs are the rows."""
     is_first = set(orders[0]).issuperset(form.rows) and set(orders[1]).issuperset(form.columns)
     return is_first == (side == 0)
 
 
 def arranged_axes(tree: ContractionTree, step: int, operand: int) -> tuple[Legs, ...]:
-    """The axes that a step of a tree that is laid out copies an operand into; none where it takes it as it lies."""
+    """Return the axes that a step of a laid-out tree copies an operand into; none if it reads it as it lies."""
     if tree.steps[step].kind != "contract":
         return ()
     operands = tree.steps[step].operands
@@ -47,6 +47,6 @@ def arranged_axes(tree: ContractionTree, step: int, operand: int) -> tuple[Legs,
 
 
 def is_copied(order: Legs, axes: Sequence[Legs]) -> bool:
-    """Whether bringing a value to these axes copies it."""
+    """Return whether bringing a value to these axes copies it."""
     outer = axes[0] if len(axes) == 3 else ()
     return order not in arrangements(outer, *axes[-2:])

@@ -1,4 +1,4 @@
-"""A greedy order for networks of many thousand tensors, in a time that grows with their number and little else."""
+"""A greedy order for networks of many thousand tensors, in a time that grows with little but their number."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from itertools import combinations
 from math import prod
 
 MOST_HOLDERS = 8
-"""Tensors that share an index with more others than this are not paired by it: there are too many pairs."""
+"""An index that more tensors than this share does not pair them, since there are too many pairs."""
 
 
 def join_greedily(
     legs: Sequence[Sequence[int]], output: Sequence[int], sizes: Mapping[int, int]
 ) -> list[tuple[int, int]]:
-    """Join again and again the two neighbours whose result is least larger than themselves.
+    """Join repeatedly the two neighbours whose result exceeds their own sizes by the least.
 
     Args:
         legs: the indices of each tensor.
-        output: those of the result.
-        sizes: of each index [elements].
+        output: the indices of the result.
+        sizes: the size of each index [elements].
 
     Returns:
-        Pairs in single-assignment numbering; what shares no index in the end is left unjoined.
+        Pairs in single-assignment numbering. Values that share no index at the end are left unjoined.
     """
     pool = _Pool(legs, output, sizes)
     queue = [pool.rate(*pair) for pair in pool.pairs()]
     heapify(queue)
-    made: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     while queue:
         _, left, right = heappop(queue)
         if left in pool.held and right in pool.held:
-            value = len(legs) + len(made)
-            made.append((left, right))
+            value = len(legs) + len(joined)
+            joined.append((left, right))
             pool.join(left, right, value)
             for other in pool.neighbours(value):
                 heappush(queue, pool.rate(other, value))
-    return made
+    return joined
 
 
 class _Pool:
-    """The values that are not joined yet, by their indices and their sizes, and who holds which index."""
+    """The values that are not joined yet, with their indices and sizes, and the holders of each index."""
 
     def __init__(self, legs: Sequence[Sequence[int]], output: Sequence[int], sizes: Mapping[int, int]) -> None:
         self.output, self.sizes = frozenset(output), sizes
@@ -57,17 +57,17 @@ class _Pool:
             self.holders[i].add(value)
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Every two values that share an index."""
+        """Return all pairs of values that share an index."""
         shared = (combinations(sorted(each), 2) for each in self.holders.values() if len(each) <= MOST_HOLDERS)
         return sorted({pair for pairs in shared for pair in pairs})
 
     def neighbours(self, value: int) -> list[int]:
-        """The values that share an index with one."""
+        """Return the values that share an index with this one."""
         near = (self.holders[i] for i in self.held[value] if len(self.holders[i]) <= MOST_HOLDERS)
         return sorted(set().union(*near) - {value})
 
     def rate(self, left: int, right: int) -> tuple[int, int, int]:
-        """By how much the result of two values is larger than they are [elements], and the two."""
+        """Return by how much the result of two values exceeds their own sizes [elements], and the two."""
         result = prod(self.sizes[i] for i in self._result(left, right))
         return result - self.elements[left] - self.elements[right], left, right
 
@@ -76,7 +76,7 @@ class _Pool:
         return frozenset(i for i in both if i in self.output or not self.holders[i] <= {left, right})
 
     def join(self, left: int, right: int, value: int) -> None:
-        """Put the result of two values in their place."""
+        """Replace two values by their result."""
         result = self._result(left, right)
         for each in (left, right):
             for i in self.held.pop(each):

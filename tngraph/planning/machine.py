@@ -1,11 +1,11 @@
-"""What a step takes on a machine: seconds of matrix products, copies and elementwise kernels, by their shapes.
+"""A model of a machine: the seconds of matrix products, copies and elementwise kernels, by their shapes.
 
-A kernel takes the time to start it, its arithmetic and its memory traffic, one after the other; more of anything never
-takes less time. A matrix product gets to the rate of a large one as its rows, columns and summed size grow. What is
-read and written goes at the speed of the cache up to a size and at that of memory beyond, and a result that is so large
-that the allocator asks the system for it is slower still, because the system clears its pages first.
-`tngraph.modules.calibration` measures the numbers of a device; those of the class are of two cores of a server, in
-float32, fitted to whole layers: there a kernel finds less in cache than one that is measured alone.
+The time of a kernel is the sum of its start, its arithmetic and its memory traffic, so more of any of these never takes
+less time. A matrix product approaches its full rate as its rows, columns and summed size grow. Values are read and
+written at the speed of the cache up to a size, and at that of memory beyond. A result so large that the allocator asks
+the system for memory is slower still, because the system clears its pages first. `tngraph.modules.calibration` measures
+the numbers of a device. The defaults of the class are for two cores of a server in float32. They are fitted to whole
+layers, in which a kernel finds less in cache than one that is measured alone.
 
 Source: the roofline of Williams, Waterman and Patterson (2009), with an efficiency for small shapes.
 """
@@ -27,11 +27,11 @@ class Work(NamedTuple):
 
     Attributes:
         operations: multiplications of the forward pass [operations].
-        left: elements of the one operand [elements].
-        right: elements of the other, 0 where there is none [elements].
+        left: elements of the left operand [elements].
+        right: elements of the right operand, or 0 if there is none [elements].
         result: elements written [elements].
-        left_grad: 1 where a gradient flows to the one operand in training, else 0.
-        right_grad: the same of the other.
+        left_grad: 1 if a gradient flows to the left operand in training, else 0.
+        right_grad: the same for the right operand.
     """
 
     operations: Any
@@ -43,11 +43,11 @@ class Work(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A copy of a value into another order.
+    """A copy of a value into another order of axes.
 
     Attributes:
-        sizes: of its axes as they lie, the slowest first; axes that stay side by side are one [elements].
-        order: which of them comes where.
+        sizes: the sizes of its axes as they lie, slowest first; axes that stay adjacent count as one [elements].
+        order: the axis that comes to each position.
     """
 
     sizes: tuple[int, ...]
@@ -55,18 +55,18 @@ class Copy(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """All that is copied [elements]."""
+        """The entries that are copied [elements]."""
         return prod(self.sizes)
 
     @property
     def run(self) -> int:
-        """The entries that stay side by side [elements]."""
+        """The entries that stay adjacent in memory [elements]."""
         last = len(self.sizes) - 1
         return self.sizes[last] if self.sizes and self.order[-1] == last else 1
 
 
 def find_copy(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> Copy:
-    """The copy that brings axes from one order into another."""
+    """Return the copy that brings axes from one order into another."""
     moved = [axis for axis in wanted if size(axis) != 1]
     place = {axis: k for k, axis in enumerate(moved)}
     groups: list[list[T]] = []
@@ -81,22 +81,22 @@ def find_copy(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int])
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How fast a device is, at one type of numbers. Every method takes numbers or arrays of them.
+    """The speed of a device for one type of numbers. Every method takes numbers or arrays of numbers.
 
     Attributes:
-        operations_per_second: multiply-adds of a large matrix product [MAC/s].
-        half_rows: rows of the left operand at which a product runs at half of that [elements].
-        half_columns: columns of the right operand, as much; fewer take hardly less time [elements].
-        half_summed: the summed size, as much [elements].
-        cached_per_second: read or written, in cache [elements/s].
-        elements_per_second: read or written, beyond it [elements/s].
-        cache: what of a value goes at the speed of the cache [elements].
-        fresh_per_second: written into memory that is new, in addition [elements/s].
-        reused: the largest result for which memory is used again: of float32, all that are below 32 MiB [elements].
-        doubling_run: the entries side by side at which reading for a permuted copy takes twice as long [elements].
-        seconds_per_kernel: of every kernel but a product [s].
-        seconds_per_product: of every kernel of matrix products [s].
-        seconds_per_view: of a call that starts no kernel, as Python and PyTorch need it for a view [s].
+        operations_per_second: rate of a large matrix product [MAC/s].
+        half_rows: rows of the left operand at which a product runs at half that rate [elements].
+        half_columns: columns of the right operand at which it does; fewer take hardly less time [elements].
+        half_summed: summed size at which it does [elements].
+        cached_per_second: rate of reading or writing in cache [elements/s].
+        elements_per_second: rate of reading or writing beyond the cache [elements/s].
+        cache: the part of a value that goes at the speed of the cache [elements].
+        fresh_per_second: additional rate of writing into memory that is new to the process [elements/s].
+        reused: the largest result whose memory is reused; in float32 everything below 32 MiB [elements].
+        doubling_run: adjacent entries at which a permuted copy takes twice as long to read [elements].
+        seconds_per_kernel: time to start a kernel other than a product [s].
+        seconds_per_product: time to start a kernel of matrix products [s].
+        seconds_per_view: time of a call that starts no kernel, as Python and PyTorch need for a view [s].
     """
 
     operations_per_second: float = 6e10
@@ -115,7 +115,10 @@ class Machine:
     is_integral = False
 
     def __call__(self, work: Work) -> Any:
-        """The time of a step and of its gradients, each as one matrix product; of one operand, as one pass [s]."""
+        """Return the time of a step and of its gradients [s].
+
+        A step of two operands and each gradient count as one matrix product; a step of one operand as one pass.
+        """
         work = Work(*(float(min(each, _BEYOND)) if isinstance(each, int) else each for each in work))
         others = np.maximum(1, work.right), work.left, work.result
         rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
@@ -128,15 +131,15 @@ class Machine:
         return np.where(work.right == 0, alone, forward + left + right)[()]
 
     def either_way(self, batch: Any, rows: Any, columns: Any, summed: Any) -> Any:
-        """The time of the products or of their transposes, whichever is the less [s]."""
+        """Return the time of the products or of their transposes, whichever is less [s]."""
         return np.minimum(self.product(batch, rows, columns, summed), self.product(batch, columns, rows, summed))
 
     def product(
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
-        """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
+        """Return the time of a batch of matrix products in one kernel, whichever matrices are transposed [s]."""
         sides = (rows + self.half_rows) * self._reach(columns)
-        turned = (columns + self.half_rows) * self._reach(rows)  # a matrix times one vector runs either way
+        turned = (columns + self.half_rows) * self._reach(rows)  # one vector: either side may be the rows
         sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, turned), sides)
         arithmetic = batch * sides * (summed + self.half_summed) / self.operations_per_second
         traffic = self.pass_over(batch * rows * summed) + self.pass_over(batch * summed * columns)
@@ -145,9 +148,9 @@ class Machine:
     def undo_product(
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> tuple[Any, Any]:
-        """The times of the products that PyTorch makes the gradients of the left and of the right matrix by [s].
+        """Return the times of the products that give the gradients of the left and of the right matrix [s].
 
-        The gradient of a single matrix that lies transposed is made transposed.
+        PyTorch computes the gradient of a single matrix that lies transposed in transposed order.
 
         Source: mm_mat1_grad and mm_mat2_grad in torch/csrc/autograd/FunctionsManual.cpp of PyTorch.
         """
@@ -171,39 +174,39 @@ class Machine:
         return left, right
 
     def copy(self, elements: Any, run: Any) -> Any:
-        """The time of a copy in another order, in which so many entries stay side by side [s]."""
+        """Return the time of a copy in another order in which runs of entries stay adjacent [s]."""
         reading = self.pass_over(elements) * (1 + (self.doubling_run / run) ** _BY_RUN)
         return reading + self.write(elements) + self.seconds_per_kernel
 
     def rearrange(self, copy: Copy) -> float:
-        """The same of one copy [s]."""
+        """Return the time of one copy [s]."""
         return float(self.copy(copy.elements, copy.run))
 
     def elementwise(self, *elements: Any, written: Any = 0) -> Any:
-        """The time of a kernel that passes once over values of these sizes and writes a new one [s]."""
+        """Return the time of a kernel that passes once over values of these sizes and writes a new one [s]."""
         return sum(map(self.pass_over, elements)) + self.write(written) + self.seconds_per_kernel
 
     def pass_over(self, elements: Any) -> Any:
-        """The time to read a value once, or to write one into memory that is there [s]."""
+        """Return the time to read a value once, or to write one into memory that is not new [s]."""
         cached = np.minimum(1.0 * elements, self.cache)
         return cached / self.cached_per_second + (elements - cached) / self.elements_per_second
 
     def write(self, elements: Any) -> Any:
-        """The time to write a new value [s]."""
+        """Return the time to write a new value [s]."""
         return self.pass_over(elements) + self.renew(elements)
 
     def renew(self, elements: Any) -> Any:
-        """By how much longer it takes to write a value into memory that is new [s]."""
+        """Return the additional time to write a value into memory that is new to the process [s]."""
         return np.where(elements > self.reused, elements / self.fresh_per_second, 0.0)
 
     def _reach(self, columns: Any) -> Any:
-        """As many columns as take the time of these at the full rate: twice as many where they are half."""
+        """Return how many columns take as long at the full rate: twice as many as there are at `half_columns`."""
         return np.hypot(columns, _TWICE * self.half_columns)
 
 
 _BEYOND = 10**100
-"""Whatever has more elements or takes more operations than that is as bad."""
+"""Larger counts of elements or operations are cut to this, because a float overflows beyond about 10**308."""
 _BY_RUN = 0.7
-"""How reading for a copy gets slower with shorter runs, as measured: less than in proportion."""
+"""The measured exponent by which reading for a copy gets slower as runs get shorter."""
 _TWICE = 3**0.5
 """hypot(1, √3) is 2."""

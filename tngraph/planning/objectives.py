@@ -1,11 +1,11 @@
-"""What a plan is to be best at: the mode it is made for, and what a step of it costs.
+"""The goal of a plan: the mode it is for, and the cost of a step.
 
-A `Goal` is the request, in the names of the network; `Pricing` is the same for one region, by leaf. The price of a tree
-is the sum of the prices of its steps, so that the exact search holds for every objective there is. `Work` is what a
-price may depend on: numbers, or arrays of them when many steps are priced at once.
+A `Goal` is the request in the names of the network; `Pricing` is the same for one region, by leaf. The price of a tree
+is the sum of the prices of its steps, which is what the exact search needs, so it works for every objective. `Work`
+holds everything a price may depend on: numbers, or arrays of them when many steps are priced at once.
 
-Source: a step's gradient with respect to one operand is a product of the same volume, so that training costs
-F · (1 + gL + gR), gL and gR telling whether a gradient flows to that operand.
+Source: a step's gradient with respect to one operand is a product of the same volume, so training costs
+F · (1 + gL + gR), where gL and gR are 1 if a gradient flows to that operand and else 0.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ MODES = get_args(Mode)
 
 Price = int | float
 Objective = str | Callable[[Work], Price] | Mapping[str, float]
-"""What `plan` takes as `minimize`."""
+"""The values that `plan` takes as `minimize`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """So much per operation and so much per element written; gradients are work of the same kind."""
+    """A price per operation and a price per element written. Gradients are work of the same kind."""
 
     operations: int = 1
     writes: int = 0
     is_integral = True
 
     def __call__(self, work: Work) -> Any:
-        """The price of a step [weighted operations]."""
+        """Return the price of a step [weighted operations]."""
         forward = self.operations * work.operations * (1 + work.left_grad + work.right_grad)
         written = work.result + work.left_grad * work.left + work.right_grad * work.right
         return forward + self.writes * written if self.writes else forward
@@ -56,10 +56,10 @@ class PerStep:
     is_integral = False
 
     def __call__(self, work: Work) -> Any:
-        """What the function says of a step, or of each of an array of steps.
+        """Return the function's price of a step, or of each step in arrays of steps.
 
         Raises:
-            PlanError: it says no finite number.
+            PlanError: the function returns something other than a finite number from 0 on.
         """
         if not any(isinstance(each, np.ndarray) for each in work):
             return self._price(work)
@@ -85,18 +85,18 @@ _NAMED: Mapping[str, Rate] = {
     "writes": Weighted(0, 1),
     "time": Machine(),
 }
-"""Objectives by name. What minimises memory is no sum over steps: it is chosen among plans (see `kernels.memory`)."""
+"""Objectives by name. Memory is not a sum over steps: a choice among plans minimises it (see `kernels.memory`)."""
 _HIGHEST = 10**300
-"""A function of a step may say less than this."""
+"""The bound that the price of a user's function must stay below."""
 _FINEST = 1000
-"""Weights are taken as fractions with denominators up to this."""
+"""The largest denominator of the fractions that weights are rounded to."""
 
 
 def read_objective(minimize: Objective) -> Rate:
-    """What a step costs under an objective: a name, weights of names, or a function of a step.
+    """Return the price function of an objective: a name, weights of names, or a function of a step.
 
     Raises:
-        PlanError: it is none of these.
+        PlanError: the objective is something else.
     """
     if isinstance(minimize, str) and minimize in _NAMED:
         return _NAMED[minimize]
@@ -122,24 +122,25 @@ def _read_weights(weights: Mapping[str, float]) -> Weighted:
             )
     fractions = {name: Fraction(weight).limit_denominator(_FINEST) for name, weight in weights.items()}
     scale = lcm(*(fraction.denominator for fraction in fractions.values()))
-    made = Weighted(*(int(fractions.get(name, 0) * scale) for name in ("flops", "writes")))
-    if made == Weighted(0, 0):
+    weighted = Weighted(*(int(fractions.get(name, 0) * scale) for name in ("flops", "writes")))
+    if weighted == Weighted(0, 0):
         raise PlanError("minimize weighs everything by 0\n  give a weight above 0")
-    return made
+    return weighted
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a plan is asked for.
+    """The request that a plan answers.
 
     Attributes:
         mode: a call, a call with its backward pass, or many calls with the same weights.
-        minimize: the objective as it was asked for.
-        rate: what a step costs under it.
+        minimize: the objective as the caller gave it.
+        rate: the price function of a step under this objective.
         trained: the tensors that take a gradient.
-        itemsize: of an element [bytes].
-        memory_limit: the most that a call may hold, in training keep for its backward pass, in serving fold [bytes].
-        largest: the most that a step may write but for results; None for no limit [elements].
+        itemsize: the size of an element [bytes].
+        memory_limit: the most memory that a call may hold, or save for its backward pass in training, or fold in
+            serving [bytes].
+        largest: the most that a step other than a result may write; None for no limit [elements].
         most_folded: the largest value that is folded into a buffer [elements]; None for no limit.
     """
 
@@ -154,12 +155,12 @@ class Goal:
 
     @property
     def machine(self) -> Machine:
-        """Whose time plans go by: that of the objective, or else the one built in."""
+        """The machine that predicts times: the objective's, or else the built-in one."""
         return self.rate if isinstance(self.rate, Machine) else Machine()
 
     @property
     def is_bounded(self) -> bool:
-        """Whether memory decides what is planned; in ``serve`` a limit decides what is folded."""
+        """True if a memory limit decides which order is planned. In ``serve`` it decides what is folded instead."""
         is_limited = self.mode != "serve" and (self.memory_limit is not None or self.minimize == "memory")
         return is_limited or self.largest is not None
 
@@ -173,19 +174,20 @@ def make_goal(
     memory_limit: int | None = None,
     largest: int | None = None,
 ) -> Goal:
-    """The request of a plan, checked.
+    """Return the request of a plan, after checking it.
 
     Args:
-        network: what is planned.
+        network: the network to plan.
         mode: ``infer``, ``train`` or ``serve``.
         minimize: a name, weights of names, or a function of a step.
-        requires_grad: which tensors take a gradient; params and inputs do when it does not say, in ``serve`` inputs.
-        itemsize: of an element [bytes].
-        memory_limit: [bytes].
+        requires_grad: whether tensors take a gradient, by name. Params and inputs that are not named do; in ``serve``
+            only inputs.
+        itemsize: the size of an element [bytes].
+        memory_limit: see `Goal` [bytes].
         largest: the most that a step may write [elements].
 
     Raises:
-        PlanError: no such mode, objective or tensor, a limit that is no positive integer, or two limits.
+        PlanError: there is no such mode, objective or tensor, a limit is not a valid integer, or two limits are given.
     """
     if mode not in MODES:
         raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
@@ -225,14 +227,14 @@ def _read_trained(network: Network, mode: Mode, requires_grad: Mapping[str, bool
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """How the steps of one region are priced; sets of leaves are bits, as in `Value`.
+    """The prices of one region's steps. Sets of leaves are bits, as in `Value`.
 
     Attributes:
-        rate: what a step costs.
-        trained: the leaves a gradient flows to.
-        fixed: the leaves that are the same at every call; what they make is folded into buffers.
+        rate: the price function of a step.
+        trained: the leaves that a gradient flows to.
+        fixed: the leaves that are the same at every call, whose products are folded into buffers.
         most_folded: the largest value that is folded [elements]; None for no limit.
-        most_elements: the largest value that a step may write, but for the last one [elements]; None for no limit.
+        most_elements: the largest value that a step other than the last may write [elements]; None for no limit.
     """
 
     rate: Rate = Weighted()
@@ -242,5 +244,5 @@ class Pricing:
     most_elements: int | None = None
 
     def is_folded(self, leaves: int, size: int) -> bool:
-        """Whether what these leaves make, of so many elements, is made before the first call."""
+        """Return whether the product of these leaves, with `size` elements, is computed before the first call."""
         return not leaves & ~self.fixed and (self.most_folded is None or size <= self.most_folded)

@@ -1,8 +1,7 @@
-"""Orders pinned by hand: from nested names to pairs of a region's accesses.
+"""Orders pinned by hand, converted from nested names to pairs of a region's accesses.
 
-An order is text, as ``((x w1) (w2 w3))``, or nested sequences of names; a ``+`` stands between the orders of two
-terms. Text comes from outside: its length and
-nesting are bounded, and nothing here recurses.
+An order is text, as ``((x w1) (w2 w3))``, or nested sequences of names. A ``+`` separates the orders of two terms.
+Text comes from outside, so its length and nesting are bounded, and nothing here recurses.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MOST_WORDS = 5 * FACTORS
 """The most names and signs of an order."""
 
 Nested = str | Sequence["Nested"]
-"""Text of an order, or groups of names and groups."""
+"""The text of an order, or nested groups of names."""
 
 _WORD = re.compile(r"([()+])|([^\s()+]+)")
 _END = object()
@@ -36,7 +35,7 @@ _HINT = "an order is names in parentheses, as ((x w1) (w2 w3))"
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """An order by name: value k is the k-th name, pair k makes value ``len(names) + k``; the last is the whole."""
+    """An order by name. Value k is the k-th name, and pair k gives value ``len(names) + k``; the last is the whole."""
 
     names: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
@@ -45,14 +44,14 @@ class Pin:
 def read_orders(
     order: Nested | Mapping[str, Nested] | None, equations: Mapping[str, bool]
 ) -> dict[str, tuple[Pin, ...]]:
-    """The orders by equation.
+    """Return the orders by equation.
 
     Args:
-        order: that of the only equation, or those of some equations by name.
-        equations: every equation of the network; whether it is still one after linear chains are merged.
+        order: the order of the only equation, or orders of some equations by name.
+        equations: every equation of the network, with whether it is still one after linear chains were merged.
 
     Raises:
-        PlanError: an order that is none, or one for an equation that is not there.
+        PlanError: an order is not well formed, or is for an equation that does not exist.
     """
     present = [name for name, is_present in equations.items() if is_present]
     if order is None:
@@ -75,11 +74,11 @@ def _missing_equation(name: object, equations: Mapping[str, bool], present: Sequ
 
 
 def read_order(order: Nested) -> tuple[Pin, ...]:
-    """The parts of an order between its signs ``+``; groups of several values are joined from left to right.
+    """Return the parts of an order between its ``+`` signs. A group of several values is joined from left to right.
 
     Raises:
-        PlanError: parentheses that do not match, an empty group, something else than names, or an order too long
-            or too deep.
+        PlanError: parentheses do not match, a group is empty, something is not a name, or the order is too long or
+            too deep.
     """
     pins: list[Pin] = []
     part = _Part()
@@ -95,7 +94,7 @@ def read_order(order: Nested) -> tuple[Pin, ...]:
 
 
 class _Part:
-    """One tree in the reading. Pair k is the value -1 - k, as long as the names are not counted."""
+    """A tree while it is read. Pair k has the number -1 - k until all names are counted."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -128,7 +127,7 @@ class _Part:
         return value
 
     def finish(self) -> Pin:
-        """The whole, once every parenthesis is closed."""
+        """Return the whole order, once every parenthesis is closed."""
         if len(self.groups) > 1:
             raise PlanError(f"an order leaves a parenthesis open\n  {_HINT}")
         self._join_group()
@@ -138,7 +137,7 @@ class _Part:
 
 
 def _words(order: Nested) -> Iterator[str]:
-    """The names and signs of an order, from left to right."""
+    """Yield the names and signs of an order, from left to right."""
     if isinstance(order, str):
         if len(order) > LONGEST_ORDER:
             raise PlanError(f"an order is longer than {LONGEST_ORDER:,} characters")
@@ -167,17 +166,17 @@ def _items(group: object) -> Iterator[object]:
 
 
 def match_pins(pins: Sequence[Pin], equation: str, regions: Sequence[Region]) -> dict[int, tuple[Pin, tuple[int, ...]]]:
-    """The terms of an equation that are pinned: by which order, and which access each of its names is.
+    """Return the pinned terms of an equation, each with its order and the access that each name stands for.
 
-    An order pins every term that has exactly its names, or else the one term that has them among others.
+    An order pins every term that has exactly its names. If there is none, it pins the one term that contains them.
 
     Args:
         pins: the orders.
-        equation: its name.
+        equation: the name of the equation.
         regions: its terms.
 
     Raises:
-        PlanError: an order that is for none of the terms, or for one that another order is for.
+        PlanError: an order fits none of the terms, or two orders fit one term.
     """
     matched: dict[int, tuple[Pin, tuple[int, ...]]] = {}
     for pin in pins:
@@ -189,14 +188,14 @@ def match_pins(pins: Sequence[Pin], equation: str, regions: Sequence[Region]) ->
 
 
 def _match_pin(pin: Pin, equation: str, regions: Sequence[Region]) -> dict[int, tuple[int, ...]]:
-    found = {k: where for k, region in enumerate(regions) if (where := _positions(pin, region)) is not None}
-    whole = {k: where for k, where in found.items() if len(where) == len(regions[k].accesses)}
+    candidates = {k: where for k, region in enumerate(regions) if (where := _positions(pin, region)) is not None}
+    whole = {k: where for k, where in candidates.items() if len(where) == len(regions[k].accesses)}
     if whole:
         return whole
-    if len(found) == 1 and pin.pairs:
-        return found
+    if len(candidates) == 1 and pin.pairs:
+        return candidates
     terms = _listed([" ".join(_sources(region)) for region in regions], "; ")
-    reason = _mismatch(pin, [_sources(region) for region in regions], len(found))
+    reason = _mismatch(pin, [_sources(region) for region in regions], len(candidates))
     raise PlanError(f"the order of {equation!r} {reason}\n  what its terms contract: {terms}")
 
 
@@ -205,7 +204,7 @@ def _sources(region: Region) -> list[str]:
 
 
 def _positions(pin: Pin, region: Region) -> tuple[int, ...] | None:
-    """Which access each name is, equal names from left to right; None if one is not there."""
+    """Return the access of each name, equal names from left to right, or None if a name is missing."""
     places: dict[str, list[int]] = {}
     for k, source in reversed(list(enumerate(_sources(region)))):
         places.setdefault(source, []).append(k)
@@ -215,7 +214,7 @@ def _positions(pin: Pin, region: Region) -> tuple[int, ...] | None:
 
 
 def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], found: int) -> str:
-    """Why an order is for none of some terms, as the end of a sentence."""
+    """Return why an order fits none of some terms, as the end of a sentence."""
     most: Counter[str] = Counter()
     for names in terms:
         most |= Counter(names)

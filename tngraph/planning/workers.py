@@ -1,8 +1,8 @@
-"""Trials side by side: in this process, in worker processes of this machine, or on a Ray cluster.
+"""Parallel trials: in this process, in worker processes of this machine, or on a Ray cluster.
 
-Tasks are drawn one by one as workers get free and every one that was begun is finished, so those that are done are
-always the first so many; results come as they are ready, each with its task. A worker is a bare interpreter that
-imports what the function lives in: it never runs the caller's main file again, as a spawned
+Tasks are drawn one by one as workers become free, and every task that was begun is finished. So the tasks that are done
+are always the first ones of the sequence. Results come as they are ready, each with its task. A worker is a bare
+interpreter that imports only the function's module: it never runs the caller's main file again, as a spawned
 ``multiprocessing`` child would, and it imports no torch.
 """
 
@@ -34,16 +34,16 @@ _WORKER = "from tngraph.planning.workers import serve; serve()"
 def run_tasks(
     function: Callable[[Any, Task], Result], common: object, tasks: Iterable[Task], parallel: Parallel
 ) -> Generator[tuple[Task, Result], None, None]:
-    """Run a function on every task; the generator may be closed at any time, which ends what still runs.
+    """Run a function on every task. Closing the generator, which is allowed at any time, ends what still runs.
 
     Args:
-        function: a function of a module, called as ``function(common, task)``.
-        common: what all tasks share.
+        function: a module-level function, called as ``function(common, task)``.
+        common: the argument that all tasks share.
         tasks: drawn as workers get free.
-        parallel: how many processes (1 is this one), ``"processes"`` for one per core, or ``"ray"``.
+        parallel: the number of processes (1 is this one), ``"processes"`` for one per core, or ``"ray"``.
 
     Raises:
-        PlanError: a worker that ended, or Ray that is not installed.
+        PlanError: a worker process ended, or Ray is not installed.
     """
     if parallel == "ray":
         return _run_on_ray(function, common, tasks)
@@ -54,12 +54,12 @@ def run_tasks(
 
 
 def count_cores() -> int:
-    """The cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_concurrently(submit: Submit, tasks: Iterable[Task], count: int) -> Iterator[tuple[Task, Any]]:
-    """Results as they are ready, with so many tasks under way."""
+    """Yield results as they are ready, with `count` tasks running at a time."""
     ahead, running = iter(tasks), dict[Future[Any], Task]()
     while True:
         running.update((submit(task), task) for task in islice(ahead, count - len(running)))
@@ -100,14 +100,16 @@ def _run_in_processes(
         threads = stack.enter_context(ThreadPoolExecutor(count))
         for _ in range(count):
             worker = _start()
-            stack.callback(_stop, worker)  # before the threads are waited for: those that read end with it
+            stack.callback(
+                _stop, worker
+            )  # before the pool waits for threads: one that reads from a worker ends with it
             idle.put(worker)
             _send(worker, (function, common))
         yield from _run_concurrently(lambda task: threads.submit(_ask, idle, task), tasks, count)
 
 
 def _ask(idle: SimpleQueue[subprocess.Popen[bytes]], task: object) -> object:
-    """A task's result from a worker that is free."""
+    """Return a task's result from a worker that is free."""
     worker = idle.get()
     try:
         _send(worker, task)
@@ -125,7 +127,7 @@ def _ask(idle: SimpleQueue[subprocess.Popen[bytes]], task: object) -> object:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    """A worker with the modules of this process in reach."""
+    """Start a worker that can import the modules of this process."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-c", _WORKER]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -146,8 +148,8 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
 
 
 def serve() -> None:
-    """The life of a worker: a function and what its tasks share, then task after task, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is for the caller, which then ends the workers
+    """Run a worker: read a function and its shared argument, then answer task after task until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles an interruption, and then ends the workers
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not stand between the results
     function, common = pickle.load(sys.stdin.buffer)
@@ -161,7 +163,7 @@ def serve() -> None:
 
 
 def _answer(function: Callable[[Any, Any], object], common: object, task: object) -> tuple[bool, object]:
-    """Whether a result came of it, and that or the error."""
+    """Return whether the task succeeded, with its result or its error."""
     try:
         return True, function(common, task)
     except Exception as error:
