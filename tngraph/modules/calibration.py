@@ -1,8 +1,8 @@
-"""The numbers of a `Machine`, measured: kernels of many shapes are timed on a device, and the model is fitted to them.
+"""Calibration of a `Machine`: kernels of many shapes are timed on a device, and the model is fitted to their times.
 
-Kernels are timed in turns of a fraction of a millisecond, each as often as fits, and the shortest of its turns counts:
-what else runs on the machine lengthens some turns of every kernel and not all turns of one. Every third kernel is kept
-from the fit, to say how far the model is right about kernels it has not seen.
+Kernels are timed in turns of a fraction of a millisecond, and the shortest turn of each kernel counts, because other
+programs on the machine lengthen some turns of every kernel but not all turns of one. Every third kernel is held out of
+the fit, to judge the model on kernels it has not seen.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from tngraph.plans.machines import built_in_machine, load_machine, save_machine
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", TF32 := "tf32")
 LARGEST = 36_000_000
-"""The largest value in a kernel [elements]."""
+"""The size of the largest value in a kernel [elements]."""
 ON_GPU = 4
-"""So many times as large is the largest on a GPU, and every other kernel along each of its axes: smaller ones all take
-as long as starting one."""
+"""On a GPU the largest value is this many times larger, and so are the axes of every second kernel, because smaller
+kernels all take as long as starting one."""
 TURN = 3e-4
-"""How long a kernel is called again and again before the next one has its turn [s]."""
+"""The length of a turn, in which one kernel is called repeatedly [s]."""
 LONGEST = 0.02
-"""A kernel that is expected to take more than this share of the time is left out."""
+"""A kernel that is expected to take more than this share of the available time is left out."""
 ROUNDS = 3
-"""So many turns every kernel has before they are shared out by the time they take."""
+"""Every kernel gets this many turns. After that, the kernel that has taken the least time gets the next turn."""
 HELD_OUT = 3
-"""One kernel of so many is kept from the fit."""
+"""One kernel of this many is held out of the fit."""
 FEWEST = 0.75
-"""Where the model is right up to a factor of 2 of a smaller share, something disturbed the measurement."""
+"""If the model is within a factor of 2 for a smaller share of kernels, something disturbed the measurement."""
 _SIZES = (1, 2, 4, 4, 8, 8, 16, 16, 32, 32, 64, 64, 128, 256, 512, 784, 1024, 2048, 4096, 65536)
 _BATCHES = (4, 16, 64, 256, 1024, 4096)
 _RUNS = (1, 1, 2, 4, 8, 16, 32, 64, 128)
 _STEPS = (2.0, 1.5, 1.2, 1.1, 1.05, 1.02)
 _TOLERATED = 0.3
-"""Beyond this error of a logarithm an outlier weighs in proportion, as in Huber's loss, and not by its square."""
+"""Errors of a logarithm beyond this count linearly and not by their square, as in Huber's loss."""
 
 
 class Kernel(NamedTuple):
-    """One call of PyTorch: what kind of kernel, and its sizes as the rules of that kind take them."""
+    """One call of PyTorch: its kind, and its sizes as arguments of that kind's rules."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -62,7 +62,7 @@ class Kernel(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What a kind of kernel is: the sizes of what it takes and makes, its call, and its time in the model."""
+    """A kind of kernel: the sizes of its operands and result, its call, and its predicted time."""
 
     values: Callable[..., tuple[int, ...]]
     call: Callable[..., Callable[[], object]]
@@ -122,11 +122,11 @@ _RULES: Mapping[str, _Rule] = {
     "view": _Rule(lambda n: (n,), _call_view, lambda m, n: m.seconds_per_view),
 }
 _SHARES = {"matrix": 70, "matrices": 60, "broadcast": 20, "copy": 40, "reverse": 20, "relu": 20, "add": 10, "view": 6}
-"""How many kernels of each kind are measured."""
+"""The number of kernels of each kind that are measured."""
 
 
 class Measurement(NamedTuple):
-    """What a kernel took [s]."""
+    """A kernel and its measured time [s]."""
 
     kernel: Kernel
     seconds: float
@@ -134,14 +134,14 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A machine and what it was fitted to.
+    """A machine and the measurements it was fitted to.
 
     Attributes:
-        device: its whole name.
+        device: the full name of the device.
         dtype: the type of numbers.
-        machine: the numbers that fit best.
-        fitted: what they were fitted to.
-        held_out: what the fit has not seen.
+        machine: the machine that fits best.
+        fitted: the measurements it was fitted to.
+        held_out: the measurements that the fit has not seen.
     """
 
     device: str
@@ -151,19 +151,19 @@ class Calibration:
     held_out: tuple[Measurement, ...]
 
     def share_within(self, factor: float) -> float:
-        """The share of the kernels kept from the fit of which the model is right up to a factor."""
+        """Return the share of held-out kernels for which the model is right within a factor."""
         errors = np.abs(np.log(_ratios(self.machine, self.held_out or self.fitted)))
         return float(np.mean(errors <= np.log(factor)))
 
     def numbers(self) -> list[tuple[str, str, str]]:
-        """A row per number of the machine: its name, value and unit."""
+        """Return a row for each number of the machine: name, value and unit."""
         return [
             (each.name.replace("_", " "), f"{getattr(self.machine, each.name):.3g}", _unit(each.name))
             for each in fields(self.machine)
         ]
 
     def sample(self, most: int = 16) -> list[tuple[str, str, str, str]]:
-        """A row for some of the kernels kept from the fit: what it is, measured and in the model [us], their ratio."""
+        """Return rows for some held-out kernels: kernel, measured and predicted time [us], and their ratio."""
         shown = sorted(self.held_out or self.fitted)
         shown = shown[:: max(1, -(-len(shown) // most))]
         ratios = _ratios(self.machine, shown)
@@ -180,7 +180,7 @@ class Calibration:
         return "\n".join([f"{self.device}, {self.dtype}", *numbers, "", *kernels, "", self.verdict()])
 
     def verdict(self) -> str:
-        """How right the model is, in a sentence, and where it is not, what may be the reason."""
+        """Return how accurate the model is, with advice if it is not accurate."""
         within = ", ".join(f"{self.share_within(factor):.0%} within {factor:g} times" for factor in (1.3, 2))
         told = f"of {len(self.held_out or self.fitted)} kernels kept from the fit: {within} the time measured"
         is_disturbed = self.share_within(2) < FEWEST
@@ -194,26 +194,26 @@ def _unit(name: str) -> str:
 
 
 def calibrate(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 5) -> Machine:
-    """Measure a device for about so many seconds, and keep its numbers for `machine_for`.
+    """Measure a device, and save the fitted machine for `machine_for`.
 
     Args:
-        device: as PyTorch names it.
+        device: the device as PyTorch names it.
         dtype: the type of numbers.
-        seconds: to measure for [s].
+        seconds: the approximate time to measure for [s].
 
     Raises:
-        PlanError: there is no such device, or it does not compute with the type.
-        OSError: the numbers cannot be kept.
+        PlanError: there is no such device, or it does not compute with this type.
+        OSError: the machine cannot be saved.
     """
-    found = run_calibration(device, dtype, seconds)
-    save_machine(found.machine, found.device, found.dtype)
-    return found.machine
+    calibration = run_calibration(device, dtype, seconds)
+    save_machine(calibration.machine, calibration.device, calibration.dtype)
+    return calibration.machine
 
 
 def run_calibration(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 5
 ) -> Calibration:
-    """Measure a device, fit a machine to it, and keep nothing; see `calibrate`."""
+    """Measure a device and fit a machine to it, without saving it; see `calibrate`."""
     measured = measure_kernels(draw_kernels(_scale(_find_device(device))), device, dtype, seconds)
     held_out = tuple(each for k, each in enumerate(measured) if k % HELD_OUT == HELD_OUT - 1)
     fitted = tuple(each for k, each in enumerate(measured) if k % HELD_OUT != HELD_OUT - 1)
@@ -221,17 +221,17 @@ def run_calibration(
 
 
 def machine_for(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
-    """The machine as `calibrate` measured it, at the number of threads there is now, or else the one built in."""
+    """Return the machine that `calibrate` saved for the current number of threads, or else the built-in one."""
     names = describe_device(device), name_dtype(dtype, device)
     return load_machine(*names) or built_in_machine(*names)
 
 
 @contextmanager
 def computing_in(name: str, device: str | torch.device = "cpu") -> Iterator[torch.dtype]:
-    """The type of numbers of a name; of ``tf32`` float32, whose products are rounded on a GPU in the meantime.
+    """Yield the type of numbers of a name. For ``tf32`` it is float32, and a GPU rounds products within the context.
 
     Raises:
-        PlanError: it is none that is measured on the device.
+        PlanError: this type cannot be measured on the device.
     """
     if name not in DTYPES:
         raise PlanError(f"the dtype is {name!r}\n  dtypes: {', '.join(DTYPES)}")
@@ -246,33 +246,33 @@ def computing_in(name: str, device: str | torch.device = "cpu") -> Iterator[torc
 
 
 def name_dtype(dtype: torch.dtype, device: str | torch.device = "cpu") -> str:
-    """The name of a type of numbers, as ``float32``; ``tf32`` where a GPU rounds what it multiplies."""
+    """Return the name of a type of numbers, as ``float32``, or ``tf32`` where a GPU rounds what it multiplies."""
     if dtype == torch.float32 and torch.device(device).type == "cuda":
         return "float32" if torch.get_float32_matmul_precision() == "highest" else TF32
     return str(dtype).removeprefix("torch.")
 
 
 def describe_device(device: str | torch.device) -> str:
-    """The whole name of a device: its type and model, and of a processor the threads that PyTorch uses.
+    """Return the full name of a device: its type and model, and for a CPU the number of threads that PyTorch uses.
 
     Raises:
         PlanError: there is no such device.
     """
-    made = _find_device(device)
-    if made.type == "cpu":
+    usable = _find_device(device)
+    if usable.type == "cpu":
         count = torch.get_num_threads()
         return f"cpu {_processor()}, {count} thread{'s' if count > 1 else ''}"
-    name = getattr(getattr(torch, made.type, None), "get_device_name", None)
-    return made.type if name is None else f"{made.type} {name(made)}"
+    name = getattr(getattr(torch, usable.type, None), "get_device_name", None)
+    return usable.type if name is None else f"{usable.type} {name(usable)}"
 
 
 def _find_device(device: str | torch.device) -> torch.device:
     try:
-        made = torch.device(device)
-        torch.empty(1, device=made)
+        usable = torch.device(device)
+        torch.empty(1, device=usable)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise PlanError(f"the device {str(device)!r} cannot be used\n  PyTorch says: {_first_line(error)}") from None
-    return made
+    return usable
 
 
 def _first_line(error: BaseException) -> str:
@@ -281,29 +281,29 @@ def _first_line(error: BaseException) -> str:
 
 def _processor() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+        model = None
+    return model.group(1).strip() if model else platform.processor() or platform.machine()
 
 
 def draw_kernels(scale: int = 1, seed: int = 0) -> list[Kernel]:
-    """Kernels as factorised layers have them, from what fits in cache to what does not; those that take least first.
+    """Return kernels like those of factorised layers, fastest first, from within the cache to far beyond it.
 
     Args:
-        scale: so many times as large is every other one along each of its axes.
-        seed: of the sizes.
+        scale: the factor by which the axes of every second kernel are larger.
+        seed: the seed for the sizes.
     """
-    rng, found = random.Random(seed), []
+    rng, kernels = random.Random(seed), []
     for kind, count in _SHARES.items():
         for number in range(count):
             factor = scale if number % 2 else 1
             sizes = iter(lambda kind=kind, factor=factor: _draw_sizes(kind, rng, factor), None)  # type: ignore[misc]
             most = LARGEST * scale
-            found.append(
+            kernels.append(
                 Kernel(kind, next(s for s in sizes if max(_RULES[kind].values(*s)) <= most and prod(s) >= 512))
             )
-    return sorted(dict.fromkeys(found), key=lambda kernel: float(predict(Machine(), [kernel])[0]))
+    return sorted(dict.fromkeys(kernels), key=lambda kernel: float(predict(Machine(), [kernel])[0]))
 
 
 def _draw_sizes(kind: str, rng: random.Random, factor: int) -> tuple[int, ...]:
@@ -327,7 +327,7 @@ class _Turns:
     spent: float = 0.0
 
     def take(self) -> None:
-        """Call the kernel for a while; the first call of a short one finds its operands in cache for the others."""
+        """Call the kernel for the length of a turn. A first call of a short one brings its operands into cache."""
         last = self.times[-1] if self.times else 0.0
         if last < 1e-3:
             self.call()
@@ -342,7 +342,7 @@ class _Turns:
         self.spent += spent
 
     def measurement(self) -> Measurement:
-        """The shortest turn."""
+        """Return the kernel with its shortest turn."""
         return Measurement(self.kernel, min(self.times))
 
 
@@ -350,38 +350,38 @@ class _Turns:
 def measure_kernels(
     kernels: Sequence[Kernel], device: str | torch.device, dtype: torch.dtype, seconds: float
 ) -> tuple[Measurement, ...]:
-    """What kernels take on a device, in turns, until the time is over; large ones may be left out.
+    """Measure kernels on a device in turns until the time is over. Large ones may be left out.
 
     Args:
-        kernels: those that take least first.
-        device: as PyTorch names it.
+        kernels: the kernels, fastest first.
+        device: the device as PyTorch names it.
         dtype: the type of numbers.
-        seconds: to measure for, at least one kernel [s].
+        seconds: the time to measure for; at least one kernel is measured [s].
 
     Raises:
-        PlanError: there is no such device, it does not compute with the type, or the time is not positive.
+        PlanError: there is no such device, it does not compute with this type, or the time is not positive.
     """
     if not 0 < seconds < inf:
         raise PlanError(f"calibrating cannot take {seconds!r} seconds\n  give a positive number")
-    made, end = _find_device(device), time.perf_counter() + seconds
+    usable, end = _find_device(device), time.perf_counter() + seconds
     try:
-        x, y = _make_operands(made, dtype)
-        found = list(_take_first_turns(kernels, (x, y), seconds, end))
+        x, y = _make_operands(usable, dtype)
+        turns = list(_take_first_turns(kernels, (x, y), seconds, end))
     except (RuntimeError, NotImplementedError) as error:
         raise PlanError(
-            f"{made} cannot be measured with {name_dtype(dtype)}\n  PyTorch says: {_first_line(error)}"
+            f"{usable} cannot be measured with {name_dtype(dtype)}\n  PyTorch says: {_first_line(error)}"
         ) from None
-    queue = [(1, each.spent, k) for k, each in enumerate(found)]
+    queue = [(1, each.spent, k) for k, each in enumerate(turns)]
     heapify(queue)
     while queue and time.perf_counter() < end:
         *_, k = heappop(queue)
-        found[k].take()
-        heappush(queue, (min(len(found[k].times), ROUNDS), found[k].spent, k))
-    return tuple(each.measurement() for each in found)
+        turns[k].take()
+        heappush(queue, (min(len(turns[k].times), ROUNDS), turns[k].spent, k))
+    return tuple(each.measurement() for each in turns)
 
 
 def _make_operands(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two stores of random numbers, of which operands are parts."""
+    """Return two stores of random numbers that operands are cut from."""
     generator, most = torch.Generator(device).manual_seed(0), LARGEST * _scale(device)
     x, y = (torch.empty(most, device=device, dtype=dtype) for _ in range(2))
     return x.uniform_(-1, 1, generator=generator), y.uniform_(-1, 1, generator=generator)
@@ -392,14 +392,14 @@ def _scale(device: torch.device) -> int:
 
 
 def waiting(device: torch.device) -> Callable[[], None]:
-    """What waits for the kernels of a device; those of a processor are over when their call is."""
+    """Return a function that waits for the kernels of a device. CPU kernels are over when their call returns."""
     return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
 
 
 def _take_first_turns(
     kernels: Sequence[Kernel], operands: tuple[Tensor, Tensor], seconds: float, end: float
 ) -> Iterator[_Turns]:
-    """The kernels that are worth their time, as the ones before tell, with a turn each."""
+    """Yield kernels after one turn each, without those that would take too long, by the ones before."""
     wait = waiting(operands[0].device)
     ratios = [1.0]
     for kernel in kernels:
@@ -415,17 +415,17 @@ def _take_first_turns(
 
 
 def predict(machine: Machine, kernels: Sequence[Kernel]) -> np.ndarray:
-    """What kernels take in the model [s]."""
+    """Return the predicted times of kernels [s]."""
     return _Table(kernels).seconds(machine)
 
 
 def _ratios(machine: Machine, measured: Sequence[Measurement]) -> np.ndarray:
-    """By how much the model is above what was measured."""
+    """Return the ratios of predicted to measured times."""
     return predict(machine, [each.kernel for each in measured]) / [each.seconds for each in measured]
 
 
 class _Table:
-    """Kernels in columns, kind by kind, so that a machine is asked for all at once."""
+    """Kernels as arrays of sizes, kind by kind, so that a machine predicts all kernels of a kind at once."""
 
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         self.count, self.columns = len(kernels), {}
@@ -434,18 +434,18 @@ class _Table:
             self.columns[kind] = places, np.array([kernels[k].sizes for k in places], dtype=np.float64).T
 
     def seconds(self, machine: Machine) -> np.ndarray:
-        """What each takes [s]."""
-        found = np.empty(self.count)
+        """Return the predicted time of each kernel [s]."""
+        times = np.empty(self.count)
         for kind, (places, columns) in self.columns.items():
-            found[places] = _RULES[kind].seconds(machine, *columns)
-        return found
+            times[places] = _RULES[kind].seconds(machine, *columns)
+        return times
 
 
 def fit_machine(measured: Sequence[Measurement], start: Machine | None = None) -> Machine:
-    """The machine whose logarithms of times are nearest to what was measured.
+    """Return the machine whose predicted times are nearest to the measured ones on a logarithmic scale.
 
-    Numbers are changed one after the other by ever smaller factors, as long as that helps. What nothing measured
-    depends on stays as it was at the start.
+    Numbers are changed one after the other by ever smaller factors, as long as that helps. A number that no
+    measurement depends on stays as it was at the start.
 
     Source: the pattern search of Hooke and Jeeves (1961), the loss of Huber (1964).
     """

@@ -1,6 +1,6 @@
-"""Slices over processes: each process of ``torch.distributed`` runs its share, and the sums are added up.
+"""Slices over processes: each process of ``torch.distributed`` runs its share, and their sums are added up.
 
-Every process holds the whole input and gets the whole result. What no slice changes is computed by each.
+Every process holds the whole input and gets the whole result. Each computes the values that are the same in all slices.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from tngraph.modules.layer import Layer
 
 
 def spread_slices(layer: Layer) -> Layer:
-    """Let a layer run every n-th slice only, n being how many processes there are, and add up what all of them made.
+    """Let a layer run only its process's share of the slices, and add up the results of all processes.
 
-    It is for calls without gradients, and every process has to make each call. The layer itself is changed; alone
-    again, ``layer.first_slice, layer.slice_step = 0, 1``.
+    It is for calls without gradients, and every process has to make each call. The layer itself is changed. To undo
+    that, set ``layer.first_slice, layer.slice_step = 0, 1``.
 
     Args:
-        layer: one whose plan runs slice by slice.
+        layer: a layer whose plan runs slice by slice.
 
     Returns:
         The same layer, without gradients for its params.
 
     Raises:
-        PlanError: nothing of it runs slice by slice, or ``torch.distributed`` was not initialised.
+        PlanError: no region of the plan runs slice by slice, or ``torch.distributed`` is not initialised.
     """
     if not any(tree.sliced for regime in layer.plan.regimes for tree in regime.trees):
         raise PlanError(

@@ -1,7 +1,7 @@
-"""Loading printed source as modules, and what a compiled layer knows about itself.
+"""Loads printed source as modules, and defines what a compiled layer offers beside ``forward``.
 
-The class of a layer is the class of the printed file, unchanged, with `Layer` in front of it: its plan, its predicted
-FLOPs, its verification, and pickling by plan. The source is what runs, and what a traceback shows.
+The class of a layer derives from `Layer` and from the unchanged class of the printed file. `Layer` adds the plan,
+predicted FLOPs, verification, and pickling by plan. The printed source is what runs and what a traceback shows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tngraph.plans.plans import Plan
 from tngraph.plans.table import describe_regimes
 
 _loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()
-"""The class of each source in use: layers of one plan are of one class, as ``torch.func.stack_module_state`` asks."""
+"""The class of each source in use. ``torch.func.stack_module_state`` needs layers of one plan to be of one class."""
 
 
 class Layer(nn.Module):
@@ -37,8 +37,8 @@ class Layer(nn.Module):
         plan: the plan it was printed from.
         source: the text of the file it runs.
         printed: that text with the Python names in it.
-        first_slice: where regions run slice by slice, the first that this process runs.
-        slice_step: and from each the way to the next.
+        first_slice: where regions run slice by slice, the first slice that this process runs.
+        slice_step: the distance from one slice that this process runs to the next.
     """
 
     plan: Plan
@@ -48,14 +48,14 @@ class Layer(nn.Module):
     slice_step: int
 
     def flops(self, *input_shapes: Sequence[int], backward: bool = False) -> int:
-        """The FLOPs of a call with inputs of these shapes, as the plan predicts them [FLOPs].
+        """Return the FLOPs that the plan predicts for a call with inputs of these shapes [FLOPs].
 
         Args:
             input_shapes: the shape of each input, in the order of ``forward``.
-            backward: count a training step instead: forward and backward, with gradients for params and inputs.
+            backward: count a training step instead: forward and backward, with the gradients that the goal asks for.
 
         Raises:
-            SizeError: shapes that do not fit.
+            SizeError: the shapes do not fit.
         """
         network = self.plan.network
         if len(input_shapes) != len(network.inputs):
@@ -68,57 +68,57 @@ class Layer(nn.Module):
         return counts.training_flops if backward else counts.flops
 
     def sizes(self) -> dict[str, int]:
-        """The compile-time sizes this layer was built with."""
+        """Return the compile-time sizes that this layer was built with."""
         return {name: getattr(self, attribute) for name, attribute in self.printed.size_attributes.items()}
 
     def at(self, /, **sizes: int) -> Layer:
-        """A layer with the params of this one that always runs the regime of given sizes, whatever its input is.
+        """Return a layer that shares this one's params and always runs the regime of given sizes, whatever its input.
 
-        It has no branches, so that it exports with a dynamic batch: ``layer.at(batch=64)``.
+        It has no branches, so it can be exported with a dynamic batch: ``layer.at(batch=64)``.
 
         Raises:
-            SizeError: a name that is no size of the network, or a number that is not a positive integer.
+            SizeError: the network has no size of this name, or a value is not a positive integer.
         """
         return self._under(self.plan.only(**{**self.sizes(), **sizes}))
 
     def verify(self, *inputs: torch.Tensor, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Verification:
         """Compare this layer with the reference: values, gradients, FLOPs, params, and the bytes it holds.
 
-        Without inputs that is done in every regime.
+        Without inputs every regime is compared.
 
         Args:
-            inputs: what to call it with; random inputs of small sizes when absent.
+            inputs: the inputs to call it with; when absent, random inputs of small sizes.
             sizes: run-time sizes of the random inputs, where small ones will not do.
-            seed: of random inputs and of the direction gradients are taken in.
+            seed: the seed for random inputs and for the direction of the gradients.
 
         Returns:
-            What was compared, which prints as a table.
+            The comparisons, which print as a table.
 
         Raises:
-            SizeError: inputs or sizes that do not fit.
-            VerificationError: something does not agree; it says what, with both numbers.
+            SizeError: the inputs or sizes do not fit.
+            VerificationError: something does not agree; the message says what, with both values.
         """
         if inputs or len(self.plan.regimes) == 1:
             return verify_layer(self, self.plan, self.printed, self.sizes(), inputs, seed, sizes)
         reference = Reference(self.plan.network, self.sizes())
-        found = {}
+        verifications = {}
         for where, plan in zip(describe_regimes(self.plan), self.plan.each(), strict=True):
             layer = self._under(plan)
-            found[where] = verify_layer(layer, plan, layer.printed, self.sizes(), (), seed, sizes, reference)
-        return join_verifications(found)
+            verifications[where] = verify_layer(layer, plan, layer.printed, self.sizes(), (), seed, sizes, reference)
+        return join_verifications(verifications)
 
     def fold(self, memory_limit: int | None = None) -> Layer:
-        """This layer for serving: with the same params in memory, which take no gradient and are not to change.
+        """Return this layer for serving, with the same params in memory, which take no gradient and must not change.
 
-        Its orders are searched anew; one that was given by hand is not kept. What no input goes into is computed here,
-        once, and stored in buffers. A layer that is made for serving computes its buffers anew, as after a change of
-        its params that was no ``load_state_dict``, and is returned itself.
+        Orders are searched again for serving, without any that were pinned by hand. Values that depend on no input are
+        computed once, here, and stored in buffers. A layer that is already for serving recomputes its buffers and is
+        returned itself, which is needed after its params were changed by anything but ``load_state_dict``.
 
         Args:
-            memory_limit: of the buffers together; None for none [bytes].
+            memory_limit: the most memory for all buffers together; None for no limit [bytes].
 
         Raises:
-            PlanError: a limit that is no positive integer, or given to a layer that is made for serving.
+            PlanError: the limit is not a valid integer, or is given to a layer that is already for serving.
         """
         if self.plan.goal.mode == "serve":
             if memory_limit is not None:
@@ -137,9 +137,9 @@ class Layer(nn.Module):
             cast(Any, self).refold()
 
     def _under(self, plan: Plan) -> Layer:
-        """A layer with the params of this one that runs as another plan says; its folded buffers are its own."""
-        made = layer_class(plan)
-        layer = made.__new__(made)
+        """Return a layer that shares this one's params and runs another plan, with folded buffers of its own."""
+        loaded = layer_class(plan)
+        layer = loaded.__new__(loaded)
         layer.__dict__.update(self.__dict__)
         if self.plan.goal.mode == "serve":
             folded, hooks = self.printed.buffers, self._load_state_dict_post_hooks
@@ -147,7 +147,7 @@ class Layer(nn.Module):
             layer._non_persistent_buffers_set = self._non_persistent_buffers_set.difference(folded)
             own = getattr(self, "refold", None)
             layer._load_state_dict_post_hooks = OrderedDict((k, hook) for k, hook in hooks.items() if hook != own)
-            if made.printed.buffers:
+            if loaded.printed.buffers:
                 cast(Any, layer).register_load_state_dict_post_hook(cast(Any, layer).refold)
             layer._refold()
         return layer
@@ -162,36 +162,36 @@ def build(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Layer:
-    """The module of a plan, at other compile-time sizes where they are given.
+    """Return the module of a plan, at other compile-time sizes where given.
 
     Raises:
-        SizeError: an unknown size, one of run time, or a number that is not a positive integer.
+        SizeError: a size is unknown or a run-time size, or its value is not a positive integer.
     """
-    made = layer_class(plan)
+    loaded = layer_class(plan)
     numbers = compile_time_sizes(plan.network, sizes)
     check_sizes(plan.network, plan.values(**{name: numbers[name] for name in sizes or {}}))
-    arguments = {made.printed.size_arguments[name]: numbers[name] for name in sizes or {}}
-    return made(**arguments, device=device, dtype=dtype)
+    arguments = {loaded.printed.size_arguments[name]: numbers[name] for name in sizes or {}}
+    return loaded(**arguments, device=device, dtype=dtype)
 
 
 def layer_class(plan: Plan) -> type[Layer]:
-    """The class printed for a plan, loaded; its source is visible in tracebacks."""
+    """Return the loaded class that is printed for a plan. Tracebacks show its source."""
     printed = print_source(plan)
-    known = _loaded.get(printed.text)
-    if known is not None and known.plan == plan:
-        return known
+    cached = _loaded.get(printed.text)
+    if cached is not None and cached.plan == plan:
+        return cached
     digest = hashlib.sha256(printed.text.encode()).hexdigest()[:12]
     file = f"<tngraph {printed.class_name} {digest}>"
     linecache.cache[file] = (len(printed.text), None, printed.text.splitlines(keepends=True), file)
     space: dict[str, Any] = {"__name__": f"tngraph.printed.{printed.class_name}"}
     exec(builtins.compile(printed.text, file, "exec"), space)
-    del space["__name__"]  # torch.compile imports the module that a function it inlines names, and there is none
+    del space["__name__"]  # torch.compile would import the module of this name to inline functions, and there is none
     body = {"plan": plan, "source": printed.text, "printed": printed, "__doc__": space[printed.class_name].__doc__}
-    made = cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
-    _loaded[printed.text] = made
-    return made
+    loaded = cast(type[Layer], type(printed.class_name, (Layer, space[printed.class_name]), body))
+    _loaded[printed.text] = loaded
+    return loaded
 
 
 def _rebuild(plan: Plan) -> Layer:
-    made = layer_class(plan)
-    return made.__new__(made)
+    loaded = layer_class(plan)
+    return loaded.__new__(loaded)

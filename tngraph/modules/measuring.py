@@ -1,4 +1,4 @@
-"""What a run of a module really does: the FLOPs it takes, the bytes alive at once, and those that autograd keeps."""
+"""Measurement of a run: the FLOPs it takes, the bytes alive at once, and the bytes that autograd keeps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _CONV_BACKWARD = torch.ops.aten.convolution_backward
 
 
 def conv_backward_flops(*arguments: Any, out_shape: Any) -> int:
-    """The FLOPs of the gradients of a convolution: a correction of PyTorch's counter, which overcharges groups.
+    """Return the FLOPs of the gradients of a convolution, corrected because PyTorch's counter overcounts groups.
 
-    The gradient of a weight `(out, in / groups, *taps)` takes as many products as the forward pass: a channel of the
-    result meets the channels of its own group. PyTorch's formula multiplies it with those of all groups. What it says
-    of weights without groups, and of signals, is left as it is.
+    The gradient of a weight `(out, in / groups, *taps)` takes as many products as the forward pass, since each channel
+    of the result is multiplied by the channels of its own group. PyTorch's formula multiplies it by those of all
+    groups. Its counts for weights without groups, and for signals, are right and left as they are.
 
     Args:
-        arguments: those of ``aten::convolution_backward``, tensors as shapes.
-        out_shape: of the gradients of signal, weight and bias.
+        arguments: the arguments of ``aten::convolution_backward``, with shapes for tensors.
+        out_shape: the shapes of the gradients of signal, weight and bias.
     """
     *given, groups, mask = arguments
 
@@ -36,14 +36,14 @@ def conv_backward_flops(*arguments: Any, out_shape: Any) -> int:
 
 
 def measure_flops(call: Callable[[], object]) -> int:
-    """What `FlopCounterMode` counts for a call, weight gradients of grouped convolutions corrected [FLOPs]."""
+    """Return the FLOPs that `FlopCounterMode` counts for a call, with grouped convolutions corrected [FLOPs]."""
     with FlopCounterMode(display=False, custom_mapping={_CONV_BACKWARD: conv_backward_flops}) as counter:
         call()
     return int(counter.get_total_flops())
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches the storages that operations make; one that dies is not counted any more."""
+    """A watch on the storages that operations allocate. A storage that was freed no longer counts."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it leaves behind [bytes]."""
+        """Run an operation, and update the peak by the storages that it allocates [bytes]."""
         given = {storage._cdata for storage in storages(tree_leaves((args, kwargs)))}
         result = func(*args, **(kwargs or {}))
         self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
@@ -63,12 +63,12 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def storages(values: Iterable[object]) -> Iterator[torch.UntypedStorage]:
-    """The storages of the tensors among some values."""
+    """Return the storages of the tensors among some values."""
     return (value.untyped_storage() for value in values if isinstance(value, torch.Tensor))
 
 
 def measure_peak(call: Callable[[], object]) -> int:
-    """The most bytes of storages alive at once that a call makes, without gradients [bytes]."""
+    """Return the most bytes alive at once in storages that a call without gradients allocates [bytes]."""
     allocations = _Allocations()
     with torch.no_grad(), allocations:
         call()
@@ -87,16 +87,16 @@ def _packing(kept: dict[int, torch.UntypedStorage]) -> Iterator[None]:
 
 
 def measure_saved(call: Callable[[], object], given: Iterable[torch.Tensor]) -> int:
-    """The bytes that autograd keeps for the backward pass of a call, beside the tensors it is given [bytes].
+    """Return the bytes that autograd keeps for the backward pass of a call, beside the tensors it is given [bytes].
 
     Args:
-        call: what is run; its result is held until all is counted.
-        given: params, buffers and inputs, whose storages there would be anyway.
+        call: the function to run. Its result is held until everything is counted.
+        given: params, buffers and inputs, whose storages do not count because they exist anyway.
     """
-    kept: dict[int, torch.UntypedStorage] = {}
-    with _packing(kept):
+    saved: dict[int, torch.UntypedStorage] = {}
+    with _packing(saved):
         result = call()
     own = {storage._cdata for storage in storages(given)}
-    total = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+    total = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
     del result
     return total

@@ -1,7 +1,7 @@
-"""Kernels timed as they are asked for: the model of a machine whose products and copies are measured, not modelled.
+"""A machine whose products and copies are measured on demand instead of modelled.
 
-How fast a product runs depends on its shape and on how its matrices lie in ways that no formula of a few numbers
-follows: with eight columns a transposed left matrix may take ten times as long. Tuning lays axes out by these times.
+No formula of a few numbers predicts how the speed of a product depends on its shape and on the order of its matrices:
+with eight columns a transposed left matrix can take ten times as long. Tuning chooses the order of axes by these times.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from tngraph.planning.machine import Copy, Machine
 
 try:
     import resource
-except ImportError:  # on Windows, whose memory goes by other rules
+except ImportError:  # on Windows, which allocates memory by other rules
     resource = None  # type: ignore[assignment]
 
 STORE = 2**24
-"""The elements that operands are taken of, and that results are written into [elements]."""
+"""The size of the store that operands are cut from, and of the one that results are written into [elements]."""
 LARGEST_PRODUCT = 2**26
-"""Of larger products a part is timed that has about so many multiply-adds [MAC]."""
+"""Of a larger product only a part with about this many multiply-adds is timed [MAC]."""
 LARGEST_COPY = 2**22
-"""Of larger copies a part that has about so many elements [elements]."""
+"""Of a larger copy only a part with about this many elements is timed [elements]."""
 OPERANDS = 8
-"""So many operands and results are taken in turns."""
+"""The number of operands and results that are used in turns."""
 ALIGNED = 16
-"""The elements between places where a tensor may begin: 64 bytes of float32 [elements]."""
+"""The distance between places where a tensor may begin: 64 bytes in float32 [elements]."""
 TURNS, ENOUGH = 5, 0.003
-"""A time is the least of so many turns, or of those that fit into so long [s]."""
+"""A time is the least of this many turns, or of those that fit into this time [s]."""
 SECONDS_PER_TURN = 1e-4
-"""A turn lasts about so long [s]."""
+"""The approximate length of a turn [s]."""
 IN_LAYER = 1.5
-"""A kernel takes so many times as long in a layer, where it finds less in cache: as whole layers did on two cores."""
+"""Measured times are multiplied by this, since a kernel in a layer finds less in cache, as measured on two cores."""
 MOST_SECONDS = 10.0
-"""When so much time has gone into kernels since the operands were made, the model answers for those not known [s]."""
+"""Once this much time was spent since the operands were made, the model predicts untimed kernels [s]."""
 LARGE, TOUCHED, BLOCKS = 2**27, 2**22, 4
-"""A block that a process has no room for by chance, what is written of it to see whether its pages are new [bytes], and
-how many are tried, each with room where the one before was."""
+"""For the test of whether memory is reused: the size of a block, too large to fit into a hole by chance [bytes]; the
+part of it that is written, to see whether its pages are new [bytes]; and how many blocks are tried, each a little
+smaller than the one before so that it fits in its place."""
 
 
 class Product(NamedTuple):
-    """So many products of matrices, and which of these lie transposed."""
+    """A batch of matrix products of one shape, and which of the matrices are transposed."""
 
     batch: int
     rows: int
@@ -60,12 +61,12 @@ class Product(NamedTuple):
 
 
 class CopyClass(NamedTuple):
-    """Copies that take about as long: by powers of two, of how the three innermost axes of the result are read.
+    """Copies that take about equally long, since they read the three innermost axes of the result similarly.
 
     Attributes:
-        elements: all that is copied.
-        sizes: of these axes, the innermost first.
-        strides: of these axes in what is copied.
+        elements: the bit length of the elements copied.
+        sizes: the bit lengths of these axes' sizes, innermost first.
+        strides: the bit lengths of these axes' strides in the source.
     """
 
     elements: int
@@ -74,7 +75,7 @@ class CopyClass(NamedTuple):
 
     @classmethod
     def of(cls, copy: Copy) -> CopyClass:
-        """The class of a copy."""
+        """Return the class of a copy."""
         inner = copy.order[:-4:-1]
         strides = tuple(prod(copy.sizes[axis + 1 :]).bit_length() for axis in inner)
         return cls(copy.elements.bit_length(), tuple(copy.sizes[axis].bit_length() for axis in inner), strides)
@@ -82,14 +83,14 @@ class CopyClass(NamedTuple):
 
 @dataclass
 class KernelTimes:
-    """The times of kernels in a layer on a device [s].
+    """The times that kernels take in a layer on a device [s].
 
-    Each runs on one operand after the other, and its results are kept for a while, since those of a layer are rarely in
-    the cache that is nearest. Copies are timed once per class.
+    A kernel is timed on several operands and results in turns, since in a layer they are rarely in the nearest cache.
+    Copies are timed once per class.
 
     Attributes:
-        known: the times; of copies, those of one element.
-        spent: on them, since the operands were made [s].
+        known: the measured times; of copies, per element.
+        spent: the time spent on measuring since the operands were made [s].
     """
 
     device: torch.device
@@ -108,13 +109,13 @@ class KernelTimes:
         return torch.empty(STORE, device=self.device, dtype=self.dtype).fill_(0)
 
     def release(self) -> None:
-        """Let go of operands and results, and keep the times."""
+        """Release operands and results, and keep the times."""
         for store in ("_operands", "_results"):
             self.__dict__.pop(store, None)
         self.spent = 0.0
 
     def multiply(self, product: Product) -> float | None:
-        """The time of a product; None if it is not known, and there is no time left to find it."""
+        """Return the time of a product, or None if it was not timed and there is no time left for that [s]."""
         if product not in self.known and self.spent < MOST_SECONDS:
             batch, rows, columns, summed, *turned = product
             tensors = zip(
@@ -131,15 +132,15 @@ class KernelTimes:
         return self.known.get(product)
 
     def rearrange(self, copy: Copy) -> float | None:
-        """The time of a copy; None as above."""
+        """Return the time of a copy, or None if its class was not timed and there is no time left for that [s]."""
         key = CopyClass.of(copy)
         if key not in self.known and self.spent < MOST_SECONDS:
-            made = [copy.sizes[axis] for axis in copy.order]
+            shape = [copy.sizes[axis] for axis in copy.order]
             tensors = zip(
                 _tensors_in(self._operands, copy.elements), _tensors_in(self._results, copy.elements), strict=True
             )
             calls = [
-                partial(result.view(made).copy_, given.view(copy.sizes).permute(copy.order))
+                partial(result.view(shape).copy_, given.view(copy.sizes).permute(copy.order))
                 for given, result in tensors
             ]
             self.known[key] = self._measure(calls) / copy.elements
@@ -167,18 +168,18 @@ class KernelTimes:
 
 def _matrices(store: torch.Tensor, shape: tuple[int, int, int], is_turned: bool = False) -> list[torch.Tensor]:
     batch, rows, columns = shape
-    made = _tensors_in(store, prod(shape))
-    return [each.view(batch, columns, rows).mT if is_turned else each.view(shape) for each in made]
+    tensors = _tensors_in(store, prod(shape))
+    return [each.view(batch, columns, rows).mT if is_turned else each.view(shape) for each in tensors]
 
 
 def _tensors_in(store: torch.Tensor, elements: int) -> list[torch.Tensor]:
-    """Some tensors of a size, apart from each other as far as there is room, where PyTorch would let them begin."""
+    """Return tensors of one size, as far apart as there is room, beginning where PyTorch aligns tensors."""
     apart = min(-(-elements // ALIGNED), (len(store) - elements) // (OPERANDS - 1) // ALIGNED) * ALIGNED
     return [store[k * apart : k * apart + elements] for k in range(OPERANDS)]
 
 
 def _part_of(sizes: Iterable[int], fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
-    """The same sizes but for the largest, which are halved until all is small; the first one before all."""
+    """Return sizes of which the largest are halved until the whole fits; the first one is halved before others."""
     part = list(sizes)
     while not fits(part):
         largest = 0 if part[0] >= 8 else max(range(len(part)), key=part.__getitem__)
@@ -198,23 +199,23 @@ def _is_small_copy(sizes: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredMachine(Machine):
-    """A machine whose products and copies are measured; of large ones a part, and the model says what is beyond.
+    """A machine whose products and copies are measured. Of a large one a part is measured, and the model extrapolates.
 
     Attributes:
-        kernels: their times.
+        kernels: the measured times.
     """
 
     kernels: KernelTimes | None = field(default=None, compare=False)
 
     @classmethod
     def like(cls, machine: Machine, kernels: KernelTimes) -> MeasuredMachine:
-        """A machine with its products measured."""
+        """Return a machine with these numbers whose products and copies are measured."""
         return cls(**{each.name: getattr(machine, each.name) for each in fields(Machine)}, kernels=kernels)
 
     def product(
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
-        """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
+        """Return the time of a batch of matrix products in one kernel, by which matrices are transposed [s]."""
         given = np.broadcast_arrays(batch, rows, columns, summed, left_turned, right_turned)
         cases = np.maximum(np.stack([each.ravel().astype(np.int64) for each in given], axis=1), [1, 1, 1, 1, 0, 0])
         distinct, places = np.unique(cases, axis=0, return_inverse=True)
@@ -234,7 +235,7 @@ class MeasuredMachine(Machine):
         return self._extend(seconds, (float(Machine.product(self, *part)), prod(part[:3])), (whole, prod(sizes[:3])))
 
     def rearrange(self, copy: Copy) -> float:
-        """The time of one copy [s]."""
+        """Return the time of one copy [s]."""
         assert self.kernels is not None
         part = copy._replace(sizes=_part_of(copy.sizes, _is_small_copy))
         seconds = self.kernels.rearrange(part)
@@ -246,26 +247,26 @@ class MeasuredMachine(Machine):
         return self._extend(seconds, (Machine.rearrange(self, part), part.elements), (whole, copy.elements))
 
     def _extend(self, seconds: float, part: tuple[float, int], whole: tuple[float, int]) -> float:
-        """The time of a kernel of which a part was measured, in memory that was there [s].
+        """Return the time of a kernel of which a part was measured, in memory that was not new [s].
 
         Args:
-            seconds: of the part.
-            part: what the model says of it [s], and what it writes [elements].
-            whole: the same of the kernel.
+            seconds: the measured time of the part [s].
+            part: the predicted time of the part [s], and the elements it writes [elements].
+            whole: the same for the whole kernel.
         """
         renewed = [float(self.renew(written)) for _, written in (part, whole)]
         return seconds * (whole[0] - renewed[1]) / (part[0] - renewed[0]) + renewed[1]
 
 
 def in_this_process(machine: Machine, device: torch.device) -> Machine:
-    """A machine whose memory is never new where the process keeps what it has freed, however large."""
+    """Return a machine whose memory is never new if this process reuses freed blocks of any size."""
     return replace(machine, reused=2.0**63) if device.type == "cpu" and keeps_memory() else machine
 
 
 def keeps_memory() -> bool:
-    """Whether a large block that is freed is there for the next one, as the page faults of writing into that tell.
+    """Return whether this process reuses a large block after it was freed, judged by page faults of writing into it.
 
-    The C library of Linux takes blocks of 32 MiB and more from the system each time, unless it is told otherwise.
+    The C library of Linux takes blocks of 32 MiB and more from the system each time, unless it is configured otherwise.
     """
     if resource is None:
         return False
@@ -279,5 +280,5 @@ def keeps_memory() -> bool:
 
 @cache
 def kernels_of(device: torch.device, dtype: torch.dtype, *names: str) -> KernelTimes:
-    """What is known of the kernels of a device in this process, where device and type have such names."""
+    """Return the kernel times of a device in this process. There is one object for each set of names."""
     return KernelTimes(device, dtype)

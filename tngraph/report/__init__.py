@@ -1,1 +1,1 @@
-"""What a person or another program looks at: tables in a terminal, records for JSON. Imports no torch."""
+"""Output for people and programs: tables in a terminal, records for JSON. Imports no torch."""

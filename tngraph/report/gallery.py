@@ -1,6 +1,6 @@
-"""Every family as one entry: drawing, options, formulas and a spec, for the command line and for the page of the docs.
+"""The gallery of families: drawing, options, formulas and a spec for each, for the command line and a page of the docs.
 
-The formulas are counts of planned networks, and the specs are read before they are shown.
+The formulas are counts of planned networks, and the specs are parsed before they are shown.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from tngraph.plans.table import format_formula
 
 Names = tuple[str, ...]
 _LONGER = ("mpo", "ring", "tied_ring", "tree", "graph", "ntt")
-"""Families whose pattern shows at three sites."""
+"""Families whose pattern shows only from three sites on."""
 SIZES = {"n": 4, "m": 3, "R": 2}
-"""The numbers at which the shown orders are searched."""
+"""The values of sizes at which the orders shown are searched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What there is to say of a family.
+    """The description of a family.
 
     Attributes:
-        family: it.
-        title: what it is, in a line.
-        drawing: in text.
-        notes: paragraphs beside it.
-        options: each with what it is.
-        source: where it comes from.
-        spec: a layer of it as text.
+        family: the family itself.
+        title: its description in one line.
+        drawing: its drawing as text.
+        notes: further paragraphs.
+        options: the description of each option, by name.
+        source: the paper or library it comes from.
+        spec: a layer of the family as text.
         python: the same layer in Python.
-        network: that layer.
+        network: the network of that layer.
     """
 
     family: Family
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def macs(self) -> str:
-        """Multiply-adds of a call with one sample, in the order found at `SIZES` [MAC]."""
+        """Multiply-adds of a call with one sample, in the order that is best at `SIZES` [MAC]."""
         return format_formula(plan(self.network, {"batch": 1}).macs.subs(_batch(self.network), 1))
 
 
@@ -72,12 +72,12 @@ def _batch(network: Network) -> sympy.Symbol:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Every family's entry, in the order of the package."""
+    """Return every family's entry, in the order of the package."""
     return tuple(map(describe, FAMILIES.values()))
 
 
 def describe(family: Family) -> Entry:
-    """The entry of a family, from its docstring and from an example that is read and planned."""
+    """Return the entry of a family, from its docstring and from an example."""
     title, *blocks = (inspect.getdoc(family.make) or "").split("\n\n")
     parts: dict[str, list[str]] = {"drawing": [], "notes": [], "options": [], "source": []}
     for block in blocks:
@@ -98,30 +98,30 @@ def describe(family: Family) -> Entry:
 
 
 def _options(block: str) -> dict[str, str]:
-    """The lines under ``Args:`` by name."""
-    found: dict[str, str] = {}
+    """Return the descriptions under ``Args:`` by name."""
+    descriptions: dict[str, str] = {}
     for line in block.splitlines()[1:]:
         name, colon, text = line.strip().partition(": ")
         if colon and line.startswith("    ") and not line.startswith("     "):
-            found[name] = text
-        elif found:
-            found[[*found][-1]] += " " + line.strip()
-    return found
+            descriptions[name] = text
+        elif descriptions:
+            descriptions[[*descriptions][-1]] += " " + line.strip()
+    return descriptions
 
 
 def _example(family: Family) -> tuple[str, str]:
-    """A layer of a family with symbols for sizes, as text and as a line of Python."""
+    """Return a layer of a family with symbols for sizes, as text and as a line of Python."""
     count = family.axes or (3 if family.is_binary or family.name in _LONGER else 2)
     row, column = ("2", "2") if family.is_binary else ("n", "n" if family.name == "quanta" else "m")
     rows, columns = (row,) * count, (column,) * count
-    given = {option.name: "R" for option in family.options.values() if option.is_size and option.default is not None}
-    if "blocks" in given:
-        given["blocks"] = "2"
+    options = {option.name: "R" for option in family.options.values() if option.is_size and option.default is not None}
+    if "blocks" in options:
+        options["blocks"] = "2"
     if "edges" in family.options:
-        given["edges"] = "[[1, 2], [1, 3], [2, 3]]"
+        options["edges"] = "[[1, 2], [1, 3], [2, 3]]"
     if "layers" in family.options:
-        given["layers"] = "1"
-    return _spec(family, rows, columns, given), _python(family, rows, columns, given)
+        options["layers"] = "1"
+    return _spec(family, rows, columns, options), _python(family, rows, columns, options)
 
 
 def _spec(family: Family, rows: Names, columns: Names, given: Mapping[str, str]) -> str:
@@ -152,7 +152,7 @@ def _literal(text: str) -> str:
 
 
 def show_default(option: Option) -> str:
-    """The default of an option as text."""
+    """Return the default of an option as text."""
     if option.default is inspect.Parameter.empty:
         return "needed"
     if option.default is None or option.default == ():
@@ -161,7 +161,7 @@ def show_default(option: Option) -> str:
 
 
 def format_entry(entry: Entry) -> str:
-    """One family as text for a terminal."""
+    """Return one family as text for a terminal."""
     lines = [
         f"{entry.family.name}: {entry.title}",
         *([f"also: {_also(entry).replace('`', '')}"] if _also(entry) else []),
@@ -183,7 +183,7 @@ def _also(entry: Entry) -> str:
 
 
 def record(entry: Entry) -> dict[str, Any]:
-    """One family as JSON has it: stable keys, units in their names."""
+    """Return one family as a record for JSON, with stable keys that name their units."""
     return {
         "family": entry.family.name,
         "also": [word for word, name in ALIASES.items() if name == entry.family.name],
@@ -198,7 +198,7 @@ def record(entry: Entry) -> dict[str, Any]:
 
 
 def format_list() -> str:
-    """Every family in a table: word, what it is, params and MAC of the example."""
+    """Return a table of all families: word, options, and the params and MAC of the example."""
     header = ("family", "options", "params [elements]", "MAC [MAC] of one sample")
     rows = [header]
     for entry in entries():
@@ -213,7 +213,7 @@ def format_list() -> str:
 
 
 def format_page() -> str:
-    """The page of the docs."""
+    """Return the text of the page of the docs."""
     return "\n".join([_INTRODUCTION, *_contents(), *(text for entry in entries() for text in _section(entry))])
 
 

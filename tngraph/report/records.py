@@ -1,7 +1,7 @@
-"""Networks, plans and verifications as records of plain values, for JSON and for tables.
+"""Records of networks, plans and verifications in plain values, for JSON and for tables.
 
-A key says its unit where a number has one. Counts are integers; their formulas stand beside them as text, whole, under
-``formulas`` with the same keys.
+The key of a number names its unit. Counts are integers. Their formulas are there too, uncut, as text under ``formulas``
+with the same keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 def network_record(network: Network | None) -> Record:
-    """How much of everything a network has; the same keys with None where there is no network."""
+    """Return the counts of a network's sizes, inputs, params and equations; each is None if there is no network."""
     if network is None:
         return dict.fromkeys(("network", "size_count", "input_count", "param_count", "equation_count"))
     return {
@@ -40,7 +40,7 @@ def network_record(network: Network | None) -> Record:
 
 
 def plan_record(plan: Plan, /, **sizes: int) -> Record:
-    """Totals and one row per step, with numbers at given sizes, the others as searched; every regime in a line."""
+    """Return totals, regimes and steps of a plan, at given sizes, with the others as searched."""
     numbers = plan.values(**sizes)
     regime = plan.regime_of(numbers)
     memory = regime.memory(numbers)
@@ -61,14 +61,14 @@ def plan_record(plan: Plan, /, **sizes: int) -> Record:
 
 
 def _regime_record(plan: Plan, regime: Regime, is_running: bool) -> Record:
-    """Where a regime runs and its trees; its cost is a formula under ``formulas``, None where it is none."""
+    """Return where a regime runs, its trees, and its cost as a formula, or None if the cost is not a formula."""
     ends = {"first": regime.low, "last": regime.high} if len(plan.free) == 1 else {"first": None, "last": None}
     cost = None if regime.cost is None else str(regime.cost)
     return {**ends, "is_running": is_running, "orders": draw_stages(regime), "formulas": {"cost_operations": cost}}
 
 
 def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
-    """The totals of a regime as formulas; those of the dense weight are None where there is none."""
+    """Return the totals of a regime as formulas. Those of the dense weight are None if there is none."""
     return {
         "params_elements": plan.params,
         "dense_params_elements": plan.dense.params if plan.dense is not None else None,
@@ -87,7 +87,7 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
 
 
 def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
-    """One record per step, in the order they run, with numbers at these sizes."""
+    """Return one record per step, in the order they run, with values at these sizes."""
     zero = sympy.Integer(0)
     records: list[Record] = []
     for number, op in enumerate(regime.operations):
@@ -105,7 +105,7 @@ def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
 
 
 def difference_record(found: PlanDifference) -> Record:
-    """Two plans side by side, each pair as ``before`` and ``after``; a formula of None is that of one plan only."""
+    """Return the difference of two plans, in pairs ``before`` and ``after``. A formula that one plan lacks is None."""
     return {
         "is_empty": found.is_empty,
         "plans": _pair(*found.titles),
@@ -136,13 +136,13 @@ def _text(expr: sympy.Expr | None) -> str | None:
 
 
 def front_record(front: Front) -> Record:
-    """The plans of a front, the cheapest first: cost, bytes, and how each works."""
+    """Return the plans of a front, cheapest first: cost, bytes, and how each plan stays within them."""
     rows = [{"cost": p.cost, "bytes": p.bytes, "how": describe_point(p.plan)} for p in front.points]
     return {"network": front.points[0].plan.network.name, "plans": rows}
 
 
 def verification_record(result: Verification) -> Record:
-    """What was compared: one row per comparison; an error that is no number (JSON has no nan) is found as None."""
+    """Return one record per comparison. A value that is not finite becomes None, since JSON has no nan."""
     checks = [
         {"what": c.what, "unit": c.unit, "expected": c.expected, "found": _finite(c.found), "is_equal": c.is_equal}
         for c in result.checks
@@ -155,6 +155,6 @@ def _finite(value: float | str) -> float | str | None:
 
 
 def _count(formulas: Mapping[str, sympy.Expr | None], sizes: Mapping[str, int]) -> Record:
-    """The formulas as integers, and once more as text."""
+    """Return formulas as integers, and again as text under ``formulas``."""
     numbers = {key: None if expr is None else evaluate_count(expr, sizes) for key, expr in formulas.items()}
     return {**numbers, "formulas": {key: None if expr is None else str(expr) for key, expr in formulas.items()}}

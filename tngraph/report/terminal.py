@@ -1,4 +1,4 @@
-"""What the command line shows on standard output: coloured tables on a terminal, plain text anywhere else."""
+"""Output of the command line: coloured tables on a terminal, plain text anywhere else."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def show_text(text: str) -> None:
-    """Print text as it is, now: a reader that has gone is noticed here and not when Python ends."""
+    """Print text as it is, and flush, so that a closed pipe raises here and not when Python ends."""
     print(text, flush=True)
 
 
 def show_plan(plan: Plan, /, **sizes: int) -> None:
-    """A plan: totals, then one row per step, at given sizes, the others as searched."""
+    """Print a plan: totals, then one row per step, at given sizes, with the others as searched."""
     text = plan.table(**sizes)
     if not sys.stdout.isatty():
         return show_text(text)
@@ -45,14 +45,14 @@ def show_plan(plan: Plan, /, **sizes: int) -> None:
 
 
 def show_source(text: str) -> None:
-    """Python source."""
+    """Print Python source."""
     if not sys.stdout.isatty():
         return show_text(text.rstrip("\n"))
     Console().print(Syntax(text, "python", theme="ansi_dark", background_color="default"), soft_wrap=True)
 
 
 def show_verification(result: Verification) -> None:
-    """What was compared, one row each."""
+    """Print a verification, with one row per comparison."""
     text = str(result)
     if not sys.stdout.isatty():
         return show_text(text)
@@ -66,7 +66,7 @@ def show_verification(result: Verification) -> None:
 
 
 def show_calibration(found: Calibration) -> None:
-    """The numbers of a machine, some of the kernels it was held against, and how often it was right."""
+    """Print the numbers of a machine, some of its held-out kernels, and how accurate the model is."""
     if not sys.stdout.isatty():
         return show_text(str(found))
     numbers = _table(("machine", "number", "unit"), numbers=(1,))
@@ -81,7 +81,7 @@ def show_calibration(found: Calibration) -> None:
 
 
 def show_progress(done: int, total: int | None, cost: Price) -> None:
-    """A line on standard error that tells how far a search is, and goes when it is done."""
+    """Show on standard error how far a search is, in a line that disappears when the search is done."""
     end = "\r\033[K" if done == total else ""
     of = "" if total is None else f" of {total}"
     best = f"best {Decimal(cost):.2e} [operations]"
@@ -89,7 +89,7 @@ def show_progress(done: int, total: int | None, cost: Price) -> None:
 
 
 def _table(header: Sequence[str], numbers: Sequence[int]) -> Table:
-    """An empty table; the columns of these positions hold numbers: to the right, on one line."""
+    """Make an empty table. Columns at these positions hold numbers, which are aligned right and not wrapped."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for position, title in enumerate(header):
         is_number = position in numbers

@@ -1,7 +1,7 @@
-"""The families: named ways to build a weight out of small cores, each a `Family` to call with modes.
+"""The families: named ways to build a weight out of small cores. Each is a `Family`, which is called with modes.
 
 In a spec: ``W[(i{1..4}), (o{1..4})] = mpo(bond=4)``. In Python: ``tg.families.mpo((4, 7, 7, 4), (4, 4, 4, 4), bond=4)``
-gives the `Network` of a layer, and ``tg.families.mpo.weight(…)`` that of the weight alone.
+returns the `Network` of a layer, and ``tg.families.mpo.weight(…)`` that of the weight alone.
 """
 
 from __future__ import annotations
@@ -76,48 +76,48 @@ _ALL = (
     ntt,
 )
 ALIASES: Mapping[str, str] = {"tt": "mpo", "rtt": "mpo", "rtk": "tucker", "svd": "low_rank"}
-"""Other words for a family, as the literature has them."""
+"""Other words for families that the literature uses."""
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
-"""Every family by its word."""
+"""The families by word."""
 
 
 def find_family(name: str) -> Family | None:
-    """The family that a word names, or None."""
+    """Return the family that a word names, or None."""
     return FAMILIES.get(ALIASES.get(name, name))
 
 
 def named_family(family: str | Family) -> Family:
-    """The family of a word; a family is itself.
+    """Return the family that a word names. A family is returned as it is.
 
     Raises:
-        NetworkError: no such family.
+        NetworkError: there is no such family.
     """
-    found = family if isinstance(family, Family) else find_family(str(family))
-    if found is None:
+    named = family if isinstance(family, Family) else find_family(str(family))
+    if named is None:
         near = get_close_matches(str(family), [*FAMILIES, *ALIASES], 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FAMILIES)}"
         raise NetworkError(f"there is no family {family!r}", hint)
-    return found
+    return named
 
 
 class Graph(Protocol):
-    """What `graph` takes: a networkx graph, or anything that has nodes and edges as one has."""
+    """A graph for `graph`: a networkx graph, or anything else with such nodes and edges."""
 
     nodes: Any
     edges: Any
 
 
 def graph(graph: Graph, rows: Modes, columns: Modes, **more: Any) -> Network:
-    """The network of any graph: one core a node, a bond along every edge; its first nodes carry rows and columns.
+    """Return the network of any graph: a core per node and a bond per edge, with rows and columns on the first nodes.
 
     Args:
-        graph: a networkx graph; node k, in its order of nodes, has row k and column k.
+        graph: a networkx graph. Node k, in its order of nodes, has row k and column k.
         rows: the modes of the input features.
         columns: the modes of the output features.
-        more: ``bond``, and what every family takes when it is called.
+        more: ``bond``, and the arguments that every family takes.
 
     Raises:
-        NetworkError: options or modes that do not fit the graph.
+        NetworkError: the options or modes do not fit the graph.
     """
     number = {node: k for k, node in enumerate(graph.nodes, 1)}
     edges = tuple((number[edge[0]], number[edge[1]]) for edge in graph.edges)

@@ -1,4 +1,4 @@
-"""Families that are a chain, a ring or another graph of cores, one core a site."""
+"""Families that are a chain, a ring or another graph of cores, with one core per site."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plain_tt(w: Weight, bond: Ranks = sympy.Integer(4)) -> Expression:
 
 
 def _chain(w: Weight, sites: Sequence[Legs], bond: Ranks) -> Expression:
-    """An open chain; a bond is full at the smaller of the two sides that it joins."""
+    """Return an open chain. A bond needs no more than the smaller volume of the two sides that it joins."""
     ranks = w.ranks(bond, len(sites) - 1)
     volumes = [w.volume(site) for site in sites]
     bonds: list[Legs] = [()]
@@ -82,7 +82,7 @@ def ring(w: Weight, bond: Ranks = sympy.Integer(4)) -> Expression:
 
 
 def _traced(w: Weight, site: Legs, bond: Position) -> Expression:
-    """A ring of one core."""
+    """Return a ring of one core."""
     other = w.index("b2", w.size(bond))
     return w.param("g1", bond, *site, other)[(bond, *site, bond)]
 

@@ -1,7 +1,7 @@
-"""Families that are circuits of small gates: on constant vectors they generate a weight, on the input they are one.
+"""Families that are circuits of small gates, which act on constant vectors to generate a weight, or on the input.
 
-Gates start orthogonal, and those that only see constants as random signs: so a generated weight is spread over all
-its entries whatever the depth. The gates of the last layer share out the scale of ``torch.nn.Linear``, 1/(3·fan-in).
+Gates start orthogonal, and those that see only constants start as random signs. So a generated weight is spread over
+all its entries at any depth. The gates of the last layer share the variance that ``torch.nn.Linear`` has, 1/(3·fan-in).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tngraph.language.sizes import is_same
 
 Layout = Literal["brick", "staircase"]
 Wall = Sequence[tuple[int, ...]]
-"""The positions that each gate acts on, in the order in which the gates act."""
+"""The positions that each gate acts on, in the order of the gates."""
 Wires = Sequence[Position | None]
-"""The index at each position; None is the constant vector."""
+"""The index at each position; None stands for the constant vector."""
 
 MANY_WIRES = 6
-"""So many wires hold so many numbers that random signs never leave all of them negative."""
+"""From this many wires on there are so many entries that random signs do not leave all of them negative."""
 
 
 def adtn(
@@ -71,7 +71,7 @@ def adtn(
 
 
 def _wall(count: int, gate: int, layout: Layout) -> Wall:
-    """The gates of one layer: neighbours in two shifted columns, or in a staircase."""
+    """Return the gates of one layer: neighbours in two shifted columns, or a staircase."""
     if count <= gate:
         return [tuple(range(count))]
     if layout == "staircase":
@@ -84,10 +84,11 @@ def _wall(count: int, gate: int, layout: Layout) -> Wall:
 def _layer(
     w: Weight, wall: Wall, wires: Wires, outs: Legs, bond: Rank | None, name: str, gain: float, layout: Layout
 ) -> list[Expression]:
-    """The gates of one layer.
+    """Return the gates of one layer.
 
-    A gate that only sees constants has no input legs. In a brick wall a constant that meets a wire later stays, as it
-    does in the published count; in a staircase every gate but the first has one, and none keeps what never matters.
+    A gate that sees only constants has no input legs. In a brick wall a constant beside a wire stays an input of its
+    gate, as in the published count. In a staircase every gate but the first has such constants, and they are left out
+    because they never matter.
     """
     last = {position: k for k, positions in enumerate(wall) for position in positions}
     current, factors = list(wires), list[Expression]()
@@ -107,7 +108,7 @@ def _layer(
 
 
 def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None) -> Expression:
-    """A gate that multiplies the spread of what it acts on by ``gain``; near the identity without one."""
+    """Return a gate that multiplies the spread of its input by ``gain``, or starts near the identity without one."""
     if gain is None:
         return w.param(name, *ins, *outs, init=("near_eye", 0.1))
     if not ins:
@@ -117,7 +118,7 @@ def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None) -> Ex
 
 
 def _scale(w: Weight, barriers: int) -> float:
-    """The standard deviation of the weight at the start; an activation halves the variance of what passes it."""
+    """Return a dense layer's standard deviation, with the variance doubled per activation, which halves it."""
     return float((2.0**barriers / (3.0 * w.fan_in)) ** 0.5)
 
 
@@ -168,10 +169,10 @@ def mera(w: Weight, bond: Rank = sympy.Integer(2), activation: Activation = "rel
 
 
 def _hierarchy(w: Weight, bond: Rank, activation: Activation, disentangled: Callable[[bool], bool]) -> Expression:
-    """Levels of wires from the top to the legs, each of them splitting those of the level above in two.
+    """Return levels of wires from the top to the legs, each of which splits every wire above in two.
 
-    The first levels, with few numbers, start near an identity applied to ones: were they drawn with random signs, all
-    their numbers might be negative at once, and ``relu`` would leave a weight that is zero for good.
+    The first levels have few entries, and start near an identity applied to ones. With random signs all of these
+    entries could be negative at once, and ``relu`` would leave a weight that stays zero.
     """
     counts = _counts(len(w.legs))
     if len(counts) == 1:
@@ -192,7 +193,7 @@ def _hierarchy(w: Weight, bond: Rank, activation: Activation, disentangled: Call
 
 
 def _counts(legs: int) -> list[int]:
-    """How many wires each level has, from the top."""
+    """Return the number of wires on each level, from the top."""
     counts = [legs]
     while counts[0] > 2:
         counts.insert(0, (counts[0] + 1) // 2)
@@ -200,7 +201,7 @@ def _counts(legs: int) -> list[int]:
 
 
 def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
-    """The wires of a level: the legs themselves on the last, else as wide as the legs below can fill."""
+    """Return the wires of a level: on the last the legs themselves, else no wider than the legs below can fill."""
     if level == len(counts) - 1:
         return w.legs
     span = 2 ** (len(counts) - 1 - level)
@@ -209,14 +210,14 @@ def _level(w: Weight, counts: Sequence[int], level: int, bond: Rank) -> Legs:
 
 
 def _wire(w: Weight, name: str, bond: Rank, below: Legs) -> Position:
-    """A wire above some legs; above one leg, which is left over where they are odd, it is no wider than that."""
+    """Return a wire above some legs. Above a single leg, left over from an odd count, it is no wider than that leg."""
     if len(below) == 1 and w.known(bond) > w.known(w.size(below[0])):
         return w.index(name, w.size(below[0]))
     return w.bond(name, bond, w.volume(below))
 
 
 def _split(w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float | None) -> list[Expression]:
-    """A core per wire above that makes two below (or the one at the end), then gates between branches."""
+    """Return a core for each wire above, which splits it in two (the last may stay one), and the disentanglers."""
     met = {p for k in range(disentanglers) for p in (2 * k + 1, 2 * k + 2)}
     made = [w.index(f"m{level}_{p + 1}", w.size(out)) if p in met else out for p, out in enumerate(outs)]
     factors = [
@@ -278,7 +279,7 @@ def _check_gates(w: Weight, gates: Pairs, axes: int) -> None:
 
 
 def _unmet(w: Weight, axis: int) -> Expression:
-    """An axis that no gate acts on goes through as it is."""
+    """Return the identity for an axis that no gate acts on."""
     row, column = w.rows[axis], w.columns[axis]
     if not is_same(w.size(row), w.size(column)):
         raise NetworkError(

@@ -1,4 +1,4 @@
-"""A family as one value: its word, its options, and how it becomes part of a network or a network of its own."""
+"""A family as one value: its word, its options, and the ways to add it to a network or make a network of it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Mode = SizeLike | str
 Modes = Mode | Sequence[Mode]
 PerAxis = int | Sequence[int]
 MOST = 1000
-"""The most layers, or legs of a gate, that a family may be asked for."""
+"""The largest number of layers, or of legs of a gate, that a family accepts."""
 LARGEST_RANK = 2**32
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One argument of a family: its name, the kind of value it takes, and its default."""
+    """An option of a family: its name, the kind of its value, and its default."""
 
     name: str
     kind: str
@@ -41,12 +41,12 @@ class Option:
 
     @property
     def is_size(self) -> bool:
-        """Whether its value may stay a symbol in the counts, as a rank does; else it shapes the network."""
+        """True if its value may stay a symbol in the counts, as a rank may. Other options shape the network."""
         return self.kind in ("Rank", "Ranks")
 
     @property
     def is_word(self) -> bool:
-        """Whether its value is a word, as the name of a function."""
+        """True if its value is a word, as the name of a function is."""
         return self.kind in ("Activation", "Layout")
 
 
@@ -55,13 +55,13 @@ class Family:
     """A named way to build a weight (or, for ``ntt``, a map) out of cores.
 
     Attributes:
-        make: adds the cores to a network, and gives their product.
-        is_map: whether it is applied to a tensor, since what it computes is not linear in it.
-        axes: how many rows (and columns) it has, where that is fixed.
-        is_binary: whether its legs have size 2 where nobody says otherwise.
-        is_paired: whether it has as many rows as columns.
-        has_window: whether it can be the kernel of a convolution.
-        is_tied: whether all its rows have one size, and all its columns.
+        make: a function that adds the cores to a network and returns their product.
+        is_map: true if it is applied to a tensor, because its result is not linear in the tensor.
+        axes: the number of rows (and of columns), if that is fixed.
+        is_binary: true if its legs have size 2 by default.
+        is_paired: true if it has as many rows as columns.
+        has_window: true if it can be the kernel of a convolution.
+        is_tied: true if all its rows have one size, and all its columns too.
     """
 
     make: Callable[..., Expression]
@@ -74,15 +74,15 @@ class Family:
 
     @property
     def name(self) -> str:
-        """The word for it in a spec."""
+        """The word that names it in a spec."""
         return self.make.__name__
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", inspect.getdoc(self.make))  # what help() shows
+        object.__setattr__(self, "__doc__", inspect.getdoc(self.make))  # for help()
 
     @cached_property
     def options(self) -> Mapping[str, Option]:
-        """Its options by name."""
+        """The options by name."""
         parameters = list(inspect.signature(self.make).parameters.values())[1:]
         return {p.name: Option(p.name, p.annotation.removesuffix(" | None"), p.default) for p in parameters}
 
@@ -90,13 +90,13 @@ class Family:
         """Add a weight to a network.
 
         Args:
-            builder: of the network.
-            name: of the weight, and the prefix of everything it brings.
-            groups: its legs: rows, columns, and the window of a convolution; or one group alone.
-            options: of the family.
+            builder: the builder of the network.
+            name: the name of the weight, which is the prefix of everything it adds.
+            groups: the legs of the weight: rows, columns, and the window of a convolution; or a single group.
+            options: the options of the family.
 
         Raises:
-            NetworkError: options or legs that the family does not take.
+            NetworkError: the family does not accept these options or legs.
         """
         if not 1 <= len(groups) <= 3:
             raise NetworkError(
@@ -107,10 +107,10 @@ class Family:
         return builder.equation(name, weight.legs, self.build(weight, options))
 
     def build(self, weight: Weight, options: Mapping[str, Any]) -> Expression:
-        """The product that a weight stands for.
+        """Return the product of cores that a weight stands for.
 
         Raises:
-            NetworkError: options or legs that the family does not take.
+            NetworkError: the family does not accept these options or legs.
         """
         if not weight.legs:
             raise NetworkError(f"the weight {weight.name!r} has no legs", "give it rows or columns", at=weight.name)
@@ -122,10 +122,10 @@ class Family:
         return self.make(weight, **self._read(weight, options))
 
     def apply(self, builder: Builder, name: str, left: Legs, source: Factor, options: Mapping[str, Any]) -> Expression:
-        """What a family makes of a tensor: its indices that are not on the left are the rows and the window.
+        """Return a tensor with the family applied to it. Indices that are not on the left are the rows and the window.
 
         Raises:
-            NetworkError: options or legs that the family does not take.
+            NetworkError: the family does not accept these options or legs.
         """
         weight = _applied(builder, name, self.name, left, source)
         product = self.build(weight, options)
@@ -136,15 +136,15 @@ class Family:
     def choose_modes(
         self, in_features: int, out_features: int, sites: int | None = None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Modes of rows and columns for numbers of features; their products are these, or the next that fit.
+        """Return modes of rows and columns for numbers of features, whose products are these or the next that fit.
 
         Args:
-            in_features: what the rows multiply to, or a little more.
-            out_features: what the columns multiply to, or a little more.
-            sites: how many modes each has; about one per factor of 8, but at least 2, when absent.
+            in_features: the product of the rows, or a little less.
+            out_features: the product of the columns, or a little less.
+            sites: the number of modes of each; when absent, about one per factor of 8, but at least 2.
 
         Raises:
-            SizeError: numbers that are not positive.
+            SizeError: a number is not positive.
         """
         if self.is_binary:
             rows, columns = binary_modes(in_features), binary_modes(out_features)
@@ -155,10 +155,10 @@ class Family:
         return choose(in_features, count), choose(out_features, count)
 
     def check_options(self, names: Iterable[str]) -> None:
-        """Refuse what is no option.
+        """Raise `NetworkError` unless the family has all these options.
 
         Raises:
-            NetworkError: a name that is none, with the nearest one that is.
+            NetworkError: the family has no option of some name; the message suggests the nearest one.
         """
         for name in names:
             if name not in self.options:
@@ -168,7 +168,7 @@ class Family:
                 raise NetworkError(f"{self.name} has no option {str(name)!r}", hint, at=name)
 
     def _read(self, weight: Weight, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options as the family takes them."""
+        """Return options converted to the values that the family takes."""
         self.check_options(options)
         for option in self.options.values():
             if option.default is inspect.Parameter.empty and option.name not in options:
@@ -187,20 +187,20 @@ class Family:
         sizes: Mapping[str, int] | None = None,
         **options: Any,
     ) -> Network:
-        """The network that puts out the weight itself, fused as PyTorch has it: ``W[(columns), (rows), *kernel]``.
+        """Return the network whose output is the weight itself, in PyTorch's shape ``W[(columns), (rows), *kernel]``.
 
-        It starts as in a layer: with the variance 1/(3·fan-in), at the sizes given here.
+        It starts as in a layer, with the variance 1/(3·fan-in) at the sizes given here.
 
         Args: as for calling the family.
         """
-        made = _Assembly(self, rows, columns, kernel, groups, sizes)
-        weight = made.weight("W")
+        assembly = _Assembly(self, rows, columns, kernel, groups, sizes)
+        weight = assembly.weight("W")
         product = self.build(weight, options)
         weight.spread(product)
-        made.builder.equation("W", weight.legs, product)
+        assembly.builder.equation("W", weight.legs, product)
         axes = [weight.columns, weight.rows, *((leg,) for leg in weight.kernel)]
-        made.builder.output("W", *(axis for axis in axes if axis))
-        return made.builder.build()
+        assembly.builder.output("W", *(axis for axis in axes if axis))
+        return assembly.builder.build()
 
     def __call__(
         self,
@@ -217,33 +217,33 @@ class Family:
         sizes: Mapping[str, int] | None = None,
         **options: Any,
     ) -> Network:
-        """The network that applies a weight of this family to ``x``: a linear layer, or with a kernel a convolution.
+        """Return the network that applies a weight of this family to ``x``: a linear layer, or a convolution.
 
         Args:
-            rows: the modes of the input features (of the channels of one group), first slowest.
-            columns: the modes of the output features (of the channels of one group).
-            kernel: the sizes of the window; none for a linear layer.
-            stride: of the window, one number or one per axis; `padding` and `dilation` likewise.
-            padding: rows of zeros on each side.
-            dilation: distance between the positions of the window.
-            groups: of the channels.
-            bias: whether to add a param ``bias[columns]``.
-            function: pointwise, on the result.
+            rows: the modes of the input features, slowest first; for groups, of the channels of one group.
+            columns: the modes of the output features; for groups, of the channels of one group.
+            kernel: the sizes of the window; empty for a linear layer.
+            stride: the stride of the window, one number or one per axis; `padding` and `dilation` likewise.
+            padding: the number of zeros on each side of an axis.
+            dilation: the distance between the positions of the window.
+            groups: the number of groups of channels.
+            bias: add a param ``bias[columns]``.
+            function: a pointwise function of the result.
             sizes: names of sizes with their values, which modes and ranks may use: ``bond="D", sizes={"D": 4}``.
-            options: of the family.
+            options: the options of the family.
 
         Returns:
-            ``x[batch, (rows)] -> y[batch, (columns)]``, or with the axes of a feature map behind the channels.
+            ``x[batch, (rows)] -> y[batch, (columns)]``, or with the axes of a feature map after the channels.
 
         Raises:
-            NetworkError: options or modes that the family does not take.
+            NetworkError: the family does not accept these options or modes.
         """
-        made = _Assembly(self, rows, columns, kernel, groups, sizes)
-        return made.layer(options, (stride, padding, dilation), bias, function)
+        assembly = _Assembly(self, rows, columns, kernel, groups, sizes)
+        return assembly.layer(options, (stride, padding, dilation), bias, function)
 
 
 class _Assembly:
-    """The network of one family on its own."""
+    """The assembly of a network of one family on its own."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class _Assembly:
     def layer(
         self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
     ) -> Network:
-        """The network that applies the weight to an input."""
+        """Return the network that applies the weight to an input."""
         builder = self.builder
         batch = builder.index("batch", builder.size("batch"))
         axes = tuple(
@@ -308,7 +308,7 @@ class _Assembly:
 
 
 def _applied(builder: Builder, name: str, family: str, left: Legs, source: Factor) -> Weight:
-    """The weight between a tensor and a left-hand side."""
+    """Return the weight between a tensor and a left-hand side."""
     outside = {index for _, index in (term for leg in left for term in leg.terms)}
     read = dict.fromkeys(index for position in source.positions for _, index in position.terms)
     plain = {position.plain for position in source.positions}
@@ -322,7 +322,7 @@ def _applied(builder: Builder, name: str, family: str, left: Legs, source: Facto
 
 
 def _size(builder: Builder, value: object) -> sympy.Expr:
-    """A size as an expression; text names one."""
+    """Return a size as an expression, looked up by name if it is text."""
     if isinstance(value, str):
         if value not in builder.sizes:
             raise unknown("size", value, builder.sizes)

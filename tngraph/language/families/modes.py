@@ -1,8 +1,8 @@
-"""Choosing modes: a number of features as a product of small, balanced factors.
+"""Choice of modes: a number of features as a product of small, balanced factors.
 
-The rule: an exact product wherever its largest mode is at most 16, or 4 times what a perfect balance would have; else
-the features are padded to the next number of which that holds. Nothing is padded for a family that takes any modes
-unless a large prime leaves no choice; families of binary legs pad to the next power of 2.
+The product is exact if its largest mode is at most 16, or at most 4 times as large as in a perfect balance. Otherwise
+the features are padded to the next number for which that holds. So for a family that takes any modes, padding happens
+only if a large prime leaves no choice. Families of binary legs pad to the next power of 2.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from sympy import divisors
 from tngraph.errors import SizeError
 
 LARGE_MODE = 16
-"""A mode up to this is never a reason to pad."""
+"""Modes up to this are never a reason to pad."""
 SLACK = 4
-"""How many times larger than a perfect balance a mode may be before features are padded."""
+"""A mode may be this many times larger than in a perfect balance before features are padded."""
 
 
 def factorise(features: int, count: int) -> tuple[int, ...]:
-    """A number as the most balanced product of ``count`` factors, in descending order; 1 fills up.
+    """Return a number as the most balanced product of ``count`` factors, in descending order, filled up with 1.
 
-    The largest factor is as small as can be, then the next one, and so on.
+    The largest factor is as small as possible, then the next one, and so on.
 
     Raises:
-        SizeError: numbers that are not positive.
+        SizeError: a number is not positive.
 
     Example:
         >>> factorise(784, 4), factorise(10, 4), factorise(13, 2)
@@ -40,7 +40,7 @@ def factorise(features: int, count: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _balanced(features: int, count: int, most: int) -> tuple[int, ...]:
-    """The least product of so many factors up to ``most``, comparing from the largest; () if there is none."""
+    """Return the most balanced product of `count` factors up to ``most``, or () if there is none."""
     if count == 1:
         return (features,) if features <= most else ()
     for divisor in _divisors(features):
@@ -57,10 +57,10 @@ def _divisors(number: int) -> tuple[int, ...]:
 
 
 def choose_modes(features: int, count: int) -> tuple[int, ...]:
-    """Modes for a number of features, whose product is that number or, by the rule above, the next that fits.
+    """Return modes for a number of features, whose product is that number or, by this module's rule, the next.
 
     Raises:
-        SizeError: numbers that are not positive.
+        SizeError: a number is not positive.
 
     Example:
         >>> choose_modes(1000, 3), choose_modes(10, 3), choose_modes(1009, 3)
@@ -80,7 +80,7 @@ def _is_balanced(modes: tuple[int, ...]) -> bool:
 
 
 def binary_modes(features: int) -> tuple[int, ...]:
-    """As many 2s as it takes to reach a number of features; (1,) for one.
+    """Return as many 2s as it takes to reach a number of features, or (1,) for one feature.
 
     Example:
         >>> binary_modes(10)
@@ -90,7 +90,7 @@ def binary_modes(features: int) -> tuple[int, ...]:
 
 
 def equal_modes(features: int, count: int) -> tuple[int, ...]:
-    """The smallest modes of one size that reach a number of features.
+    """Return the smallest modes of one size whose product reaches a number of features.
 
     Example:
         >>> equal_modes(784, 2), equal_modes(10, 3)
@@ -100,14 +100,14 @@ def equal_modes(features: int, count: int) -> tuple[int, ...]:
 
 
 def split_modes(features: int, exponents: Sequence[float]) -> tuple[int, ...]:
-    """The exact product nearest to features**θ per mode: the sizes of the einsum family for its exponents.
+    """Return the exact product nearest to features**θ per mode: the modes of the einsum family for its exponents.
 
     Args:
-        features: what the modes multiply to.
-        exponents: one per mode, of sum 1.
+        features: the product of the modes.
+        exponents: one per mode, with sum 1.
 
     Raises:
-        SizeError: numbers that are not positive, or exponents that do not add up to 1.
+        SizeError: a number is not positive, or the exponents do not add up to 1.
 
     Source: Potapczynski et al., arXiv 2410.02117.
 
@@ -124,7 +124,7 @@ def split_modes(features: int, exponents: Sequence[float]) -> tuple[int, ...]:
 
 
 def _products(features: int, count: int) -> Iterator[tuple[int, ...]]:
-    """Every ordered product of so many factors."""
+    """Yield every ordered product of `count` factors."""
     if count == 1:
         yield (features,)
         return

@@ -1,4 +1,4 @@
-"""Families of block-sparse factors: every core mixes one axis and runs over the others as a batch."""
+"""Families of block-sparse factors: each core mixes one axis and runs over the others as a batch."""
 
 from __future__ import annotations
 
@@ -84,16 +84,16 @@ def _split(w: Weight, count: int, shape: str) -> tuple[Legs, Legs]:
 
 
 def _scaled(w: Weight, ins: Legs, outs: Legs) -> Call:
-    """Variance 1/fan-in · min(1, fan-out/fan-in)."""
+    """Return the initialisation with variance 1/fan-in · min(1, fan-out/fan-in)."""
     fan_in, fan_out = w.volume(ins), w.volume(outs)
     return ("fan_in", fan_in if w.known(fan_in) <= w.known(fan_out) else fan_in**2 // fan_out)
 
 
 def _blocks(w: Weight, bonds: Sequence[Legs], init: Callable[[Weight, Legs, Legs], Call]) -> Expression:
-    """One core per pair of a row and a column, the last row first; between them these bonds.
+    """Return one core per pair of a row and a column, last row first, joined by these bonds.
 
-    A core is a batch of matrices: first come the axes that it has its own entries for, then what is summed, then what
-    is made.
+    A core is a batch of matrices. Its legs are first the axes that it has separate entries for, then the summed ones,
+    then those of its result.
     """
     w.check_groups()
     w.sites()

@@ -53,7 +53,10 @@ def rcp(w: Weight, rank: Rank = sympy.Integer(8)) -> Expression:
 
 
 def _shared(w: Weight, rank: sympy.Expr, groups: list[Legs]) -> Position:
-    """The index that all factors share; any tensor is a sum of as many products as its factors but the largest have."""
+    """Return the index that all factors share.
+
+    Any tensor is a sum of at most as many products as the volume of all its factors but the largest.
+    """
     volumes = sorted((w.volume(group) for group in groups), key=w.known)
     return w.bond("r", rank, sympy.Mul(*volumes[:-1]) if len(volumes) > 1 else sympy.Integer(1))
 
@@ -135,7 +138,7 @@ def tree(w: Weight, bond: Rank = sympy.Integer(4), grouping: Nested = ()) -> Exp
 
 
 def _halves(sites: range) -> Nested:
-    """Balanced groups of groups."""
+    """Return sites in balanced groups of groups."""
     if len(sites) <= 2:
         return tuple(sites)
     half = (len(sites) + 1) // 2
@@ -148,20 +151,20 @@ def _sites_of(nested: Nested | int) -> list[int]:
 
 
 class _Tree:
-    """The cores of a tree, leaves first."""
+    """A builder of the cores of a tree, leaves first."""
 
     def __init__(self, w: Weight, rank: sympy.Expr, sites: list[Legs]) -> None:
         self.w, self.rank, self.sites = w, rank, sites
         self.bonds = self.inner = 0
 
     def cores(self, nested: Nested) -> list[Expression]:
-        """All cores, the top one last."""
+        """Return all cores, the top one last."""
         factors: list[Expression] = []
         self._join(nested, factors, is_top=True)
         return factors
 
     def _join(self, nested: Nested | int, factors: list[Expression], *, is_top: bool = False) -> Legs:
-        """Add the cores below a group; the bond above it."""
+        """Add the cores below a group, and return the bond above it."""
         if isinstance(nested, int):
             name, legs = f"g{nested}", self.sites[nested - 1]
         else:

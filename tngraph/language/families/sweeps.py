@@ -1,4 +1,4 @@
-"""Families that are no weight but a map with activations inside: what they compute is not linear in the input."""
+"""Families that are maps with activations inside, not weights: their result is not linear in the input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "rel
 
 
 def _windows(w: Weight, source: Factor) -> dict[Position, Position]:
-    """An index of its own for every leg that the window slides along, with where it is read at the end of the sweep."""
+    """Make an index for every leg that the window slides along, with the position read at the end of the sweep."""
     own = w.builder.tensors[source.source].legs
     slid = [
         (leg.size, position)

@@ -1,6 +1,6 @@
-"""What a family works on: the tensor it builds, its legs by group, and the cores it adds to the network for it.
+"""The weight that a family builds: its legs by group, and the cores that the family adds to the network for it.
 
-Everything a family adds is named after the weight: the params ``W.g1``, ``W.g2``, …, the bonds ``W.b1``, ….
+Everything that a family adds is named after the weight: the params ``W.g1``, ``W.g2``, …, the bonds ``W.b1``, ….
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tngraph.language.sizes import product
 
 Legs = tuple[Position, ...]
 Rank: TypeAlias = sympy.Expr
-"""A size of an index between cores, which may be symbolic."""
+"""The size of an index between cores, which may be symbolic."""
 Ranks: TypeAlias = sympy.Expr | tuple[sympy.Expr, ...]
 """One rank for all bonds, or one each."""
 Count = int
-"""A number that shapes the network, as a number of layers."""
+"""A number that shapes the network, such as a number of layers."""
 Flag = bool
 Nested = tuple["Nested | int", ...]
 """Numbers in groups of groups."""
@@ -37,18 +37,18 @@ Activation = Call | None
 
 @dataclass(slots=True)
 class Weight:
-    """A tensor in the making.
+    """A tensor while a family builds it.
 
     Attributes:
-        builder: of the network it is part of.
+        builder: the builder of the network it is part of.
         name: its name.
         family: the word that names its family, for messages.
-        rows: the legs that meet the input, first slowest.
-        columns: the legs that are put out.
+        rows: the legs that are summed with the input, slowest first.
+        columns: the legs of the output.
         kernel: the legs of a convolution's window.
-        source: what a map (as ``ntt``) is applied to; None for a weight.
-        is_grouped: whether the first column is the group of a grouped convolution, which no row pairs with.
-        is_ranked: whether its ranks were chosen; else they are a default, and less is no surprise.
+        source: the tensor that a map (as ``ntt``) is applied to; None for a weight.
+        is_grouped: true if the first column is the group of a grouped convolution, which pairs with no row.
+        is_ranked: true if the caller chose ranks, who is then warned if one is cut. Defaults are cut silently.
     """
 
     builder: Builder
@@ -64,22 +64,22 @@ class Weight:
 
     @property
     def legs(self) -> Legs:
-        """Every leg: rows, columns, kernel."""
+        """The legs of all groups: rows, columns, kernel."""
         return self.rows + self.columns + self.kernel
 
     def size(self, leg: Position) -> sympy.Expr:
-        """The size of a leg [elements]."""
+        """Return the size of a leg [elements]."""
         return self.builder.index_sizes[leg.terms[0][1]]
 
     def volume(self, legs: Iterable[Position]) -> sympy.Expr:
-        """The product of the sizes of legs [elements]."""
+        """Return the product of the sizes of legs [elements]."""
         return product(map(self.size, legs))
 
     def known(self, size: sympy.Expr) -> int:
-        """The number of a size under the defaults of the named sizes.
+        """Return the value of a size under the defaults of the named sizes.
 
         Raises:
-            NetworkError: it is known at run time only.
+            NetworkError: the size is known only at run time.
         """
         number = self.builder.known(size, self.name)
         if number is None:
@@ -89,15 +89,15 @@ class Weight:
         return number
 
     def least(self, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
-        """The smaller of two sizes under the defaults."""
+        """Return the smaller of two sizes under the defaults."""
         return left if self.known(left) <= self.known(right) else right
 
     def index(self, name: str, size: sympy.Expr | int) -> Position:
-        """An index of the weight's own."""
+        """Make an index of the weight's own."""
         return self.builder.index(f"{self.name}.{name}", size)
 
     def bond(self, name: str, rank: sympy.Expr, most: sympy.Expr | None = None) -> Position:
-        """A bond; a rank beyond the most that can matter becomes that, with a warning that names the bond."""
+        """Make a bond. A rank beyond the most that can matter is cut, with a warning that names the bond."""
         if most is not None and self.known(rank) > self.known(most):
             if self.is_ranked:
                 ranks = f"{self.known(most)}: {self.known(rank)} is no use there"
@@ -106,10 +106,10 @@ class Weight:
         return self.index(name, rank)
 
     def ranks(self, rank: Ranks, count: int, what: str = "bonds") -> tuple[sympy.Expr, ...]:
-        """One rank for each of so many bonds.
+        """Return one rank for each of `count` bonds.
 
         Raises:
-            NetworkError: a list of another length.
+            NetworkError: a list of ranks has another length.
         """
         if not isinstance(rank, tuple):
             return (rank,) * count
@@ -122,31 +122,31 @@ class Weight:
         return rank
 
     def param(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
-        """A param of the weight's own."""
+        """Add a param of the weight's own."""
         return self.builder.param(f"{self.name}.{name}", *legs, init=init)
 
     def buffer(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
-        """A buffer of the weight's own."""
+        """Add a buffer of the weight's own."""
         return self.builder.buffer(f"{self.name}.{name}", *legs, init=init)
 
     def vector(self, leg: Position) -> Tensor:
-        """The constant vector [1, 0, …] on a leg."""
+        """Add the constant vector [1, 0, …] on a leg."""
         self._count += 1
         return self.builder.const(f"{self.name}.v{self._count}", leg, kind=("basis", 0))
 
     def equation(self, name: str, legs: Legs, expression: Expression, function: Call | None) -> Tensor:
-        """A step of the weight's own, with a function on it: a barrier."""
+        """Add an equation of the weight's own. With a function it is a barrier."""
         return self.builder.equation(f"{self.name}.{name}", legs, expression, function)
 
     @property
     def fan_in(self) -> int:
-        """How many inputs one output sums over."""
+        """The number of inputs that one output sums over."""
         return self.known(self.volume(self.rows + self.kernel))
 
     def spread(self, product: Expression) -> None:
-        """Let the cores of a product that say no start share out the variance of a dense layer, 1/(3·fan-in).
+        """Initialise cores of a product that lack it, so that the product has a dense layer's variance, 1/(3·fan-in).
 
-        What a layer's input tells the default rule, a weight on its own has to say.
+        In a layer the default rule sees the input and does this. A weight on its own has no input.
         """
         for summand in product.summands:
             names = [factor.source for factor in summand.factors]
@@ -159,10 +159,10 @@ class Weight:
                 self.builder.tensors[core.name] = replace(core, init=Init("normal", (std,)))
 
     def pairs(self) -> list[Legs]:
-        """Row k with column k.
+        """Return row k with column k, for every k.
 
         Raises:
-            NetworkError: as many rows as columns there are not (unless one group is empty).
+            NetworkError: the numbers of rows and columns differ, and neither is 0.
         """
         columns = self.columns[self.is_grouped :]
         if self.rows and columns and len(self.rows) != len(columns):
@@ -175,7 +175,7 @@ class Weight:
         return [self.rows[k : k + 1] + columns[k : k + 1] for k in range(max(len(self.rows), len(columns)))]
 
     def sites(self) -> list[Legs]:
-        """The pairs of rows and columns; the group and the window of a convolution are further sites.
+        """Return the pairs of rows and columns. The group and the window of a convolution are further sites.
 
         Raises:
             NetworkError: see `pairs`.
@@ -184,10 +184,10 @@ class Weight:
         return [*self.pairs(), *(site for site in (group, self.kernel) if site)]
 
     def check_groups(self) -> None:
-        """Refuse a weight without rows or columns.
+        """Raise `NetworkError` unless the weight has rows and columns.
 
         Raises:
-            NetworkError: it is one.
+            NetworkError: rows or columns are missing.
         """
         if not self.rows or not self.columns:
             raise NetworkError(
@@ -199,7 +199,7 @@ class Weight:
 
 
 def multiply(factors: Sequence[Expression]) -> Expression:
-    """The product of tensors, left to right."""
+    """Return the product of tensors, left to right."""
     result = factors[0]
     for factor in factors[1:]:
         result = result * factor
@@ -207,7 +207,7 @@ def multiply(factors: Sequence[Expression]) -> Expression:
 
 
 def outside() -> int:
-    """How far up the stack the code of somebody else begins, for a warning to point at."""
+    """Return the stack level of the first caller outside tngraph, for a warning to point at."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("tngraph."):
         frame, level = frame.f_back, level + 1
