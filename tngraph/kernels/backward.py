@@ -105,7 +105,7 @@ def differentiate(
             is_given = _is_given(block, operations, operand)
             if is_given:
                 is_result = operations[operand].kind == "load" and bool(operations[operand].operands)
-                put_out = lay if is_result else arrange  # its maker reads value and gradient together
+                put_out = lay if is_result else arrange  # the result's maker reads both in one order
                 made = Tensor(put_out(made, source.axes), source.axes)
             variable = _gradient_of(operations[operand].name, made.axes)
             if not is_given:

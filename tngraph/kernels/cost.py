@@ -35,11 +35,11 @@ class Counts:
         params: learnable entries; a shared core counts once [elements].
         macs: multiply-adds of contractions and convolutions [MAC].
         flops: twice that [FLOPs].
-        training_flops: FLOPs of a forward and a backward pass, with the gradients that the goal asks for [FLOPs].
+        training_flops: FLOPs of a forward and a backward pass, with the requested gradients [FLOPs].
         elementwise: products, sums, additions, factors and functions [operations].
         largest: the size of the largest value that a step writes [elements].
         peak: the most that a call without gradients holds at once, without inputs and params [bytes].
-        saved: memory that autograd keeps for the gradients that the goal asks for, without params and inputs [bytes].
+        saved: memory that autograd keeps for the requested gradients, without params and inputs [bytes].
         moves: memory that a call copies to change the order of axes [bytes].
         folded: buffers computed before the first call, in ``serve`` [bytes].
         cost: the cost that the search minimised; by default MAC plus elementwise [operations].
@@ -71,8 +71,8 @@ def _volume_of_slice(operations: Sequence[Operation], op: Operation) -> sympy.Ex
         return legs_size(op.legs)
     if op.kind == "accumulate":
         return legs_size(operations[op.operands[0]].legs)
-    kept = set(leg_indices(op.legs))
-    summed = dict.fromkeys(i for k in op.operands for i in leg_indices(operations[k].legs) if i not in kept)
+    remaining = set(leg_indices(op.legs))
+    summed = dict.fromkeys(i for k in op.operands for i in leg_indices(operations[k].legs) if i not in remaining)
     return legs_size(op.legs) * product(i.size for i in summed)
 
 
@@ -103,12 +103,12 @@ def training_macs(operations: Sequence[Operation], trained: Iterable[str], block
     """
     needs = needs_gradient(operations, trained)
     again = recomputed(operations, needs, blocks)
-    made = (
+    terms = (
         volume(operations, k) * (1 + (k in again) + sum(needs[o] for o in op.operands))
         for k, op in enumerate(operations)
         if op.kind in _MATRIX
     )
-    return sympy.Add(*made, *_macs_of_slopes(operations, needs, blocks))
+    return sympy.Add(*terms, *_macs_of_slopes(operations, needs, blocks))
 
 
 def _macs_of_slopes(
@@ -199,7 +199,7 @@ def param_count(network: Network) -> sympy.Expr:
 def last_uses(
     operations: Sequence[Operation], kept: Iterable[int], blocks: Sequence[Block] = ()
 ) -> dict[int, list[int]]:
-    """Return the values whose last use is each operation. Aliases (loads of results) count as uses of their original.
+    """Return the values that each operation is the last to use. A use of an alias (a load of a result) counts as one.
 
     Args:
         operations: a schedule.

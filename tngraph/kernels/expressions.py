@@ -21,7 +21,7 @@ A call stands for PyTorch's function of that name, with these arguments:
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |
-| accumulate | the indices of the slices | join | axis, size of a part |
+| accumulate | the indices of the slices | join | axis, size of a tile |
 """
 
 from __future__ import annotations

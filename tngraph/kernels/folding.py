@@ -275,9 +275,9 @@ class _Hoist:
         places = {number: place for place, number in enumerate(needed)}
         operations = tuple(_renumber(self.whole.operations[number], places) for number in needed)
         lines = (replace(x, number=places[x.number]) for x in self.whole.lines if x.number in places)
-        kept = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
+        kernels = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
         keys = tuple(self.digests.get(op.name, "") if op.kind != "load" else repr(op) for op in operations)
-        return Folding(Kernels(operations, (), kept, tuple(self.buffers.values())), keys, tuple(self.buffers))
+        return Folding(Kernels(operations, (), kernels, tuple(self.buffers.values())), keys, tuple(self.buffers))
 
 
 def _is_given(code: Expression) -> bool:
@@ -350,10 +350,10 @@ class _Merge:
 
     def write(self) -> Folding:
         """Return the whole collection, with values dropped once nothing needs them."""
-        made = {op.name: number for number, op in enumerate(self.operations) if op.kind != "load"}
-        kept = [made[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"]
+        numbers = {op.name: number for number, op in enumerate(self.operations) if op.kind != "load"}
+        stored = [numbers[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"]
         operations, results = tuple(self.operations), tuple(self.buffers.values())
-        lines = _drop(Schedule(operations, {}), self.lines, kept)
+        lines = _drop(Schedule(operations, {}), self.lines, stored)
         return Folding(Kernels(operations, (), lines, results), tuple(self.places), tuple(self.buffers))
 
 

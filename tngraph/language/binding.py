@@ -40,9 +40,9 @@ def compile_time_sizes(network: Network, overrides: Mapping[str, int] | None = N
 
 def _check_overrides(network: Network, overrides: Mapping[str, int]) -> None:
     settable = [size.name for size in network.settable_sizes()]
-    known = [size.name for size in network.sizes]
+    names = [size.name for size in network.sizes]
     for name, value in overrides.items():
-        if name in known and name not in settable:
+        if name in names and name not in settable:
             raise SizeError(f"{name!r} is a run-time size: it is read off the inputs at each call\n  do not set it")
         if name not in settable:
             raise unknown_size(network, name, settable)
@@ -192,9 +192,9 @@ def _check_extents(network: Network, shapes: Mapping[str, tuple[int, ...]], valu
     for name, number, axis, extent in _axes(network, shapes):
         expected = evaluate_size(product(index.size for index in axis), values, LARGEST)
         if expected != extent:
-            known = {s.name for index in axis for s in index.size.free_symbols}
-            given = ", ".join(f"{size} = {values[size]}" for size in values if size in known)
-            hint = f"\n  with {given}" if given else ""
+            involved = {s.name for index in axis for s in index.size.free_symbols}
+            assignments = ", ".join(f"{size} = {values[size]}" for size in values if size in involved)
+            hint = f"\n  with {assignments}" if assignments else ""
             raise SizeError(f"{_mismatch(name, number, axis, extent, expected)}{hint}")
     index_sizes(network, values)
 

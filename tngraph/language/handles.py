@@ -215,8 +215,8 @@ class Tensor(Expression):
     def __getitem__(
         self, positions: Position | int | sympy.Expr | tuple[Position | int | sympy.Expr, ...]
     ) -> Expression:
-        given = positions if isinstance(positions, tuple) else (positions,)
-        return access(self.name, tuple(p if isinstance(p, Position) else Position((), integer(p)) for p in given))
+        items = positions if isinstance(positions, tuple) else (positions,)
+        return access(self.name, tuple(p if isinstance(p, Position) else Position((), integer(p)) for p in items))
 
 
 def access(source: str, positions: tuple[Position, ...]) -> Expression:

@@ -424,7 +424,7 @@ def check_count(source: Core | Equation, name: str, count: int) -> None:
 
 def _check_indices(network: Network) -> None:
     sizes: dict[str, sympy.Expr] = {}
-    known = {size.symbol for size in network.sizes}
+    symbols = {size.symbol for size in network.sizes}
     for index in _mentions(network):
         if not is_same(sizes.setdefault(index.name, index.size), index.size):
             raise NetworkError(
@@ -432,22 +432,22 @@ def _check_indices(network: Network) -> None:
                 "use two names, or one size",
                 at=index.name,
             )
-        for unknown in index.size.free_symbols - known:
+        for unknown in index.size.free_symbols - symbols:
             raise NetworkError(f"the index {index.name!r} has the unknown size {unknown.name!r}", at=index.name)
 
 
 def _check_stored(network: Network) -> None:
     """Raise `NetworkError` unless every tensor that a module stores has a shape before any input is seen."""
-    known = {size.symbol for size in network.settable_sizes()}
+    symbols = {size.symbol for size in network.settable_sizes()}
     for core in network.cores:
         for leg in core.legs:
-            if core.role in ("param", "buffer") and leg.size.free_symbols - known:
+            if core.role in ("param", "buffer") and leg.size.free_symbols - symbols:
                 raise NetworkError(
                     f"the leg {leg.name!r} of the {core.role} {core.name!r} has the run-time size {leg.size}",
                     f"a {core.role} has one shape whatever the input: give the size a value",
                     at=leg.name,
                 )
-        check_fan_in(core, {symbol.name for symbol in known})
+        check_fan_in(core, {symbol.name for symbol in symbols})
 
 
 def check_fan_in(core: Core, known: Container[str]) -> None:

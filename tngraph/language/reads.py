@@ -61,12 +61,12 @@ def _is_negative(expr: sympy.Expr, defaults: Mapping[str, int]) -> bool:
     try:
         return evaluate_size(expr, defaults, LARGEST) < 0
     except SizeError:  # it has a run-time size, or a number beyond the bound
-        known = {
+        values = {
             symbol: sympy.Integer(defaults[symbol.name]) for symbol in expr.free_symbols if symbol.name in defaults
         }
     # A sum in which no term grows with a size is largest where every size is 1. Sympy's own
     # ``is_negative`` decides more cases, at a hundred times the cost.
-    terms = expr.xreplace(known).as_coefficients_dict().items()
+    terms = expr.xreplace(values).as_coefficients_dict().items()
     return sum(factor for _, factor in terms) < 0 and all(
         size.is_Integer or (factor < 0 and (size.is_Symbol or size.is_positive)) for size, factor in terms
     )

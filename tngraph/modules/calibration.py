@@ -464,7 +464,7 @@ def fit_machine(measured: Sequence[Measurement], start: Machine | None = None) -
             is_better = False
             for name, factor in ((each.name, factor) for each in fields(machine) for factor in (step, 1 / step)):
                 changed = replace(machine, **{name: getattr(machine, name) * factor})
-                found = loss(changed)
-                if found < least * (1 - 1e-6):
-                    machine, least, is_better = changed, found, True
+                changed_loss = loss(changed)
+                if changed_loss < least * (1 - 1e-6):
+                    machine, least, is_better = changed, changed_loss, True
     return machine

@@ -52,7 +52,7 @@ class Layer(nn.Module):
 
         Args:
             input_shapes: the shape of each input, in the order of ``forward``.
-            backward: count a training step instead: forward and backward, with the gradients that the goal asks for.
+            backward: count a training step instead: forward and backward, with the requested gradients.
 
         Raises:
             SizeError: the shapes do not fit.

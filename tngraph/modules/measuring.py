@@ -52,11 +52,11 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and update the peak by the storages that it allocates [bytes]."""
-        given = {storage._cdata for storage in storages(tree_leaves((args, kwargs)))}
+        operands = {storage._cdata for storage in storages(tree_leaves((args, kwargs)))}
         result = func(*args, **(kwargs or {}))
         self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
         for storage in storages(tree_leaves(result)):
-            if storage._cdata not in given:
+            if storage._cdata not in operands:
                 self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, sum(count for _, count in self.made.values()))
         return result

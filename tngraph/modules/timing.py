@@ -216,11 +216,11 @@ class MeasuredMachine(Machine):
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
         """Return the time of a batch of matrix products in one kernel, by which matrices are transposed [s]."""
-        given = np.broadcast_arrays(batch, rows, columns, summed, left_turned, right_turned)
-        cases = np.maximum(np.stack([each.ravel().astype(np.int64) for each in given], axis=1), [1, 1, 1, 1, 0, 0])
+        arguments = np.broadcast_arrays(batch, rows, columns, summed, left_turned, right_turned)
+        cases = np.maximum(np.stack([each.ravel().astype(np.int64) for each in arguments], axis=1), [1, 1, 1, 1, 0, 0])
         distinct, places = np.unique(cases, axis=0, return_inverse=True)
         times = np.array([self._multiply(tuple(map(int, case[:4])), *map(bool, case[4:])) for case in distinct])
-        return times[places.ravel()].reshape(given[0].shape)[()]
+        return times[places.ravel()].reshape(arguments[0].shape)[()]
 
     def _multiply(self, sizes: tuple[int, ...], is_left_turned: bool, is_right_turned: bool) -> float:
         assert self.kernels is not None

@@ -1,4 +1,4 @@
-"""The goal of a plan: the mode it is for, and the cost of a step.
+"""The request for a plan: the mode it is for, and the cost of a step.
 
 A `Goal` is the request in the names of the network; `Pricing` is the same for one region, by leaf. The price of a tree
 is the sum of the prices of its steps, which is what the exact search needs, so it works for every objective. `Work`

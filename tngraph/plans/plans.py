@@ -1,6 +1,6 @@
 """A `Plan`: one or more regimes, each of which says how to contract everything in a network.
 
-A plan is data. Each regime holds its stages (merged equations with a tree per term), and the sizes and the goal that
+A plan is data. Each regime holds its stages (merged equations with a tree per term), and the sizes and the request that
 the trees were searched for. Everything else is derived: the schedule, every count, the table. Counts are sympy
 expressions in all sizes of the network; `Plan.at` turns them into integers.
 """
@@ -159,7 +159,7 @@ class Regime:
 
     @cached_property
     def training_flops(self) -> sympy.Expr:
-        """FLOPs of a forward and a backward pass, with the gradients that the goal asks for [FLOPs]."""
+        """FLOPs of a forward and a backward pass, with the requested gradients [FLOPs]."""
         return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks)
 
     @cached_property
@@ -174,7 +174,7 @@ class Regime:
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """Memory that autograd keeps for the gradients that the goal asks for, where no size is 1 [bytes]."""
+        """Memory that autograd keeps for the requested gradients, where no size is 1 [bytes]."""
         return self._memory.saved_formula
 
     @cached_property
@@ -187,7 +187,7 @@ class Regime:
 
         Args:
             numbers: an integer for every named size, as `Plan.values` returns them.
-            itemsize: of one number; when absent, the goal's [bytes].
+            itemsize: of one number; when absent, the request's [bytes].
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
 
@@ -201,7 +201,7 @@ class Regime:
 
         Args:
             numbers: an integer for every named size.
-            machine: the model to use; when absent, the goal's.
+            machine: the model to use; when absent, the request's.
         """
         clock = Clock(machine or self.goal.machine)
         trained = self.goal.trained if self.goal.mode == "train" else ()
@@ -304,7 +304,7 @@ class Plan:
 
     @property
     def goal(self) -> Goal:
-        """The goal that the plan was searched for."""
+        """The request that the plan was searched for."""
         return self.regimes[0].goal
 
     @property
@@ -329,7 +329,7 @@ class Plan:
 
     @cached_property
     def training_flops(self) -> sympy.Expr:
-        """FLOPs of a forward and a backward pass, with the gradients that the goal asks for [FLOPs]."""
+        """FLOPs of a forward and a backward pass, with the requested gradients [FLOPs]."""
         return self._formula("training_flops")
 
     @cached_property
@@ -349,7 +349,7 @@ class Plan:
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """Memory that autograd keeps for the gradients that the goal asks for, where no size is 1 [bytes]."""
+        """Memory that autograd keeps for the requested gradients, where no size is 1 [bytes]."""
         return self._formula("saved")
 
     @cached_property

@@ -1,6 +1,6 @@
 """A plan as a JSON file: the decisions, and beside them their consequences, for people to read and `loading` to check.
 
-The decisions are few: the network as text, the goal, the values of the sizes, which equations were inlined, and the
+The decisions are few: the network as text, the request, the values of the sizes, which equations were inlined, and the
 steps of every tree. What each step contracts, its kind and its legs follow from them. `loading` derives all of that
 again and compares.
 """

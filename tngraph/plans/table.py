@@ -163,7 +163,7 @@ def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
 
 
 def _price_unit(goal: Goal) -> str:
-    """Return the unit of a goal's price."""
+    """Return the unit of a request's price."""
     if goal.minimize == "memory":
         return "bytes"
     units: dict[Rate, str] = {Weighted(): "operations", Weighted(0, 1): "elements"}

@@ -102,8 +102,8 @@ def _layer(
         for p in positions:
             inner = w.size(outs[p]) if bond is None else bond
             current[p] = outs[p] if last[p] == k else w.index(f"{name}{k + 1}_{p + 1}", inner)
-        made = tuple(wire for p in positions if (wire := current[p]) is not None)
-        factors.append(_gate(w, f"{name}{k + 1}", ins, made, gain))
+        results = tuple(wire for p in positions if (wire := current[p]) is not None)
+        factors.append(_gate(w, f"{name}{k + 1}", ins, results, gain))
     return factors
 
 
@@ -219,13 +219,13 @@ def _wire(w: Weight, name: str, bond: Rank, below: Legs) -> Position:
 def _split(w: Weight, level: int, wires: Legs, outs: Legs, disentanglers: int, gain: float | None) -> list[Expression]:
     """Return a core for each wire above, which splits it in two (the last may stay one), and the disentanglers."""
     met = {p for k in range(disentanglers) for p in (2 * k + 1, 2 * k + 2)}
-    made = [w.index(f"m{level}_{p + 1}", w.size(out)) if p in met else out for p, out in enumerate(outs)]
+    middle = [w.index(f"m{level}_{p + 1}", w.size(out)) if p in met else out for p, out in enumerate(outs)]
     factors = [
-        _gate(w, f"s{level}_{k + 1}", (wire,), tuple(made[2 * k : 2 * k + 2]), gain) for k, wire in enumerate(wires)
+        _gate(w, f"s{level}_{k + 1}", (wire,), tuple(middle[2 * k : 2 * k + 2]), gain) for k, wire in enumerate(wires)
     ]
     for k in range(disentanglers):
         pair = slice(2 * k + 1, 2 * k + 3)
-        factors.append(_gate(w, f"d{level}_{k + 1}", tuple(made[pair]), outs[pair], gain))
+        factors.append(_gate(w, f"d{level}_{k + 1}", tuple(middle[pair]), outs[pair], gain))
     return factors
 
 

@@ -102,6 +102,6 @@ def _blocks(w: Weight, bonds: Sequence[Legs], init: Callable[[Weight, Legs, Legs
     factors = []
     for k in range(count):
         row, column = w.rows[count - 1 - k], w.columns[k]
-        apart, summed, made = (*w.columns[:k], *w.rows[: count - 1 - k]), (row, *ends[k]), (column, *ends[k + 1])
-        factors.append(w.param(f"g{k + 1}", *apart, *summed, *made, init=init(w, summed, made)))
+        apart, summed, result = (*w.columns[:k], *w.rows[: count - 1 - k]), (row, *ends[k]), (column, *ends[k + 1])
+        factors.append(w.param(f"g{k + 1}", *apart, *summed, *result, init=init(w, summed, result)))
     return multiply(factors)

@@ -35,15 +35,15 @@ def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "rel
     waiting = {position: leg for leg, position in reads.items()}
     legs = tuple(waiting.get(position, position) for position in w.source.positions)
     state = access(w.source.source, legs)
-    kept = tuple(dict.fromkeys(Position.of(name) for leg in legs for _, name in leg.terms))
+    remaining = tuple(dict.fromkeys(Position.of(name) for leg in legs for _, name in leg.terms))
     for k, (left, site, right) in enumerate(zip(bonds[:-1], sites, bonds[1:], strict=True), 1):
         summed = left + tuple(leg for leg in site if leg not in w.columns)
         core = w.param(f"g{k}", *left, *site, *right, init=("fan_in", w.volume(summed)))
         if k < len(sites):
-            kept = tuple(dict.fromkeys(leg for leg in (*kept, *site, *right) if leg not in summed))
-            state = w.equation(f"h{k}", kept, state * core, activation)
+            remaining = tuple(dict.fromkeys(leg for leg in (*remaining, *site, *right) if leg not in summed))
+            state = w.equation(f"h{k}", remaining, state * core, activation)
     if reads:
-        state = access(f"{w.name}.h{len(sites) - 1}", tuple(reads.get(leg, leg) for leg in kept))
+        state = access(f"{w.name}.h{len(sites) - 1}", tuple(reads.get(leg, leg) for leg in remaining))
     return state * core
 
 
