@@ -399,7 +399,7 @@ def waiting(device: torch.device) -> Callable[[], None]:
 def _take_first_turns(
     kernels: Sequence[Kernel], operands: tuple[Tensor, Tensor], seconds: float, end: float
 ) -> Iterator[_Turns]:
-    """Yield kernels after one turn each, without those that would take too long, by the ones before."""
+    """Yield kernels after one turn each, skipping those that would take too long, as the ones before show."""
     wait = waiting(operands[0].device)
     ratios = [1.0]
     for kernel in kernels:
