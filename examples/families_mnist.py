@@ -92,6 +92,7 @@ def build(net: str, family: str | None) -> tuple[nn.Module, str]:
     skip = [n for n, m in layers.items() if isinstance(m, nn.Conv2d) and not tg.families.FAMILIES[family].has_window]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tg.RankWarning)  # one rank for all layers is more than the small ones can use
+        warnings.simplefilter("ignore", tg.GrowthWarning)  # or more than they gain by: the table counts the whole net
         replace(model, family, skip=skip, sizes={"batch": BATCH}, **OPTIONS.get(family, {}))
     has_windows = any(isinstance(module, nn.Conv2d) for module in layers.values())
     return model, "linear" if skip or not has_windows else "linear, conv"

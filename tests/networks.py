@@ -511,7 +511,7 @@ class _Maker:
         self.equations.append(Equation(name, legs, tuple(terms), function))
 
     def port(self, name: str, legs: Sequence[Index], keep: Sequence[Index] = ()) -> Port:
-        """The legs, at times fused; those to keep on axes of their own."""
+        """The legs, at times fused, at times beside an empty group; those to keep on axes of their own."""
         axes: list[tuple[Index, ...]] = []
         for leg in legs:
             apart = not axes or leg in keep or axes[-1][-1] in keep
@@ -519,6 +519,8 @@ class _Maker:
                 axes.append((leg,))
             else:
                 axes[-1] += (leg,)
+        if self.draw(st.integers(0, 7)) == 0:
+            axes.insert(self.draw(st.integers(0, len(axes))), ())
         return Port(name, tuple(axes))
 
 

@@ -34,6 +34,8 @@ NETWORKS = {
         y[batch, k:4] = x[batch, i] * a[i, j] * a[j, k]; output y[batch, k] }""",
     "two layers": """network n { size batch; input x[batch, i:6]; param a[i, r:2]; param b[r, h:7]; param c[h, s:3]
         param d[s, o:5]; z[batch, h] = relu(x * a * b); y[batch, o] = z * c * d; output y[batch, o] }""",
+    "legs of size 1": """network n { size batch; input x[batch, c:3, d:2]; param u[c, d, a:1]; param v[d, o:1]
+        param w[d]; y[batch, o] = x * u * v * w; output y[batch, o] }""",
 }
 
 
@@ -53,6 +55,17 @@ def by_pytorch(plan: Plan) -> Plan:
     (regime,) = plan.regimes
     stages = [replace(s, trees=by_autograd(s.trees)) for s in regime.stages]
     return Plan((replace(regime, stages=tuple(stages)),))
+
+
+def test_the_gradient_of_a_product_that_lies_in_another_order_is_the_whole_product():
+    """A product is printed with a sign, and is in parentheses before it is laid out as the input lies."""
+    network = tg.parse(
+        """network n { input x[c:2, f:2]; input z[f, a:1, c]; param p[c, f]
+        y[f, a] = x + x * z * p; output y[f, a] }"""
+    )
+    layer = tg.compile(network, mode="train", dtype=torch.float64)
+    assert "x_grad = (t2_grad.reshape(4) * z.reshape(4)).reshape(2, 2).mT" in layer.source
+    assert layer.verify().is_equal
 
 
 @pytest.mark.parametrize("machine", [None, SMALL_CACHE], ids=["whole", "parts"])

@@ -375,8 +375,36 @@ ONE_ERROR = {
     ),
     "a group in a group": (
         ("input x[(i:2, (j:2))]", END),
-        "f.tn:2:16: a group of indices is inside another\n    input x[(i:2, (j:2))]\n                   ^\n"
+        "f.tn:2:15: a group of indices is inside another\n    input x[(i:2, (j:2))]\n                  ^\n"
         "  groups do not nest",
+    ),
+    "an empty group in a group": (
+        ("input x[(i:2, ())]", END),
+        "f.tn:2:15: a group of indices is inside another\n    input x[(i:2, ())]\n                  ^\n"
+        "  groups do not nest",
+    ),
+    "an empty group where it is no axis": (
+        ("input x[i:2]", "y[] = x[()]", "output y[]"),
+        "f.tn:3:9: a group of indices stands only on an axis\n    y[] = x[()]\n            ^\n"
+        "  in arithmetic, parentheses hold one sum",
+    ),
+    "a group with a size": (
+        ("input x[():2]", END),
+        "f.tn:2:9: a group of indices has a size\n    input x[():2]\n            ^\n"
+        "  give each of its indices one, as in (i:2, j:3)",
+    ),
+    "an empty range in a group": (
+        ("input x[(i{1..0}:2)]", END),
+        "f.tn:2:10: the range 1..0 is empty\n    input x[(i{1..0}:2)]\n             ^\n  a..b includes both",
+    ),
+    "a weight without legs": (
+        ("input x[i:2]", "W[(), ()] = cp(rank=2)", END),
+        "f.tn:3:1: the weight 'W' has no legs\n    W[(), ()] = cp(rank=2)\n    ^\n  give it rows or columns",
+    ),
+    "a tied ring that is all window": (
+        ("index k: 3", "input x[i:2]", "W[(), (), (k)] = tied_ring(bond=2)", END),
+        "f.tn:4:1: tied_ring has no site for its core: 'W' is all window\n"
+        "    W[(), (), (k)] = tied_ring(bond=2)\n    ^\n  give it rows or columns",
     ),
     "a function that is not outermost": (
         ("input x[i:2]", "y[] = relu(x) + x", "output y[]"),
@@ -490,6 +518,27 @@ def test_the_legs_of_an_equation_are_a_tuple() -> None:
     for legs in (i, "i", x, None):
         with pytest.raises(NetworkError, match="the legs of 'y' are no tuple"):
             builder.equation("y", legs, x)  # type: ignore[arg-type]
+
+
+def test_a_group_is_an_axis_of_an_input_or_output() -> None:
+    builder = Builder("n")
+    i, j = builder.indices("i, j", 2)
+    expected = "a group of indices stands on a leg\n  only axes of inputs and outputs are groups, unnested"
+    for declare in (
+        lambda: builder.param("w", ()),
+        lambda: builder.param("w", (i, j)),
+        lambda: builder.input("x", (i, (j,))),
+        lambda: builder.equation("y", (i, ()), builder.param("v", i)),
+    ):
+        with pytest.raises(NetworkError) as caught:
+            declare()
+        assert str(caught.value) == expected
+
+
+def test_no_indices_have_no_sizes() -> None:
+    with pytest.raises(NetworkError) as caught:
+        Builder("n").indices([], 2, 3)
+    assert str(caught.value) == "there are 0 indices and 2 sizes\n  give one size for all, or one each"
 
 
 def test_a_byte_order_mark_and_any_line_ends() -> None:

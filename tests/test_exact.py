@@ -14,6 +14,7 @@ import tngraph as tg
 from tests.networks import networks
 from tngraph.language.network import Index, Network, Read
 from tngraph.planning.exact import MOST_LEAVES, prove_order
+from tngraph.planning.machine import Work
 from tngraph.planning.objectives import Pricing
 from tngraph.planning.region import Region, Topology, Value
 from tngraph.planning.rewrites import clean_term
@@ -230,3 +231,19 @@ def test_a_partly_resolved_read_spans_what_is_left():
     assert isinstance(read, Read)
     l_size = network.equations[0].legs[0].size
     assert sympy.expand(read.leg.size - (l_size - 1 + 2 * 4 + 1)) == 0
+
+
+def test_the_positions_of_several_folded_reads_are_clipped_where_they_are_beyond():
+    """At a million positions each those of three reads are more than 63 bits hold, and no step has less than none."""
+    network = tg.parse(
+        """network long { size n; input x[l:2*n]; input z[m:2*n]; input u[o:2*n]; param k[c:2, g:2, h:2]
+        y[p:2*n, q:2*n, r:2*n] = x[p + 2*c] * z[q + g] * u[r + h] * k; output y[p, q, r] }"""
+    )
+    priced: list[float] = []
+
+    def price(work: Work) -> float:
+        priced.append(min(work.operations, work.result))
+        return work.operations + 3 * work.result
+
+    tg.plan(network, minimize=price)
+    assert min(priced) > 0

@@ -13,6 +13,7 @@ from tngraph.errors import NetworkError
 from tngraph.language.builder import Builder
 from tngraph.language.format import format_network, format_size
 from tngraph.language.network import Core, Index, Init, Network, Read
+from tngraph.language.reference import evaluate
 from tngraph.language.sizes import symbol
 from tngraph.language.text import load, parse
 
@@ -113,6 +114,30 @@ def test_signs_numbers_consts_and_buffers_in_python_and_text() -> None:
     assert b.build() == network(
         """input x[i:3]; buffer w[i, j:3]; const d[i, j] = delta; const e[j] = basis(2); param p[j] = normal(0.02)
         y[j] = leaky_relu(0.1)(2.0 * x * w - x * d - x * d * e * p); output y[j]"""
+    )
+
+
+def test_an_empty_group_is_an_axis_of_size_1_in_python_and_text() -> None:
+    b = Builder("n")
+    n, i = b.index("batch", b.size("batch")), b.index("i", 3)
+    x, s, w = b.input("x", (), n, (i,)), b.input("s"), b.param("w", i)
+    b.output(b.equation("y", (n,), x * w * s), n, ())
+    b.output(b.equation("t", (), s * s), ())
+    net = b.build()
+    assert net == network(
+        """size batch; input x[(), batch, (i:3)]; input s[]; param w[i]
+        y[batch] = x * w * s; t[] = s * s; output y[batch, ()]; output t[(  # nothing
+        )]"""
+    )
+    assert parse(format_network(net)) == net
+    y, t = evaluate(net, {"x": [[[1, 2, 3], [4, 5, 6]]], "s": 2, "w": [1, 10, 100]})
+    assert y.tolist() == [[642], [1308]]
+    assert t.tolist() == [4]
+
+
+def test_loops_and_products_over_nothing() -> None:
+    assert network("input x[i:2]; for k in 1..0 { param w{k}[i] }; y[] = x; output y[()]") == network(
+        "input x[i:2]; y[] = x; output y[()]"
     )
 
 

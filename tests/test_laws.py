@@ -46,6 +46,12 @@ def test_a_layer_of_each_feature_is_verified(name: str):
     assert tg.compile(TABLE[name]).verify().is_equal
 
 
+def test_a_network_of_constants_alone_is_verified():
+    network = tg.parse("network two { const unit[i:2, j:2] = eye; y[] = unit; output y[] }")
+    assert tg.evaluate(network, {}) == 2
+    assert tg.compile(network).verify().is_equal
+
+
 @given(networks())
 def test_rewrites_keep_the_meaning(network: Network):
     arrays = random_arrays(network)

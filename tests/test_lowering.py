@@ -369,6 +369,28 @@ def test_a_buffer_without_an_initialisation_is_left_alone():
     assert torch.equal(layer.w, torch.full((3,), 2.0))
 
 
+@pytest.mark.parametrize(
+    ("more", "product", "variance"),
+    [
+        ("const e[c:4] = basis(0); param w[i, o, c]", "w * e", 1 / 18),
+        ("const e[c:4] = ones; param w[i, o, c]", "w * e", 1 / 72),
+        ("buffer m[c:4] = normal(0.5); param w[i, o, c]", "w * m", 1 / 18),
+        ("index r{1..2}:4; const e[r1, r2] = eye; param w[i, r1]; param v[r2, o]", "w * e * v", (1 / 72) ** 0.5),
+        ("index r{1..3}:4; const e[r1, r2, r3] = delta; param w[i, r1]; param v[r2, r3, o]", "w * e * v", 1 / 72**0.5),
+        ("buffer m[i, o]; param w[i, o]", "w * m", 1 / 18),
+    ],
+)
+def test_what_is_stored_beside_params_counts_in_their_start(
+    more: str, product: str, variance: float, monkeypatch: pytest.MonkeyPatch
+):
+    """By hand: 1/(3·6) = the number of terms that are not zero times their mean square, of six inputs."""
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, std: tensor.data.fill_(std))
+    layer = tg.compile(tg.parse(f"network n {{ input x[i:6]; index o:3; {more}; y[o] = x * {product}; output y[o] }}"))
+    assert [p.detach().flatten()[0].item() for p in layer.parameters()] == pytest.approx(
+        [variance**0.5] * len(list(layer.parameters()))
+    )
+
+
 def test_a_fan_in_keeps_the_names_of_its_sizes():
     b = tg.Builder("n")
     size = b.size("D", 3)
@@ -458,3 +480,45 @@ def test_names_of_methods_and_of_what_chooses_them_are_free_of_clashes():
     layer = tg.compile(plan)
     assert list(layer.state_dict()) == ["_y_1", "_y_2"]
     assert layer.verify().is_equal
+
+
+COMPLEX = """network n {
+  size batch
+  input x[batch, i:3]
+  param w[i, j:4]
+  param v[j]
+  h[batch, j] = abs(x * w)
+  y[batch] = abs(h * v)
+  z[batch, i] = sigmoid(x * w - 2 * h * w)
+  q[batch] = square(x * w)
+  e[batch] = sqrt(x * w)
+  l[batch] = log(q * e)
+  output y[batch]
+  output h[j, batch]
+  output z[batch, i]
+  output l[batch]
+}"""
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_functions_of_complex_numbers_are_verified(mode: str):
+    layer = tg.compile(tg.parse(COMPLEX), dtype=torch.complex64, mode=mode)
+    assert layer.verify().is_equal
+    outputs = layer(torch.randn(2, 3, dtype=torch.complex64))
+    assert {output.dtype for output in outputs} == {torch.complex64}
+    assert not outputs[0].imag.any()
+    assert layer.verify().checks[-2].what == "forward and backward"  # FLOPs, and no bytes
+    assert tg.compile(tg.parse(COMPLEX.replace("log(", "abs(").replace("sqrt(", "abs("))).verify().is_equal
+
+
+@pytest.mark.parametrize("function", ["relu", "gelu", "silu", "softplus", "leaky_relu(0.1)", "elu(1.0)"])
+def test_a_function_without_a_complex_meaning_is_refused_before_it_runs(function: str):
+    network = tg.parse(f"network n {{ input x[i:3]; h[i] = {function}(x); output h[i] }}")
+    name = function.partition("(")[0]
+    for what in (network, tg.plan(network)):
+        with pytest.raises(tg.NetworkError) as caught:
+            tg.compile(what, dtype=torch.complex64)
+        assert str(caught.value) == (
+            f"{name} is no function of complex numbers, and 'h' is {name} of some\n"
+            "  these are: tanh, sigmoid, exp, log, sqrt, abs, square, sin, cos"
+        )

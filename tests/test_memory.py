@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import tngraph as tg
 from tests.networks import TABLE
+from tests.test_families import CASES, Case, build
 from tngraph.kernels import memory
 from tngraph.kernels.cost import evaluate_count
 from tngraph.kernels.memory import generic_sizes
@@ -88,17 +92,63 @@ def test_a_convolution_lies_as_its_weight_does(axes: str, stored: str, sizes: di
     held_as_predicted(tg.plan(tg.parse(text)), sizes, dtype)
 
 
+def formulas_hold(plan: Plan, numbers: Iterable[int]) -> None:
+    """Compare the formulas with what a call holds, every size being one of some numbers."""
+    network = plan.network
+    free = [size.name for size in network.sizes if size.value is None or size.value.is_Integer]
+    for chosen in product(numbers, repeat=len(free)):
+        sizes = dict(zip(free, chosen, strict=True))
+        with suppress(tg.SizeError):
+            values = plan.values(**sizes)
+            if all(evaluate_count(index.size, values) >= 1 for index in network.indices()):
+                counts = plan.at(**sizes)
+                for name in ("peak", "saved", "moves"):
+                    assert evaluate_count(getattr(plan, name), values) == getattr(counts, name), (name, sizes)
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
-def test_the_formulas_hold_wherever_no_size_is_one(path: Path):
+def test_the_formulas_hold_wherever_sizes_are_not_equal_by_chance(path: Path):
     network = tg.load(path)
     plan = tg.plan(network)
+    formulas_hold(plan, (1, 3))
+    generic = generic_sizes(network, plan.sizes)
     for factor in (1, 3):
-        generic = generic_sizes(network, plan.sizes)
         given = {s.name: factor * generic[s.name] for s in network.sizes if s.value is None or s.value.is_Integer}
         numbers = plan.values(**given)
         counts = plan.at(**given)
         assert evaluate_count(plan.peak, numbers) == counts.peak
         assert evaluate_count(plan.saved, numbers) == counts.saved
+        assert evaluate_count(plan.moves, numbers) == counts.moves
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_formulas_of_each_feature_hold_at_sizes_of_one(name: str):
+    formulas_hold(tg.plan(TABLE[name], mode="train"), (1, 3, 8))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_formulas_of_each_family_hold_at_sizes_of_one(case: Case):
+    plan = tg.plan(build(case), mode="train")
+    formulas_hold(plan, (1, 3))
+    held_as_predicted(plan, {"batch": 1}, torch.float32)
+
+
+def test_the_formulas_of_a_compressed_layer_have_a_case_for_each_size_of_one():
+    """A matrix product operator of four sites: with one row of a bond of 1 only what the bias is added to is moved."""
+    plan = tg.plan(tg.load("examples/specs/fc2_mpo.tn"))
+    assert [plan.at(batch=1, D=1).moves, evaluate_count(plan.moves, {"batch": 1, "D": 1})] == [5952, 5952]
+    assert "  moves        5,952 [bytes] = 2816*D + 3136 where batch = 1\n" in plan.table(batch=1, D=1)
+    held_as_predicted(plan, {"batch": 1, "D": 1}, torch.float32)
+
+
+def test_a_window_with_one_position_is_a_case():
+    """Of a leg of one entry; of one of two it is a part of what lies apart, and is copied."""
+    text = """network n { size batch, length; input x[batch, j:3, l:length, q:2]; param w[j, q, o:2]
+      y[batch, p, o] = x[batch, j, 2*p, q] * w; output y[batch, p, o] }"""
+    plan = tg.plan(tg.parse(text))
+    moves = [evaluate_count(plan.moves, {"batch": 5, "length": length}) for length in (1, 2, 3, 4, 5)]
+    assert moves == [0, *(4 * 5 * 3 * 2 * positions for positions in (1, 2, 2, 3))]
+    formulas_hold(plan, range(1, 12))
 
 
 def test_a_matrix_product_saves_what_the_gradients_need():

@@ -15,6 +15,7 @@ import tngraph as tg
 from tngraph.language.families import FAMILIES
 from tngraph.modules import Generated, share
 
+pytestmark = pytest.mark.filterwarnings("ignore::tngraph.GrowthWarning")  # the layers here are small
 OPTIONS: dict[str, dict[str, Any]] = {"graph": {"edges": ((1, 2),)}}
 WEIGHTS = [name for name, family in FAMILIES.items() if not family.is_map]
 

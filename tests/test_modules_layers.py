@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import tngraph as tg
 from tngraph.language.families import FAMILIES
 from tngraph.modules import Compressed, Conv1d, Conv2d, Conv3d, Generated, Linear, replace, share
 
+pytestmark = pytest.mark.filterwarnings("ignore::tngraph.GrowthWarning")  # the layers here are small
 OPTIONS: Mapping[str, dict[str, Any]] = {"graph": {"edges": ((1, 2),)}, "adtn": {"layers": 2}}
 WEIGHTS = [name for name, family in FAMILIES.items() if not family.is_map]
 DOUBLE = {"dtype": torch.float64}
@@ -41,7 +45,7 @@ def assert_cores_learn(layer: nn.Module, y: Tensor) -> None:
 
 
 def dense_linear(layer: Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight(), layer.bias)
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def dense_convolution(layer: Any, x: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def test_a_linear_layer_is_the_dense_one_with_its_weight(family: str) -> None:
     y = layer(x)
     assert y.shape == (3, 6)
     if family in WEIGHTS:
-        assert layer.weight().shape == (6, 10)
+        assert layer.weight.shape == (6, 10)
         assert_same(y, dense_linear(layer, x))
     assert_cores_learn(layer, y)
     assert layer.verify().is_equal
@@ -73,8 +77,8 @@ def test_a_convolution_is_the_dense_one_with_its_weight(family: str, groups: int
     y = layer(x)
     assert y.shape == (2, 10, 4, 9)
     if family in WEIGHTS:
-        assert layer.weight().shape == (10, 6 // groups, 3, 2)
-        assert_same(y, F.conv2d(x, layer.weight(), layer.bias, (2, 1), 1, 1, groups))
+        assert layer.weight.shape == (10, 6 // groups, 3, 2)
+        assert_same(y, F.conv2d(x, layer.weight, layer.bias, (2, 1), 1, 1, groups))
     assert_cores_learn(layer, y)
     assert layer.verify(sizes={"batch": 2}).is_equal
 
@@ -82,17 +86,17 @@ def test_a_convolution_is_the_dense_one_with_its_weight(family: str, groups: int
 @pytest.mark.parametrize("family", WEIGHTS)
 def test_gradients_flow_through_the_weight_to_every_core(family: str) -> None:
     layer = Linear(9, 5, bias=False, family=family, **OPTIONS.get(family, {}))
-    assert_cores_learn(layer, layer.weight())
+    assert_cores_learn(layer, layer.weight)
 
 
 def test_ntt_has_no_weight() -> None:
     layer = Linear(10, 6, family="ntt")
-    for ask in (layer.weight, layer.to_dense):
+    assert not hasattr(layer, "weight")
+    for ask in (layer.build_weight, layer.to_dense):
         with pytest.raises(tg.NetworkError) as error:
             ask()
         assert str(error.value) == (
-            "ntt has no dense weight: it is not linear in its input\n"
-            "  weight() and to_dense() are for the other families"
+            "ntt has no dense weight: it is not linear in its input\n  weight and to_dense() are for the other families"
         )
 
 
@@ -234,7 +238,7 @@ def test_a_layer_is_the_best_at_every_batch_that_it_was_not_given() -> None:
 
 def test_states_have_only_cores_and_bias() -> None:
     layer = Linear(6, 4, family="mpo", bond=2, sites=2)
-    layer.weight()
+    assert layer.weight.shape == (4, 6)
     assert list(layer.state_dict()) == ["bias", "network.W.g1", "network.W.g2"]
     assert [name for name, _ in layer.named_modules()] == ["", "network", "network.W"]
     other = Linear(6, 4, family="mpo", bond=2, sites=2)
@@ -244,12 +248,77 @@ def test_states_have_only_cores_and_bias() -> None:
     assert Linear(6, 4, False).bias is None
 
 
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("is_first", [False, True])
+def test_an_encoder_of_transformers_reads_the_weights_of_its_layers(is_first: bool) -> None:
+    def encode(hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return model(hidden, src_key_padding_mask=mask)
+
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=is_first)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not is_first)
+    assert len(replace(model, "mpo", bond=2)) == 4
+    x, padding = torch.randn(2, 5, 16), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    for mask in (None, padding):
+        seen = slice(None) if mask is None else ~mask
+        expected = encode(x, mask)[seen]
+        model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(encode(x, mask)[seen], expected)
+            with without_fast_path():
+                torch.testing.assert_close(encode(x, mask)[seen], expected)
+        model.train()
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encode(x, None)
+    torch.testing.assert_close(found.float(), encode(x, None), rtol=0.1, atol=0.1)
+
+
+def test_attention_reads_the_weight_of_a_layer() -> None:
+    model, x = nn.MultiheadAttention(16, 2, batch_first=True), torch.randn(2, 5, 16)
+    model.out_proj = Linear(16, 16, family="mpo", bond=2)  # type: ignore[assignment]
+    expected, _ = model(x, x, x)
+    expected.sum().backward()
+    assert_cores_learn(model.out_proj, expected.detach() @ model.out_proj.weight)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, x, x, need_weights=False)[0], expected)
+
+
+def test_a_weight_is_wide_in_mixed_precision_and_a_property_of_the_class() -> None:
+    layer = Linear(8, 5, family="mpo", bond=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weight, dense = layer.weight, layer.to_dense().weight
+    assert weight.dtype == dense.dtype == torch.float32
+    assert_same(weight, layer.weight)
+    assert_same(weight, layer.fold().weight)
+    parametrize.register_parametrization(layer.network.W, "g1", nn.Identity())
+    assert_same(weight, layer.weight)
+    assert not any(name.endswith("weight") for name in layer.state_dict())
+
+
+def test_an_error_inside_is_not_taken_for_a_layer_without_weight() -> None:
+    layer = Linear(8, 5, family="mpo", bond=2)
+    del layer.network.W.g1
+    with pytest.raises(RuntimeError) as error:
+        _ = layer.weight
+    assert str(error.value) == "the weight of Linear cannot be built: 'Module' object has no attribute 'g1'"
+
+
 @pytest.mark.parametrize("family", ["adtn", "quanta", "ntt"])
 @pytest.mark.parametrize("has_run", [False, True])
 def test_copies_and_pickles(family: str, has_run: bool) -> None:
     layer, x = Linear(8, 8, family=family), torch.randn(3, 8)
     if has_run and family != "ntt":
-        layer.weight()
+        assert layer.weight.shape == (8, 8)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -257,15 +326,15 @@ def test_copies_and_pickles(family: str, has_run: bool) -> None:
     for other in copies:
         assert torch.equal(other(x), layer(x))
         if family != "ntt":
-            assert torch.equal(other.weight(), layer.weight())
+            assert torch.equal(other.weight, layer.weight)
 
 
 def test_a_weight_follows_its_layer_to_another_type() -> None:
     layer = Linear(8, 5, family="adtn", layers=2)
-    before = layer.weight()
+    before = layer.weight
     layer.double()
-    assert layer.weight().dtype == torch.float64
-    torch.testing.assert_close(layer.weight().float(), before)
+    assert layer.weight.dtype == torch.float64
+    torch.testing.assert_close(layer.weight.float(), before)
     twice = {name: 2 * p for name, p in layer.named_parameters()}
     x = torch.randn(3, 8, **DOUBLE)
     assert not torch.allclose(functional_call(layer, twice, (x,)), layer(x))
@@ -279,7 +348,7 @@ def test_a_layer_on_meta_is_filled_later() -> None:
     x = torch.randn(3, 8, **DOUBLE)
     assert_same(layer(x), dense_linear(layer, x))
     with torch.device("meta"):
-        assert Conv2d(3, 4, 3).weight().is_meta
+        assert Conv2d(3, 4, 3).weight.is_meta
 
 
 def test_a_bias_starts_as_that_of_pytorch() -> None:
@@ -368,23 +437,165 @@ def small_net() -> nn.Sequential:
 def test_replace_takes_every_ordinary_layer() -> None:
     net = small_net().double().eval()
     table = replace(net, "mpo", bond=2, sites=2)
-    assert [tuple(row) for row in table] == [
-        ("0", 168, 6 + 44),
-        ("2.0", 102, 6 + 40),
-        ("2.1", 42, 6 + 26),
-        ("2.3", 42, 6 + 26),
+    assert [(row.names, row.dense_params, row.params) for row in table] == [
+        (("0",), 168, 6 + 44),
+        (("2.0",), 102, 6 + 40),
+        (("2.1", "2.3"), 42, 6 + 26),
     ]
+    assert (len(table), table[2].name) == (3, "2.1 = 2.3")
     assert net[2][1] is net[2][3]
     assert not net[2][1].training
     assert type(net[3].out_proj).__name__ == "NonDynamicallyQuantizableLinear"
     assert net[:3](torch.randn(2, 3, 4, 4, **DOUBLE)).shape == (2, 6, 6)
 
 
-def test_replace_skips_what_it_is_told_to() -> None:
+def test_replace_leaves_alone_what_it_is_told_to() -> None:
     net = small_net()
-    assert [row.name for row in replace(net, "btt", skip=("0", "2.0"))] == ["2.1", "2.3"]
+    assert [row.name for row in replace(net, "btt", skip=("0", "2.0"))] == ["2.1 = 2.3"]
     assert [type(net[0]), type(net[2][0])] == [nn.Conv2d, nn.Linear]
-    assert [row.name for row in replace(small_net(), "cp", skip=("2",))] == ["0"]
+    assert [row.name for row in replace(small_net(), "cp", skip="2")] == ["0"]
+    assert [row.name for row in replace(small_net(), "cp", skip="2.[13]")] == ["0", "2.0"]
+
+
+class Language(nn.Module):
+    """A small transformer whose head is tied to its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 64, batch_first=True), 2)
+        self.head = nn.Linear(16, 100, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(tokens)))
+
+
+def distinct_params(model: nn.Module) -> int:
+    return sum({id(p): p.numel() for p in model.parameters() if not is_lazy(p)}.values())
+
+
+def test_a_tied_head_stays_tied_and_every_tensor_counts_once() -> None:
+    model = Language()
+    before = distinct_params(model)
+    report = replace(model, "mpo", bond=2)
+    assert model.head.weight is model.embed.weight
+    assert (report.dense_params, report.params) == (before, distinct_params(model))
+    assert report.dense_params - report.params == sum(row.dense_params - row.params for row in report)
+    assert (
+        str(report)
+        == """\
+replaced                  params    now
+encoder.layers.0.linear1   1,088    192  mpo(bond=2), 4·4 -> 8·8
+encoder.layers.0.linear2   1,040    144  mpo(bond=2), 8·8 -> 4·4
+encoder.layers.1.linear1   1,088    192  mpo(bond=2), 4·4 -> 8·8
+encoder.layers.1.linear2   1,040    144  mpo(bond=2), 8·8 -> 4·4
+whole model                8,160  4,576
+left as they are
+  embed: an Embedding looks up rows of its weight, and no layer of cores does
+  encoder.layers.0.self_attn, encoder.layers.1.self_attn: there is no
+      MultiheadAttention of cores
+  encoder.layers.0.self_attn.out_proj, encoder.layers.1.self_attn.out_proj: its
+      MultiheadAttention reads its weight and never calls it
+  head: it shares its weight with embed"""
+    )
+    model(torch.randint(0, 100, (2, 5))).sum().backward()
+
+
+def test_each_pattern_has_a_family_and_options_of_its_own() -> None:
+    model = Language()
+    rules = {"encoder.layers.0": {"family": "cp", "rank": 2}, "*.linear1": tg.families.mpo, "head": None}
+    report = replace(model, rules, sizes={"batch": 10})
+    assert [(row.name, row.recipe.called) for row in report] == [
+        ("encoder.layers.0.linear1", "cp(rank=2)"),
+        ("encoder.layers.0.linear2", "cp(rank=2)"),
+        ("encoder.layers.1.linear1", "mpo"),
+    ]
+    reasons = {layer.name: layer.reason for layer in report.passed_over}
+    assert reasons["encoder.layers.1.linear2"] == "no pattern matches it"
+    assert reasons["head"] == "'head' says so"
+    assert model.encoder.layers[0].linear1.planned == {"batch": 10}
+
+
+class Twice(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_what_is_passed_over_is_told_with_its_reason() -> None:
+    hooked, old_norm = nn.Linear(4, 4), nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(old_norm)
+    net = nn.Sequential(
+        *(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.BatchNorm1d(4), Twice(4, 4), hooked, old_norm),
+        *(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.LSTM(4, 4), nn.Linear(16, 16), Linear(16, 16)),
+    )
+    report = replace(net, "kronecker")
+    assert [row.name for row in report] == ["8"]
+    assert [(layer.name, layer.reason) for layer in report.passed_over] == [
+        ("0", "a LazyLinear has no sizes yet: run a batch through the model first"),
+        ("3", "a Twice is a subclass of Linear, and may do more than one"),
+        ("4", "it has hooks, which a new layer would lose"),
+        ("5", "its weight is computed from other parameters"),
+        ("6", "its weight is computed from other parameters"),
+        ("7", "there is no LSTM of cores"),
+        ("9", "it is built of cores already"),
+    ]
+    assert report.params == distinct_params(net)
+
+
+def test_a_lazy_model_is_replaced_once_it_has_run() -> None:
+    net = nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(8))
+    net(torch.randn(1, 8, 4, 4))
+    assert [row.name for row in replace(net, "mpo")] == ["0", "2"]
+    assert net(torch.randn(2, 8, 4, 4)).shape == (2, 8)
+
+
+def test_a_module_at_two_places_stays_one_under_a_pattern_for_one_of_them() -> None:
+    net = small_net()
+    assert replace(net, {"2.3": "kronecker"})[0].names == ("2.1", "2.3")
+    assert net[2][1] is net[2][3]
+
+
+GROWING: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: Linear(64, 10, family="btt", rank=2),
+        "family=btt(rank=2), modes=8·8 -> 5·2 has 810 params, and the dense layer 650\n"
+        "  a lower rank, other modes or another family have fewer",
+    ),
+    (
+        lambda: Generated((10, 64), "btt", rank=2),
+        "family=btt(rank=2), modes=8·8 -> 5·2 has 800 params, and the dense layer 640\n"
+        "  a lower rank, other modes or another family have fewer",
+    ),
+    (
+        lambda: replace(nn.Sequential(nn.Linear(64, 10)), "btt", rank=2),
+        "0: family=btt(rank=2), modes=8·8 -> 5·2 has 810 params, and the dense layer 650\n"
+        "  a lower rank, other modes or another family have fewer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "text"), GROWING)
+def test_a_layer_larger_than_the_dense_one_is_told(build: Callable[[], object], text: str) -> None:
+    with pytest.warns(tg.GrowthWarning) as told:
+        build()
+    assert [str(warning.message) for warning in told] == [text]
+    assert told[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error::tngraph.GrowthWarning")
+def test_a_core_of_many_legs_has_modes_that_keep_it_small() -> None:
+    """By hand: Tucker-2 of a convolution is 512·32 + 32·32·9 + 32·512, and a bias."""
+    conv = Conv2d.like(nn.Conv2d(512, 512, 3, device="meta"), "tucker", rank=32)
+    assert distinct_params(conv) == 512 * 32 + 32 * 32 * 9 + 32 * 512 + 512
+    linear = Linear(4096, 11008, family="tucker", rank=16, device="meta")
+    assert linear.recipe.rows == (64, 64)
+    assert linear.recipe.columns == (128, 86)
+    assert distinct_params(linear) == 16**4 + 16 * (64 + 64 + 128 + 86) + 11008
+    few = Linear(512, 512, family="tucker", rank=32, bias=False, device="meta")
+    assert distinct_params(few) == 512 * 32 + 32 * 32 + 32 * 512
 
 
 def test_replace_replaces_all_or_nothing() -> None:
@@ -400,7 +611,21 @@ def test_replace_replaces_all_or_nothing() -> None:
 
 # ------------------------------------------------------------------------------------------- errors
 
+
+def assign(value: object) -> None:
+    Linear(6, 4, family="mpo").weight = value
+
+
 ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
+    *(
+        (
+            lambda value=value: assign(value),
+            tg.NetworkError,
+            "the weight of Linear is built of cores, and takes no value\n"
+            "  change the cores, or put layer.to_dense() in the place of the layer",
+        )
+        for value in (nn.Parameter(torch.zeros(4, 6)), torch.zeros(4, 6), None)
+    ),
     (
         lambda: Linear(10, 6, family="mpoo"),
         tg.NetworkError,
@@ -474,7 +699,50 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: replace(small_net(), "mpo", skip=("2.5",)),
         tg.NetworkError,
-        "skip names '2.5', which is no module\n  did you mean '2.3'?",
+        "the pattern '2.5' matches no module\n  did you mean '2.3'?",
+    ),
+    (
+        lambda: replace(small_net(), {"encoder.*": "mpo"}),
+        tg.NetworkError,
+        "the pattern 'encoder.*' matches no module\n  there are: 0, 2.0, 2.1, 2.3, 3, 3.out_proj",
+    ),
+    (
+        lambda: replace(small_net(), {"*": "mpo", "2.0": None}),
+        tg.NetworkError,
+        "the pattern '2.0' comes too late: '*' decides about all of its layers\n"
+        "  the first pattern that matches decides: put it in front",
+    ),
+    (
+        lambda: replace(Language(), {"head": "mpo"}),
+        tg.NetworkError,
+        "no layer that the pattern 'head' matches can be replaced\n  head: it shares its weight with embed",
+    ),
+    (
+        lambda: replace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {"1": "mpo"}),
+        tg.NetworkError,
+        "no layer that the pattern '1' matches can be replaced\n  layers are: 0",
+    ),
+    (
+        lambda: replace(nn.LazyLinear(4), "mpo"),
+        tg.NetworkError,
+        "no layer that the pattern '*' matches can be replaced\n"
+        "  the model: a LazyLinear has no sizes yet: run a batch through the model first",
+    ),
+    (
+        lambda: replace(small_net(), {"2.1": "mpo", "2.3": None}),
+        tg.NetworkError,
+        "2.1 and 2.3 are one module, and '2.1' and '2.3' decide about it\n  let one pattern match both names",
+    ),
+    (
+        lambda: replace(small_net(), {"2": {"bond": 8}}),
+        tg.NetworkError,
+        "the pattern '2' says {'bond': 8}, which names no family\n"
+        "  give a family, dict(family='mpo', bond=8), or None to leave its layers alone",
+    ),
+    (
+        lambda: replace(small_net(), {"2": "mpoo"}),
+        tg.NetworkError,
+        "there is no family 'mpoo'\n  did you mean 'mpo'?",
     ),
     (
         lambda: share(small_net(), ("2.0", "1")),
@@ -498,6 +766,6 @@ def test_errors(do: Callable[[], object], kind: type[Exception], text: str) -> N
 
 def test_a_rank_beyond_use_is_told_once() -> None:
     with pytest.warns(tg.RankWarning) as told:
-        Linear(4, 4, family="mpo", sites=2, bond=9).weight()
+        Linear(4, 4, family="mpo", sites=2, bond=9).build_weight()
     assert len(told) == 1
     assert told[0].filename == __file__

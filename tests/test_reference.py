@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from tests.networks import TABLE, At, networks, random_arrays, sketch
 from tngraph.errors import NetworkError, SizeError
-from tngraph.language.functions import ARITY, FUNCTIONS, apply, differentiate, pointwise
-from tngraph.language.network import Index, Init, Read
+from tngraph.language.functions import ARITY, FUNCTIONS, apply, differentiate, pointwise, pull_back
+from tngraph.language.network import Function, Index, Init, Read
 from tngraph.language.reference import bind_sizes, compile_time_sizes, evaluate, gradients
+from tngraph.language.text import parse
 
 # ------------------------------------------------------------------------------------------ functions
 
@@ -60,8 +61,36 @@ def test_an_unknown_function_names_the_nearest():
         pointwise("rellu", ())
     with pytest.raises(NetworkError, match=r"elu takes 1 number\(s\), not 0"):
         pointwise("elu", ())
-    with pytest.raises(NetworkError, match="relu is no function of complex numbers"):
+    with pytest.raises(NetworkError) as caught:
         apply("relu", (), np.array(1j))
+    assert str(caught.value) == (
+        "relu is no function of complex numbers\n  these are: tanh, sigmoid, exp, log, sqrt, abs, square, sin, cos"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, function in FUNCTIONS.items() if function.on_complex])
+def test_a_complex_gradient_is_that_of_small_steps_and_the_conjugate_of_torchs(name):
+    """Of Re(c·f(z)): ∂/∂x − i∂/∂y by central differences, and PyTorch's, which is its conjugate."""
+    generator = np.random.default_rng(0)
+    z, c = (generator.normal(size=20) + 1j * generator.normal(size=20) for _ in range(2))
+    step = 1e-6
+    along_x, along_y = (
+        ((c * apply(name, (), z + h)).real - (c * apply(name, (), z - h)).real) / (2 * step) for h in (step, 1j * step)
+    )
+    found = pull_back(name, (), z, c)
+    np.testing.assert_allclose(found, along_x - 1j * along_y, rtol=1e-6, atol=1e-8)
+    leaf = torch.from_numpy(z).requires_grad_()
+    (torch.from_numpy(c) * TORCH[name](leaf)).real.sum().backward()
+    np.testing.assert_allclose(found, np.conj(leaf.grad.numpy()), rtol=1e-9)
+    np.testing.assert_allclose(apply(name, (), z), TORCH[name](leaf).detach().numpy(), rtol=1e-9)
+
+
+def test_what_is_absolute_stays_complex_and_has_a_slope_of_0_at_0():
+    network = parse("network n { input x[i:2]; y[i] = abs(x); output y[i] }")
+    x = np.array([3 - 4j, 0])
+    assert evaluate(network, {"x": x}).dtype == np.complex128
+    assert evaluate(network, {"x": x}).tolist() == [5, 0]
+    assert gradients(network, {"x": x}, np.array([10, 10]))["x"].tolist() == [6 + 8j, 0]
 
 
 # ------------------------------------------------------------------------------- evaluate, feature by feature
@@ -252,7 +281,7 @@ def test_gradients_are_those_of_autograd():
 
 
 def test_a_wrong_gradient_is_rejected(monkeypatch):
-    monkeypatch.setattr("tngraph.language.reference.differentiate", lambda name, args, x: np.ones_like(x))
+    monkeypatch.setattr("tngraph.language.functions.differentiate", lambda name, args, x: np.ones_like(x))
     with pytest.raises(AssertionError):
         check_gradients(TABLE["barriers"])
 
@@ -491,3 +520,17 @@ def test_reads_wrap_where_coefficients_are_negative():
         {"y": ["i"]},
     )
     same(evaluate(network, {"x": np.arange(4.0)}), np.array([3.0, 1.0, 3.0]))
+
+
+def test_a_derivative_that_is_infinite_times_nothing_is_nan_as_in_torch():
+    network = sketch(
+        {"i": 2},
+        {"x": ("input", "i")},
+        [("y", "i", [(1, [("x", "i")])], Function("sqrt"))],
+        {"y": ["i"]},
+    )
+    x = torch.tensor([0.0, 4.0], dtype=torch.float64, requires_grad=True)
+    torch.sqrt(x).backward(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    found = gradients(network, {"x": x.detach().numpy()}, [0.0, 1.0])["x"]
+    np.testing.assert_array_equal(found, x.grad.numpy())
+    assert np.isnan(found[0])

@@ -8,8 +8,10 @@ from math import prod
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
 import tngraph as tg
+from tngraph.planning.proposals import Cut, CutTrial, Hypergraph, propose_cut
 from tngraph.planning.region import ContractionTree
 from tngraph.planning.slicing import Sliceable, Slicing, slice_tree
 
@@ -122,3 +124,54 @@ def test_a_convolved_index_is_not_sliced():
     own = Sliceable(tree_of(CONVOLUTION), {})
     assert not {index.name for index in own.allowed} & {"h", "k"}
     assert {"o", "c", "r"} <= {index.name for index in own.allowed}
+
+
+WINDOW_OF_ONE = """network s {
+  input x[i:2, j:2, l:5]
+  param w[k:2, k2:2, l]
+  y[p] = x[p + k, j, l] * w[k, k, l]
+  output y[p]
+}"""
+
+
+@pytest.mark.parametrize("largest", [1, 5, 20])
+def test_a_window_at_one_position_is_sliced_where_it_is_read(largest: int):
+    """Σ_j,l x[0, j, l] + 10·Σ_j,l x[1, j, l] = 45 + 10·145."""
+    layer = tg.compile(tg.plan(tg.parse(WINDOW_OF_ONE), largest=largest))
+    with torch.no_grad():
+        layer.w.zero_()
+        layer.w[0, 0], layer.w[1, 1] = 1, 10
+    assert layer(torch.arange(20.0).reshape(2, 2, 5)).tolist() == [1495.0]
+    assert layer.verify().is_equal
+
+
+CONVOLVED = """network n {
+  size batch
+  input x[batch, c:3, i:16]
+  param w[c, r:4, k:KERNEL]
+  param v[r, o:5]
+  y[batch, o, p] = x[batch, c, p + k] * w * v
+  output y[batch, o, p]
+}"""
+
+
+@pytest.mark.parametrize("bound", [{"largest": 10}, {"largest": 100}, {"memory_limit": 2_000}, {"minimize": "memory"}])
+@pytest.mark.parametrize("kernel", [1, 16])
+def test_a_window_with_one_position_or_one_tap_is_sliced(kernel: int, bound: dict[str, object]):
+    network = tg.parse(CONVOLVED.replace("KERNEL", str(kernel)))
+    if kernel == 1:
+        bound = {name: 8_000 if value == 2_000 else value for name, value in bound.items()}
+    assert tg.compile(tg.plan(network, {"batch": 4}, **bound)).verify().is_equal
+
+
+@pytest.mark.parametrize("bound", [{"largest": 1}, {"memory_limit": 20}, {"minimize": "memory"}])
+def test_an_index_that_all_tensors_share_is_sliced(bound: dict[str, object]):
+    """Nothing of a slice has an index left: cotengra fails there."""
+    network = tg.parse("network q { input x[i:3]; param w[i]; y[i] = x * w * w; output y[i] }")
+    assert tg.compile(tg.plan(network, **bound)).verify().is_equal
+
+
+def test_a_proposal_that_fails_is_none():
+    graph = Hypergraph(((0,), (0,), (0,)), (0,), {0: 3})
+    for number in range(2):
+        assert propose_cut(Cut(graph, ((0, 1), (2, 3)), 1), CutTrial(number, 0)) == (((0, 1), (2, 3)), ())

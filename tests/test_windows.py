@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.test_memory import held_as_predicted
@@ -92,9 +94,9 @@ def test_each_is_printed_so_and_is_right_to_the_last_byte(name: str):
     assert [part for part in wanted if part not in text] == []
     assert tg.compile(plan).verify().is_equal
     sizes = [{"batch": 1}, {"batch": 3}] if "batch" in body else [{}]
-    for given in sizes:
+    for numbers in sizes:
         for dtype in (torch.float32, torch.float64):
-            held_as_predicted(plan, given, dtype)
+            held_as_predicted(plan, numbers, dtype)
 
 
 def test_groups_that_are_as_many_as_a_call_says_are_windows():
@@ -124,3 +126,69 @@ def test_a_folded_weight_is_kept_once_for_all_samples():
     layer = tg.compile(tg.plan(network(body, output), {"batch": 7}, mode="serve"))
     assert layer.verify().is_equal
     assert sum(buffer.numel() for buffer in layer.buffers()) <= sum(p.numel() for p in layer.parameters())
+
+
+DIAGONALS = {
+    "stays inside": ("x[L:3*n, d:n, q:2]", "j:3, i:n, q", "x[3*i + j, i, q]", 24 + 8 + 24, 24 + 8),
+    "beyond the border": ("x[L:3*n, d:n, q:2]", "j:3, k:2, i:n, q", "x[j - k + 3*i, i, q]", 4 * 48, 48 + 8 + 6),
+    "on a cyclic leg": ("x[d:n, q:2, L:n]", "i:n, j:2, q", "x[i, q, (i - j) % n]", 8 + 16 + 16, 8 + 16),
+    "two reads of one index": ("x[L:n, d:n, q:2]", "i:n, j:2, k:3, q", "x[i + j, i - k, q]", 2 * 48 + 24, 16 + 24 + 5),
+    "four legs": ("x[L:n, d:n, M:4, e:n]", "i:n, m:2, k:3", "x[2*i + 0, i, m + k, i]", 24 + 8 + 8, 8 + 8 + 1),
+}
+"""What is read of what, and the peak and the bytes saved for every entry along n [bytes]."""
+
+
+@pytest.mark.parametrize("name", DIAGONALS)
+def test_a_diagonal_that_is_read_at_positions_takes_what_it_has(name: str):
+    """Positions of 8 bytes, a byte of each that may lie outside, and the result: linear in n, as the input is not."""
+    legs_read, left, read, peak, saved = DIAGONALS[name]
+    legs = ", ".join(leg.split(":")[0] for leg in left.split(","))
+    plan = tg.plan(network(f"size n; input {legs_read}; y[{left}] = {read}", legs))
+    low, high = plan.at(n=10**4), plan.at(n=10**4 + 1)
+    assert (high.peak - low.peak, high.saved - low.saved) == (peak, saved)
+    assert tg.compile(plan).verify().is_equal
+    for count in (1, 2, 5):
+        for dtype in (torch.float32, torch.float64):
+            held_as_predicted(plan, {"n": count}, dtype)
+
+
+def test_what_a_diagonal_reads_beyond_the_border_is_zero_whatever_the_border_is():
+    layer = tg.compile(network("size n; input x[L:n, d:n]; y[i:n, j:3] = x[i + j, i]", "i, j"))
+    x = torch.full((3, 3), torch.inf)
+    assert layer(x).tolist() == [[torch.inf] * 3, [torch.inf, torch.inf, 0], [torch.inf, 0, 0]]
+    x.requires_grad_()
+    layer(x)[2, 1:].sum().backward()
+    assert x.grad.tolist() == [[0.0] * 3] * 3
+
+
+def test_windows_of_a_fixed_size_are_views_of_as_many_positions_as_there_are():
+    """The index that has as many values as a call says comes first, however the position is written."""
+    plan = tg.plan(network("size n; input x[L:n + 2]; y[k:3, p:n] = x[k + p]", "p, k"))
+    assert "unfold(0, 3, 1)" in tg.emit(plan)
+    assert plan.peak == plan.saved == 0
+    assert tg.compile(plan).verify().is_equal
+
+
+@pytest.mark.slow
+@given(st.data())
+def test_any_legs_that_share_indices_are_read_as_they_say(data):
+    size = st.sampled_from(["n", "n", "2", "3"])
+    sizes = {name: data.draw(size) for name in "abc"}
+    legs, own = [], []
+    for number in range(data.draw(st.integers(2, 3))):
+        names = data.draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True))
+        own.append(f"L{number}:{data.draw(st.sampled_from(['n', 'n', '3', '1', '4']))}")
+        terms = " + ".join(f"{data.draw(st.sampled_from([1, 1, 2, 3, -1, -2]))}*{name}" for name in names)
+        legs.append(f"{terms} + {data.draw(st.integers(-2, 2))}".replace("+ -", "- "))
+        if data.draw(st.integers(0, 3)) == 0:
+            legs[-1] = f"({legs[-1]}) % {own[-1].split(':')[1]}"
+    indices = "; ".join(f"index {name}: {each}" for name, each in sizes.items())
+    kept = ", ".join(data.draw(st.permutations([name for name in "abc" if any(name in leg for leg in legs)])))
+    body = f"size n; {indices}; input z[zn:n]; input x[{', '.join(own)}]; s[] = z; y[{kept}] = x[{', '.join(legs)}]"
+    try:
+        plan = tg.plan(network(f"{body}; output s[]", kept))
+    except tg.SpecError:  # nothing of a leg is read
+        reject()
+    for count in (1, 2, 4):
+        assert tg.compile(plan).verify(sizes={"n": count}).is_equal
+        held_as_predicted(plan, {"n": count}, torch.float64)

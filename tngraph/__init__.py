@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tngraph.errors import (
+    GrowthWarning,
     LimitError,
     NetworkError,
     PlanError,
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Builder",
+    "GrowthWarning",
     "Layer",
     "LimitError",
     "Network",

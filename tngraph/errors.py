@@ -93,3 +93,7 @@ class VerificationError(TngraphError, AssertionError):
 
 class RankWarning(UserWarning):
     """A rank beyond what can matter: it is made as large as can."""
+
+
+class GrowthWarning(UserWarning):
+    """A layer or weight of cores that has more params than the dense one it stands for."""

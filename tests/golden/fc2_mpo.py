@@ -54,7 +54,7 @@ class fc2_mpo(nn.Module):
         else:
             t4 = self._y_2(x, batch)
         # t5[batch, o1, o2, o3, o4] = t4 + bias: 256*batch elementwise
-        t5 = t4.reshape(batch, 256) + self.bias.reshape(256)
+        t5 = t4.reshape(batch, 256) + self.bias.reshape(256).type_as(t4)
         del t4
         # y[batch, o1, o2, o3, o4] = relu(t5): 256*batch elementwise
         y = torch.relu_(t5)

@@ -57,7 +57,7 @@ class fc2_mpo(nn.Module):
         t4 = torch.bmm(self.folded_2.expand(batch, 16, 28*D), t2.reshape(batch, 28*D, 16))
         del t2
         # t5[batch, o1, o2, o3, o4] = t4 + bias: 256*batch elementwise
-        t5 = t4.reshape(batch, 256) + self.bias.reshape(256)
+        t5 = t4.reshape(batch, 256) + self.bias.reshape(256).type_as(t4)
         del t4
         # y[batch, o1, o2, o3, o4] = relu(t5): 256*batch elementwise
         y = torch.relu_(t5)
@@ -65,6 +65,8 @@ class fc2_mpo(nn.Module):
         return y
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def refold(self, *_):
         """Make what depends on weights alone: again when they change, as ``load_state_dict`` does by itself."""
         D = self.D

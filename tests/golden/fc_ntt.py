@@ -77,7 +77,7 @@ class fc_ntt(nn.Module):
         )
         del h3
         # y[o4, batch, o1, o2, o3] = t4 + bias: 256*batch elementwise
-        y = t4.reshape(4, batch, 64) + self.bias.reshape(64, 4).mT.reshape(4, 1, 64)
+        y = t4.reshape(4, batch, 64) + self.bias.reshape(64, 4).mT.reshape(4, 1, 64).type_as(t4)
         del t4
         return y.permute(1, 2, 0).reshape(batch, 256)
 

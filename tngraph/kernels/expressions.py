@@ -11,7 +11,7 @@ A call stands for PyTorch's function of that name, with these arguments:
 | contiguous | | movedim | from, to |
 | pad | (before, after) per axis | narrow | axis, first, length |
 | select | axis, position | every | axis, step |
-| unfold | axis, size, step | gather | axis (at positions, the second operand) |
+| unfold | axis, size, step | gather | axis (at positions, the other operands: one per axis from there on) |
 | index_select | axis (at positions) | diagonal | first axis, second axis |
 | unsqueeze | axis | flip | axes |
 | expand | | | |
@@ -21,6 +21,9 @@ A call stands for PyTorch's function of that name, with these arguments:
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |
+| type_as | (that of the second operand) | | |
+| clamp | maximum; the minimum is 0 | differs | |
+| masked_fill | | | |
 | accumulate | the indices of the slices | join | axis, size of a tile |
 """
 

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from tngraph.kernels.backward import Backward, differentiate
 from tngraph.kernels.cost import aliases, blocks_around, last_uses
+from tngraph.kernels.diagonals import gather_diagonals
 from tngraph.kernels.expressions import Call, Expression, Variable, permute, variables
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
+from tngraph.kernels.types import arrange_then_convert, find_types, take_type_of_product
 from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
 from tngraph.planning.forms import gives_rows, is_copied, operand_axes
@@ -89,7 +91,13 @@ NEW = frozenset({"mm", "bmm", "conv", "mul", "add", "sub", "sum", "scale"})
 """The calls whose result is new, and is no part of their gradients."""
 
 
-def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule, numbers: Mapping[str, int]) -> Kernels:
+def write_kernels(
+    network: Network,
+    stages: Sequence[Stage],
+    schedule: Schedule,
+    numbers: Mapping[str, int],
+    folded: Container[int] = frozenset(),
+) -> Kernels:
     """The lines that run a schedule.
 
     Args:
@@ -97,6 +105,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         stages: its merged equations with their trees.
         schedule: every operation in the order it runs.
         numbers: sizes at which values are compared to choose which is arranged for which [elements].
+        folded: the operations whose values are stored before the first call.
     """
     operations = schedule.operations
     tiles = _find_tiles(schedule)
@@ -104,7 +113,7 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
     context = Context({**numbers, **parts}, call_sizes(network) | parts.keys(), find_positions(stages))
     outputs = [schedule.results[port.name] for port in network.outputs]
     drops, overwriting = find_drops(schedule, outputs), _find_overwriting(schedule, outputs)
-    loader = _Loader(network, stages, context)
+    loader, types = _Loader(network, stages, context), find_types(network, operations, folded)
     tensors: list[Tensor] = []
     lines: list[Kernel] = []
     for number, op in enumerate(operations):
@@ -114,6 +123,8 @@ def write_kernels(network: Network, stages: Sequence[Stage], schedule: Schedule,
         operands = [tensors[k] for k in op.operands]
         if number in tiles:
             op, operands = _in_part(op, tiles[number]), [_cut(each, tiles[number]) for each in operands]
+        if op.kind in ("mul", "add"):
+            operands = take_type_of_product(operands, [types[k] for k in op.operands])
         result = _write(op, operands, _wanted(network, stages, schedule, number), context)
         if number in overwriting and _is_new(lines, op.operands[0]):
             result = _overwrite(result)
@@ -398,7 +409,7 @@ def _broadcast(tensor: Tensor, axes: Axes) -> Expression:
     for axis in axes:
         if own or all(leg in tensor.legs for leg in axis):
             own.append(axis if all(leg in tensor.legs for leg in axis) else ())
-    return arrange(tensor, tuple(own))
+    return arrange_then_convert(tensor, tuple(own))
 
 
 def _sum(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
@@ -421,10 +432,10 @@ def _runs(legs: Sequence[Leg], key: Callable[[Leg], object]) -> Axes:
 
 
 def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    tensor = unfold(
-        operands[0], [leg for leg in operands[0].legs if leg not in op.legs and isinstance(leg, Read)], context
-    )
-    return _diagonals(tensor)
+    tensor = _diagonals(operands[0])
+    reads = [leg for leg in tensor.legs if leg not in op.legs and isinstance(leg, Read)]
+    tensor = gather_diagonals(tensor, reads, context)
+    return unfold(tensor, [read for read in reads if read in tensor.legs], context)
 
 
 def _diagonals(tensor: Tensor) -> Tensor:

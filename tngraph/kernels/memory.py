@@ -6,16 +6,18 @@ to the end. Each call is a view of its first operand or makes a storage. Params,
 count nothing; inputs are taken to be contiguous.
 
 Which call is a view depends on which sizes are 1, so it runs at numbers; every storage knows its formula too. At
-`generic_sizes`, where no size is 1 and none equals another by chance, the formulas hold for all such sizes.
+`generic_sizes`, where no size is 1 and none equals another by chance, the formulas hold for all such sizes; where some
+sizes are *fixed* at numbers at which an index has one entry, for all other sizes beside these. `find_cases` lists them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import combinations, islice, permutations
+from itertools import product as cartesian
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 
@@ -38,14 +40,14 @@ from tngraph.kernels.strides import (
     suggests_channels_last,
 )
 from tngraph.language.network import Network
-from tngraph.language.sizes import evaluate_size, product
+from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.planning.region import Tile, leg_size
 
 ITEMSIZE = 4
 """Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
 DOUBLE = 8
 """Of a number in double precision, in which layers are verified [bytes]."""
-UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1}
+UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1, "differs": 1}
 """Of what a call makes that are no numbers but positions or truth values [bytes]."""
 
 
@@ -95,24 +97,30 @@ class Memory:
         return sum(storage.bytes for storage in self.kept)
 
     @property
-    def peak_formula(self) -> sympy.Expr:
-        """The peak in the sizes of the network [bytes]."""
-        return maximum(sympy.Add(*(storage.formula for storage in alive)) for alive in self.moments)
-
-    @property
-    def saved_formula(self) -> sympy.Expr:
-        """What is kept, in the sizes of the network [bytes]."""
-        return sympy.expand(sympy.Add(*(storage.formula for storage in self.kept)))
-
-    @property
     def moves(self) -> int:
         """What is written by copies into another order [bytes]."""
         return sum(storage.bytes for storage in self.moved)
 
-    @property
-    def moves_formula(self) -> sympy.Expr:
-        """The same in the sizes of the network [bytes]."""
-        return sympy.expand(sympy.Add(*(storage.formula for storage in self.moved)))
+    def formulas(self, fixed: Mapping[str, int]) -> MemoryFormulas:
+        """Return the same in the sizes of the network, but for some that stand as numbers [bytes]."""
+        peak = maximum(sympy.Add(*(storage.formula for storage in alive)) for alive in self.moments)
+        saved, moves = (sympy.Add(*(storage.formula for storage in held)) for held in (self.kept, self.moved))
+        return MemoryFormulas(*(fix_sizes(formula, fixed) for formula in (peak, saved, moves)))
+
+
+class MemoryFormulas(NamedTuple):
+    """The peak, what is saved and what is moved, as formulas [bytes]."""
+
+    peak: sympy.Expr
+    saved: sympy.Expr
+    moves: sympy.Expr
+
+
+def fix_sizes(formula: sympy.Expr, fixed: Mapping[str, int]) -> sympy.Expr:
+    """Return a count with numbers for some sizes, multiplied out."""
+    numbers = {symbol(name): sympy.Integer(number) for name, number in fixed.items()}
+    parts = formula.args if formula.func is sympy.Max else (formula,)
+    return maximum(sympy.expand(part.xreplace(numbers)) for part in parts)
 
 
 def trace_memory(
@@ -423,9 +431,9 @@ class _Trace:
             array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
             if code.function in COPIES:
                 self.moved.extend(self._times(made))
-        if self.clock is not None and is_view:
+        if self.clock is not None and is_view and code.function != "type_as":  # nothing is done where types are one
             self.clock.view(any(followed))
-        elif self.clock is not None:
+        elif self.clock is not None and not is_view:
             self.clock.call(code, layouts, sizes, followed)
             for operand, is_followed in zip(operands, followed, strict=True):
                 if is_followed and operand.source is not None:
@@ -547,6 +555,7 @@ VIEWS: Mapping[str, View] = {
     "unfold": _unfolded,
     "diagonal": _diagonal,
     "unsqueeze": lambda layout, sizes, arguments: (*layout.strides, 1),
+    "type_as": lambda layout, sizes, arguments: layout.strides,
 }
 """The strides of what a call returns where it is a view, and None where it is a copy."""
 
@@ -578,13 +587,15 @@ def _padded(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...])
 
 
 def _gathered(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
-    """Both operands are spread over all axes of the result; the source stands still along those of the positions."""
+    """All operands are spread over all axes of the result; the source stands still along those of the positions."""
     (axis,) = arguments
-    source, positions = operands
-    rank, after = len(positions.sizes), len(source.sizes) - axis - 1
-    still = source.strides[:axis] + (0,) * rank + source.strides[axis + 1 :]
-    spread = Layout((1,) * axis + positions.sizes + (1,) * after, (0,) * axis + positions.strides + (0,) * after)
-    return elementwise_strides(sizes, [Layout(sizes, still), spread])
+    source, *positions = operands
+    rank, after = len(positions[0].sizes), len(source.sizes) - axis - len(positions)
+    still = source.strides[:axis] + (0,) * rank + source.strides[axis + len(positions) :]
+    spread = (
+        Layout((1,) * axis + each.sizes + (1,) * after, (0,) * axis + each.strides + (0,) * after) for each in positions
+    )
+    return elementwise_strides(sizes, [Layout(sizes, still), *spread])
 
 
 def _convolved(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
@@ -607,9 +618,9 @@ def _with_height(layout: Layout) -> Layout:
 
 
 ORDERS: Mapping[str, Order] = {
-    **dict.fromkeys(("mul", "add", "sub", "pointwise", "remainder", "equals", "convert"), _elementwise),
+    **dict.fromkeys(("mul", "add", "sub", "pointwise", "remainder", "equals", "differs", "convert"), _elementwise),
     "scale": _scaled,
-    "flip": _kept,
+    **dict.fromkeys(("flip", "clamp", "masked_fill"), _kept),
     "pad": _padded,
     "gather": _gathered,
     "conv": _convolved,
@@ -632,7 +643,8 @@ SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
     "pointwise": lambda code, needs: (RESULT if code.arguments[0] in SAVES_RESULT else 0,),
     "pointwise_": lambda code, needs: (RESULT,),
     "index_select": lambda code, needs: (1,),
-    "gather": lambda code, needs: (1,),
+    "gather": lambda code, needs: range(1, len(code.operands)),
+    "masked_fill": lambda code, needs: (1,),
 }
 """The operands that a call saves for the backward pass if a gradient flows through it, `RESULT` being what it returns.
 
@@ -648,35 +660,93 @@ MOST_ORDERED = 4
 """So many sizes are tried in every order, to find one where windows fit what they slide over."""
 
 
-def generic_sizes(network: Network, numbers: Mapping[str, int], tiles: Iterable[Tile] = ()) -> dict[str, int]:
-    """Numbers for all sizes at which no index has size 1 and none equals another by chance.
+MOST_SPECIAL = 8
+"""Sizes up to this are tried for one at which an index has one entry, as a window with one position."""
+MOST_CASES = 64
+"""So many cases of sizes have formulas of their own at most: those in which the fewest sizes are fixed."""
+
+
+def generic_sizes(
+    network: Network, numbers: Mapping[str, int], tiles: Iterable[Tile] = (), fixed: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Numbers for all sizes at which no index has size 1 and none equals another by chance, but by those fixed.
 
     Args:
         network: whose sizes they are.
         numbers: what is taken where there are none, as for a window that never slides.
         tiles: indices that are to have several parts, the last of which is not full where that can be.
+        fixed: the numbers of some sizes.
     """
+    return _find_generic(network, tiles, fixed or {}) or {**numbers, **(fixed or {})}
+
+
+def _find_generic(network: Network, tiles: Iterable[Tile], fixed: Mapping[str, int]) -> dict[str, int] | None:
     cut = {str(tile.index.size): tile.size for tile in tiles if tile.is_runtime}
+    free = [name for name in _free_sizes(network) if name not in fixed]
+    orders = (list(dict.fromkeys([*order, *free])) for order in (free, *permutations(free[:MOST_ORDERED])))
+    numbered = (_number(network, order, cut, fixed) for order in orders)
+    return next((found for found in numbered if found is not None), None)
+
+
+def _free_sizes(network: Network) -> list[str]:
+    """The sizes that may have any number; run-time ones last, and so largest: windows slide over them."""
     settable = network.settable_sizes()
-    free = [size.name for size in (*settable, *network.sizes) if size.value is None or size in settable]
-    free = list(dict.fromkeys(free))  # run-time sizes last, and so largest: windows slide over them
-    for order in (free, *permutations(free[:MOST_ORDERED])):
-        found = _number(network, list(dict.fromkeys([*order, *free])), cut)
-        if found is not None:
-            return found
-    return dict(numbers)
+    return list(dict.fromkeys(s.name for s in (*settable, *network.sizes) if s.value is None or s in settable))
 
 
-def _number(network: Network, order: Sequence[str], cut: Mapping[str, int]) -> dict[str, int] | None:
-    """Primes for sizes in this order, and what the others derive; None where an index has no more than one entry."""
+def _number(
+    network: Network, order: Sequence[str], cut: Mapping[str, int], fixed: Mapping[str, int]
+) -> dict[str, int] | None:
+    """Primes for sizes in this order, and what the others derive; None where an index has no more than one entry.
+
+    With sizes that are fixed an index may have one.
+    """
     found = {name: int(sympy.prime(FIRST_PRIME + APART * k)) for k, name in enumerate(order)}
-    found.update({name: int(sympy.nextprime(3 * size + found[name])) for name, size in cut.items()})
+    found.update({name: int(sympy.nextprime(3 * size + found[name])) for name, size in cut.items() if name in found})
+    found.update(fixed)
     try:
         for size in network.sizes:
             if size.name not in found and size.value is not None:
                 found[size.name] = evaluate_size(size.value, found)
-        sizes = [(index.size, evaluate_size(index.size, found)) for index in network.indices()]
+        sizes = [(size, evaluate_size(size, found)) for size in _index_sizes(network)]
     except SizeError:
         return None
-    is_generic = all(size == 1 or number > 1 for size, number in sizes)
+    is_generic = all(size == 1 or number > (0 if fixed else 1) for size, number in sizes)
     return {size.name: found[size.name] for size in network.sizes} if is_generic else None
+
+
+def _index_sizes(network: Network) -> Iterable[sympy.Expr]:
+    """The sizes that indices have, each once."""
+    return dict.fromkeys(index.size for index in network.indices())
+
+
+def find_cases(network: Network) -> list[dict[str, int]]:
+    """Return the sets of sizes to fix in order to see every index that may have one entry have one; none fixed first.
+
+    A single size is fixed at 1 and at what else gives some index one entry, up to `MOST_SPECIAL`.
+    """
+    names, special = _free_sizes(network), range(1, MOST_SPECIAL + 1)
+    numbers_of = {name: [n for n in special if _is_case(network, {name: n})] for name in names}
+    cases = (
+        dict(zip(chosen, values, strict=True))
+        for count in range(len(names) + 1)
+        for chosen in combinations(names, count)
+        for values in cartesian(*(numbers_of[name] for name in chosen))
+    )
+    return [case for case in islice(cases, MOST_CASES) if not case or _is_case(network, case)]
+
+
+def _is_case(network: Network, fixed: Mapping[str, int]) -> bool:
+    """Whether every index has an entry with some sizes fixed, and each of these makes one have no more."""
+    found = _find_generic(network, (), fixed)
+    return found is not None and _single(network, found) == fixed.keys()
+
+
+def _single(network: Network, numbers: Mapping[str, int]) -> set[str]:
+    """The sizes that make an index have one entry at these numbers of all sizes."""
+    single = [size for size in _index_sizes(network) if evaluate_size(size, numbers) == 1]
+    names, free = {symbol.name for size in single for symbol in size.free_symbols}, _free_sizes(network)
+    for size in reversed(network.sizes):
+        if size.name in names and size.name not in free and size.value is not None:
+            names.update(symbol.name for symbol in size.value.free_symbols)
+    return names.intersection(free)

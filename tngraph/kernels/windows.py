@@ -57,12 +57,16 @@ def _pad(code: Expression, sides: Sequence[Sides]) -> Call:
 def _select(code: Expression, axis: int, ends: Sides, size: sympy.Expr, context: Context) -> Call:
     """A run of positions of a cyclic axis, taken modulo its size."""
     length = ends[1] - ends[0]
-    run = Call("arange", (), ends, (length,))
-    if context.is_fixed(size):
-        positions = Call("remainder", (run,), (size,), (length,))
-    else:  # a modulus of run time is a tensor, since the ONNX exporter takes no other
-        positions = Call("remainder", (run, Call("full", (), (size,), ())), (), (length,))
+    positions = wrap_positions(Call("arange", (), ends, (length,)), size, context)
     return Call("index_select", (code, positions), (axis,), replace_axis(code.shape, axis, length))
+
+
+def wrap_positions(positions: Expression, size: sympy.Expr, context: Context) -> Call:
+    """Positions taken modulo the size of a cyclic leg."""
+    if context.is_fixed(size):
+        return Call("remainder", (positions,), (size,), positions.shape)
+    # A modulus of run time is a tensor, since the ONNX exporter takes no other.
+    return Call("remainder", (positions, Call("full", (), (size,), ())), (), positions.shape)
 
 
 def _slide(code: Expression, axis: int, windows: tuple[sympy.Expr, sympy.Expr, int], context: Context) -> Call:
@@ -88,8 +92,12 @@ def _slide(code: Expression, axis: int, windows: tuple[sympy.Expr, sympy.Expr, i
 
 
 def _windows(code: Expression, axis: int, read: Read, legs: list[Leg], context: Context) -> Expression:
-    """The positions of one axis along the read's indices: the first index stays in place, the others go last."""
-    terms = list(read.terms)
+    """The positions of one axis along the read's indices: the first index stays in place, the others go last.
+
+    An index whose size is known at each call only comes first: windows of the others are views of a fixed size then,
+    where windows along the others would be gathered, each as long as that index.
+    """
+    terms = sorted(read.terms, key=lambda term: context.is_fixed(term[1].size))
     if not terms:
         legs.pop(axis)
         return Call("select", (code,), (axis, 0), (*code.shape[:axis], *code.shape[axis + 1 :]))

@@ -214,7 +214,7 @@ def _bound(tree: Tree[Token], reading: Reading) -> Operand:
 
 
 def _group(tree: Tree[Token], reading: Reading) -> Operand:
-    (items,) = tree.children
+    _, items = tree.children
     if not isinstance(items, Tree) or len(items.children) != 1 or is_declaration(items.children[0]):
         raise NetworkError(
             "a group of indices stands only on an axis", "in arithmetic, parentheses hold one sum", at=first_token(tree)

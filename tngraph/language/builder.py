@@ -153,7 +153,9 @@ class Builder:
         every = _names(names) if isinstance(names, str) else tuple(names)
         if len(sizes) not in (1, len(every)):
             raise NetworkError(
-                f"there are {len(every)} indices and {len(sizes)} sizes", "give one size for all, or one each", every[0]
+                f"there are {len(every)} indices and {len(sizes)} sizes",
+                "give one size for all, or one each",
+                next(iter(every), None),
             )
         each = sizes if len(sizes) == len(every) else sizes * len(every)
         return tuple(self.index(name, size) for name, size in zip(every, each, strict=True))
@@ -454,6 +456,8 @@ def _number(value: object, at: str) -> int | float:
 
 
 def _plain_name(position: Position) -> str:
+    if isinstance(position, tuple):
+        raise NetworkError("a group of indices stands on a leg", "only axes of inputs and outputs are groups, unnested")
     if not isinstance(position, Position):
         raise NetworkError(f"{position!r} is no index", "an index is what Builder.index and Builder.indices return")
     if position.plain is None:

@@ -24,13 +24,15 @@ Array = NDArray[Any]
 class Pointwise:
     """A function of one real number and ``arity`` constants: ``value(x, *args)``, ``derivative(x, *args)``.
 
-    ``on_complex`` is true if it is also a holomorphic function of a complex number.
+    ``on_complex`` is true if it is also a function of a complex number, and ``is_real`` if its value is real there.
+    The derivative is then ∂/∂x − i∂/∂y, which is twice Wirtinger's ∂/∂z; otherwise it is the holomorphic one.
     """
 
     value: Callable[..., Array]
     derivative: Callable[..., Array]
     arity: int = 0
     on_complex: bool = False
+    is_real: bool = False
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -64,14 +66,14 @@ def _elu_derivative(x: Array, alpha: float) -> Array:
 FUNCTIONS: Mapping[str, Pointwise] = {
     "relu": Pointwise(lambda x: np.maximum(x, 0.0), lambda x: np.where(x > 0, 1.0, 0.0)),
     "gelu": Pointwise(lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _normal_pdf(x)),
-    "silu": Pointwise(lambda x: x * _sigmoid(x), _silu_derivative, on_complex=True),
+    "silu": Pointwise(lambda x: x * _sigmoid(x), _silu_derivative),  # PyTorch has no gradient of a complex one
     "tanh": Pointwise(np.tanh, lambda x: 1.0 - np.tanh(x) ** 2, on_complex=True),
     "sigmoid": Pointwise(_sigmoid, lambda x: _sigmoid(x) * (1.0 - _sigmoid(x)), on_complex=True),
     "softplus": Pointwise(lambda x: np.logaddexp(0.0, x), _sigmoid),
     "exp": Pointwise(np.exp, np.exp, on_complex=True),
     "log": Pointwise(np.log, lambda x: 1.0 / x, on_complex=True),
     "sqrt": Pointwise(np.sqrt, lambda x: 0.5 / np.sqrt(x), on_complex=True),
-    "abs": Pointwise(np.abs, np.sign),
+    "abs": Pointwise(np.abs, lambda x: np.conj(np.sign(x)), on_complex=True, is_real=True),
     "square": Pointwise(np.square, lambda x: 2.0 * x, on_complex=True),
     "sin": Pointwise(np.sin, np.cos, on_complex=True),
     "cos": Pointwise(np.cos, lambda x: -np.sin(x), on_complex=True),
@@ -113,8 +115,26 @@ def differentiate(name: str, args: Sequence[float], x: Array) -> Array:
         return np.asarray(_on(name, args, x).derivative(x, *args))
 
 
+def pull_back(name: str, args: Sequence[float], x: Array, adjoint: Array) -> Array:
+    """Return the gradient of Re Σ adjoint·function at the entries of an array, as ∂/∂x − i∂/∂y if they are complex."""
+    return (adjoint.real if FUNCTIONS[name].is_real else adjoint) * differentiate(name, args, x)
+
+
+def check_complex(name: str, what: str = "") -> None:
+    """Raise `NetworkError` unless the function has a meaning for complex numbers.
+
+    Args:
+        name: the name of the function.
+        what: the result that it is applied to, if an error should name it.
+    """
+    if not FUNCTIONS[name].on_complex:
+        message = f"{name} is no function of complex numbers" + (f", and {what!r} is {name} of some" if what else "")
+        having = ", ".join(other for other, function in FUNCTIONS.items() if function.on_complex)
+        raise NetworkError(message, f"these are: {having}", at=name)
+
+
 def _on(name: str, args: Sequence[float], x: Array) -> Pointwise:
     function = pointwise(name, args)
-    if np.iscomplexobj(x) and not function.on_complex:
-        raise NetworkError(f"{name} is no function of complex numbers", at=name)
+    if np.iscomplexobj(x):
+        check_complex(name)
     return function

@@ -203,13 +203,17 @@ class Scope:
             if is_declaration(tree):
                 yield tree, self._declare(cast("Tree[Token]", tree), rest)
             elif groups and isinstance(tree, Tree) and tree.data == "group":
-                inner = cast("Tree[Token]", tree.children[0])
-                yield tree, tuple(p for _, each in self._items(inner.children, read, groups=False) for p in each)
+                inner = cast("Tree[Token] | None", tree.children[1])
+                within = inner.children if inner is not None else ()
+                yield tree, tuple(p for _, each in self._items(within, read, groups=False) for p in each)
             else:
                 yield tree, read(tree)
 
     def _declare(self, tree: Tree[Token], rest: list[Syntax]) -> tuple[Position, ...]:
         """Declare an index or a family, taking the sizes after the first off the rest."""
+        if isinstance(tree.children[0], Tree) and tree.children[0].data == "group":
+            hint = "give each of its indices one, as in (i:2, j:3)"
+            raise NetworkError("a group of indices has a size", hint, at=first_token(tree))
         names = self._plain_names(tree.children[0])
         sizes = [tree.children[1]]
         if len(names) > 1:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tngraph.errors import SizeError
 from tngraph.language.binding import bind_sizes, check_names, compile_time_sizes, index_sizes
-from tngraph.language.functions import apply, differentiate
+from tngraph.language.functions import apply, pull_back
 from tngraph.language.network import Access, Core, Equation, Index, Network, Port, Read, Term
 from tngraph.language.sizes import LARGEST, evaluate_size
 
@@ -78,7 +78,8 @@ def gradients(
 
     Args:
         network: the network.
-        arrays: as for `evaluate`. Complex arrays get the holomorphic derivative (nothing is conjugated).
+        arrays: as for `evaluate`. Complex arrays get ∂/∂x − i∂/∂y of Re Σ cotangent·output, which is the holomorphic
+            derivative if there is one. PyTorch returns its conjugate.
         cotangents: one array, or one per output, with the shapes of what `evaluate` returns.
         sizes: overrides of compile-time sizes.
 
@@ -197,7 +198,7 @@ def _positions(access: Access, shape: tuple[int, ...], run: _Run) -> tuple[tuple
 
 def _after_function(equation: Equation, linear: Array) -> Array:
     function = equation.function
-    return linear if function is None else apply(function.name, function.args, linear)
+    return linear if function is None else apply(function.name, function.args, linear).astype(linear.dtype)
 
 
 def _seed(network: Network, run: _Run, cotangents: ArrayLike | Sequence[ArrayLike]) -> dict[str, Array]:
@@ -223,7 +224,8 @@ def _before_function(equation: Equation, adjoint: Array, run: _Run) -> Array:
     function = equation.function
     if function is None:
         return adjoint
-    return adjoint * differentiate(function.name, function.args, run.linear[equation.name])
+    with np.errstate(all="ignore"):  # 0 times an infinite derivative is nan, as in torch
+        return pull_back(function.name, function.args, run.linear[equation.name], adjoint)
 
 
 def _pull_back(term: Term, adjoint: Operand, run: _Run, adjoints: dict[str, Array]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil, floor, prod
+from operator import eq, ge, le
 
 import sympy
 
@@ -67,8 +68,7 @@ def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) ->
     if expr.is_Rational:
         return Fraction(int(expr.p), int(expr.q))
     if isinstance(expr, sympy.Piecewise):
-        case = next(each for each, condition in expr.args if _holds(condition, values, largest))
-        return _number(case, values, largest)
+        return _number(find_case(expr, values, largest)[0], values, largest)
     rule = _RULES.get(expr.func)
     if rule is None:
         raise SizeError(f"{expr} is not integer arithmetic")
@@ -79,15 +79,27 @@ def _number(expr: sympy.Expr, values: Mapping[str, int], largest: int | None) ->
     return value
 
 
+def find_case(
+    expr: sympy.Expr, values: Mapping[str, int], largest: int | None = None
+) -> tuple[sympy.Expr, sympy.Basic]:
+    """Return the case of a count that holds at some numbers, with its condition; a count without cases holds always."""
+    if not isinstance(expr, sympy.Piecewise):
+        return expr, sympy.true
+    return next((case, condition) for case, condition in expr.args if _holds(condition, values, largest))
+
+
 def _holds(condition: sympy.Basic, values: Mapping[str, int], largest: int | None) -> bool:
     """Return whether a condition of a piecewise count holds: a comparison, or several joined by and/or."""
     if isinstance(condition, sympy.And | sympy.Or):
         quantifier = all if isinstance(condition, sympy.And) else any
         return quantifier(_holds(each, values, largest) for each in condition.args)
-    if isinstance(condition, sympy.Le | sympy.Ge):
-        left, right = (_number(side, values, largest) for side in condition.args)
-        return left <= right if isinstance(condition, sympy.Le) else left >= right
+    compare = _COMPARISONS.get(condition.func)
+    if compare is not None:
+        return compare(*(_number(side, values, largest) for side in condition.args))
     return bool(condition)
+
+
+_COMPARISONS: Mapping[object, Callable[[Number, Number], bool]] = {sympy.Eq: eq, sympy.Le: le, sympy.Ge: ge}
 
 
 def _power(arguments: list[Number]) -> Number:

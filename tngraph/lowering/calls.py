@@ -64,12 +64,19 @@ class Words:
 def print_expression(code: Expression, words: Words) -> str:
     """Return an expression as Python code."""
     if isinstance(code, Call):
-        return RULES[code.function](code, [print_expression(operand, words) for operand in code.operands], words)
+        return RULES[code.function](code, [_print_operand(code, k, words) for k in range(len(code.operands))], words)
     if code.kind == "stored":
         return words.names.values[code.name] if words.is_static else words.names.stored(code.name)
     if code.kind == "buffer":
         return f"self.{words.names.buffers[code.name]}"
     return (words.names.arguments if code.kind == "input" else words.names.values)[code.name]
+
+
+def _print_operand(call: Call, number: int, words: Words) -> str:
+    """Return an operand as code, in parentheses if it has a sign: a method after it would apply to one side alone."""
+    operand, text = call.operands[number], print_expression(call.operands[number], words)
+    is_split = number == 0 and call.function in METHODS and isinstance(operand, Call) and operand.function in OPERATORS
+    return f"({text})" if is_split else text
 
 
 Rule = Callable[[Call, Sequence[str], Words], str]
@@ -136,10 +143,13 @@ def _subscript(operand: str, axis: int, last: str) -> str:
 
 
 def _remainder(call: Call, operands: Sequence[str], words: Words) -> str:
+    positions = call.operands[0]
+    is_sum = isinstance(positions, Call) and positions.function == "add"
+    first = f"({operands[0]})" if is_sum else operands[0]
     if not call.arguments:
-        return f"{operands[0]} % {operands[1]}"
+        return f"{first} % {operands[1]}"
     modulus = words.names.show(call.arguments[0])
-    return f"{operands[0]} % {modulus if modulus.isidentifier() or modulus.isdigit() else f'({modulus})'}"
+    return f"{first} % {modulus if modulus.isidentifier() or modulus.isdigit() else f'({modulus})'}"
 
 
 def _sum(call: Call, operands: Sequence[str], words: Words) -> str:
@@ -157,6 +167,8 @@ def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
 def _pointwise(call: Call, operands: Sequence[str], words: Words) -> str:
     name, *numbers = call.arguments
     in_place = "_" * call.function.endswith("_")
+    if name == "abs":  # real of complex numbers, which multiply with complex ones alone
+        return f"torch.abs({operands[0]}).to({operands[0]}.dtype)"
     return f"{FUNCTIONS[name]}{in_place}({', '.join([*operands, *map(repr, numbers)])})"
 
 
@@ -178,7 +190,7 @@ RULES: Mapping[str, Rule] = {
     "join": lambda call, operands, words: operands[0],
     "every": lambda call, operands, words: _subscript(operands[0], call.arguments[0], f"::{call.arguments[1]}"),
     "unfold": _unfold,
-    "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], operands[1]),
+    "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], ", ".join(operands[1:])),
     "index_select": lambda call, operands, words: f"{operands[0]}.index_select({call.arguments[0]}, {operands[1]})",
     "diagonal": lambda call, operands, words: f"{operands[0]}.diagonal(0, {call.arguments[0]}, {call.arguments[1]})",
     "unsqueeze": _method("unsqueeze"),
@@ -198,6 +210,18 @@ RULES: Mapping[str, Rule] = {
     "full": lambda call, operands, words: f"torch.full((), {words.sizes(call.arguments)}, {words.device})",
     "arange": lambda call, operands, words: f"torch.arange({words.sizes(call.arguments)}, {words.device})",
     "remainder": _remainder,
+    "type_as": lambda call, operands, words: f"{operands[0]}.type_as({operands[1]})",
+    "clamp": lambda call, operands, words: f"torch.clamp({operands[0]}, 0, {words.sizes(call.arguments)})",
+    "differs": lambda call, operands, words: f"({operands[0]} != {operands[1]})",
+    "masked_fill": lambda call, operands, words: f"{operands[0]}.masked_fill({operands[1]}, 0)",
     "equals": lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})",
     "convert": lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)",
 }
+
+OPERATORS = ("mul", "add", "sub", "scale", "remainder")
+"""Calls that are printed with a sign between their operands."""
+METHODS = (
+    *("reshape", "permute", "expand", "contiguous", "movedim", "narrow", "select", "every", "unfold", "gather"),
+    *("index_select", "diagonal", "unsqueeze", "flip", "sum", "convert", "type_as", "masked_fill"),
+)
+"""Calls that are printed as a method or a subscript of their first operand."""

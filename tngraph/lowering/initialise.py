@@ -2,7 +2,9 @@
 
 The params of one linear map without an initialisation of their own are drawn with one standard deviation σ such that
 an entry of the dense tensor they stand for has the variance ``torch.nn.Linear`` and ``Conv2d`` give theirs,
-1/(3·fan_in): the entry is a sum over bonds of products, of variance scale²·∏σ²·∏bonds.
+1/(3·fan_in): the entry is a sum over bonds of products, of variance scale²·∏σ²·∏bonds. What else stands in the product
+and is no data (params with a start of their own, consts, buffers) counts with the mean square of its entries. The cores
+are taken to be independent: a core that is read twice varies a little more, by the entries that are read at once.
 
 Source: LeCun et al. (1998), Efficient BackProp, for the scale; the bond factor is the variance of a sum of
 independent products.
@@ -17,6 +19,7 @@ import sympy
 
 from tngraph.language.network import Access, Core, Equation, Index, Network
 from tngraph.language.sizes import product
+from tngraph.planning.region import legs_size
 from tngraph.planning.rewrites import clean_term, drop_unused, merge_chains
 
 SMALLEST_SCALE = 1e-30
@@ -51,22 +54,26 @@ def _equation_spreads(equation: Equation, network: Network, cores: Mapping[str, 
     for region in regions:
         shared = sympy.Max(shared, _fan_in(region.accesses, region.legs, cores))
     for term, region in zip(equation.terms, regions, strict=True):
-        params = [a for a in region.accesses if _is_param(a, cores)]
-        has_data = len(params) < len(region.accesses)
-        fan_in = _fan_in(region.accesses, region.legs, cores) if has_data else shared
-        bonds = _sizes(
-            set(_indices(params)) - set(_indices(a for a in region.accesses if a not in params)), region.legs
-        )
-        moments = [_moment(cores[access.source]) for access in params]
+        weights, data = _split(region.accesses, cores)
+        fan_in = _fan_in(region.accesses, region.legs, cores) if data else shared
+        bonds = _sizes(set(_indices(weights)) - set(_indices(data)), region.legs)
+        moments = [_moment(cores[access.source]) for access in weights]
         known = product(moment for moment in moments if moment is not None)
-        for access in params:
-            if cores[access.source].init is None:
+        for access in weights:
+            if _is_drawn(cores[access.source]):
                 scale = sympy.Rational(term.scale) if abs(term.scale) > SMALLEST_SCALE else 1
                 yield access.source, Spread(3 * fan_in * bonds * known * scale**2, moments.count(None))
 
 
-def _is_param(access: Access, cores: Mapping[str, Core]) -> bool:
-    return access.source in cores and cores[access.source].role == "param"
+def _split(accesses: Iterable[Access], cores: Mapping[str, Core]) -> tuple[list[Access], list[Access]]:
+    """What is part of the weight, and the data it is applied to."""
+    every = list(accesses)
+    weights = [access for access in every if access.source in cores and cores[access.source].role != "input"]
+    return weights, [access for access in every if access not in weights]
+
+
+def _is_drawn(core: Core) -> bool:
+    return core.role == "param" and core.init is None
 
 
 def _indices(accesses: Iterable[Access]) -> Iterable[Index]:
@@ -80,20 +87,30 @@ def _sizes(indices: set[Index], kept: Iterable[Index]) -> sympy.Expr:
 
 def _fan_in(accesses: tuple[Access, ...], legs: tuple[Index, ...], cores: Mapping[str, Core]) -> sympy.Expr:
     """The entries of the data that one output entry sums over with weights."""
-    params = [a for a in accesses if _is_param(a, cores)]
-    data = [a for a in accesses if not _is_param(a, cores)]
-    return _sizes(set(_indices(params)) & set(_indices(data)), legs)
+    weights, data = _split(accesses, cores)
+    return _sizes(set(_indices(weights)) & set(_indices(data)), legs)
 
 
 def _moment(core: Core) -> sympy.Expr | None:
-    """The second moment of an entry that is not drawn with the rest; None for one that is (zeros stand for one)."""
+    """The mean square of the entries of a core that is not drawn with the rest.
+
+    None for one that is. Zeros of a param stand for one that is drawn, and a buffer that is filled later for ones.
+    """
     if core.init is None or core.init.kind == "zeros":
-        return None
+        return None if core.role == "param" else sympy.Integer(1)
+    if core.init.kind in _FILLED:
+        return _FILLED[core.init.kind](core) / legs_size(core.legs)
     if core.fan_in is not None:
         return 1 / core.fan_in
     numbers = [sympy.Rational(str(number)) for number in core.init.args]
     return _MOMENTS[core.init.kind](1 / sympy.Max(*matrix_sizes(core)), numbers) or sympy.Integer(1)
 
+
+_FILLED: Mapping[str, Callable[[Core], sympy.Expr]] = {
+    "basis": lambda core: sympy.Integer(1),
+    "delta": lambda core: core.legs[0].size,
+}
+"""How many entries of a const are ones."""
 
 _MOMENTS: Mapping[str, Callable[[sympy.Expr, Sequence[sympy.Expr]], sympy.Expr]] = {
     "ones": lambda diagonal, numbers: sympy.Integer(1),

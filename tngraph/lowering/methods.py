@@ -19,6 +19,7 @@ from tngraph.kernels.cost import volume, work_unit
 from tngraph.kernels.expressions import Call, Expression, Variable, variables
 from tngraph.kernels.kernels import Kernel, Kernels
 from tngraph.kernels.schedule import Block
+from tngraph.kernels.types import find_types
 from tngraph.language.sizes import product, symbol
 from tngraph.lowering.calls import Words, print_expression, wrap
 from tngraph.lowering.names import Names, names_in
@@ -197,7 +198,8 @@ class Body:
         windows = [f"{local} = {self.names.show_size(size)}" for size, local in self._windows(code)]
         doc = '"""Make what depends on weights alone: again when they change, as ``load_state_dict`` does by itself."""'
         body = "\n".join([doc, *self.names.local_lines([*windows, *code]), *windows, *code])
-        yield f"@torch.no_grad()\ndef refold(self, *_):\n{indent(body, '    ')}"
+        wide = '@torch.autocast("cuda", enabled=False)\n@torch.autocast("cpu", enabled=False)'
+        yield f"@torch.no_grad()\n{wide}\ndef refold(self, *_):\n{indent(body, '    ')}"
 
     def _keep(self, buffer: Variable, made: Expression, words: Words) -> Iterator[str]:
         """Yield the lines that store a value as calls read it. They copy it, since it may be a view of a param."""
@@ -375,6 +377,10 @@ class Body:
         yield f"    {target}.add_(self.{method.name}({', '.join(method.arguments)}))"
         yield "if self.slice_step > 1:"
         yield f"    torch.distributed.all_reduce({name})"
+        if find_types(self.plan.network, kernels.operations)[line.number] == "product":
+            device = f"{name}.device.type"
+            yield f"if torch.is_autocast_enabled({device}):  # added up wide, put out as a product"
+            yield f"    {name} = {name}.to(torch.get_autocast_dtype({device}))"
 
     def _call_branch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
         """Yield the choice between the methods of a region that has several trees."""

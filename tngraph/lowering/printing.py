@@ -255,9 +255,10 @@ def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
         return
     code, wanted = axis.code(names), names.show_size(product(index.size for index in axis.indices))
     own = ", ".join(index.name for index in axis.indices)
+    have = f"indices {own} have" if own else "group () has"
     shown = wanted if wanted.isdigit() else f"{{{wanted}}}"
     factors = " * ".join(names.show_size(index.size) for index in axis.indices)
     fused = f" = {factors}" if len(axis.indices) > 1 else ""
-    message = f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its indices {own} have {shown}{fused}"
+    message = f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its {have} {shown}{fused}"
     yield f"if {code} != {wanted}:"
     yield f'    raise ValueError(f"{message}")'

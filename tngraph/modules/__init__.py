@@ -4,6 +4,18 @@ from tngraph.modules.compressed import Compressed
 from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d
 from tngraph.modules.generated import Generated, share
 from tngraph.modules.linear import Linear
-from tngraph.modules.replacement import Replaced, replace
+from tngraph.modules.replacement import PassedOver, Replaced, Replacements, replace
 
-__all__ = ["Compressed", "Conv1d", "Conv2d", "Conv3d", "Generated", "Linear", "Replaced", "replace", "share"]
+__all__ = [
+    "Compressed",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "Generated",
+    "Linear",
+    "PassedOver",
+    "Replaced",
+    "Replacements",
+    "replace",
+    "share",
+]

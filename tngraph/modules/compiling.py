@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tngraph.errors import PlanError
+from tngraph.language.functions import check_complex
 from tngraph.language.network import Network
 from tngraph.modules.calibration import machine_for
 from tngraph.modules.layer import Layer, build, layer_class
@@ -48,9 +49,12 @@ def compile(
         dtype: their type; complex ones work wherever the functions do.
 
     Raises:
+        NetworkError: a complex type, and a function that has no meaning for complex numbers.
         SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
         PlanError: a mode or an objective there is not, or inputs to tune for that do not say for which size.
     """
+    if dtype is not None and dtype.is_complex:
+        _check_complex(network.network if isinstance(network, Plan) else network)
     if isinstance(network, Plan):
         if tune is not None:
             raise PlanError("a plan has been made, and is not tuned\n  give the network it was made for")
@@ -63,6 +67,12 @@ def compile(
         calls = _calls(tune, len(network.inputs))
         plan = tune_network(network, sizes, calls, mode=mode, search=search, device=device, dtype=dtype).plan
     return layer_class(plan)(device=device, dtype=dtype)
+
+
+def _check_complex(network: Network) -> None:
+    for equation in network.equations:
+        if equation.function is not None:
+            check_complex(equation.function.name, equation.name)
 
 
 def _calls(inputs: Inputs, count: int) -> list[tuple[torch.Tensor, ...]]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from math import prod
-from typing import Any, Self, cast
+from operator import attrgetter
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
+from tngraph.errors import NetworkError
 from tngraph.kernels.cost import Counts
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.modules.compiling import compile
@@ -61,6 +65,7 @@ class Compressed(nn.Module):
         drawn = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", drawn)
         self._draw_bias()
+        recipe.warn_of_growth(sum(p.numel() for p in self.parameters()), recipe.shape[0] if bias else 0)
 
     def _inner_sizes(self, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
         """The sizes of what the network sees, for sizes of the layer's input."""
@@ -98,7 +103,9 @@ class Compressed(nn.Module):
         columns = self.recipe.shape[0] // self.recipe.groups
         if self.recipe.surplus[1]:
             y = self._by_group(y)[:, :, :columns].flatten(1, 2)
-        return y if self.bias is None else y + self.bias.view(-1, *(1,) * (y.dim() - 2))
+        if self.bias is None:
+            return y
+        return y + self.bias.type_as(y).view(-1, *(1,) * (y.dim() - 2))  # in mixed precision y is narrow, and stays so
 
     def fold(self, memory_limit: int | None = None) -> Self:
         """This layer for serving, as `Layer.fold`: with the same params in memory, which take no gradient.
@@ -188,18 +195,52 @@ class Compressed(nn.Module):
         """
         return compile(self.recipe.weight_again(), device="meta")
 
+    @property
     def weight(self) -> Tensor:
-        """The dense weight this layer applies, `(out, in / groups, *kernel)`; gradients flow to the cores.
+        """The dense weight this layer applies, `(out, in / groups, *kernel)`, built at each look; gradients flow.
+
+        A layer whose family is no weight has no such attribute.
+        """
+        if self.recipe.family.is_map:
+            raise AttributeError  # of which nn.Module says that there is no attribute 'weight'
+        try:
+            return self.build_weight()
+        except AttributeError as error:  # nn.Module would say the same of any other
+            raise RuntimeError(f"the weight of {type(self).__name__} cannot be built: {error}") from error
+
+    @weight.setter
+    def weight(self, value: object) -> NoReturn:
+        raise NetworkError(
+            f"the weight of {type(self).__name__} is built of cores, and takes no value",
+            "change the cores, or put layer.to_dense() in the place of the layer",
+        )
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter as PyTorch does, unless it is called ``weight``.
+
+        Raises:
+            NetworkError: the weight takes no value.
+        """
+        if name == "weight":  # this is what nn.Module does where a parameter is assigned
+            Compressed.weight.fset(self, param)  # type: ignore[attr-defined]
+        super().register_parameter(name, param)
+
+    def build_weight(self) -> Tensor:
+        """Build what `weight` is, in the type of the cores under autocast too.
 
         Raises:
             NetworkError: the family is no weight.
         """
-        cores = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        return self.recipe.crop(functional_call(self._dense, cores, ()))
+        names = [name for name, _ in chain(self._dense.named_parameters(), self._dense.named_buffers())]
+        cores = {name: attrgetter(name)(self.network) for name in names}
+        device = next(iter(cores.values())).device.type
+        is_mixed = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if is_mixed else nullcontext():
+            return self.recipe.crop(functional_call(self._dense, cores, ()))
 
     def _to_dense(self, dense: nn.Module) -> nn.Module:
         """An ordinary layer, built on the meta device, with copies of the weight and the bias of this one."""
-        for name, tensor in (("weight", self.weight()), ("bias", self.bias)):
+        for name, tensor in (("weight", self.build_weight()), ("bias", self.bias)):
             if tensor is not None:
                 copy = tensor.detach().clone(memory_format=torch.contiguous_format)
                 dense.register_parameter(name, nn.Parameter(copy))

@@ -69,6 +69,7 @@ class Generated(nn.Module):
         self.recipe = make_recipe(family, shape, 1, modes, sites, options)
         self.residual = residual
         self.network = compile(self.recipe.weight(), search=search, device=device, dtype=dtype)
+        self.recipe.warn_of_growth(sum(p.numel() for p in self.parameters()))
         self._start()
 
     @classmethod

@@ -39,7 +39,7 @@ class Linear(Compressed):
         SizeError: features or modes that do not fit.
 
     Example:
-        >>> Linear(784, 256, family="mpo", bond=4, modes=((4, 7, 7, 4), (4, 4, 4, 4))).weight().shape
+        >>> Linear(784, 256, family="mpo", bond=4, modes=((4, 7, 7, 4), (4, 4, 4, 4))).weight.shape
         torch.Size([256, 784])
     """
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, prod
 from typing import Any
 
 from torch import Tensor
 
-from tngraph.errors import NetworkError, RankWarning, SizeError
+from tngraph.errors import GrowthWarning, NetworkError, RankWarning, SizeError
+from tngraph.kernels.cost import param_count
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
+from tngraph.language.families.weight import outside
 from tngraph.language.network import Network
 
 Modes = tuple[Sequence[int], Sequence[int]]
@@ -53,7 +55,7 @@ class Recipe:
 
     def layer(self, **window: Any) -> Network:
         """The network that applies the weight; a window has ``stride``, ``padding`` and ``dilation``."""
-        return self.family(self.rows, self.columns, self.shape[2:], groups=self.groups, **window, **self.options)
+        return self.family(self.rows, self.columns, self.shape[2:], **window, **self._shared())
 
     def weight(self) -> Network:
         """The network that puts out the weight, surplus rows and columns included.
@@ -64,15 +66,29 @@ class Recipe:
         if self.family.is_map:
             raise NetworkError(
                 f"{self.family.name} has no dense weight: it is not linear in its input",
-                "weight() and to_dense() are for the other families",
+                "weight and to_dense() are for the other families",
             )
-        return self.family.weight(self.rows, self.columns, self.shape[2:], groups=self.groups, **self.options)
+        return self.family.weight(self.rows, self.columns, self.shape[2:], **self._shared())
+
+    def _shared(self) -> dict[str, Any]:
+        """What both networks take by keyword; padded rows are no inputs."""
+        fan_in = prod(self.shape[1:]) if self.surplus[0] else None
+        return {"groups": self.groups, "fan_in": fan_in, **self.options}
 
     def weight_again(self) -> Network:
         """`weight`, for a layer that has warned of its ranks when it was made."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RankWarning)
-            return self.weight()
+        return _quietly(self.weight)
+
+    def warn_of_growth(self, params: int, bias: int = 0) -> None:
+        """Warn where a layer has more params than the dense one, biases included in both [elements]."""
+        dense = prod(self.shape) + bias
+        if params > dense:
+            warnings.warn(
+                f"{self} has {params:,} params, and the dense layer {dense:,}\n"
+                "  a lower rank, other modes or another family have fewer",
+                GrowthWarning,
+                stacklevel=outside(),
+            )
 
     def crop(self, weight: Tensor) -> Tensor:
         """The weight of `shape` in what `weight` puts out."""
@@ -83,13 +99,26 @@ class Recipe:
             groups = groups[:, :, : self.shape[1]]
         return groups.reshape(self.shape)
 
-    def __str__(self) -> str:
+    @property
+    def called(self) -> str:
+        """The family with its options: ``mpo(bond=4)``."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"family={self.family.name}{f'({options})' if options else ''}, modes={_arrow(self.rows, self.columns)}"
+        return f"{self.family.name}({options})" if options else self.family.name
+
+    @property
+    def modes(self) -> str:
+        """The modes of the rows and of the columns: ``8·8 -> 8·4``."""
+        return " -> ".join("·".join(map(str, modes)) for modes in (self.rows, self.columns) if modes)
+
+    def __str__(self) -> str:
+        return f"family={self.called}, modes={self.modes}"
 
 
-def _arrow(rows: Shape, columns: Shape) -> str:
-    return " -> ".join("·".join(map(str, modes)) for modes in (rows, columns) if modes)
+def _quietly(build: Callable[[], Network]) -> Network:
+    """A network, without a word about its ranks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankWarning)
+        return build()
 
 
 def make_recipe(
@@ -123,19 +152,16 @@ def make_recipe(
     check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
     if sites is not None:
         check_positive(sites=sites)
-    if modes is None:
-        rows, columns = _choose(named, size, groups, sites)
-    else:
-        rows, columns = _pair(modes)
-    made = Recipe(named, size, rows, columns, groups, dict(options or {}))
-    _check_modes(made, sites)
-    return made
+    recipe = Recipe(named, size, (), (), groups, dict(options or {}))
+    chosen = _choose(recipe, sites) if modes is None else _given(recipe, modes)
+    _check_modes(chosen, sites)
+    return chosen
 
 
-def _pair(modes: Modes) -> tuple[Shape, Shape]:
+def _given(recipe: Recipe, modes: Modes) -> Recipe:
     if len(modes) != 2 or not all(isinstance(side, Sequence) for side in modes):
         raise SizeError(f"modes is {modes!r}\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))")
-    return tuple(modes[0]), tuple(modes[1])
+    return replace(recipe, rows=tuple(modes[0]), columns=tuple(modes[1]))
 
 
 def check_positive(**numbers: object) -> None:
@@ -149,11 +175,32 @@ def check_positive(**numbers: object) -> None:
             raise SizeError(f"{name} is {number!r}\n  it is an integer from 1")
 
 
-def _choose(family: Family, shape: Shape, groups: int, sites: int | None) -> tuple[Shape, Shape]:
-    columns = shape[0] // groups
-    if len(shape) == 1:
-        return (), family.choose_modes(columns, columns, sites)[1]
-    return family.choose_modes(shape[1], columns, sites)
+def _choose(recipe: Recipe, sites: int | None) -> Recipe:
+    """A recipe with modes that its family chooses; around one core as many as make it smallest.
+
+    With a window there is one row and one column: the core is then the window between fewer channels (Tucker-2).
+
+    Source: Kim et al., arXiv 1511.06530, for the convolution.
+    """
+    default = _with_modes(recipe, sites)
+    if sites is not None or not recipe.family.has_core:
+        return default
+    most = 1 if recipe.shape[2:] else max(len(default.rows), len(default.columns))
+    return min((_with_modes(recipe, count) for count in range(1, most + 1)), key=_params)
+
+
+def _with_modes(recipe: Recipe, sites: int | None) -> Recipe:
+    ins, outs = prod(recipe.shape[1:2]), recipe.shape[0] // recipe.groups
+    rows, columns = recipe.family.choose_modes(ins, outs, sites)
+    return replace(recipe, rows=rows if len(recipe.shape) > 1 else (), columns=columns)
+
+
+def _params(recipe: Recipe) -> float:
+    """How many params a weight has; infinitely many where there are not as many ranks as factors."""
+    try:
+        return float(param_count(_quietly(recipe.weight)))
+    except NetworkError:
+        return inf
 
 
 def _check_modes(recipe: Recipe, sites: int | None) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from fnmatch import fnmatchcase
+from textwrap import fill
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from tngraph.errors import NetworkError, SizeError
+from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
+from tngraph.language.families.weight import outside
 from tngraph.modules.compressed import Compressed
 from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d
 from tngraph.modules.linear import Linear
+from tngraph.modules.recipe import Recipe
+
+Choice = str | Family | Mapping[str, Any] | None
+"""What is put in the place of a layer: a family, a family with its options, or None for the layer itself."""
 
 _LIKE: dict[type[nn.Module], Callable[..., Compressed]] = {
     nn.Linear: Linear.like,
@@ -20,72 +33,341 @@ _LIKE: dict[type[nn.Module], Callable[..., Compressed]] = {
     nn.Conv2d: Conv2d.like,
     nn.Conv3d: Conv3d.like,
 }
+"""The layers that can be replaced, and what makes a layer of cores like one."""
+
+_UNLIKE: dict[type[nn.Module], str] = {
+    nn.Embedding: "an Embedding looks up rows of its weight, and no layer of cores does",
+    NonDynamicallyQuantizableLinear: "its MultiheadAttention reads its weight and never calls it",
+}
+"""Why layers that somebody may expect to be replaced are not."""
+
+WIDTH = 80
+MOST_NAMES = 8
+"""The most names that an error lists."""
 
 
-class Replaced(NamedTuple):
-    """A layer that was replaced: its name, its parameters before and now, biases included [elements]."""
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A layer that was replaced.
+
+    Attributes:
+        names: of the layer in the model; several where it stands at several places.
+        dense_params: its parameters before, biases included [elements].
+        params: its parameters now [elements].
+        recipe: how its weight is built: ``family``, ``options``, and the modes of ``rows`` and ``columns``.
+    """
+
+    names: tuple[str, ...]
+    dense_params: int
+    params: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """All its names as one text."""
+        return " = ".join(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A layer that was left as it is, and why."""
 
     name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replacements:
+    """What `replace` did to a model: it prints as a table, and is a sequence of what was replaced.
+
+    Attributes:
+        replaced: the layers that were replaced, in the order of the model.
+        passed_over: the layers with a weight that were not, each with the reason.
+        dense_params: the parameters of the whole model before, each tensor counted once [elements].
+        params: those of the whole model now [elements].
+    """
+
+    replaced: tuple[Replaced, ...]
+    passed_over: tuple[PassedOver, ...]
     dense_params: int
     params: int
 
+    def __iter__(self) -> Iterator[Replaced]:
+        return iter(self.replaced)
 
-def replace(model: nn.Module, family: str | Family, *, skip: Sequence[str] = (), **options: Any) -> list[Replaced]:
+    def __len__(self) -> int:
+        return len(self.replaced)
+
+    def __getitem__(self, number: int) -> Replaced:
+        return self.replaced[number]
+
+    def __str__(self) -> str:
+        rows = [
+            ("replaced", "params", "now", ""),
+            *(
+                (row.name, f"{row.dense_params:,}", f"{row.params:,}", f"{row.recipe.called}, {row.recipe.modes}")
+                for row in self.replaced
+            ),
+            ("whole model", f"{self.dense_params:,}", f"{self.params:,}", ""),
+        ]
+        name, before, now = (max(len(row[column]) for row in rows) for column in range(3))
+        lines = [_wrap(f"{a:<{name}}  {b:>{before}}  {c:>{now}}  {d}".rstrip()) for a, b, c, d in rows]
+        by_reason: dict[str, list[str]] = {}
+        for layer in self.passed_over:
+            by_reason.setdefault(layer.reason, []).append(layer.name or "the model")
+        kept = [_wrap(f"  {', '.join(names)}: {reason}") for reason, names in by_reason.items()]
+        return "\n".join([*lines, *(["left as they are", *kept] if kept else [])])
+
+
+def _wrap(line: str) -> str:
+    return fill(line, WIDTH, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a pattern says of the modules that it matches: how they are built, or nothing where they stay."""
+
+    pattern: str
+    options: Mapping[str, Any] | None
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern matches a module, or one that it is inside of."""
+        parts = name.split(".")
+        return any(fnmatchcase(".".join(parts[:count]), self.pattern) for count in range(1, len(parts) + 1))
+
+
+_ELSE = _Rule("", None)
+"""What decides about a layer that no pattern matches."""
+
+
+def replace(
+    model: nn.Module,
+    family: str | Family | Mapping[str, Choice],
+    *,
+    skip: str | Sequence[str] = (),
+    **options: Any,
+) -> Replacements:
     """Replace every ``nn.Linear`` and ``nn.Conv1d`` to ``Conv3d`` of a model, in place, by layers of a family.
 
-    Sizes, biases, devices, types and modes are those of the old layers; the parameters are drawn. Subclasses and
-    layers with parametrisations are left alone. If one layer cannot be built, none is replaced.
+    Sizes, biases, devices, types and modes are those of the old layers; the parameters are drawn. A module that stands
+    at several places is replaced by one that does. Left alone are layers without sizes yet (``Lazy…``), with a weight
+    that is shared with another module or computed from other parameters, with hooks, and subclasses, which may do more:
+    what is returned names each with its reason. If one layer cannot be built, none is replaced.
 
     Args:
         model: whose layers are replaced.
-        family: a word or a `Family`.
-        skip: names of modules to leave alone, with everything inside them.
-        options: what the layers take by keyword, as ``bond=8``.
+        family: a word or a `Family` for all layers; or a mapping from patterns to what each layer that they match is
+            built of: a family, ``dict(family="mpo", bond=8)``, or None to leave it alone. The first pattern that
+            matches decides, and layers that none matches stay. A pattern matches dotted names of modules, with ``*``,
+            ``?`` and ``[…]`` as in names of files, and everything inside these modules.
+        skip: patterns of modules to leave alone.
+        options: what all the layers take by keyword, as ``bond=8``.
 
     Returns:
-        What was replaced, in the order of the model.
+        What was replaced, in the order of the model, and what was not; printed it is a table.
 
     Raises:
         SizeError: modes that do not fit a layer (it says which).
-        NetworkError: a name to skip that is none, a family or options that do not fit a layer (it says which), or a
-            model that is such a layer itself.
+        NetworkError: a pattern that matches nothing, or nothing that can be replaced; a family or options that do not
+            fit a layer (it says which); or a model that is such a layer itself.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
+        >>> print(replace(net, {"0": dict(family="mpo", bond=4), "2": None}))
+        replaced      params    now
+        0            200,960  1,840  mpo(bond=4), 14·8·7 -> 8·8·4
+        whole model  203,530  4,410
+        left as they are
+          2: '2' says so
     """
     if type(model) in _LIKE:
         name = type(model).__name__
         raise NetworkError(f"the model is a {name} itself, with nothing around it", f"use {name}.like(model, family)")
-    _check_skipped(model, skip)
-    found = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if name and type(module) in _LIKE and not any(f"{name}.".startswith(f"{each}.") for each in skip)
+    rules = [_Rule(pattern, None) for pattern in ([skip] if isinstance(skip, str) else skip)]
+    rules += _read_rules(family, options)
+    layers = dict(_layers(model))
+    deciding = _decide(layers, rules)
+    holders = _holders(model)
+    reasons = {name: _reason(module, deciding[name], holders) for name, module in layers.items()}
+    _check_rules(model, rules, deciding, reasons)
+    places: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in layers.items():
+        if not reasons[name]:
+            places[module] = (*places.get(module, ()), name)
+    built = {
+        module: (names, _build(names[0], module, deciding[names[0]].options or {})) for module, names in places.items()
     }
-    made: dict[nn.Module, Compressed] = {}
-    for name, module in found.items():
-        if module not in made:
-            made[module] = _replacement(name, module, family, options)
-    for name, module in found.items():
-        model.set_submodule(name, made[module])
-    return [Replaced(name, _params(module), _params(made[module])) for name, module in found.items()]
+    return _put(model, built, tuple(PassedOver(name, reason) for name, reason in reasons.items() if reason))
 
 
-def _replacement(name: str, module: nn.Module, family: str | Family, options: dict[str, Any]) -> Compressed:
-    try:
-        return _LIKE[type(module)](module, family, **options)
-    except NetworkError as error:
-        hint = error.hint or "choose another family or other options for it"
-        raise NetworkError(f"{name}: {error.message}", f"{hint}; or leave it alone: skip=({name!r},)") from None
-    except SizeError as error:
-        raise SizeError(f"{name}: {error}; or leave it alone: skip=({name!r},)") from None
+def _put(
+    model: nn.Module,
+    built: Mapping[nn.Module, tuple[tuple[str, ...], Compressed]],
+    passed_over: tuple[PassedOver, ...],
+) -> Replacements:
+    """Put what was built where the old layers stand, and count."""
+    before = _params(model)
+    rows = [Replaced(names, _params(old), _params(new), new.recipe) for old, (names, new) in built.items()]
+    for names, new in built.values():
+        for name in names:
+            model.set_submodule(name, new)
+    return Replacements(tuple(rows), passed_over, before, _params(model))
 
 
-def _check_skipped(model: nn.Module, skip: Sequence[str]) -> None:
-    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    for name in [skip] if isinstance(skip, str) else skip:
-        if name not in known or isinstance(skip, str):
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "the names are those of model.named_modules()"
-            raise NetworkError(f"skip names {name!r}, which is no module", hint)
+def _read_rules(family: str | Family | Mapping[str, Choice], options: Mapping[str, Any]) -> list[_Rule]:
+    choices = family if isinstance(family, Mapping) else {"*": family}
+    return [_Rule(pattern, _read_choice(pattern, choice, options)) for pattern, choice in choices.items()]
+
+
+def _read_choice(pattern: str, choice: Choice, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if choice is None:
+        return None
+    taken = choice if isinstance(choice, Mapping) else {"family": choice}
+    if not isinstance(taken.get("family"), str | Family):
+        hint = "give a family, dict(family='mpo', bond=8), or None to leave its layers alone"
+        raise NetworkError(f"the pattern {pattern!r} says {choice!r}, which names no family", hint)
+    named_family(taken["family"])
+    return {**options, **taken}
+
+
+def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module that holds a weight, by name, in the order of the model; shared ones once per place."""
+    if _has_weight(module):
+        yield name, module
+    if isinstance(module, Compressed):
+        return
+    for part, child in module._modules.items():
+        if child is not None and not (part == "parametrizations" and is_parametrized(module)):
+            yield from _layers(child, f"{name}.{part}" if name else part)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether a module is a layer: it has a matrix of its own, or will have one, or one is computed for it."""
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    if any(map(is_lazy, own)):
+        return getattr(module, "cls_to_become", None) in _LIKE
+    return (
+        any(parameter.dim() > 1 for parameter in own)
+        or isinstance(module, (Compressed, *_LIKE))
+        or is_parametrized(module)
+    )
+
+
+def _decide(layers: Mapping[str, nn.Module], rules: Sequence[_Rule]) -> dict[str, _Rule]:
+    """The first rule that matches each layer, under any of its names.
+
+    Raises:
+        NetworkError: several rules decide about one module, under several names.
+    """
+    deciding: dict[nn.Module, tuple[str, _Rule]] = {}
+    for name, module in layers.items():
+        rule = next((rule for rule in rules if rule.matches(name)), None)
+        if rule is None:
+            continue
+        other, earlier = deciding.setdefault(module, (name, rule))
+        if earlier is not rule:
+            raise NetworkError(
+                f"{other} and {name} are one module, and {earlier.pattern!r} and {rule.pattern!r} decide about it",
+                "let one pattern match both names",
+            )
+    return {name: deciding.get(module, ("", _ELSE))[1] for name, module in layers.items()}
+
+
+Holders = Mapping[nn.Parameter, Sequence[tuple[str, nn.Module]]]
+"""The modules that hold each parameter, with their names; a module at several places is one."""
+
+
+def _holders(model: nn.Module) -> Holders:
+    holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in dict.fromkeys(module._parameters.values()):
+            if parameter is not None:
+                holders.setdefault(parameter, []).append((name, module))
+    return holders
+
+
+def _reason(module: nn.Module, rule: _Rule, holders: Holders) -> str:
+    """Why a layer is not replaced; nothing where it is."""
+    if rule is _ELSE:
+        return "no pattern matches it"
+    if rule.options is None:
+        return f"{rule.pattern!r} says so"
+    return _reason_of_kind(module) or _reason_of_state(module, holders)
+
+
+def _reason_of_kind(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, Compressed):
+        return "it is built of cores already"
+    if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
+        return f"a {kind} has no sizes yet: run a batch through the model first"
+    if type(module) in _UNLIKE:
+        return _UNLIKE[type(module)]
+    if is_parametrized(module) or (isinstance(module, tuple(_LIKE)) and "weight" not in module._parameters):
+        return "its weight is computed from other parameters"
+    if isinstance(module, tuple(_LIKE)) and type(module) not in _LIKE:
+        above = next(ordinary for ordinary in _LIKE if isinstance(module, ordinary)).__name__
+        return f"a {kind} is a subclass of {above}, and may do more than one"
+    return "" if type(module) in _LIKE else f"there is no {kind} of cores"
+
+
+def _reason_of_state(module: nn.Module, holders: Holders) -> str:
+    for name, parameter in module._parameters.items():
+        for place, other in holders[parameter] if parameter is not None else ():
+            if other is not module:
+                return f"it shares its {name} with {place or 'the model'}"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks, which a new layer would lose"
+    return ""
+
+
+def _check_rules(
+    model: nn.Module, rules: Sequence[_Rule], deciding: Mapping[str, _Rule], reasons: Mapping[str, str]
+) -> None:
+    """Refuse a pattern that changes nothing."""
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for rule in rules:
+        decided = [name for name, first in deciding.items() if first is rule]
+        earlier = sorted({repr(first.pattern) for name, first in deciding.items() if rule.matches(name)})
+        if not any(map(rule.matches, modules)):
+            near = get_close_matches(rule.pattern, modules, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {_names(reasons)}"
+            raise NetworkError(f"the pattern {rule.pattern!r} matches no module", hint)
+        if not decided and earlier:
+            raise NetworkError(
+                f"the pattern {rule.pattern!r} comes too late: {' and '.join(earlier)} decides about all of its layers",
+                "the first pattern that matches decides: put it in front",
+            )
+        if rule.options is not None and all(reasons[name] for name in decided):
+            whys = [f"{name or 'the model'}: {reasons[name]}" for name in decided]
+            raise NetworkError(
+                f"no layer that the pattern {rule.pattern!r} matches can be replaced",
+                _names(whys, "; ") if whys else f"layers are: {_names(reasons)}",
+            )
+
+
+def _names(names: Iterable[str], comma: str = ", ") -> str:
+    every = [name or "the model" for name in names]
+    more = [f"{len(every) - MOST_NAMES} more"] if len(every) > MOST_NAMES else []
+    return comma.join(every[:MOST_NAMES] + more) or "none"
+
+
+def _build(name: str, module: nn.Module, options: Mapping[str, Any]) -> Compressed:
+    """A layer of cores like another; what it warns of is told with the name of the layer."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            layer = _LIKE[type(module)](module, **options)
+        except NetworkError as error:
+            hint = error.hint or "choose another family or other options for it"
+            raise NetworkError(f"{name}: {error.message}", f"{hint}; or leave it alone: skip=({name!r},)") from None
+        except SizeError as error:
+            raise SizeError(f"{name}: {error}; or leave it alone: skip=({name!r},)") from None
+    for warning in told:
+        warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=outside())
+    return layer
 
 
 def _params(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """The entries of all parameters, each once; those without a size yet are none [elements]."""
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tngraph.planning.machine import Work
+from tngraph.planning.machine import BEYOND, Work, clip
 from tngraph.planning.objectives import PerStep, Price, Pricing, Rate, Weighted
 from tngraph.planning.region import MOST_FOLDED, Topology
 from tngraph.planning.trees import Order, order_cost
@@ -172,7 +172,11 @@ class _Program:
                 folded = self.is_foldable[read] & (not choice >> read & 1)
                 self.plain[choice] |= np.where(folded, 0, self.rest[read])
                 self.busy[choice] |= np.where(folded, self.rest[read], 0)
-                self.positions[choice] *= np.where(folded, self._spans(read), 1)
+                self.positions[choice] = self._times(self.positions[choice], np.where(folded, self._spans(read), 1))
+
+    def _times(self, left: Masks, right: Masks) -> Masks:
+        """The products of sizes, clipped where they are beyond."""
+        return np.where(left.astype(np.float64) * right > self._beyond, self._beyond, left * right)
 
     def _spans(self, read: int) -> Masks:
         """The positions of a read for each set of leaves, by what remains of it there."""
@@ -186,7 +190,7 @@ class _Program:
         sizes = self.sizes[start : start + _CHUNK]
         products = [prod(s for k, s in enumerate(sizes) if m >> k & 1) for m in range(1 << len(sizes))]
         exact = np.array([min(p, self._beyond) for p in products], dtype=np.int64)
-        return start, exact, np.array(products, dtype=np.float64)
+        return start, exact, np.array([clip(p) for p in products], dtype=np.float64)
 
     @property
     def _beyond(self) -> int:
@@ -203,7 +207,7 @@ class _Program:
         exact = positions.copy()
         for start, table, floats in self.chunks:
             part = masks >> start & (len(table) - 1)
-            rough *= floats[part]
+            rough = np.minimum(rough * floats[part], BEYOND)
             exact *= table[part]
         return np.where(rough > self._beyond * 1.001, self._beyond, exact) if self.is_integral else rough
 

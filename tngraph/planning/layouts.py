@@ -23,7 +23,7 @@ import numpy as np
 
 from tngraph.language.network import Leg
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.machine import Copy, Machine, find_copy
+from tngraph.planning.machine import BEYOND, Copy, Machine, find_copy
 from tngraph.planning.region import ContractionTree, Form, arrangements, bare_legs, leg_size
 
 MOST_ORDERS = 8
@@ -143,7 +143,7 @@ class _Sizes(tuple[int, ...]):
     def of(self, legs: Order) -> int:
         """The elements of a value with these legs."""
         if legs not in self._known:
-            self._known[legs] = prod(self[leg] for leg in legs)
+            self._known[legs] = min(prod(self[leg] for leg in legs), BEYOND)
         return self._known[legs]
 
     def copy(self, order: Order, wanted: Order) -> Copy:

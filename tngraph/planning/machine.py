@@ -22,6 +22,10 @@ import numpy as np
 T = TypeVar("T")
 
 
+BEYOND = 10**75
+"""Larger counts of elements or operations are cut to this, so that the product of four of them is still a float."""
+
+
 class Work(NamedTuple):
     """One step, as numbers or as arrays of numbers.
 
@@ -63,6 +67,11 @@ class Copy(NamedTuple):
         """The entries that stay adjacent in memory [elements]."""
         last = len(self.sizes) - 1
         return self.sizes[last] if self.sizes and self.order[-1] == last else 1
+
+
+def clip(count: Any) -> Any:
+    """Return a count of elements or operations as a float of at most `BEYOND`; floats and arrays stay as they are."""
+    return float(min(count, BEYOND)) if isinstance(count, int) else count
 
 
 def find_copy(order: Sequence[T], wanted: Sequence[T], size: Callable[[T], int]) -> Copy:
@@ -119,7 +128,7 @@ class Machine:
 
         A step of two operands and each gradient count as one matrix product; a step of one operand as one pass.
         """
-        work = Work(*(float(min(each, _BEYOND)) if isinstance(each, int) else each for each in work))
+        work = Work(*map(clip, work))
         others = np.maximum(1, work.right), work.left, work.result
         rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
         batch = work.operations / (rows * columns * summed)
@@ -138,6 +147,7 @@ class Machine:
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
         """Return the time of a batch of matrix products in one kernel, whichever matrices are transposed [s]."""
+        batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
         sides = (rows + self.half_rows) * self._reach(columns)
         turned = (columns + self.half_rows) * self._reach(rows)  # one vector: either side may be the rows
         sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, turned), sides)
@@ -154,6 +164,7 @@ class Machine:
 
         Source: mm_mat1_grad and mm_mat2_grad in torch/csrc/autograd/FunctionsManual.cpp of PyTorch.
         """
+        batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
         of_left, of_right = ((np.asarray(batch) <= 1) & turned for turned in (left_turned, right_turned))
         left = self.product(
             batch,
@@ -180,11 +191,11 @@ class Machine:
 
     def rearrange(self, copy: Copy) -> float:
         """Return the time of one copy [s]."""
-        return float(self.copy(copy.elements, copy.run))
+        return float(self.copy(clip(copy.elements), clip(copy.run)))
 
     def elementwise(self, *elements: Any, written: Any = 0) -> Any:
         """Return the time of a kernel that passes once over values of these sizes and writes a new one [s]."""
-        return sum(map(self.pass_over, elements)) + self.write(written) + self.seconds_per_kernel
+        return sum(map(self.pass_over, map(clip, elements))) + self.write(clip(written)) + self.seconds_per_kernel
 
     def pass_over(self, elements: Any) -> Any:
         """Return the time to read a value once, or to write one into memory that is not new [s]."""
@@ -204,8 +215,6 @@ class Machine:
         return np.hypot(columns, _TWICE * self.half_columns)
 
 
-_BEYOND = 10**100
-"""Larger counts of elements or operations are cut to this, because a float overflows beyond about 10**308."""
 _BY_RUN = 0.7
 """The measured exponent by which reading for a copy gets slower as runs get shorter."""
 _TWICE = 3**0.5

@@ -68,7 +68,13 @@ class PerStep:
         return np.array(prices, dtype=np.float64).reshape(columns[0].shape)
 
     def _price(self, work: Work) -> float:
-        price: object = self.function(work)
+        try:
+            price: object = self.function(work)
+        except OverflowError:
+            raise PlanError(
+                "minimize computes with floats, and a step here has more operations or elements than a float holds\n"
+                "  make its numbers smaller first: min(work.operations, 10**100)"
+            ) from None
         is_number = isinstance(price, int | float | np.number) and not isinstance(price, bool) and price < _HIGHEST
         if not is_number or not 0 <= float(price) < inf:  # type: ignore[arg-type]
             raise PlanError(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -30,8 +30,12 @@ MOST_RECONFIGURED = 2000
 """Trees of at most this many tensors are improved subtree by subtree; larger ones are annealed only."""
 MANY = 1000
 """With more tensors than this, fewer orders are drawn in proportion."""
+MANY_LEGS = 8
+"""Networks of more indices than this per tensor are dense."""
 MOST_SAMPLED = 5000
 """Cotengra draws greedy orders for at most this many tensors: with 2^14 pairs to choose from it turns quadratic."""
+MOST_ORDERS = 3
+"""The most orders of one trial."""
 _MOVES = 150_000
 _STEPS = 20
 
@@ -86,7 +90,8 @@ def check_partitioner(name: str) -> None:
 
 def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
     """The best of some random greedy orders."""
-    return _pairs(_greedy_path(graph, samples, seed), len(graph.legs))
+    (order,) = _attempt(graph, lambda each: (_pairs(_greedy_path(each, samples, seed), len(graph.legs)),))
+    return order
 
 
 def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
@@ -94,6 +99,24 @@ def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
 
     Even trials draw greedy orders, odd ones partition the network from the top.
     """
+    return _attempt(graph, lambda each: _propose(each, trial))
+
+
+def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Order, ...]]) -> tuple[Order, ...]:
+    """The orders that cotengra proposes; our own greedy one where it proposes none.
+
+    Cotengra raises errors of its own where a count is larger than a float, or where it partitions what shares no index.
+    So it is asked again about a network whose sizes are the logarithms of these.
+    """
+    logarithms = {i: size.bit_length() for i, size in graph.sizes.items()}
+    for each in (graph, replace(graph, sizes=logarithms)):
+        with suppress(Exception):
+            return propose_orders(each)
+    return (_pairs(join_greedily(graph.legs, graph.output, graph.sizes), len(graph.legs)),)
+
+
+def _propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
+    """The orders of one trial, or any error of cotengra."""
     seed, count = trial.seed + trial.number, len(graph.legs)
     with _seeded(seed):
         path = _greedy_path(graph, trial.samples, seed) if _is_greedy(trial, count) else _partition_path(graph, trial)
@@ -106,17 +129,27 @@ def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
 def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
     """An order with the indices to slice until no value is larger than the limit, the tree rearranged in between.
 
-    The tree is annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
-    Odd trials choose all indices anew at each temperature, which is slower and mostly better; even ones keep most.
+    Where cotengra finds none, as it fails once nothing is left to slice, the order in hand stands with no index.
     """
     seed = trial.seed + trial.number
-    with _seeded(seed):
-        tree = _tree(cut.graph, cut.order)
-        tree = _annealed(tree, seed, target_size=cut.limit, slice_mode="reslice" if trial.number % 2 else "basic")
-        tree = _reconfigured(tree)
-        if tree.max_size() > cut.limit:
-            tree = tree.slice(target_size=cut.limit, seed=seed)
-        return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
+    try:
+        with _seeded(seed):
+            return _cut_annealed(cut, seed, "reslice" if trial.number % 2 else "basic")
+    except Exception:  # it has no errors of its own: here ValueError and KeyError of Python's come through
+        return cut.order, ()
+
+
+def _cut_annealed(cut: Cut, seed: int, mode: Literal["basic", "reslice"]) -> tuple[Order, tuple[int, ...]]:
+    """An order annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
+
+    The mode ``reslice`` chooses all indices anew at each temperature, which is slower and mostly better; ``basic``
+    keeps most.
+    """
+    tree = _tree(cut.graph, cut.order)
+    tree = _reconfigured(_annealed(tree, seed, target_size=cut.limit, slice_mode=mode))
+    if tree.max_size() > cut.limit:
+        tree = tree.slice(target_size=cut.limit, seed=seed)
+    return _pairs(tree.get_ssa_path(), len(cut.graph.legs)), tuple(sorted(tree.sliced_inds))
 
 
 def _is_greedy(trial: Trial, count: int) -> bool:
@@ -126,9 +159,15 @@ def _is_greedy(trial: Trial, count: int) -> bool:
 def _greedy_path(graph: Hypergraph, samples: int, seed: int) -> Any:
     if len(graph.legs) > MOST_SAMPLED:
         return join_greedily(graph.legs, graph.output, graph.sizes)
-    repeats = max(1, samples * MANY // max(MANY, len(graph.legs)))
+    repeats = max(1, samples * MANY // max(MANY, _weight(graph)))
     greedy = cotengra.RandomGreedyOptimizer(max_repeats=repeats, seed=seed, parallel=False, accel=False)
     return greedy.ssa_path(graph.legs, graph.output, graph.sizes)
+
+
+def _weight(graph: Hypergraph) -> int:
+    """The number of tensors on few indices that a greedy order takes as long for."""
+    count, mentions = len(graph.legs), sum(map(len, graph.legs))
+    return max(count, mentions**3 // (150 * count**2))
 
 
 def _partition_path(graph: Hypergraph, trial: Trial) -> Any:
@@ -163,7 +202,11 @@ def _tree(graph: Hypergraph, path: Iterable[tuple[int, ...]]) -> Any:
 
 
 def _reconfigured(tree: Any) -> Any:
-    return tree.subtree_reconfigure() if tree.N <= MOST_RECONFIGURED else tree
+    """A tree improved subtree by subtree; by smaller ones in a dense network, where each takes longer."""
+    if tree.N > MOST_RECONFIGURED:
+        return tree
+    is_dense = sum(map(len, tree.inputs)) > MANY_LEGS * tree.N
+    return tree.subtree_reconfigure(subtree_size=6 if is_dense else 8)
 
 
 def _annealed(tree: Any, seed: int, **slicing: Any) -> Any:

@@ -34,7 +34,10 @@ StepKind = Literal["read", "sum", "contract", "mul", "conv"]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One merged term between barriers: accesses, and the indices its result keeps."""
+    """One merged term between barriers: accesses, and the indices its result keeps.
+
+    Every leg of an access is as `bare_leg` makes it, so that what searches, slices, writes and loads it sees the same.
+    """
 
     accesses: tuple[Access, ...]
     legs: tuple[Index, ...]
@@ -206,14 +209,20 @@ def is_unit(index: Index) -> bool:
 
 
 def bare_legs(access: Access) -> tuple[Leg, ...]:
-    """The legs of an access without its unit indices."""
-    legs: list[Leg] = []
-    for leg in access.legs:
-        if isinstance(leg, Read):
-            legs.append(plain_leg(with_terms(leg, tuple(term for term in leg.terms if not is_unit(term[1])))))
-        elif not is_unit(leg):
-            legs.append(leg)
-    return tuple(legs)
+    """The legs of an access of a region without its unit indices."""
+    return tuple(leg for leg in access.legs if not (isinstance(leg, Index) and is_unit(leg)))
+
+
+def bare_leg(leg: Leg) -> Leg:
+    """Return a leg as regions have it: a read lacks unit indices, and is the index where it only names one."""
+    if not isinstance(leg, Read):
+        return leg
+    read = with_terms(leg, tuple(term for term in leg.terms if not is_unit(term[1])))
+    if len(read.terms) == 1 and read.offset == 0:
+        coefficient, index = read.terms[0]
+        if coefficient == 1 and is_same(read.leg.size, index.size):
+            return index
+    return read
 
 
 def leg_size(leg: Leg) -> sympy.Expr:
@@ -241,15 +250,6 @@ def with_terms(read: Read, terms: tuple[tuple[int, Index], ...]) -> Read:
     if terms or not read.wrap:
         return replace(read, terms=terms)
     return Read(read.leg, (), sympy.Mod(read.offset, read.leg.size))
-
-
-def plain_leg(leg: Leg) -> Leg:
-    """A leg; the index itself where a read only names one of the leg's own size."""
-    if isinstance(leg, Read) and len(leg.terms) == 1 and leg.offset == 0:
-        coefficient, index = leg.terms[0]
-        if coefficient == 1 and is_same(leg.leg.size, index.size):
-            return index
-    return leg
 
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from tngraph.errors import PlanError
 from tngraph.language.network import LONGEST_NAME, Access, Core, Equation, Index, Leg, Network, Read, Term
 from tngraph.language.sizes import is_same
-from tngraph.planning.region import Region, is_unit, plain_leg, with_terms
+from tngraph.planning.region import Region, bare_leg, is_unit, with_terms
 
 MOST_TERMS = 16
 """Distributing a product over sums stops before an equation has more terms than this."""
@@ -255,7 +255,7 @@ def clean_term(
     find = _merge_deltas(deltas, legs)
     renaming = {i: find(i) for a in term.accesses for i in a.indices}
     renamed = [rename(access, renaming) for access in others]
-    accesses = [replace(access, legs=tuple(map(plain_leg, access.legs))) for access in renamed]
+    accesses = [replace(access, legs=tuple(map(bare_leg, access.legs))) for access in renamed]
     standing = {i for access in accesses for i in access.indices}
     for delta in deltas:
         kept = rename(delta, renaming)

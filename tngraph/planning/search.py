@@ -18,7 +18,16 @@ from tngraph.errors import PlanError
 from tngraph.planning.exact import MOST_LEAVES, prove_order
 from tngraph.planning.objectives import Price
 from tngraph.planning.pinning import Pin
-from tngraph.planning.proposals import Hypergraph, Partitioner, Trial, check_partitioner, propose, propose_greedy
+from tngraph.planning.proposals import (
+    MOST_ORDERS,
+    Hypergraph,
+    Partitioner,
+    Trial,
+    check_partitioner,
+    propose,
+    propose_greedy,
+)
+from tngraph.planning.reducing import find_components, join_alike, multiply_out, project
 from tngraph.planning.refining import refine_order
 from tngraph.planning.region import ContractionTree, Topology, Value
 from tngraph.planning.trees import Order, build_tree, order_cost
@@ -28,6 +37,10 @@ DEFAULT_TRIALS = 4
 """The trials of a search that was given neither trials nor seconds."""
 PAYS = 200
 """From this many tensors on, a search uses every core unless it is told how many: a worker takes a second to start."""
+
+MOST_KEPT = 4
+"""So many networks have their proposals kept, those asked for last."""
+_proposed: dict[object, list[tuple[int, Order] | None]] = {}
 
 Progress = Callable[[int, int | None, Price], None]
 
@@ -91,6 +104,28 @@ def find_order(
         known: orders found before; one of them is a start that needs no proposals.
         proposes: ask for proposals all the same where no proof follows.
     """
+    if len(topology.leaves) <= MOST_LEAVES or topology.reads or topology.unfit:
+        return _find_connected(topology, search, known, proposes)
+    reduction = join_alike(topology)
+    order, is_proven = _find_rest(reduction.rest, search, [reduction.project(each) for each in known], proposes)
+    return reduction.complete(order), is_proven
+
+
+def _find_rest(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+    """The best order found for what cannot be joined ahead: its parts one by one, where values may be of any size."""
+    components = find_components(topology)
+    if len(components) == 1 or topology.pricing.most_elements is not None:
+        return _find_connected(topology, search, known, proposes)
+    orders: list[Order] = []
+    for component in components:
+        part = topology.part([topology.leaves[k] for k in component])
+        within = [project(order, component, len(topology.leaves)) for order in known]
+        orders.append(_find_connected(part, search, within, proposes)[0])
+    return refine_order(topology, multiply_out(topology, components, orders)), False
+
+
+def _find_connected(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+    """The best order found for a region as it is."""
     graph = hypergraph(topology)
     is_large = len(graph.legs) > MOST_LEAVES
     orders = list(known)
@@ -114,8 +149,9 @@ def search_tree(topology: Topology, search: Search) -> ContractionTree:
 def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = None) -> Hypergraph:
     """An ordinary network over a region's leaves, or over groups of them that are joined already."""
     groups = [[leaf] for leaf in topology.leaves] if groups is None else groups
-    output = tuple(i for i, kept in enumerate(topology.is_output) if kept)
-    return Hypergraph(tuple(_legs_above(topology, g) for g in groups), output, dict(enumerate(topology.sizes)))
+    held = [i for i, holders in enumerate(topology.holders) if holders]
+    output = tuple(i for i in held if topology.is_output[i])
+    return Hypergraph(tuple(_legs_above(topology, g) for g in groups), output, {i: topology.sizes[i] for i in held})
 
 
 def parallel_for(search: Search, graph: Hypergraph) -> Parallel:
@@ -197,10 +233,26 @@ def _small_orders(graph: Hypergraph, search: Search) -> Found:
 
 
 def _large_orders(graph: Hypergraph, search: Search) -> Found:
+    """The orders of all trials; those of the last few networks are kept, for they are the same under any objective."""
+    key = graph.legs, graph.output, *graph.sizes.items(), replace(search, parallel=None, progress=None)
+    if key in _proposed:
+        yield from _proposed[key]
+        return
+    orders: list[tuple[int, Order] | None] = []
+    for each in _run_trials(graph, search):
+        orders.append(each)
+        yield each
+    if search.seconds is None:
+        while len(_proposed) >= MOST_KEPT:
+            del _proposed[next(iter(_proposed))]
+        _proposed[key] = orders
+
+
+def _run_trials(graph: Hypergraph, search: Search) -> Found:
     with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
         for trial, orders in results:
             for k, order in enumerate(orders):
-                yield trial.number * len(orders) + k, order
+                yield trial.number * MOST_ORDERS + k, order
             yield None
 
 

@@ -146,7 +146,7 @@ def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     windows = {**window_names(before.network), **window_names(after.network)}
     steps = [_list_steps(regime, each) for regime, each in zip(regimes, numbers, strict=True)]
     rows = [
-        {label: (expr, number, unit) for label, expr, number, unit in count_rows(plan, regime, each)}
+        {label: (expr, number, unit) for label, expr, number, unit, _ in count_rows(plan, regime, each)}
         for plan, regime, each in zip(plans, regimes, numbers, strict=True)
     ]
     return PlanDifference(

@@ -30,7 +30,7 @@ from tngraph.kernels.cost import (
 )
 from tngraph.kernels.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
 from tngraph.kernels.kernels import Kernels, write_kernels
-from tngraph.kernels.memory import Memory, generic_sizes, trace_memory
+from tngraph.kernels.memory import Memory, MemoryFormulas, find_cases, fix_sizes, generic_sizes, trace_memory
 from tngraph.kernels.schedule import Block, Operation, Schedule, Stage, write_schedule
 from tngraph.language.network import Network
 from tngraph.language.sizes import symbol
@@ -44,7 +44,7 @@ from tngraph.plans.saving import save_plan
 from tngraph.plans.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
-"""The counts whose formulas hold at all sizes. Formulas of a call's memory hold only where no size is 1."""
+"""The counts of a regime whose one formula holds at all sizes. The formulas of a call's memory have cases."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +90,7 @@ class Regime:
 
     @cached_property
     def _lines(self) -> Folded:
-        whole = write_kernels(self.network, self.stages, self.whole, self.sizes)
+        whole = write_kernels(self.network, self.stages, self.whole, self.sizes, self.split.folded)
         if self.goal.mode != "serve":
             return Folded(whole, Folding())
         return fold_kernels(whole, self.split, self.network, self.goal.most_folded, self.sizes)
@@ -169,18 +169,36 @@ class Regime:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most that a call without gradients holds at once (see `trace_memory`), where no size is 1 [bytes]."""
-        return self._memory.peak_formula
+        """The most that a call without gradients holds at once (see `trace_memory`), by cases of sizes of 1 [bytes]."""
+        return self._by_cases("peak")
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """Memory that autograd keeps for the requested gradients, where no size is 1 [bytes]."""
-        return self._memory.saved_formula
+        """Memory that autograd keeps for the requested gradients, by cases of sizes of 1 [bytes]."""
+        return self._by_cases("saved")
 
     @cached_property
-    def _memory(self) -> Memory:
+    def moves(self) -> sympy.Expr:
+        """Memory that a call copies to change the order of axes, by cases of sizes of 1 [bytes]."""
+        return self._by_cases("moves")
+
+    def _by_cases(self, name: str) -> sympy.Expr:
+        """Return a formula by cases of sizes of 1 in which the general one does not hold, the most special case first."""
+        pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
+        for fixed, formulas in self._cases:
+            formula = getattr(formulas, name)
+            general = next((each for other, each in pieces if other.items() <= fixed.items()), None)
+            if general is None or fix_sizes(general, fixed) != formula:
+                pieces.insert(0, (fixed, formula))
+        return sympy.Piecewise(*((formula, _condition(fixed)) for fixed, formula in pieces))
+
+    @cached_property
+    def _cases(self) -> tuple[tuple[Mapping[str, int], MemoryFormulas], ...]:
+        """The memory formulas of a call for every case of fixed sizes, from none fixed to most fixed."""
         tiles = [tree.tile for tree in self.trees if tree.tile is not None]
-        return self.memory(generic_sizes(self.network, self.sizes, tiles))
+        fixed_sizes = find_cases(self.network)
+        cases = [(fixed, generic_sizes(self.network, self.sizes, tiles, fixed)) for fixed in fixed_sizes]
+        return tuple((fixed, self.memory(numbers).formulas(fixed)) for fixed, numbers in cases)
 
     def memory(self, numbers: Mapping[str, int], itemsize: int | None = None) -> Memory:
         """Return the memory a call holds, exact at any sizes, even where a size is 1 or two sizes happen to be equal.
@@ -190,11 +208,6 @@ class Regime:
             itemsize: of one number; when absent, the request's [bytes].
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
-
-    @cached_property
-    def moves(self) -> sympy.Expr:
-        """Memory that a call copies to change the order of axes, where no size is 1 [bytes]."""
-        return self._memory.moves_formula
 
     def seconds(self, numbers: Mapping[str, int], machine: Machine | None = None) -> float:
         """Return the predicted time of a call, in training with its backward pass, by the model of a machine [s].
@@ -239,6 +252,11 @@ class Regime:
 
     def __hash__(self) -> int:
         return hash((self.network, self.stages, tuple(self.sizes.items()), self.low, self.high))
+
+
+def _condition(fixed: Mapping[str, int]) -> sympy.Basic:
+    """Return the condition that some sizes have these values."""
+    return sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,17 +362,17 @@ class Plan:
 
     @cached_property
     def peak(self) -> sympy.Expr:
-        """The most that a call without gradients holds at once, where no size is 1 [bytes]."""
+        """The most that a call without gradients holds at once, by cases of sizes of 1 [bytes]."""
         return self._formula("peak")
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """Memory that autograd keeps for the requested gradients, where no size is 1 [bytes]."""
+        """Memory that autograd keeps for the requested gradients, by cases of sizes of 1 [bytes]."""
         return self._formula("saved")
 
     @cached_property
     def moves(self) -> sympy.Expr:
-        """Memory that a call copies to change the order of axes, where no size is 1 [bytes]."""
+        """Memory that a call copies to change the order of axes, by cases of sizes of 1 [bytes]."""
         return self._formula("moves")
 
     @cached_property

@@ -12,7 +12,7 @@ from tngraph.kernels.cost import evaluate_count, volume, work_unit
 from tngraph.kernels.schedule import Operation
 from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
-from tngraph.language.sizes import symbol
+from tngraph.language.sizes import find_case, symbol
 from tngraph.planning.machine import Machine
 from tngraph.planning.objectives import Goal, Rate, Weighted
 from tngraph.planning.region import ContractionTree, legs_size
@@ -115,11 +115,10 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    for label, expr, number, unit in count_rows(plan, regime, numbers):
-        shown = format_formula(expr.xreplace(windows))
-        is_exact = number == evaluate_count(expr, numbers)
-        formula = f" = {shown}" if is_exact else f", and {shown} where no size is 1"
-        yield f"  {label:<12} {number:,} [{unit}]" + ("" if expr.is_Integer and is_exact else formula)
+    for label, expr, number, unit, condition in count_rows(plan, regime, numbers):
+        shown = f" = {format_formula(expr.xreplace(windows))}{_format_condition(condition)}"
+        is_formula = not expr.is_Integer and number == evaluate_count(expr, numbers)
+        yield f"  {label:<12} {number:,} [{unit}]{shown if is_formula else ''}"
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
@@ -140,6 +139,12 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
     if len(plan.regimes) > 1:
         yield from format_regimes(plan, regime)
+
+
+def _format_condition(condition: sympy.Basic) -> str:
+    """Return the only sizes that a formula holds for, as `` where batch = 1``."""
+    fixed = sorted(f"{size} = {number}" for size, number in (each.args for each in condition.atoms(sympy.Eq)))
+    return f" where {', '.join(fixed)}" if fixed else ""
 
 
 def _describe_proof(plan: Plan, regime: Regime) -> str:
@@ -188,12 +193,15 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 
 
-def count_rows(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[tuple[str, sympy.Expr, int, str]]:
-    """Yield the totals of a regime: label, formula, value at these sizes, unit."""
+def count_rows(
+    plan: Plan, regime: Regime, numbers: Mapping[str, int]
+) -> Iterable[tuple[str, sympy.Expr, int, str, sympy.Basic]]:
+    """Yield the totals of a regime: label, formula, value at these sizes, unit, and where the formula holds."""
     memory = regime.memory(numbers)
     exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
     for label, expr, unit in _counts(plan, regime):
-        yield label, expr, exact.get(label, evaluate_count(expr, numbers)), unit
+        case, condition = find_case(expr, numbers)
+        yield label, case, exact[label] if label in exact else evaluate_count(case, numbers), unit, condition
 
 
 def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:

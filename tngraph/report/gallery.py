@@ -257,8 +257,10 @@ table, and `tngraph families mpo` one entry.
   more, and a layer pads. Families that pair rows with columns have as many of each; an index of size 1 fills up.
 - **Ranks.** One number for all bonds, or a list. A rank beyond what can matter is cut, and a `tg.RankWarning` names its
   bond. A rank may be the name of a size, and is a symbol in the counts then.
-- **Starting.** A weight starts with the variance 1/(3·fan-in) that `torch.nn.Linear` gives; circuits start orthogonal,
-  deep ones so that no activation silences them. Circuits are scaled for the default values of named sizes.
+- **Starting.** A weight starts with the variance 1/(3·fan-in) that `torch.nn.Linear` gives, exactly where no activation
+  is inside, so that normal inputs have outputs of standard deviation 0.58; padded rows are no inputs. Circuits start
+  orthogonal, deep ones so that no activation silences them, and are scaled for the default values of named sizes.
+  `quanta`, `btt` and `ntt` start by the rules of their papers: see there.
 
 ## Ranks for a budget
 

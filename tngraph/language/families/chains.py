@@ -115,6 +115,10 @@ def tied_ring(w: Weight, bond: Rank = sympy.Integer(4)) -> Expression:
 
 
 def _check_equal(w: Weight, sites: Sequence[Legs]) -> None:
+    if not sites:
+        raise NetworkError(
+            f"tied_ring has no site for its core: {w.name!r} is all window", "give it rows or columns", at=w.name
+        )
     for site, other in pairwise(sites):
         if not all(is_same(w.size(a), w.size(b)) for a, b in zip(site, other, strict=True)):
             raise NetworkError(

@@ -91,29 +91,36 @@ def _layer(
     because they never matter.
     """
     last = {position: k for k, positions in enumerate(wall) for position in positions}
-    current, factors = list(wires), list[Expression]()
+    current, factors, constant = list(wires), list[Expression](), list[Position]()
     for k, positions in enumerate(wall):
         if layout == "brick" and any(current[p] is not None for p in positions):
             for p in positions:
                 if current[p] is None:
                     leg = current[p] = w.index(f"v{p + 1}", w.size(outs[p]))
                     factors.append(w.vector(leg))
+                    constant.append(leg)
         ins = tuple(wire for p in positions if (wire := current[p]) is not None)
+        moving = tuple(wire for wire in ins if wire not in constant)
         for p in positions:
             inner = w.size(outs[p]) if bond is None else bond
             current[p] = outs[p] if last[p] == k else w.index(f"{name}{k + 1}_{p + 1}", inner)
         results = tuple(wire for p in positions if (wire := current[p]) is not None)
-        factors.append(_gate(w, f"{name}{k + 1}", ins, results, gain))
+        factors.append(_gate(w, f"{name}{k + 1}", ins, results, gain, moving))
     return factors
 
 
-def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None) -> Expression:
-    """Return a gate that multiplies the spread of its input by ``gain``, or starts near the identity without one."""
+def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None, moving: Legs | None = None) -> Expression:
+    """Return a gate that multiplies the spread of its input by ``gain``, or starts near the identity without one.
+
+    The entries of an orthogonal matrix have the variance 1 over its larger side. An output sums over only the inputs
+    that are ``moving``, since a constant vector has a single entry that is not zero.
+    """
     if gain is None:
         return w.param(name, *ins, *outs, init=("near_eye", 0.1))
     if not ins:
         return w.param(name, *outs, init=("signs", gain))
-    wider = max(1.0, w.known(w.volume(outs)) / w.known(w.volume(ins)))
+    larger = max(w.known(w.volume(ins)), w.known(w.volume(outs)))
+    wider = larger / w.known(w.volume(ins if moving is None else moving))
     return w.param(name, *ins, *outs, init=("orthogonal", gain * wider**0.5))
 
 
@@ -237,6 +244,8 @@ def quanta(w: Weight, gates: Pairs = (), base: Flag = False) -> Expression:
         (--g2-)         a gate has as many entries as the square of its axes' sizes
         (g3)  |
         o1 o2 o3
+
+    It starts as an orthogonal map: its entries have the variance 1 over the larger number of features.
 
     Args:
         gates: the axes of each gate, counted from 1, in order; every pair, the last axes first, when absent.

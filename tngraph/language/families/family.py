@@ -62,6 +62,7 @@ class Family:
         is_paired: true if it has as many rows as columns.
         has_window: true if it can be the kernel of a convolution.
         is_tied: true if all its rows have one size, and all its columns too.
+        has_core: true if one core has a leg for every row and column, so that more modes can mean more params.
     """
 
     make: Callable[..., Expression]
@@ -71,6 +72,7 @@ class Family:
     is_paired: bool = True
     has_window: bool = True
     is_tied: bool = False
+    has_core: bool = False
 
     @property
     def name(self) -> str:
@@ -184,6 +186,7 @@ class Family:
         kernel: Modes = (),
         *,
         groups: Mode = 1,
+        fan_in: int | None = None,
         sizes: Mapping[str, int] | None = None,
         **options: Any,
     ) -> Network:
@@ -193,7 +196,7 @@ class Family:
 
         Args: as for calling the family.
         """
-        assembly = _Assembly(self, rows, columns, kernel, groups, sizes)
+        assembly = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
         weight = assembly.weight("W")
         product = self.build(weight, options)
         weight.spread(product)
@@ -214,6 +217,7 @@ class Family:
         groups: Mode = 1,
         bias: bool = False,
         function: Call | None = None,
+        fan_in: int | None = None,
         sizes: Mapping[str, int] | None = None,
         **options: Any,
     ) -> Network:
@@ -229,6 +233,8 @@ class Family:
             groups: the number of groups of channels.
             bias: add a param ``bias[columns]``.
             function: a pointwise function of the result.
+            fan_in: the number of inputs that one output sums over, if rows are padded with zeros. The initial variance
+                depends on it.
             sizes: names of sizes with their values, which modes and ranks may use: ``bond="D", sizes={"D": 4}``.
             options: the options of the family.
 
@@ -238,7 +244,7 @@ class Family:
         Raises:
             NetworkError: the family does not accept these options or modes.
         """
-        assembly = _Assembly(self, rows, columns, kernel, groups, sizes)
+        assembly = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
         return assembly.layer(options, (stride, padding, dilation), bias, function)
 
 
@@ -253,8 +259,9 @@ class _Assembly:
         kernel: Modes,
         groups: Mode,
         sizes: Mapping[str, int] | None,
+        fan_in: int | None,
     ) -> None:
-        self.family, self.builder = family, Builder(family.name)
+        self.family, self.builder, self.fan_in = family, Builder(family.name), fan_in
         for name, value in (sizes or {}).items():
             self.builder.size(name, value)
         self.rows, self.columns = self._indices("i", rows), self._indices("o", columns)
@@ -269,10 +276,10 @@ class _Assembly:
         return tuple(self.builder.index(f"{letter}{k}", _size(self.builder, m)) for k, m in enumerate(every, 1))
 
     def weight(self, name: str) -> Weight:
-        columns = self.group + self.columns
-        return Weight(
-            self.builder, name, self.family.name, self.rows, columns, self.kernel, is_grouped=bool(self.group)
-        )
+        columns, is_grouped = self.group + self.columns, bool(self.group)
+        made = Weight(self.builder, name, self.family.name, self.rows, columns, self.kernel, is_grouped=is_grouped)
+        made.inputs = self.fan_in
+        return made
 
     def layer(
         self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
@@ -299,7 +306,10 @@ class _Assembly:
             weight.source = source
             total = self.family.build(weight, options)
         else:
-            total = read * builder.equation("W", weight.legs, self.family.build(weight, options))
+            product = self.family.build(weight, options)
+            if self.fan_in is not None:  # else the rule for params that say no start sees it in the input
+                weight.spread(product)
+            total = read * builder.equation("W", weight.legs, product)
         if bias:
             total = total + builder.param("bias", *self.group, *self.columns)
         y = builder.equation("y", left, total, function)

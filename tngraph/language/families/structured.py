@@ -37,7 +37,7 @@ def butterfly(w: Weight) -> Expression:
     Source: Dao et al., arXiv 1903.05895. It starts with random signs, as a Hadamard matrix in scrambled order.
     """
     count = max(len(w.rows), 1)
-    size = (3.0 * w.known(w.volume(w.rows))) ** (-0.5 / count)
+    size = (3.0 * w.fan_in) ** (-0.5 / count)
     return _blocks(w, [()] * (count - 1), lambda *_: ("signs", size))
 
 
@@ -49,8 +49,7 @@ def monarch(w: Weight) -> Expression:
     Source: Dao et al., arXiv 2204.00595.
     """
     (k, p), (s, q) = _split(w, 2, "rows (k, p) and columns (s, q)")
-    first = w.param("w1", k, q, p, init=_scaled(w, (p,), (q,)))
-    return first * w.param("w2", q, s, k, init=_scaled(w, (k,), (s,)))
+    return w.param("w1", k, q, p) * w.param("w2", q, s, k)
 
 
 def einsum(w: Weight, rank: Rank = sympy.Integer(1)) -> Expression:
@@ -68,8 +67,7 @@ def einsum(w: Weight, rank: Rank = sympy.Integer(1)) -> Expression:
     """
     (g, b, a), (f, d, e) = _split(w, 3, "rows (g, b, a) and columns (f, d, e)")
     r = w.bond("r", rank)
-    first = w.param("A", f, d, r, g, a, init=_scaled(w, (a,), (d, r)))
-    return first * w.param("B", f, e, r, g, b, init=_scaled(w, (r, g, b), (e,)))
+    return w.param("A", f, d, r, g, a) * w.param("B", f, e, r, g, b)
 
 
 def _split(w: Weight, count: int, shape: str) -> tuple[Legs, Legs]:

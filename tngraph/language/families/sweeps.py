@@ -15,7 +15,7 @@ def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "rel
         x -(g1)- relu -(g2)- relu -(g3)- y              y[batch, o1, o2, o3] = ntt(x, bond=8)
 
     The order of the cores is part of the function. A convolution's window is one more core at the end of the sweep;
-    what it reads outside the feature map is zero.
+    what it reads outside the feature map is zero. A core starts with the variance 1/fan-in: over what it sums at once.
 
     Args:
         bond: the bond dimension, one for all bonds or one each.

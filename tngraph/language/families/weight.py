@@ -49,6 +49,7 @@ class Weight:
         source: the tensor that a map (as ``ntt``) is applied to; None for a weight.
         is_grouped: true if the first column is the group of a grouped convolution, which pairs with no row.
         is_ranked: true if the caller chose ranks, who is then warned if one is cut. Defaults are cut silently.
+        inputs: the number of inputs that one output sums over, if padding makes the rows more; else None.
     """
 
     builder: Builder
@@ -60,6 +61,7 @@ class Weight:
     source: Factor | None = None
     is_grouped: bool = False
     is_ranked: bool = False
+    inputs: int | None = None
     _count: int = field(default=0)
 
     @property
@@ -141,7 +143,7 @@ class Weight:
     @property
     def fan_in(self) -> int:
         """The number of inputs that one output sums over."""
-        return self.known(self.volume(self.rows + self.kernel))
+        return self.inputs or self.known(self.volume(self.rows + self.kernel))
 
     def spread(self, product: Expression) -> None:
         """Initialise cores of a product that lack it, so that the product has a dense layer's variance, 1/(3·fan-in).
