@@ -183,7 +183,7 @@ class Regime:
         return self._by_cases("moves")
 
     def _by_cases(self, name: str) -> sympy.Expr:
-        """Return a formula by cases of sizes of 1 in which the general one does not hold, the most special case first."""
+        """Return a formula with cases of sizes of 1 for which the general one does not hold, most special first."""
         pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
         for fixed, formulas in self._cases:
             formula = getattr(formulas, name)
