@@ -110,7 +110,9 @@ class Product:
     mode: str = "infer"
     frozen: tuple[str, ...] = ()
     deltas: tuple[str, ...] = ()
-    made: dict[tuple[Value, Value], tuple[Value, Step] | None] = field(default_factory=dict, compare=False, repr=False)
+    made: dict[tuple[Value, Value], tuple[Value, tuple[Step, ...]] | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
     ways: dict[Value, list[Value]] = field(default_factory=dict, compare=False, repr=False)
 
     # ------------------------------------------------------------------------------------ as a network
@@ -207,8 +209,8 @@ class Product:
 
     # ------------------------------------------------------------------------------------ what a step does
 
-    def join(self, left: Value, right: Value) -> tuple[Value, Step] | None:
-        """What joining two values makes, or None where a window has to be laid out first."""
+    def join(self, left: Value, right: Value) -> tuple[Value, tuple[Step, ...]] | None:
+        """What joining two values makes and how it may, or None where a window has to be laid out first."""
         key = left, right
         if key not in self.made:
             self.made[key] = self._join(left, right) if self._may_join(left, right) else None
@@ -226,15 +228,37 @@ class Product:
                     return False
         return True
 
-    def _join(self, left: Value, right: Value) -> tuple[Value, Step]:
+    def _join(self, left: Value, right: Value) -> tuple[Value, tuple[Step, ...]]:
         raw = Value(left.below | right.below, left.opened | right.opened)
         still = self.folded(Value(raw.below, frozenset()))
         result = Value(raw.below, raw.opened.intersection(still))
         involved = self.plain(left) | self.plain(right) | self.plain(result)
         spans = [self.span(number, rest) for number, rest in self.folded(result).items()]
         work = volume([*(self.sizes[name] for name in involved), *spans])
-        sizes = (self.elements(value) for value in (left, right, result))
-        return result, Step(work, *sizes, self.takes_gradient(left), self.takes_gradient(right))
+        sizes = tuple(self.elements(value) for value in (left, right, result))
+        grads = self.takes_gradient(left), self.takes_gradient(right)
+        steps = [Step(work, *sizes, *grads)]
+        if self.may_spread(left, right, result):
+            plain = [self.sizes[name] for name in self.plain(left) | self.plain(right)]
+            spans = [self.span(n, rest) for side in (left, right) for n, rest in self.folded(side).items()]
+            steps.append(Step(volume([*plain, *spans]), *sizes, *grads))
+        return result, tuple(steps)
+
+    def may_spread(self, left: Value, right: Value, result: Value) -> bool:
+        """Whether every position of a window may be sent to the results that read it, for each value of the index met.
+
+        That is so where it has a place in all of them: what moves the window still moves it by one. All windows that
+        take an index are on one side.
+        """
+        still = self.folded(result)
+        taken = [{n for n, rest in self.folded(side).items() if still.get(n) != rest} for side in (left, right)]
+        if all(taken) or not any(taken):
+            return False
+        rests = [
+            [c for c, name in self.windows[n][1].terms if self.is_alive(name, result.below)]
+            for n in taken[0] | taken[1]
+        ]
+        return all(gcd(*rest) == 1 for rest in rests)
 
     def takes_gradient(self, value: Value) -> int:
         """1 where a gradient flows to a value in training."""
@@ -284,9 +308,10 @@ class Product:
         for one, other, a, b in self.pairs(left, right):
             joined = self.join(a, b)
             if joined is not None:
-                own = ZERO if self.is_free(joined[0]) else price(joined[1])
                 lines = found.setdefault(joined[0], set())
-                lines |= {add(own, add(first, second)) for first in left[one] for second in right[other]}
+                for step in joined[1]:
+                    own = ZERO if self.is_free(joined[0]) else price(step)
+                    lines |= {add(own, add(first, second)) for first in left[one] for second in right[other]}
         return {value: lowest(lines) for value, lines in found.items()}
 
     def lines_by_sets(self, price: Pricer = flops) -> set[Line]:
@@ -315,7 +340,8 @@ class Product:
             for one, other, a, b in self.pairs(left, right):
                 joined = self.join(a, b)
                 if joined is not None:
-                    own = 0 if self.is_free(joined[0]) else price(at_batch(joined[1], batch))
+                    prices = (price(at_batch(step, batch)) for step in joined[1])
+                    own = 0 if self.is_free(joined[0]) else min(prices)
                     total = own + left[one] + right[other]
                     found[joined[0]] = min(total, found.get(joined[0], total))
             return found
@@ -340,7 +366,7 @@ class Product:
             legs = {leg.name for leg in step.legs if isinstance(leg, Index)}
             assert {n for n in legs ^ self.plain(joined[0]) if self.sizes[n] != (1, 0)} == set()
             if not self.is_free(joined[0]):
-                yield joined[1]
+                yield joined[1][step.kind == "conv_transpose"]
         assert values[-1].below == (1 << len(self.tensors)) - 1
 
     def line(self, tree: ContractionTree, price: Pricer = flops) -> Line:

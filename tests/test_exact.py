@@ -40,7 +40,7 @@ def least_cost(topology: Topology) -> int:
         if values not in best:
             best[values] = min(
                 (
-                    topology.volume(a, b, joined) + finish(values - {left, right} | {joined})
+                    topology.price(a, b, joined) + finish(values - {left, right} | {joined})
                     for left, right in itertools.combinations(values, 2)
                     for a in opened(topology, left)
                     for b in opened(topology, right)

@@ -192,3 +192,186 @@ def test_any_legs_that_share_indices_are_read_as_they_say(data):
     for count in (1, 2, 4):
         assert tg.compile(plan).verify(sizes={"n": count}).is_equal
         held_as_predicted(plan, {"n": count}, torch.float64)
+
+
+# ------------------------------------------------------------------------------------------- transposed convolutions
+
+TRANSPOSED = {
+    "as PyTorch has it": (
+        BATCH + "c:3, l:9]; param w[c, r:4, k:3]; y[batch, r, o:18] = x * w[c, r, o - 2*l + 1]",
+        "batch, r, o",
+        9 * 3 * 3 * 4,
+        ["F.conv_transpose1d(x, self.w, stride=(2,), padding=(1,), output_padding=(1,))"],
+    ),
+    "of any length": (
+        "size batch, length; input x[batch, c:3, l:length]; param w[c, r:4, k:3]"
+        "; y[batch, r, o:2*length] = x * w[c, r, o - 2*l + 1]",
+        "batch, r, o",
+        None,
+        ["F.conv_transpose1d(x, self.w, stride=(2,), padding=(1,), output_padding=(1,))"],
+    ),
+    "zeros around it": (
+        BATCH + "c:3, l:9]; param w[c, r:4, k:3]; y[batch, r, o:30] = x * w[c, r, o - 2*l - 3]",
+        "batch, r, o",
+        9 * 3 * 3 * 4,
+        ["F.pad(F.conv_transpose1d(x, self.w, stride=(2,)), (3, 8))"],
+    ),
+    "cut on one side": (
+        BATCH + "c:3, l:9]; param w[c, r:4, k:5]; y[batch, r, o:18] = x * w[c, r, o - 2*l]",
+        "batch, r, o",
+        9 * 5 * 3 * 4,
+        ["narrow(2, 0, 18)"],
+    ),
+    "turned around": (
+        BATCH + "c:3, l:9]; param w[c, r:4, k:3]; y[batch, r, o:18] = x * w[c, r, 2*l - o + 1]",
+        "batch, r, o",
+        9 * 3 * 3 * 4,
+        ["x.flip(2)", "conv_transpose1d"],
+    ),
+    "in groups": (
+        BATCH + "g:2, c:3, l:9]; param w[c, g, r:4, k:3]; y[batch, g, r, o:18] = x * w[c, g, r, o - 2*l + 1]",
+        "batch, g, r, o",
+        2 * 9 * 3 * 3 * 4,
+        ["groups=2"],
+    ),
+    "in groups that are as many as a call says": (
+        BATCH + "c:3, l:9]; input w[batch, c, r:4, k:3]; y[batch, r, o:18] = x * w[batch, c, r, o - 2*l + 1]",
+        "batch, r, o",
+        9 * 3 * 3 * 4,
+        ["torch.bmm", "sum"],
+    ),
+    "over two axes": (
+        BATCH + "c:3, l:5, m:4]; param w[c, r:4, k:3, q:2]"
+        "; y[batch, r, o:10, p:12] = x * w[c, r, o - 2*l + 1, p - 3*m]",
+        "batch, r, o, p",
+        5 * 3 * 4 * 2 * 3 * 4,
+        ["F.conv_transpose2d(x, self.w, stride=(2, 3), padding=(1, 0), output_padding=(1, 1))"],
+    ),
+    "over three axes": (
+        BATCH + "c:2, l:3, m:2, n:4]; param w[c, r:2, k:3, q:2, j:2]"
+        "; y[batch, r, o:6, p:4, s:4] = x * w[c, r, o - 2*l + 1, p - 2*m, s - n]",
+        "batch, r, o, p, s",
+        None,
+        ["F.conv_transpose3d"],
+    ),
+    "axes one after another": (
+        BATCH + "r:3, l:5, m:4]; param k[r, kh:3]; param q[r, kw:2]"
+        "; y[batch, r, o:10, p:12] = x * k[r, o - 2*l + 1] * q[r, p - 3*m]",
+        "batch, r, o, p",
+        None,
+        ["conv_transpose2d"],
+    ),
+    "a window of two tensors": (
+        BATCH + "c:3, l:9]; param a[c, k:3, s:2]; param b[s, r:4]; W[c, r, k] = a * b"
+        "; y[batch, r, o:18] = x * W[c, r, o - 2*l + 1]",
+        "batch, r, o",
+        9 * 3 * 3 * 2 + 18 * 2 * 4,
+        ["conv_transpose1d"],
+    ),
+    "one position each": (
+        BATCH + "c:1, l:1]; param w[c, r:1, k:1]; y[batch, r, o:1] = x * w[c, r, o - 2*l + 0]",
+        "batch, r, o",
+        0,
+        [],
+    ),
+    "windows that leave gaps": (
+        BATCH + "c:3, l:9]; param w[c, r:4, k:2]; y[batch, r, o:27] = x * w[c, r, o - 3*l]",
+        "batch, r, o",
+        9 * 2 * 3 * 4,
+        ["stride=(3,), output_padding=(1,)"],
+    ),
+}
+"""A transposed convolution, the multiply-adds of one sample, and what it is printed as."""
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_each_transposed_convolution_costs_its_positions_times_its_window(name: str):
+    body, output, macs, wanted = TRANSPOSED[name]
+    plan = tg.plan(network(body, output))
+    text = " ".join(tg.emit(plan).split())
+    assert [part for part in wanted if part not in text] == []
+    assert macs is None or plan.at(batch=7).macs == 7 * macs
+    for mode in ("infer", "train", "serve"):
+        assert tg.compile(tg.plan(network(body, output), mode=mode)).verify().is_equal
+    for batch in (1, 3):
+        for dtype in (torch.float32, torch.float64):
+            held_as_predicted(plan, {"batch": batch}, dtype)
+
+
+def test_a_long_transposed_convolution_costs_what_the_dense_one_does():
+    """2 · 2048 · 64 · 64 · 4 FLOPs, and no length times length; the plan is one of the best at every batch."""
+    body = "size batch; input x[batch, c:64, l:2048]; param w[c, r:64, k:4]"
+    body += "; y[batch, r, o:4096] = x * w[c, r, o - 2*l + 1]"
+    plan = tg.plan(network(body, "batch, r, o"))
+    assert plan.at(batch=1).flops == 2 * 2048 * 64 * 64 * 4
+    assert all(tree.is_proven for regime in plan.regimes for stage in regime.stages for tree in stage.trees)
+
+
+def test_a_kernel_as_long_as_the_result_is_read_where_it_is_met():
+    """Every position of 5 meets 3 inputs: 15, where spreading the 13 of the kernel would cost 39."""
+    plan = tg.plan(
+        network("size batch; input x[batch, l:3]; param w[k:13]; y[batch, o:5] = x * w[o - l + 4]", "batch, o")
+    )
+    assert [op.kind for op in plan.regime().operations if op.kind != "load"] == ["conv"]
+    assert plan.at(batch=2).macs == 2 * 15
+
+
+def test_a_window_padded_to_more_positions_than_there_are_is_spread():
+    """Full padding has 4 + 3 - 1 positions of 3 taps; the 4 that there are meet 3 taps each."""
+    plan = tg.plan(
+        network("size batch; input x[batch, l:4]; param w[k:3]; y[batch, o:6] = x[batch, o + k - 2] * w", "batch, o")
+    )
+    assert plan.at(batch=5).macs == 5 * 12
+    assert tg.compile(plan).verify().is_equal
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "input x[batch, l:6]; param w[k:6]; y[batch, o:6] = x * w[(o - 2*l) % 6]",
+        "input x[batch, l:6]; param w[k:3]; y[batch, o:6] = x * w[2*o - l]",
+    ],
+    ids=["cyclic", "every other position"],
+)
+def test_what_no_transposed_convolution_computes_is_an_ordinary_one(body: str):
+    plan = tg.plan(network(f"size batch; {body}", "batch, o"))
+    assert "conv_transpose" not in {op.kind for op in plan.regime().operations}
+    assert tg.compile(plan).verify().is_equal
+
+
+def test_a_saved_plan_says_which_convolutions_are_transposed(tmp_path):
+    body, output, *_ = TRANSPOSED["over two axes"]
+    plan = tg.plan(network(body, output))
+    tg.save(plan, tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    assert tg.load_plan(tmp_path / "plan.json") == plan
+    (tmp_path / "plan.json").write_text(text.replace('"conv_transpose"', '"conv"'))
+    assert tg.load_plan(tmp_path / "plan.json").at(batch=1).macs == 10 * 12 * 5 * 4 * 3 * 4
+
+
+@pytest.mark.slow
+@given(st.data())
+def test_any_read_of_a_kernel_is_what_it_says(data):
+    """Strides, offsets and lengths as they come, ones among them, on one or two axes: values, gradients and counts."""
+    axes = []
+    for k in range(data.draw(st.integers(1, 2))):
+        step, sign = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 1, -1]))
+        length, window = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+        out = data.draw(st.integers(1, step * length + window))
+        read = f"{sign}*o{k} {'-+'[sign < 0]} {step}*l{k} + {data.draw(st.integers(0, 3))}"
+        axes.append((f"l{k}:{length}", f"k{k}:{window}", f"o{k}:{out}", read))
+    lengths, windows, outs, reads = (", ".join(each) for each in zip(*axes, strict=True))
+    channels, columns, groups = (data.draw(st.integers(1, 3)) for _ in range(3))
+    body = (
+        f"size batch; input x[batch, g:{groups}, c:{channels}, {lengths}]; param a[c, d:2]"
+        f"; param w[g, d, r:{columns}, {windows}]; y[batch, g, r, {outs}] = x * a * w[g, d, r, {reads}]"
+    )
+    try:
+        built = network(body, "batch, g, r, " + ", ".join(f"o{k}" for k in range(len(axes))))
+    except tg.SpecError:  # nothing of a leg is read
+        reject()
+    for mode in ("infer", "train", "serve"):
+        plan = tg.plan(built, mode=mode)
+        assert tg.compile(plan).verify().is_equal
+    for batch in (1, 3):
+        held_as_predicted(tg.plan(built), {"batch": batch}, torch.float64)

@@ -1,4 +1,4 @@
-"""Time planning and compiling, first with an empty folder of searches and then again: ``python -m tests.bench.planning``.
+"""Time planning and compiling, with an empty folder of searches and then again: ``python -m tests.bench.planning``.
 
 Times are of the processor, so that other processes disturb them little. Nothing asserts them.
 """

@@ -66,8 +66,9 @@ class Clock:
         """Add the time of a call that is not a view, and of its gradients."""
         if code.function in ("mm", "bmm"):
             forward, backward = self._product(operands, needs)
-        elif code.function == "conv":
-            forward = self._convolution(operands, sizes)
+        elif code.function in ("conv", "conv_transpose"):
+            is_transposed = code.function == "conv_transpose"
+            forward = self._convolution(operands, operands[0].sizes if is_transposed else sizes)
             backward = sum(needs) * forward
         elif code.function in ("reshape", "contiguous"):
             forward, backward = self.machine.rearrange(copy_of(operands[0])), 0.0  # its gradient is a view, see `undo`

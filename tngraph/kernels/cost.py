@@ -1,9 +1,9 @@
 """The costs of a schedule as formulas: the one definition that every number comes from.
 
 The MAC of a step are the product of the sizes of its result's axes and of the indices it sums. For a convolution that
-is output positions times kernel positions times the rest. FLOPs are 2·MAC over ``contract`` and ``conv``, the
-convention of ``torch.utils.flop_counter``. Products, sums, factors, additions and functions are *elementwise*
-operations, which are counted separately from FLOPs.
+is output positions times kernel positions times the rest, for a transposed one input positions times kernel positions.
+FLOPs are 2·MAC over ``contract``, ``conv`` and ``conv_transpose``, the convention of ``torch.utils.flop_counter``.
+Products, sums, factors, additions and functions are *elementwise* operations, which are counted separately from FLOPs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tngraph.language.network import Network, Read
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.machine import Work
 from tngraph.planning.objectives import Goal, Price
-from tngraph.planning.region import leg_indices, legs_size
+from tngraph.planning.region import counted_legs, legs_size
 
-_MATRIX = ("contract", "conv")
+_MATRIX = ("contract", "conv", "conv_transpose")
 _SILENT = ("load", "read", "embed", "view", "arrange", "join")
 _DIFFERENTIATED = (*_MATRIX, "mul", "scale", "pointwise")
 """Kinds for which the gradient with respect to an operand is as much work as the forward step."""
@@ -71,9 +71,7 @@ def _volume_of_slice(operations: Sequence[Operation], op: Operation) -> sympy.Ex
         return legs_size(op.legs)
     if op.kind == "accumulate":
         return legs_size(operations[op.operands[0]].legs)
-    remaining = set(leg_indices(op.legs))
-    summed = dict.fromkeys(i for k in op.operands for i in leg_indices(operations[k].legs) if i not in remaining)
-    return legs_size(op.legs) * product(i.size for i in summed)
+    return legs_size(counted_legs(op.kind, [operations[k].legs for k in op.operands], op.legs))
 
 
 def work_unit(op: Operation) -> str:

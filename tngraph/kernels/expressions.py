@@ -18,6 +18,7 @@ A call stands for PyTorch's function of that name, with these arguments:
 | mm, bmm, mul, add, sub | | scale | factor |
 | sum | axes | pointwise, pointwise_ | the function and its numbers; over its operand |
 | conv | stride, padding, dilation, groups | diag_embed | |
+| conv_transpose | stride, padding, output_padding, groups | | |
 | ones, eye | | full | value |
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |

@@ -7,7 +7,7 @@ FLOP counter sees is the MAC of the plan, forward and backward.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,10 +18,19 @@ from tngraph.kernels.expressions import Call, Expression, Variable, permute, var
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
 from tngraph.kernels.types import arrange_then_convert, find_types, take_type_of_product
-from tngraph.kernels.windows import can_convolve, convolve, lay_taps, mix_channels, resolved_reads, unfold
+from tngraph.kernels.windows import (
+    add_up,
+    can_convolve,
+    convolve,
+    convolve_transposed,
+    lay_taps,
+    mix_channels,
+    resolved_reads,
+    unfold,
+)
 from tngraph.language.network import Access, Core, Function, Index, Leg, Network, Port, Read
 from tngraph.planning.forms import gives_rows, is_copied, operand_axes
-from tngraph.planning.region import Form, Tile, bare_legs, is_unit, leg_size, legs_size
+from tngraph.planning.region import ContractionTree, Form, Tile, bare_legs, is_unit, leg_indices, leg_size, legs_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class Kernels:
 OVERWRITING = frozenset({"relu", "tanh", "sigmoid"})
 """The functions that may be put in place of their operand: PyTorch finds their derivative from their value, and takes
 them in the type that the operand has in mixed precision too."""
-NEW = frozenset({"mm", "bmm", "conv", "mul", "add", "sub", "sum", "scale"})
+NEW = frozenset({"mm", "bmm", "conv", "conv_transpose", "mul", "add", "sub", "sum", "scale"})
 """The calls whose result is new, and is no part of their gradients."""
 
 
@@ -174,16 +183,26 @@ def _cut(tensor: Tensor, tile: Tile) -> Tensor:
 
 
 def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:
-    """The indices that are left of reads once the windows are summed."""
-    regions = [tree.region for stage in stages for tree in stage.trees]
-    reads = [(region, leg) for region in regions for access in region.accesses for leg in access.legs]
-    return frozenset(
+    """The indices that are left of reads once the windows are summed, and those that transposed convolutions sum."""
+    trees = [tree for stage in stages for tree in stage.trees]
+    reads = [(tree.region, leg) for tree in trees for access in tree.region.accesses for leg in access.legs]
+    left = (
         index
         for region, read in reads
         if isinstance(read, Read) and len(read.terms) > 1
         for index in read.indices
         if index in region.legs
     )
+    return frozenset((*left, *(index for tree in trees for index in _find_spread(tree))))
+
+
+def _find_spread(tree: ContractionTree) -> Iterator[Index]:
+    """The indices that transposed convolutions sum."""
+    for step in tree.steps:
+        if step.kind == "conv_transpose":
+            resolved = (leg for operand in step.operands for leg in tree.legs_of(operand) if leg not in step.legs)
+            kept = leg_indices(step.legs)
+            yield from (i for leg in resolved if isinstance(leg, Read) for i in leg.indices if i not in kept)
 
 
 def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]:
@@ -461,6 +480,16 @@ def _conv(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
     return _contract(op, [lay_taps(signal, resolved, context), kernel], wanted, context)
 
 
+def _conv_transpose(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
+    first, second = operands
+    ours = resolved_reads(first, second, op.legs)
+    signal, kernel = (second, first) if ours else (first, second)
+    resolved = ours or resolved_reads(second, first, op.legs)
+    if can_convolve(signal, kernel, resolved, op.legs, context):
+        return convolve_transposed(signal, kernel, resolved, op.legs, context)
+    return add_up(_contract(op, operands, wanted, context), resolved, context)
+
+
 def _mix(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
     """A contraction, of which that of channels is one of its own."""
     return mix_channels(operands, op.legs, context) or _contract(op, operands, wanted, context)
@@ -527,6 +556,7 @@ Rule = Callable[[Operation, Sequence[Tensor], Sequence[Leg], Context], Tensor]
 RULES: Mapping[str, Rule] = {
     "contract": _mix,
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
     "mul": _mul,
     "sum": _sum,
     "read": _read,

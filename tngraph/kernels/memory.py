@@ -639,7 +639,7 @@ def _other(code: Call, needs: Sequence[bool]) -> list[int]:
 
 SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
     **dict.fromkeys(("mm", "bmm", "mul"), _other),
-    "conv": lambda code, needs: (0, 1),
+    **dict.fromkeys(("conv", "conv_transpose"), lambda code, needs: (0, 1)),
     "pointwise": lambda code, needs: (RESULT if code.arguments[0] in SAVES_RESULT else 0,),
     "pointwise_": lambda code, needs: (RESULT,),
     "index_select": lambda code, needs: (1,),

@@ -20,7 +20,7 @@ from tngraph.kernels.schedule import Operation
 from tngraph.language.network import Network
 
 ValueType = Literal["data", "constant", "weight", "product"]
-"""What the type of a value follows from: an input or PyTorch's rules; a constant; stored tensors; a product with one."""
+"""What the type of a value follows from: an input or PyTorch's rules, a constant, stored tensors, or a product."""
 _STRENGTH: Sequence[ValueType] = ("constant", "weight", "product")
 """The types of two values of which none is data, the one that both together have last."""
 _ROLES: dict[str, ValueType] = {"input": "data", "const": "constant", "param": "weight", "buffer": "weight"}

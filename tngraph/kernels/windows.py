@@ -1,14 +1,15 @@
-"""Reads at affine positions: windows laid out as views, and convolutions resolved by ``F.conv*``."""
+"""Reads at affine positions: windows laid out as views, and convolutions, transposed or not, as one call of PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import NamedTuple
 
 import sympy
 
-from tngraph.kernels.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis
+from tngraph.kernels.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis, reshape
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, separate
 from tngraph.language.network import Index, Leg, Read
 from tngraph.language.sizes import is_same
@@ -152,7 +153,12 @@ class Resolved:
     @property
     def extent(self) -> sympy.Expr:
         """The output positions [elements]."""
-        return leg_size(self.rest) if self.rest is not None else sympy.Integer(1)
+        return legs_size(self.left)
+
+    @property
+    def left(self) -> tuple[Leg, ...]:
+        """What is left of the read, if anything is."""
+        return (self.rest,) if self.rest is not None else ()
 
 
 def _resolve(read: Read, kernel: Index, result: Sequence[Leg]) -> Resolved:
@@ -207,58 +213,68 @@ def can_convolve(
 
 @dataclass(frozen=True, slots=True)
 class _Slide:
-    """An axis of a convolution: a read that it resolves, or legs along which the kernel has one entry."""
+    """An axis of a convolution: a read that it resolves, or legs along which the kernel has one entry.
+
+    Attributes:
+        legs: of the signal on this axis.
+        taps: of the kernel.
+        result: what is left of them.
+        resolved: the read.
+    """
 
     legs: tuple[Leg, ...]
+    taps: tuple[Leg, ...]
+    result: tuple[Leg, ...]
     resolved: Resolved | None = None
 
-    @property
-    def taps(self) -> tuple[Leg, ...]:
-        """The kernel's axis."""
-        return (self.resolved.kernel,) if self.resolved is not None else ()
 
-    @property
-    def result(self) -> tuple[Leg, ...]:
-        """What is left of it."""
-        if self.resolved is None:
-            return self.legs
-        return (self.resolved.rest,) if self.resolved.rest is not None else ()
-
-
-def _slides(signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], context: Context) -> tuple[_Slide, ...]:
+def _slides(signal: Tensor, kernel: Tensor, resolving: Iterable[_Slide], context: Context) -> tuple[_Slide, ...]:
     """The axes of a convolution as the signal has them.
 
     Positions behind the channels that it does not resolve are axes of it too: to make them rows would copy the signal.
     """
-    by_read = {each.read: each for each in resolved}
+    by_leg = {slide.legs[0]: slide for slide in resolving}
     is_behind = not any(leg in kernel.legs for leg in signal.legs)
     slides: list[_Slide] = []
     for leg in signal.legs:
         is_behind = is_behind or leg in kernel.legs
-        if leg in by_read:
-            slides.append(_Slide((leg,), by_read[leg]))
+        if leg in by_leg:
+            slides.append(by_leg[leg])
         elif is_behind and context.is_position(leg) and leg not in kernel.legs:
             beside = slides.pop().legs if slides and slides[-1].resolved is None else ()
-            slides.append(_Slide((*beside, leg)))
+            slides.append(_Slide((*beside, leg), (), (*beside, leg)))
     if len(slides) > MOST_SPATIAL:
         return tuple(slide for slide in slides if slide.resolved is not None)
     return tuple(slides)
 
 
-def convolve(
-    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
-) -> Tensor:
-    """One ``F.conv*`` over all resolved reads.
+class _Roles(NamedTuple):
+    """The legs of a convolution that are on none of its axes."""
 
-    Legs of the signal alone are its batch, legs of both its channels where they are summed, and its groups where not.
-    """
-    slides = _slides(signal, kernel, resolved, context)
+    rows: tuple[Leg, ...]
+    groups: tuple[Leg, ...]
+    channels: tuple[Leg, ...]
+    columns: tuple[Leg, ...]
+
+
+def _find_roles(signal: Tensor, kernel: Tensor, slides: Sequence[_Slide], legs: Sequence[Leg]) -> _Roles:
+    """Legs of the signal alone are its batch, legs of both its channels where they are summed, its groups where not."""
     placed = [leg for slide in slides for leg in (*slide.legs, *slide.taps)]
     shared = tuple(leg for leg in signal.legs if leg in kernel.legs)
     groups, channels = (tuple(leg for leg in shared if (leg in legs) == is_kept) for is_kept in (True, False))
     rows, columns = (
         tuple(leg for leg in tensor.legs if leg not in shared and leg not in placed) for tensor in (signal, kernel)
     )
+    return _Roles(rows, groups, channels, columns)
+
+
+def convolve(
+    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
+) -> Tensor:
+    """One ``F.conv*`` over all resolved reads."""
+    resolving = [_Slide((each.read,), (each.kernel,), each.left, each) for each in resolved]
+    slides = _slides(signal, kernel, resolving, context)
+    rows, groups, channels, columns = _find_roles(signal, kernel, slides, legs)
     code = arrange(signal, (rows, groups + channels, *(slide.legs for slide in slides)))
     pads = [_padding(slide.resolved) for slide in slides]
     if None in pads:
@@ -282,6 +298,103 @@ def convolve(
     code = Call("conv", (code, weight), options, axes_shape(axes))
     turned = [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_reversed]
     return Tensor(flip(code, turned), axes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """How a transposed convolution puts out an axis: where on its full result the positions that are wanted begin.
+
+    The index that is resolved moves every position of the leg that is read by `step`.
+    """
+
+    resolved: Resolved
+
+    @property
+    def step(self) -> int:
+        """The distance on the result between two values of the index."""
+        return self.resolved.dilation
+
+    @property
+    def full(self) -> sympy.Expr:
+        """All positions that are reached [elements]."""
+        return self.step * (self.resolved.kernel.size - 1) + self.resolved.read.leg.size
+
+    @property
+    def first(self) -> sympy.Expr:
+        """The first of them that is wanted, negative where zeros come before."""
+        return self.resolved.last - self.resolved.extent + 1
+
+    @property
+    def margins(self) -> tuple[int, int] | None:
+        """The ``padding`` and ``output_padding`` that leave what is wanted, or None where it is cut out by hand."""
+        added = sympy.expand(self.resolved.extent - self.full + 2 * self.first)
+        if not self.first.is_Integer or self.first < 0 or not added.is_Integer or not 0 <= added < self.step:
+            return None
+        return int(self.first), int(added)
+
+    def cut(self, code: Expression, axis: int, context: Context) -> Expression:
+        """The positions that are wanted of all, zeros where none is reached."""
+        leg = Index(self.resolved.read.leg.name, self.full)
+        window = (axis, Read(leg, ((1, leg),), ZERO), self.first, self.first + self.resolved.extent - 1)
+        return _extend(code, [window], context)
+
+
+def convolve_transposed(
+    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
+) -> Tensor:
+    """One ``F.conv_transpose*``: every position of the kernel is spread over the results that read it.
+
+    Args:
+        signal: has the indices that are resolved.
+        kernel: is read.
+        resolved: the reads.
+        legs: of the result.
+        context: which sizes are known once the module is built.
+    """
+    resolving = [_Slide((each.kernel,), (each.read,), each.left, each) for each in resolved]
+    slides = _slides(signal, kernel, resolving, context)
+    rows, groups, channels, columns = _find_roles(signal, kernel, slides, legs)
+    code = arrange(signal, (rows, groups + channels, *(slide.legs for slide in slides)))
+    code = flip(code, [2 + k for k, slide in enumerate(slides) if slide.resolved and not slide.resolved.is_flipped])
+    weight = arrange(kernel, (groups + channels, columns, *(slide.taps for slide in slides)))
+    spreads = {2 + k: _Spread(slide.resolved) for k, slide in enumerate(slides) if slide.resolved}
+    margins = [spreads[axis].margins or (0, 0) if axis in spreads else (0, 0) for axis in range(2, 2 + len(slides))]
+    steps = tuple(spreads[axis].step if axis in spreads else 1 for axis in range(2, 2 + len(slides)))
+    padding, added = zip(*margins, strict=True)
+    axes = (rows, groups + columns, *(slide.result for slide in slides))
+    sizes = list(axes_shape(axes))
+    by_hand = {axis: spread for axis, spread in spreads.items() if spread.margins is None}
+    for axis, spread in by_hand.items():
+        sizes[axis] = spread.full
+    arguments = (steps, padding, added, legs_size(groups))
+    code = Call("conv_transpose", (_in_order(code), _in_order(weight)), arguments, tuple(sizes))
+    for axis, spread in by_hand.items():
+        code = spread.cut(code, axis, context)
+    turned = [axis for axis, spread in spreads.items() if spread.resolved.is_reversed]
+    return Tensor(flip(code, turned), axes)
+
+
+def add_up(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> Tensor:
+    """The sums along the diagonals of an index and the leg that it moves: what is left of a product of all their pairs.
+
+    Row after row is padded to one more step than the result has positions, and read as rows a step shorter.
+    """
+    for spread in map(_Spread, resolved):
+        each = spread.resolved
+        rest = tuple(leg for leg in tensor.legs if leg not in (each.kernel, each.read))
+        axis = len(rest)
+        code = arrange(tensor, separate((*rest, each.kernel, each.read)))
+        code = flip(code, () if each.is_flipped else (axis,))
+        code = _pad(
+            code, [*((ZERO, ZERO) for _ in range(axis + 1)), (ZERO, spread.full + spread.step - each.read.leg.size)]
+        )
+        shape, count = axes_shape(separate(rest)), each.kernel.size
+        code = reshape(code, (*shape, count * (spread.full + spread.step)))
+        code = Call("narrow", (code,), (axis, ZERO, count * spread.full), (*shape, count * spread.full))
+        code = Call("sum", (reshape(code, (*shape, count, spread.full)),), (axis,), (*shape, spread.full))
+        code = spread.cut(code, axis, context)
+        tensor = Tensor(flip(code, [axis] * each.is_reversed), separate((*rest, *each.left)))
+    return tensor
 
 
 def mix_channels(operands: Sequence[Tensor], legs: Sequence[Leg], context: Context) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -158,10 +158,26 @@ def _sum(call: Call, operands: Sequence[str], words: Words) -> str:
 
 def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
     named = zip(("stride", "padding", "dilation"), call.arguments[:3], (1, 0, 1), strict=True)
+    return _convolution("conv", call, operands, named, words)
+
+
+def _convolution(
+    function: str,
+    call: Call,
+    operands: Sequence[str],
+    named: Iterable[tuple[str, Sequence[int], int]],
+    words: Words,
+) -> str:
+    """Return a call with the options whose values differ from the defaults."""
     options = [f"{name}={numbers}" for name, numbers, default in named if set(numbers) != {default}]
     groups = call.arguments[3]
     options += [f"groups={words.names.show(groups)}"] * (groups != 1)
-    return wrap(f"F.conv{len(call.shape) - 2}d", [*operands, *options])
+    return wrap(f"F.{function}{len(call.shape) - 2}d", [*operands, *options])
+
+
+def _conv_transpose(call: Call, operands: Sequence[str], words: Words) -> str:
+    named = zip(("stride", "padding", "output_padding"), call.arguments[:3], (1, 0, 0), strict=True)
+    return _convolution("conv_transpose", call, operands, named, words)
 
 
 def _pointwise(call: Call, operands: Sequence[str], words: Words) -> str:
@@ -204,6 +220,7 @@ RULES: Mapping[str, Rule] = {
     "sum": _sum,
     **dict.fromkeys(("pointwise", "pointwise_"), _pointwise),
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
     "diag_embed": _function("torch.diag_embed"),
     "ones": _ones,
     "eye": lambda call, operands, words: f"torch.eye({words.sizes(call.shape)}, {words.options})",

@@ -1,8 +1,8 @@
-"""Convolutions whose weight is built of cores, in the place of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
+"""Convolutions whose weight is built of cores, in the place of ``torch.nn.Conv1d`` to ``ConvTranspose3d``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -19,13 +19,57 @@ PerAxis = int | Sequence[int]
 Padding = PerAxis | Literal["same", "valid"]
 PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
 _PADDING_MODES = {"zeros": "constant", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
-_SETTINGS = (
-    *("in_channels", "out_channels", "kernel_size", "stride"),
-    *("padding", "dilation", "groups", "padding_mode"),
-)
+_PLAIN = {"padding": 0, "output_padding": 0, "dilation": 1}
+"""What settings are where nothing is said, on each axis."""
 
 
-class _Convolution(Compressed):
+class _Windowed(Compressed):
+    """What every layer with a window has, transposed or not."""
+
+    axes: ClassVar[int]
+    ordinary: ClassVar[Callable[..., nn.Module]]
+    arguments: ClassVar[tuple[str, ...]]
+    in_channels: int
+    out_channels: int
+    groups: int
+    padding_mode: PaddingMode
+    _margins: tuple[int, ...] = ()
+
+    def _check_channels(self) -> None:
+        check_positive(in_channels=self.in_channels, out_channels=self.out_channels, groups=self.groups)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise SizeError(f"{name} is {channels}, which does not divide into {self.groups} groups")
+
+    def _run(self, input: Tensor) -> Tensor:
+        y = self._leave(self.network(self._enter(input)))
+        return y if input.dim() == self.axes + 2 else y.squeeze(0)
+
+    def _enter(self, input: Tensor) -> Tensor:
+        x = input.unsqueeze(0) if input.dim() == self.axes + 1 else input
+        if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
+            takes = ", ".join((str(self.in_channels), *_AXES[self.axes]))
+            name, shape = type(self).__name__, tuple(input.shape)
+            raise SizeError(f"the input has shape {shape}, and {name} takes (batch, {takes}) or ({takes})")
+        if self._margins:
+            x = F.pad(x, self._margins, _PADDING_MODES[self.padding_mode])
+        return self._pad_channels(x)
+
+    def _to_ordinary(self) -> nn.Module:
+        arguments = {name: getattr(self, name) for name in self.arguments}
+        return self._to_dense(self.ordinary(**arguments, bias=self.bias is not None, device="meta"))
+
+    def _shape_repr(self) -> str:
+        plain = {name: (number,) * self.axes for name, number in _PLAIN.items()} | {
+            "groups": 1,
+            "padding_mode": "zeros",
+        }
+        shown = {name: getattr(self, name) for name in self.arguments[2:]}
+        kept = [f"{name}={value!r}" for name, value in shown.items() if plain.get(name) != value]
+        return ", ".join([f"{self.in_channels}, {self.out_channels}", *kept, f"bias={self.bias is not None}"])
+
+
+class _Convolution(_Windowed):
     """What a convolution is, whatever the number of its axes.
 
     Args:
@@ -53,8 +97,10 @@ class _Convolution(Compressed):
         SizeError: numbers that do not fit.
     """
 
-    axes: ClassVar[int]
-    ordinary: ClassVar[type[nn.Conv1d | nn.Conv2d | nn.Conv3d]]
+    arguments = (
+        *("in_channels", "out_channels", "kernel_size", "stride"),
+        *("padding", "dilation", "groups", "padding_mode"),
+    )
 
     def __init__(
         self,
@@ -100,14 +146,11 @@ class _Convolution(Compressed):
             family: of the weight.
             options: what this class takes by keyword.
         """
-        return cls(**settings(conv, _SETTINGS), family=family, **options)._like(conv)
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
 
     def _check(self) -> None:
         """Refuse what PyTorch's convolution refuses too."""
-        check_positive(in_channels=self.in_channels, out_channels=self.out_channels, groups=self.groups)
-        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
-            if channels % self.groups:
-                raise SizeError(f"{name} is {channels}, which does not divide into {self.groups} groups")
+        self._check_channels()
         if self.padding_mode not in _PADDING_MODES:
             raise SizeError(f"padding_mode is {self.padding_mode!r}\n  it is one of {', '.join(_PADDING_MODES)}")
         if isinstance(self.padding, str) and self.padding not in ("same", "valid"):
@@ -153,28 +196,7 @@ class _Convolution(Compressed):
         Raises:
             SizeError: another number of axes or channels.
         """
-        y = self._leave(self.network(self._enter(input)))
-        return y if input.dim() == self.axes + 2 else y.squeeze(0)
-
-    def _enter(self, input: Tensor) -> Tensor:
-        x = input.unsqueeze(0) if input.dim() == self.axes + 1 else input
-        if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
-            takes = ", ".join((str(self.in_channels), *_AXES[self.axes]))
-            name, shape = type(self).__name__, tuple(input.shape)
-            raise SizeError(f"the input has shape {shape}, and {name} takes (batch, {takes}) or ({takes})")
-        if self._margins:
-            x = F.pad(x, self._margins, _PADDING_MODES[self.padding_mode])
-        return self._pad_channels(x)
-
-    def _to_ordinary(self) -> nn.Module:
-        arguments = {name: getattr(self, name) for name in _SETTINGS}
-        return self._to_dense(self.ordinary(**arguments, bias=self.bias is not None, device="meta"))
-
-    def _shape_repr(self) -> str:
-        plain = {"padding": (0,) * self.axes, "dilation": (1,) * self.axes, "groups": 1, "padding_mode": "zeros"}
-        shown = {name: getattr(self, name) for name in _SETTINGS[2:]}
-        kept = [f"{name}={value!r}" for name, value in shown.items() if plain.get(name) != value]
-        return ", ".join([f"{self.in_channels}, {self.out_channels}", *kept, f"bias={self.bias is not None}"])
+        return self._run(input)
 
 
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -216,3 +238,149 @@ class Conv3d(_Convolution):
     def to_dense(self) -> nn.Conv3d:
         """An ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.Conv3d, self._to_ordinary())
+
+
+class _Transposed(_Windowed):
+    """What a transposed convolution is, whatever the number of its axes.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of the window, one number or one per axis; all that follows likewise.
+        stride: distance on the output between the windows of two neighbouring positions of the input.
+        padding: positions left out on each side of every axis of the output.
+        output_padding: positions added after every axis, fewer than the stride.
+        groups: of the channels.
+        bias: whether there is one, a parameter `(out_channels,)`.
+        dilation: 1, since a window of cores has no gaps.
+        padding_mode: ``"zeros"``, as in PyTorch.
+        device: where the parameters live.
+        dtype: their type.
+        family: of the weight: a word, as ``"cp"``, or a `Family`.
+        modes: those of the rows (inputs) and of the columns (outputs) of one group. Where they multiply to more than
+            the channels, the input is padded with zeros and the surplus outputs are dropped.
+        sites: how many modes each side has, where the family chooses them.
+        sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
+        search: seed and effort of the planning.
+        options: of the family, as ``rank=8``.
+
+    Raises:
+        NetworkError: no such family, or options, modes or a window that it does not take.
+        SizeError: numbers that do not fit, a dilation, or another padding mode.
+    """
+
+    arguments = (
+        *("in_channels", "out_channels", "kernel_size", "stride"),
+        *("padding", "output_padding", "dilation", "groups", "padding_mode"),
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: PerAxis,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        output_padding: PerAxis = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: PerAxis = 1,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        family: str | Family = "cp",
+        modes: Modes | None = None,
+        sites: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        search: Search | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _per_axis("kernel_size", kernel_size, self.axes)
+        self.stride = _per_axis("stride", stride, self.axes)
+        self.padding = _per_axis("padding", padding, self.axes, 0)
+        self.output_padding = _per_axis("output_padding", output_padding, self.axes, 0)
+        self.dilation = _per_axis("dilation", dilation, self.axes)
+        self.padding_mode = padding_mode
+        self._check()
+        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        recipe = make_recipe(family, shape, groups, modes, sites, options, is_transposed=True)
+        window = {"stride": self.stride, "padding": self.padding, "output_padding": self.output_padding}
+        self._build(recipe, bias, device, dtype, sizes, search, **window)
+
+    @classmethod
+    def like(
+        cls,
+        conv: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
+        family: str | Family = "cp",
+        **options: Any,
+    ) -> Self:
+        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+
+        Args:
+            conv: the ordinary layer.
+            family: of the weight.
+            options: what this class takes by keyword.
+        """
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
+
+    def _check(self) -> None:
+        """Refuse what PyTorch's transposed convolution refuses too, and a dilation."""
+        self._check_channels()
+        if self.padding_mode != "zeros":
+            raise SizeError(f"padding_mode is {self.padding_mode!r}\n  a transposed convolution has 'zeros'")
+        if any(step != 1 for step in self.dilation):
+            raise SizeError(f"dilation is {self.dilation}\n  a transposed convolution of cores has a dilation of 1")
+        for added, step in zip(self.output_padding, self.stride, strict=True):
+            if added >= step:
+                raise SizeError(f"output_padding is {self.output_padding}, and stride is {self.stride}\n  give less")
+
+    def _small_sizes(self) -> dict[str, int]:
+        per_axis = zip(_AXES[self.axes], self.kernel_size, self.padding, strict=True)
+        return {name: 2 + k + max(0, 2 * padding - window + 1) for k, (name, window, padding) in enumerate(per_axis)}
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: `(batch, in_channels, *axes)` or `(in_channels, *axes)`.
+
+        Returns:
+            `(batch, out_channels, *axes)`, or without the batch.
+
+        Raises:
+            SizeError: another number of axes or channels.
+        """
+        return self._run(input)
+
+
+class ConvTranspose1d(_Transposed):
+    """A transposed convolution over `(batch, in_channels, length)` with a weight of some family."""
+
+    axes, ordinary = 1, nn.ConvTranspose1d
+
+    def to_dense(self) -> nn.ConvTranspose1d:
+        """An ordinary layer with a copy of this one's weight and bias."""
+        return cast(nn.ConvTranspose1d, self._to_ordinary())
+
+
+class ConvTranspose2d(_Transposed):
+    """A transposed convolution over `(batch, in_channels, height, width)` with a weight of some family."""
+
+    axes, ordinary = 2, nn.ConvTranspose2d
+
+    def to_dense(self) -> nn.ConvTranspose2d:
+        """An ordinary layer with a copy of this one's weight and bias."""
+        return cast(nn.ConvTranspose2d, self._to_ordinary())
+
+
+class ConvTranspose3d(_Transposed):
+    """A transposed convolution over `(batch, in_channels, depth, height, width)` with a weight of some family."""
+
+    axes, ordinary = 3, nn.ConvTranspose3d
+
+    def to_dense(self) -> nn.ConvTranspose3d:
+        """An ordinary layer with a copy of this one's weight and bias."""
+        return cast(nn.ConvTranspose3d, self._to_ordinary())

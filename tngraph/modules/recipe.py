@@ -33,6 +33,8 @@ class Recipe:
         columns: modes whose product is ``out / groups`` or more.
         groups: of the channels.
         options: of the family.
+        is_transposed: whether PyTorch keeps the weight as that of a transposed convolution, `(in, out / groups,
+            *kernel)`.
     """
 
     family: Family
@@ -41,6 +43,7 @@ class Recipe:
     columns: Shape
     groups: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_transposed: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -54,7 +57,11 @@ class Recipe:
         return prod(self.rows) - needed[0], prod(self.columns) - needed[1]
 
     def layer(self, **window: Any) -> Network:
-        """The network that applies the weight; a window has ``stride``, ``padding`` and ``dilation``."""
+        """The network that applies the weight; a window has ``stride``, ``padding`` and ``dilation``.
+
+        A transposed one has ``output_padding``, too.
+        """
+        window = {**window, "transposed": self.is_transposed}
         return self.family(self.rows, self.columns, self.shape[2:], **window, **self._shared())
 
     def weight(self) -> Network:
@@ -91,13 +98,13 @@ class Recipe:
             )
 
     def crop(self, weight: Tensor) -> Tensor:
-        """The weight of `shape` in what `weight` puts out."""
-        if self.is_exact:
+        """The weight of `shape` in what `weight` puts out, as PyTorch keeps it."""
+        if self.is_exact and not self.is_transposed:
             return weight
         groups = weight.reshape(self.groups, -1, *weight.shape[1:])[:, : self.shape[0] // self.groups]
         if self.rows:
             groups = groups[:, :, : self.shape[1]]
-        return groups.reshape(self.shape)
+        return groups.transpose(1, 2).flatten(0, 1) if self.is_transposed else groups.reshape(self.shape)
 
     @property
     def called(self) -> str:
@@ -128,6 +135,8 @@ def make_recipe(
     modes: Modes | None = None,
     sites: int | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
+    is_transposed: bool = False,
 ) -> Recipe:
     """A recipe with modes as asked, or as its family chooses them.
 
@@ -138,6 +147,7 @@ def make_recipe(
         modes: of rows and columns.
         sites: how many modes each has.
         options: of the family.
+        is_transposed: whether it is the weight of a transposed convolution.
 
     Raises:
         NetworkError: no such family, or an option that it does not have.
@@ -152,7 +162,7 @@ def make_recipe(
     check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
     if sites is not None:
         check_positive(sites=sites)
-    recipe = Recipe(named, size, (), (), groups, dict(options or {}))
+    recipe = Recipe(named, size, (), (), groups, dict(options or {}), is_transposed)
     chosen = _choose(recipe, sites) if modes is None else _given(recipe, modes)
     _check_modes(chosen, sites)
     return chosen

@@ -20,7 +20,7 @@ from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
 from tngraph.language.families.weight import outside
 from tngraph.modules.compressed import Compressed
-from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d
+from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from tngraph.modules.linear import Linear
 from tngraph.modules.recipe import Recipe
 
@@ -32,6 +32,9 @@ _LIKE: dict[type[nn.Module], Callable[..., Compressed]] = {
     nn.Conv1d: Conv1d.like,
     nn.Conv2d: Conv2d.like,
     nn.Conv3d: Conv3d.like,
+    nn.ConvTranspose1d: ConvTranspose1d.like,
+    nn.ConvTranspose2d: ConvTranspose2d.like,
+    nn.ConvTranspose3d: ConvTranspose3d.like,
 }
 """The layers that can be replaced, and what makes a layer of cores like one."""
 
@@ -147,12 +150,13 @@ def replace(
     skip: str | Sequence[str] = (),
     **options: Any,
 ) -> Replacements:
-    """Replace every ``nn.Linear`` and ``nn.Conv1d`` to ``Conv3d`` of a model, in place, by layers of a family.
+    """Replace the linear and convolutional layers of a model, in place, by layers of a family.
 
-    Sizes, biases, devices, types and modes are those of the old layers; the parameters are drawn. A module that stands
-    at several places is replaced by one that does. Left alone are layers without sizes yet (``Lazy…``), with a weight
-    that is shared with another module or computed from other parameters, with hooks, and subclasses, which may do more:
-    what is returned names each with its reason. If one layer cannot be built, none is replaced.
+    These are ``nn.Linear``, ``nn.Conv1d`` to ``Conv3d`` and ``nn.ConvTranspose1d`` to ``ConvTranspose3d``. Sizes,
+    biases, devices, types and modes are those of the old layers; the parameters are drawn. A module that stands at
+    several places is replaced by one that does. Left alone are layers without sizes yet (``Lazy…``), with a weight that
+    is shared with another module or computed from other parameters, with hooks, and subclasses, which may do more: what
+    is returned names each with its reason. If one layer cannot be built, none is replaced.
 
     Args:
         model: whose layers are replaced.

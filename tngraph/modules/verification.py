@@ -312,8 +312,8 @@ def _compare(what: str, expected: Any, found: torch.Tensor, least: float = SMALL
 
 
 def _convolves(plan: Plan) -> bool:
-    """Whether a plan has convolutions."""
-    return any(op.kind == "conv" for regime in plan.regimes for op in regime.operations)
+    """Whether a plan has convolutions, transposed ones included."""
+    return any(op.kind in ("conv", "conv_transpose") for regime in plan.regimes for op in regime.operations)
 
 
 def _has_absolute(plan: Plan) -> bool:

@@ -132,10 +132,13 @@ class _Program:
             held |= np.where(subsets >> k & 1, np.int64(self._mask(leaf.plain)), 0)
         self.rest = np.zeros((self.reads, len(subsets)), dtype=np.int64)
         self.is_foldable = np.zeros((self.reads, len(subsets)), dtype=bool)
+        self.is_dense = np.zeros((self.reads, len(subsets)), dtype=bool)
         for leaf in self.topology.leaves:
             for read, rest in leaf.folded:
                 self.rest[read] = np.where(subsets & leaf.leaves, self._mask(rest) & self.alive, 0)
                 self.is_foldable[read] = np.bitwise_count(self.rest[read]) >= 2
+                kept, inverse = self._rests(read)
+                self.is_dense[read] = np.array([self.topology.is_dense(read, rest) for rest in kept])[inverse]
         self.chunks = [self._chunk(start) for start in range(0, max(self.width, 1), _CHUNK)]
         self._fill_choices(held & self.alive)
         self._fill_prices()
@@ -180,11 +183,15 @@ class _Program:
 
     def _spans(self, read: int) -> Masks:
         """The positions of a read for each set of leaves, by what remains of it there."""
-        names = {self._mask((i,)): i for i in self.topology.coefficients[read]}
-        rests, inverse = np.unique(self.rest[read], return_inverse=True)
-        kept = [[i for mask, i in names.items() if rest & mask] for rest in rests.tolist()]
+        kept, inverse = self._rests(read)
         spans = [min(self.topology.span(read, rest), self._beyond) if rest else 1 for rest in kept]
         return np.array(spans, dtype=np.int64)[inverse]
+
+    def _rests(self, read: int) -> tuple[list[list[int]], Masks]:
+        """What may remain of a read, and the number of that for each set of leaves."""
+        names = {self._mask((i,)): i for i in self.topology.coefficients[read]}
+        rests, inverse = np.unique(self.rest[read], return_inverse=True)
+        return [[i for mask, i in names.items() if rest & mask] for rest in rests.tolist()], inverse
 
     def _chunk(self, start: int) -> tuple[int, Masks, npt.NDArray[np.float64]]:
         sizes = self.sizes[start : start + _CHUNK]
@@ -201,10 +208,10 @@ class _Program:
         most = max(int(self.cap), pricing.most_folded or 0, pricing.most_elements or 0)
         return min(most + 1, int(_highest(pricing.rate)))  # what is larger costs more than the cap allows
 
-    def _product(self, masks: Masks, positions: Masks) -> Prices:
+    def _product(self, masks: Masks, positions: Masks, others: Masks | int = 1) -> Prices:
         """The product of the sizes under each mask times positions; integers are clipped where they are beyond."""
-        rough = positions.astype(np.float64)
-        exact = positions.copy()
+        rough = positions.astype(np.float64) * others
+        exact = positions * others
         for start, table, floats in self.chunks:
             part = masks >> start & (len(table) - 1)
             rough = np.minimum(rough * floats[part], BEYOND)
@@ -243,11 +250,29 @@ class _Program:
         self.origin[choice, subsets] = choice
 
     def _prices(self, choice: int, subsets: Masks, left: Masks, right: Masks) -> Prices:
-        plain, size = self.plain[choice], self.size[choice]
-        volume = self._product(plain[left] | plain[right] | plain[subsets], self.positions[choice, subsets] + 0 * left)
+        plain, positions, size = self.plain[choice], self.positions[choice], self.size[choice]
+        volume = self._product(plain[left] | plain[right] | plain[subsets], positions[subsets] + 0 * left)
         work = Work(volume, size[left], size[right], size[subsets] + 0 * left, self.grad[left], self.grad[right])
         prices: Prices = self.topology.pricing.rate(work)
+        can_transpose = self._can_transpose(choice, subsets, left, right)
+        if can_transpose.any():
+            spread = self._product(plain[left] | plain[right], positions[left], positions[right])
+            transposed = self.topology.pricing.rate(work._replace(operations=spread))
+            prices = np.where(can_transpose, np.minimum(prices, transposed), prices)
         return prices
+
+    def _can_transpose(self, choice: int, subsets: Masks, left: Masks, right: Masks) -> npt.NDArray[np.bool_]:
+        """Whether a step that is not blocked may be a transposed convolution (see `Topology.kinds`)."""
+        resolves = np.zeros((2, *left.shape), dtype=bool)
+        are_dense = np.ones(left.shape, dtype=bool)
+        for read in range(self.reads):
+            if not choice >> read & 1:
+                for k, side in enumerate((left, right)):
+                    is_resolved = self.is_foldable[read][side] & (self.rest[read][side] != self.rest[read][subsets])
+                    resolves[k] |= is_resolved
+                    are_dense &= ~is_resolved | self.is_dense[read][subsets]
+        can_transpose: npt.NDArray[np.bool_] = (resolves[0] ^ resolves[1]) & are_dense
+        return can_transpose
 
     def _is_blocked(self, choice: int, read: int, side: Masks, other: Masks, subsets: Masks) -> npt.NDArray[np.bool_]:
         """Where a folded read of one side cannot take part in the step (see `Topology.join`)."""

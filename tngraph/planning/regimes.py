@@ -28,7 +28,7 @@ from tngraph.language.network import Leg, Read
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.planning.machine import Work
 from tngraph.planning.objectives import Price, Pricing, Weighted
-from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs, leg_indices, leg_size
+from tngraph.planning.region import ContractionTree, Region, Topology, bare_legs, counted_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, find_order
 from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.planning.trees import Order, build_tree
@@ -264,7 +264,8 @@ def price_tree(tree: ContractionTree, numbers: Mapping[str, int], pricing: Prici
         if pricing.is_folded(leaves[-1], elements[number]):
             below = 0
         elif len(step.operands) == 2:
-            below += _price_join(step.operands, number, legs, elements, leaves, size, pricing)
+            volume = prod(map(size, counted_legs(step.kind, [legs[o] for o in step.operands], step.legs)))
+            below += _price_join(step.operands, number, volume, elements, leaves, pricing)
         total.append(below)
     return total[-1]
 
@@ -272,17 +273,13 @@ def price_tree(tree: ContractionTree, numbers: Mapping[str, int], pricing: Prici
 def _price_join(
     operands: Sequence[int],
     number: int,
-    legs: Sequence[Sequence[Leg]],
+    volume: int,
     elements: Sequence[int],
     leaves: Sequence[int],
-    size: Callable[[Leg], int],
     pricing: Pricing,
 ) -> Price:
-    kept = set(leg_indices(legs[number]))
-    summed = dict.fromkeys(i for o in operands for i in leg_indices(legs[o]) if i not in kept)
     left, right = operands
     grads = [int(bool(leaves[o] & pricing.trained)) for o in operands]
-    volume = elements[number] * prod(map(size, summed))
     price: Price = pricing.rate(Work(volume, elements[left], elements[right], elements[number], *grads))
     return price
 

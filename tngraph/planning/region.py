@@ -3,8 +3,10 @@
 A `Region` is one product of accesses to be contracted. Its leaves are first *prepared* (repeated indices and
 irregular reads laid out, indices that stand on one access alone summed); from then on each value is a set of
 plain indices and *folded* reads. A folded read is a leg still addressed by a position Σ c·i; joining it with
-the tensor that holds one of its indices resolves that index (a convolution step). Opening it lays its indices
-out as plain ones (an unfold), after which ordinary steps apply. Both are part of the search.
+the tensor that holds one of its indices resolves that index (a convolution step). Every position of the result may
+collect what it reads, or every position of the leg may be spread over the results that read it, as a transposed
+convolution does. Opening a read lays its indices out as plain ones (an unfold), after which ordinary steps apply. All
+of that is part of the search.
 
 Source: the folded/opened distinction is ours; with no reads this is the ordinary contraction tree of
 opt_einsum and cotengra, hyperedges included.
@@ -17,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from math import gcd, prod
 from typing import Literal, NamedTuple, TypeVar
 
@@ -29,7 +32,7 @@ from tngraph.planning.objectives import Price, Pricing
 
 Rename = Callable[[Iterable[Leg]], tuple[Leg, ...]]
 """What gives legs other names, one by one."""
-StepKind = Literal["read", "sum", "contract", "mul", "conv"]
+StepKind = Literal["read", "sum", "contract", "mul", "conv", "conv_transpose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +272,23 @@ def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:
     return tuple(dict.fromkeys(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
 
 
+def counted_legs(kind: str, operands: Iterable[Sequence[Leg]], legs: Sequence[Leg]) -> tuple[Leg, ...]:
+    """The legs whose sizes multiply to the operations of a step: those of its result, and the indices it sums.
+
+    A transposed convolution meets every position of its operands instead.
+
+    Args:
+        kind: of the step.
+        operands: the legs of each.
+        legs: of the result.
+    """
+    every = tuple(leg for each in operands for leg in each)
+    if kind == "conv_transpose":
+        return tuple(dict.fromkeys(every))
+    kept = leg_indices(legs)
+    return (*legs, *(index for index in leg_indices(every) if index not in kept))
+
+
 def prepare(legs: tuple[Leg, ...], lone: frozenset[Index], most: int) -> list[tuple[StepKind, tuple[Leg, ...]]]:
     """The unary steps that make an access with these legs regular, with the legs each leaves behind.
 
@@ -414,10 +434,31 @@ class Topology:
                     plain.extend(kept)
         return Value(leaves, tuple(plain), tuple(folded))
 
-    def volume(self, left: Value, right: Value, result: Value) -> int:
-        """The multiplications of a step: result positions times what is summed [MAC]."""
-        involved = {*left.plain, *right.plain, *result.plain}
-        return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in result.folded)
+    def kinds(self, left: Value, right: Value, result: Value) -> tuple[StepKind, ...]:
+        """What the step may be that makes a value of two."""
+        resolved = [[entry for entry in side.folded if entry not in result.folded] for side in (left, right)]
+        if not any(resolved):
+            kept = set(result.plain)
+            return ("mul" if kept.issuperset(left.plain) and kept.issuperset(right.plain) else "contract",)
+        can_transpose = not all(resolved) and all(
+            self.is_dense(read, [i for i in rest if self.is_alive(i, result.leaves)]) for read, rest in chain(*resolved)
+        )
+        return ("conv", "conv_transpose") if can_transpose else ("conv",)
+
+    def is_dense(self, read: int, rest: Iterable[int]) -> bool:
+        """Whether what remains of a read reaches neighbouring positions of a leg that ends.
+
+        Then every position of the leg has a place in the result for each value of the index that is resolved.
+        """
+        return not self.reads[read][1].wrap and gcd(*(self.coefficients[read][i] for i in rest)) == 1
+
+    def volume(self, left: Value, right: Value, result: Value, kind: StepKind) -> int:
+        """The multiplications of a step: those of the sizes of `counted_legs` [MAC]."""
+        if kind == "conv_transpose":
+            involved, folded = {*left.plain, *right.plain}, {*left.folded, *right.folded}
+        else:
+            involved, folded = {*left.plain, *right.plain, *result.plain}, {*result.folded}
+        return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in folded)
 
     def is_too_large(self, value: Value) -> bool:
         """Whether a value has more elements than one may have; the result of all has what it has."""
@@ -443,13 +484,23 @@ class Topology:
         return not value.leaves & ~self.pricing.fixed and self.pricing.is_folded(value.leaves, self.size(value))
 
     def price(self, left: Value, right: Value, result: Value) -> Price:
-        """What the objective says of a step; nothing where its result is folded."""
+        """What the objective says of a step of the cheapest kind; nothing where its result is folded."""
         if self.is_folded(result):
             return 0
+        return min(self._price_as(kind, left, right, result) for kind in self.kinds(left, right, result))
+
+    def _price_as(self, kind: StepKind, left: Value, right: Value, result: Value) -> Price:
         grads = (int(bool(value.leaves & self.pricing.trained)) for value in (left, right))
         sizes = (self.size(value) for value in (left, right, result))
-        price: Price = self.pricing.rate(Work(self.volume(left, right, result), *sizes, *grads))
+        price: Price = self.pricing.rate(Work(self.volume(left, right, result, kind), *sizes, *grads))
         return price
+
+    def kind(self, left: Value, right: Value, result: Value) -> StepKind:
+        """The cheapest kind of step that makes a value of two, the first of equals."""
+        kinds = self.kinds(left, right, result)
+        if len(kinds) == 1:
+            return kinds[0]
+        return min(kinds, key=lambda kind: self._price_as(kind, left, right, result))
 
     def legs(self, value: Value) -> tuple[Leg, ...]:
         """The symbolic legs of a value."""

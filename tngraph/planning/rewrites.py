@@ -1,13 +1,14 @@
 """Rewrites of a network before the search: merging linear equations, and cleaning a term into a region.
 
-Every rewrite returns new values and keeps the meaning. Nothing moves across a function, and an equation that is
-read at affine positions is not merged into its reader: outside its range it is zero, its definition need not be.
+Every rewrite returns new values and keeps the meaning. Nothing moves across a function. An equation that is read at
+affine positions is zero outside its range, and its definition need not be: it is merged into its reader only where each
+of its terms has the index that is read so on one tensor alone, as a whole leg. That is zero there, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tngraph.errors import PlanError
@@ -22,6 +23,8 @@ MOST_GROWTH = 2**20
 """An equation that makes its readers grow by more is not inlined where a file says so (see `_growth`)."""
 
 Renaming = Mapping[Index, Index]
+Sources = Mapping[str, Core | Equation]
+"""What an access may name."""
 
 
 def drop_unused(network: Network) -> Network:
@@ -48,25 +51,27 @@ def merge_chains(network: Network) -> Network:
     uses.update(port.name for port in network.outputs)
     known = {equation.name: equation for equation in network.equations}
     once = {name for name, e in known.items() if uses[name] == len(e.terms) == 1 and e.function is None}
-    taken = {index.name for index in network.indices()}
+    taken, sources = {index.name for index in network.indices()}, network.sources()
     merged = []
     for equation in reversed(network.equations):
         if equation.name in known:
-            terms = tuple(_expand(term, equation, known, once, taken) for term in equation.terms)
+            terms = tuple(_expand(term, equation, known, once, taken, sources) for term in equation.terms)
             merged.append(equation if terms == equation.terms else replace(equation, terms=terms))
     return replace(network, equations=tuple(reversed(merged)))
 
 
-def _expand(term: Term, reader: Equation, known: dict[str, Equation], once: set[str], taken: set[str]) -> Term:
+def _expand(
+    term: Term, reader: Equation, known: dict[str, Equation], once: set[str], taken: set[str], sources: Sources
+) -> Term:
     """A term with the equations that it alone uses written out; these are taken from the known ones."""
     scale, done, ahead = term.scale, list[Access](), list(reversed(term.accesses))
     busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
     while ahead:
         access = ahead.pop()
-        if access.source in once and _keeps_indices(known[access.source], access):
+        if access.source in once and _keeps_indices(known[access.source], access, sources):
             equation = known.pop(access.source)
             scale *= equation.terms[0].scale
-            written = _instantiate(equation.terms[0], equation, access, busy, taken)
+            written = _instantiate(equation.terms[0], equation, access, busy, taken, sources)
             busy.update(i for each in written for i in each.indices)
             ahead.extend(reversed(written))
         else:
@@ -77,40 +82,46 @@ def _expand(term: Term, reader: Equation, known: dict[str, Equation], once: set[
 def can_inline(network: Network, equation: Equation) -> bool:
     """Whether an equation may be replaced by its terms wherever it is read (and is read at all)."""
     readers = [e for e in network.equations if any(a.source == equation.name for t in e.terms for a in t.accesses)]
-    return equation.function is None and len(readers) > 0 and all(_fits_everywhere(equation, r) for r in readers)
+    sources = network.sources()
+    return (
+        equation.function is None and len(readers) > 0 and all(_fits_everywhere(equation, r, sources) for r in readers)
+    )
 
 
-def _fits_everywhere(equation: Equation, reader: Equation) -> bool:
+def _fits_everywhere(equation: Equation, reader: Equation, sources: Sources) -> bool:
     """Whether a reader can take the terms of an equation, and does not become too long a sum by it."""
     for term in reader.terms:
         own = [access for access in term.accesses if access.source == equation.name]
         others = [access for access in term.accesses if access.source != equation.name]
         if len(reader.terms) - 1 + len(equation.terms) ** len(own) > max(MOST_TERMS, len(reader.terms)):
             return False
-        if not all(_fits(equation, reader.legs, others, access) for access in own):
+        if not all(_fits(equation, reader.legs, others, access, sources) for access in own):
             return False
     return True
 
 
-def _fits(equation: Equation, legs: Iterable[Index], others: Iterable[Access], access: Access) -> bool:
+def _fits(
+    equation: Equation, legs: Iterable[Index], others: Iterable[Access], access: Access, sources: Sources
+) -> bool:
     """Whether every index of an access stands in each term of the equation it reads, or elsewhere in the reader.
 
     Elsewhere is what stays: the left-hand side, and the accesses of other sources.
     """
-    if not _keeps_indices(equation, access):
+    if not _keeps_indices(equation, access, sources):
         return False
     present = [{i for a in inner.accesses for i in a.indices} for inner in equation.terms]
     missing = {
         leg
         for own, leg in zip(equation.legs, access.legs, strict=True)
-        if not all(own in indices for indices in present)
+        if isinstance(leg, Index) and not all(own in indices for indices in present)
     }
     return not missing or missing <= {*legs, *(i for other in others for i in other.indices)}
 
 
-def _keeps_indices(equation: Equation, access: Access) -> bool:
-    """Whether an access reads whole legs, and none of its indices cancels in a read of what is written there."""
-    if any(isinstance(leg, Read) for leg in access.legs):
+def _keeps_indices(equation: Equation, access: Access, sources: Sources) -> bool:
+    """Whether an access reads what may be read in its place, and none of its indices cancels in a read there."""
+    placed = [own for own, leg in zip(equation.legs, access.legs, strict=True) if isinstance(leg, Read)]
+    if not all(_is_on_one_leg(own, term, sources) for own in placed for term in equation.terms):
         return False
     renaming = {own: leg for own, leg in zip(equation.legs, access.legs, strict=True) if isinstance(leg, Index)}
     reads = [leg for term in equation.terms for a in term.accesses for leg in a.legs if isinstance(leg, Read)]
@@ -121,6 +132,17 @@ def _keeps_indices(equation: Equation, access: Access) -> bool:
         if 0 in totals.values():
             return False
     return True
+
+
+def _is_on_one_leg(index: Index, term: Term, sources: Sources) -> bool:
+    """Whether an index stands once in a term, as a whole leg, and not on a delta, which ties it to others."""
+    holders = [access for access in term.accesses if index in access.indices]
+    return (
+        len(holders) == 1
+        and holders[0].legs.count(index) == 1
+        and not _is_delta(holders[0], sources)
+        and not any(index in leg.indices for leg in holders[0].legs if isinstance(leg, Read))
+    )
 
 
 def merge(network: Network, inlined: Iterable[str]) -> Network:
@@ -168,23 +190,25 @@ def find_inlined(network: Network, merged: Network) -> tuple[str, ...]:
 
 def inline(network: Network, equation: Equation) -> Network:
     """Replace every reading of an equation by its terms; the equation goes unless it is an output."""
-    taken = {index.name for index in network.indices()}
+    taken, sources = {index.name for index in network.indices()}, network.sources()
     equations = []
     for reader in network.equations:
         if reader.name == equation.name and all(port.name != reader.name for port in network.outputs):
             continue
-        terms = tuple(new for term in reader.terms for new in _distribute(term, reader.legs, equation, taken))
+        terms = tuple(new for term in reader.terms for new in _distribute(term, reader.legs, equation, taken, sources))
         equations.append(reader if terms == reader.terms else replace(reader, terms=terms))
     return replace(network, equations=tuple(equations))
 
 
-def _distribute(term: Term, legs: tuple[Index, ...], equation: Equation, taken: set[str]) -> Iterable[Term]:
+def _distribute(
+    term: Term, legs: tuple[Index, ...], equation: Equation, taken: set[str], sources: Sources
+) -> Iterable[Term]:
     """The terms a term of a reader with these legs becomes when every reading of an equation is replaced."""
     ahead = [(term, 0)]
     while ahead:
         term, done = ahead.pop()
-        sources = (access.source for access in term.accesses[done:])
-        position = next((done + k for k, source in enumerate(sources) if source == equation.name), None)
+        names = (access.source for access in term.accesses[done:])
+        position = next((done + k for k, name in enumerate(names) if name == equation.name), None)
         if position is None:
             yield term
             continue
@@ -192,23 +216,35 @@ def _distribute(term: Term, legs: tuple[Index, ...], equation: Equation, taken: 
         busy = {*legs, *(i for other in term.accesses for i in other.indices)}
         made = []
         for inner in equation.terms:
-            middle = _instantiate(inner, equation, access, busy, taken)
+            middle = _instantiate(inner, equation, access, busy, taken, sources)
             made.append((Term(term.scale * inner.scale, (*before, *middle, *after)), position + len(middle)))
         ahead.extend(reversed(made))
 
 
 def _instantiate(
-    inner: Term, equation: Equation, access: Access, busy: set[Index], taken: set[str]
+    inner: Term, equation: Equation, access: Access, busy: set[Index], taken: set[str], sources: Sources
 ) -> tuple[Access, ...]:
     """The accesses of a term under the reader's indices; its own summed indices are renamed where they clash."""
     renaming: dict[Index, Index] = {}
+    placed: dict[Index, Read] = {}
     for own, leg in zip(equation.legs, access.legs, strict=True):
         if isinstance(leg, Index):
             renaming[own] = leg
+        else:
+            placed[own] = leg
     for index in (i for a in inner.accesses for i in a.indices):
-        if index not in renaming:
+        if index not in renaming and index not in placed:
             renaming[index] = Index(_fresh(index.name, taken), index.size) if index in busy else index
-    return tuple(rename(a, renaming) for a in inner.accesses)
+    return tuple(_place(a, renaming, placed, sources[a.source].legs) for a in inner.accesses)
+
+
+def _place(access: Access, renaming: Renaming, placed: Mapping[Index, Read], own: Sequence[Index]) -> Access:
+    """An access under other indices, some of its legs read at positions."""
+    legs = (
+        replace(placed[leg], leg=stored) if isinstance(leg, Index) and leg in placed else _rename_leg(leg, renaming)
+        for leg, stored in zip(access.legs, own, strict=True)
+    )
+    return replace(access, legs=tuple(legs))
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -236,9 +272,7 @@ def _rename_leg(leg: Leg, renaming: Renaming) -> Leg:
     return with_terms(leg, tuple((c, i) for i, c in coefficients.items() if c))
 
 
-def clean_term(
-    term: Term, legs: tuple[Index, ...], sources: Mapping[str, Core | Equation]
-) -> tuple[Region, tuple[tuple[Index, Index], ...]]:
+def clean_term(term: Term, legs: tuple[Index, ...], sources: Sources) -> tuple[Region, tuple[tuple[Index, Index], ...]]:
     """A term as a region without deltas and unit legs.
 
     Args:
@@ -266,7 +300,7 @@ def clean_term(
     return Region(tuple(accesses), tuple(dict.fromkeys(inner for _, inner in pattern))), pattern
 
 
-def _is_delta(access: Access, sources: Mapping[str, Core | Equation]) -> bool:
+def _is_delta(access: Access, sources: Sources) -> bool:
     source = sources[access.source]
     if not isinstance(source, Core) or source.init is None or source.role != "const":
         return False

@@ -21,7 +21,7 @@ from tngraph.errors import PlanError
 from tngraph.language.network import Index, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.proposals import Cut, CutTrial, propose_cut
-from tngraph.planning.region import ContractionTree, Topology, bare_legs, leg_indices, leg_size
+from tngraph.planning.region import ContractionTree, Topology, bare_legs, counted_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, hypergraph, parallel_for
 from tngraph.planning.trees import build_tree
 from tngraph.planning.workers import run_tasks
@@ -174,7 +174,8 @@ def _lines(tree: ContractionTree, sizes: Mapping[str, int]) -> Iterator[_Line]:
         below = frozenset[Index]().union(*(reach[k] for k in step.operands))
         summed = set(leg_indices(leg for k in step.operands for leg in legs[k])) - set(leg_indices(step.legs))
         size = prod(evaluate_size(leg_size(leg), sizes) for leg in step.legs)
-        volume = 0 if step.kind == "read" else size * prod(evaluate_size(i.size, sizes) for i in summed)
+        counted = counted_legs(step.kind, [legs[k] for k in step.operands], step.legs)
+        volume = 0 if step.kind == "read" else prod(evaluate_size(leg_size(leg), sizes) for leg in counted)
         kept = frozenset(leg for leg in step.legs if isinstance(leg, Index))
         yield _Line(volume, size, kept | summed, kept, below)
         legs.append(step.legs)

@@ -13,7 +13,7 @@ from math import inf
 from typing import NamedTuple
 
 from tngraph.planning.objectives import Price
-from tngraph.planning.region import ContractionTree, Step, StepKind, Topology, Value
+from tngraph.planning.region import ContractionTree, Step, Topology, Value
 
 Order = Sequence[tuple[int, int]]
 
@@ -88,7 +88,7 @@ def build_tree(topology: Topology, order: Order, is_proven: bool) -> Contraction
         a, b = node[value].operands or (value, value)
         first = _open(topology, where[left], chosen[left], a, steps)
         second = _open(topology, where[right], chosen[right], b, steps)
-        steps.append(Step((first, second), topology.legs(value), join_kind(a, b, value)))
+        steps.append(Step((first, second), topology.legs(value), topology.kind(a, b, value)))
         where.append(leaves + len(steps) - 1)
     _open(topology, where[-1], chosen[-1], _flat(topology, chosen[-1]), steps)
     return ContractionTree(topology.region, tuple(steps), is_proven, sliced=topology.sliced)
@@ -127,12 +127,3 @@ def _flat(topology: Topology, value: Value) -> Value:
     for read, _ in value.folded:
         value = topology.open(value, read)
     return value
-
-
-def join_kind(left: Value, right: Value, result: Value) -> StepKind:
-    """What the step is that makes a value of two."""
-    folded = {*left.folded, *right.folded}
-    if folded != set(result.folded):
-        return "conv"
-    kept = set(result.plain)
-    return "mul" if kept.issuperset(left.plain) and kept.issuperset(right.plain) else "contract"

@@ -95,7 +95,7 @@ def _describe(region: Region, show_size: Callable[[sympy.Expr], object]) -> obje
     def leg(each: Leg) -> object:
         if isinstance(each, Index):
             return numbers.setdefault(each, len(numbers))
-        return size(each.leg.size), [(c, numbers.setdefault(i, len(numbers))) for c, i in each.terms]
+        return size(each.leg.size), each.wrap, [(c, numbers.setdefault(i, len(numbers))) for c, i in each.terms]
 
     accesses = [[leg(each) for each in bare_legs(access)] for access in region.accesses]
     return accesses, [size(index.size) for index in numbers], sorted(numbers[i] for i in region.legs if i in numbers)
@@ -186,7 +186,7 @@ def _sum(body: bytes) -> str:
 
 
 def _pack(move: Move) -> list[Any]:
-    return [*move.operands, *([list(move.reads)] if move.reads else [])]
+    return [*move.operands, *([list(move.reads)] if move.reads else []), *([True] if move.is_transposed else [])]
 
 
 def _unpack(data: object) -> Move:
@@ -195,6 +195,8 @@ def _unpack(data: object) -> Move:
     Raises:
         ValueError: it is none.
     """
+    if isinstance(data, list) and len(data) == 3 and type(data[0]) is type(data[1]) is int and data[2] is True:
+        return Move((data[0], data[1]), is_transposed=True)
     if isinstance(data, list) and len(data) == 2 and type(data[0]) is int:
         if type(data[1]) is int:
             return Move((data[0], data[1]))

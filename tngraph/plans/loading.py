@@ -376,7 +376,8 @@ def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
             raise PlanError(f"{at} has no list of one or two operands")
         try:
             if number > prepared:
-                replay.make(find_move(replay, tuple(step["operands"]), _is_shown_as(step.get("legs"))))
+                kind, legs = step.get("kind"), _is_shown_as(step.get("legs"))
+                replay.make(find_move(replay, tuple(step["operands"]), kind, legs))
         except ReplayError as error:
             raise PlanError(f"{at} {error}") from None
         _check_step(step, at, show_step(replay.steps[number - 1]))

@@ -1,4 +1,4 @@
-"""Trees as minimal moves: which values are joined, and which folded reads are laid out.
+"""Trees as minimal moves: which values are joined and how, and which folded reads are laid out.
 
 Everything else in a tree follows from its region. So a tree from a file is not trusted but derived again: `Replay`
 derives the steps from the moves and refuses a move that the region does not allow. Whatever the moves are, the result
@@ -12,15 +12,19 @@ from dataclasses import dataclass
 
 from tngraph.language.network import Leg
 from tngraph.planning.region import ContractionTree, Step, Topology, Value
-from tngraph.planning.trees import join_kind, opened, prepare_leaves
+from tngraph.planning.trees import opened, prepare_leaves
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A join of two values, or one value some of whose folded reads are laid out. Values are numbered as in a tree."""
+    """A join of two values, or one value some of whose folded reads are laid out. Values are numbered as in a tree.
+
+    A join may be a transposed convolution where a convolution is possible, too.
+    """
 
     operands: tuple[int, ...]
     reads: tuple[int, ...] = ()
+    is_transposed: bool = False
 
 
 class ReplayError(ValueError):
@@ -43,8 +47,8 @@ class Replay:
         """
         taken = [self.take(number) for number in move.operands]
         if len(taken) == 2 and not move.reads:
-            self._join(move.operands, taken[0], taken[1])
-        elif len(taken) == 1 and move.reads:
+            self._join(move, taken[0], taken[1])
+        elif len(taken) == 1 and move.reads and not move.is_transposed:
             self._lay_out(move, taken[0])
         else:
             raise ReplayError("joins no two values and lays out none")
@@ -59,11 +63,15 @@ class Replay:
             raise ReplayError(f"takes the value {number}, which is not there")
         return self.values.pop(number)
 
-    def _join(self, operands: tuple[int, ...], left: Value, right: Value) -> None:
+    def _join(self, move: Move, left: Value, right: Value) -> None:
         joined = self.topology.join(left, right)
         if joined is None:
             raise ReplayError("joins values of which a folded read is to be laid out first")
-        self._put(Step(operands, self.topology.legs(joined), join_kind(left, right, joined)), joined)
+        kinds = self.topology.kinds(left, right, joined)
+        if move.is_transposed and "conv_transpose" not in kinds:
+            raise ReplayError("joins values by a transposed convolution, which they do not allow")
+        kind = "conv_transpose" if move.is_transposed else kinds[0]
+        self._put(Step(move.operands, self.topology.legs(joined), kind), joined)
 
     def _lay_out(self, move: Move, value: Value) -> None:
         folded = {read for read, _ in value.folded}
@@ -91,19 +99,22 @@ class Replay:
         return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned, self.topology.sliced)
 
 
-def find_move(replay: Replay, operands: tuple[int, ...], is_right: Callable[[tuple[Leg, ...]], bool]) -> Move:
+def find_move(
+    replay: Replay, operands: tuple[int, ...], kind: object, is_right: Callable[[tuple[Leg, ...]], bool]
+) -> Move:
     """Return the move on these operands. For a single operand, the legs of the result say which reads are laid out.
 
     Args:
         replay: the tree so far.
         operands: one or two values.
+        kind: the kind of the step, as the plan states it.
         is_right: returns whether some legs are those of the result.
 
     Raises:
         ReplayError: no choice of reads to lay out gives the legs of the result.
     """
     if len(operands) != 1:
-        return Move(operands)
+        return Move(operands, is_transposed=kind == "conv_transpose")
     value = replay.values.get(operands[0])
     if value is None:
         raise ReplayError(f"takes the value {operands[0]}, which is not there")
@@ -118,7 +129,7 @@ def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
     """Return the moves of a tree."""
     replay, moves = Replay(topology), list[Move]()
     for step in tree.steps[len(replay.steps) :]:
-        moves.append(find_move(replay, step.operands, step.legs.__eq__))
+        moves.append(find_move(replay, step.operands, step.kind, step.legs.__eq__))
         replay.make(moves[-1])
     return tuple(moves)
 

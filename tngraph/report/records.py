@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
-from tngraph.kernels.cost import evaluate_count, volume
+from tngraph.kernels.cost import evaluate_count, volume, work_unit
 from tngraph.language.network import Network
 from tngraph.planning.region import legs_size
 from tngraph.plans.differences import PlanDifference
@@ -93,7 +93,7 @@ def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
     for number, op in enumerate(regime.operations):
         if op.kind in ("load", "view"):
             continue
-        work, is_matrix = volume(regime.operations, number), op.kind in ("contract", "conv")
+        work, is_matrix = volume(regime.operations, number), work_unit(op) == "MAC"
         counts = {
             "macs": work if is_matrix else zero,
             "elementwise_operations": zero if is_matrix else work,

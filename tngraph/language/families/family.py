@@ -214,6 +214,8 @@ class Family:
         stride: PerAxis = 1,
         padding: PerAxis = 0,
         dilation: PerAxis = 1,
+        transposed: bool = False,
+        output_padding: PerAxis = 0,
         groups: Mode = 1,
         bias: bool = False,
         function: Call | None = None,
@@ -230,6 +232,9 @@ class Family:
             stride: the stride of the window, one number or one per axis; `padding` and `dilation` likewise.
             padding: the number of zeros on each side of an axis.
             dilation: the distance between the positions of the window.
+            transposed: make a transposed convolution, as ``torch.nn.ConvTranspose2d``: its window is put on the result
+                at every `stride` positions, and `padding` positions on each side are left out.
+            output_padding: the number of positions added after each axis of a transposed convolution.
             groups: the number of groups of channels.
             bias: add a param ``bias[columns]``.
             function: a pointwise function of the result.
@@ -245,6 +250,10 @@ class Family:
             NetworkError: the family does not accept these options or modes.
         """
         assembly = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
+        if transposed:
+            return assembly.transposed_layer(options, (stride, padding, output_padding), dilation, bias, function)
+        if output_padding != 0:
+            raise NetworkError(f"output_padding is {output_padding}", "it is for a transposed convolution")
         return assembly.layer(options, (stride, padding, dilation), bias, function)
 
 
@@ -285,12 +294,7 @@ class _Assembly:
         self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
     ) -> Network:
         """Return the network that applies the weight to an input."""
-        builder = self.builder
-        batch = builder.index("batch", builder.size("batch"))
-        axes = tuple(
-            builder.index(f"x{k}", builder.size(size)) for k, size in enumerate(_SPATIAL.get(len(self.kernel), ()), 1)
-        )
-        builder.input("x", batch, self.group + self.rows, *axes)
+        batch, axes = self._enter()
         outs = tuple(Position.of(f"p{k}") for k in range(1, len(axes) + 1))
         places = tuple(
             stride * out + dilation * leg - padding
@@ -306,15 +310,63 @@ class _Assembly:
             weight.source = source
             total = self.family.build(weight, options)
         else:
-            product = self.family.build(weight, options)
-            if self.fan_in is not None:  # else the rule for params that say no start sees it in the input
-                weight.spread(product)
-            total = read * builder.equation("W", weight.legs, product)
+            total = read * self._dense(weight, options)
+        return self._leave(left, total, bias, function)
+
+    def transposed_layer(
+        self,
+        options: Mapping[str, Any],
+        window: Sequence[PerAxis],
+        dilation: PerAxis,
+        bias: bool,
+        function: Call | None,
+    ) -> Network:
+        """Return the network of a transposed convolution.
+
+        The dense weight is read at the position of the result minus where the stride puts the input.
+        """
+        name, builder = self.family.name, self.builder
+        if self.family.is_map or not self.kernel:
+            reason = "has no dense weight" if self.family.is_map else "was given no window"
+            raise NetworkError(f"{name} {reason}, and a transposed convolution reads its window at positions")
+        if any(each != 1 for each in _per_axis(dilation, len(self.kernel))):
+            raise NetworkError(f"dilation is {dilation}", "a transposed convolution of cores has a dilation of 1")
+        batch, axes = self._enter()
+        per_axis = zip(axes, self.kernel, *(_per_axis(each, len(axes)) for each in window), strict=True)
+        outs, places = [], []
+        for k, (leg, tap, stride, padding, added) in enumerate(per_axis, 1):
+            length, size = (builder.index_sizes[str(each.plain)] for each in (leg, tap))
+            outs.append(builder.index(f"p{k}", stride * (length - 1) + size - 2 * padding + added))
+            places.append(outs[-1] - stride * leg + padding)
+        weight = self.weight("W")
+        dense = self._dense(weight, options)
+        total = access("x", (batch, *self.group, *self.rows, *axes)) * dense[*weight.rows, *weight.columns, *places]
+        return self._leave((batch, *self.group, *self.columns, *outs), total, bias, function)
+
+    def _dense(self, weight: Weight, options: Mapping[str, Any]) -> Tensor:
+        """Add the dense weight as an equation of its own."""
+        product = self.family.build(weight, options)
+        if self.fan_in is not None:  # else the rule for params without initialisation sees it in the input
+            weight.spread(product)
+        return self.builder.equation("W", weight.legs, product)
+
+    def _enter(self) -> tuple[Position, Legs]:
+        """Add the input, and return its batch and the axes of its feature map."""
+        builder = self.builder
+        batch = builder.index("batch", builder.size("batch"))
+        names = _SPATIAL.get(len(self.kernel), ())
+        axes = tuple(builder.index(f"x{k}", builder.size(size)) for k, size in enumerate(names, 1))
+        builder.input("x", batch, self.group + self.rows, *axes)
+        return batch, axes
+
+    def _leave(self, left: Legs, total: Expression, bias: bool, function: Call | None) -> Network:
+        """Add the bias, if any, and the output, and return the network."""
+        channels = self.group + self.columns
         if bias:
-            total = total + builder.param("bias", *self.group, *self.columns)
-        y = builder.equation("y", left, total, function)
-        builder.output(y, batch, self.group + self.columns, *outs)
-        return builder.build()
+            total = total + self.builder.param("bias", *channels)
+        y = self.builder.equation("y", left, total, function)
+        self.builder.output(y, left[0], channels, *left[1 + len(channels) :])
+        return self.builder.build()
 
 
 def _applied(builder: Builder, name: str, family: str, left: Legs, source: Factor) -> Weight:
