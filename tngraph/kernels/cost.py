@@ -1,9 +1,9 @@
 """The costs of a schedule as formulas: the one definition that every number comes from.
 
-MAC of a step: the product of the sizes of its result's axes and of the indices it sums; for a convolution that is
-output positions times kernel positions times the rest, for a transposed one input positions times kernel positions.
+The MAC of a step are the product of the sizes of its result's axes and of the indices it sums. For a convolution that
+is output positions times kernel positions times the rest, for a transposed one input positions times kernel positions.
 FLOPs are 2·MAC over ``contract``, ``conv`` and ``conv_transpose``, the convention of ``torch.utils.flop_counter``.
-Products, sums, factors, additions and functions are *elementwise* operations, counted beside FLOPs and never mixed in.
+Products, sums, factors, additions and functions are *elementwise* operations, which are counted separately from FLOPs.
 """
 
 from __future__ import annotations

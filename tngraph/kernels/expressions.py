@@ -23,9 +23,9 @@ A call stands for PyTorch's function of that name, with these arguments:
 | arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
 | equals | number | convert | |
 | type_as | (that of the second operand) | | |
-| clamp | greatest, the least being 0 | differs | |
+| clamp | maximum; the minimum is 0 | differs | |
 | masked_fill | | | |
-| accumulate | the indices of the slices | join | axis, size of a part |
+| accumulate | the indices of the slices | join | axis, size of a tile |
 """
 
 from __future__ import annotations

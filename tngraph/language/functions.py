@@ -24,8 +24,8 @@ Array = NDArray[Any]
 class Pointwise:
     """A function of one real number and ``arity`` constants: ``value(x, *args)``, ``derivative(x, *args)``.
 
-    ``on_complex`` tells whether it is also a function of a complex number, and ``is_real`` whether its value is real
-    there: the derivative is then ∂/∂x − i∂/∂y, which is twice Wirtinger's ∂/∂z, and else the holomorphic one.
+    ``on_complex`` is true if it is also a function of a complex number, and ``is_real`` if its value is real there.
+    The derivative is then ∂/∂x − i∂/∂y, which is twice Wirtinger's ∂/∂z; otherwise it is the holomorphic one.
     """
 
     value: Callable[..., Array]
@@ -116,7 +116,7 @@ def differentiate(name: str, args: Sequence[float], x: Array) -> Array:
 
 
 def pull_back(name: str, args: Sequence[float], x: Array, adjoint: Array) -> Array:
-    """The gradient at the entries of an array of Re Σ adjoint·function, as ∂/∂x − i∂/∂y where they are complex."""
+    """Return the gradient of Re Σ adjoint·function at the entries of an array, as ∂/∂x − i∂/∂y if they are complex."""
     return (adjoint.real if FUNCTIONS[name].is_real else adjoint) * differentiate(name, args, x)
 
 
@@ -124,8 +124,8 @@ def check_complex(name: str, what: str = "") -> None:
     """Raise `NetworkError` unless the function has a meaning for complex numbers.
 
     Args:
-        name: of the function.
-        what: the result that it is on, if an error is to say so.
+        name: the name of the function.
+        what: the result that it is applied to, if an error should name it.
     """
     if not FUNCTIONS[name].on_complex:
         message = f"{name} is no function of complex numbers" + (f", and {what!r} is {name} of some" if what else "")

@@ -79,8 +79,8 @@ def gradients(
     Args:
         network: the network.
         arrays: as for `evaluate`. Complex arrays get ∂/∂x − i∂/∂y of Re Σ cotangent·output, which is the holomorphic
-            derivative where there is one; PyTorch gives its conjugate.
-        cotangents: the shape of what `evaluate` returns: one array, or one per output.
+            derivative if there is one. PyTorch returns its conjugate.
+        cotangents: one array, or one per output, with the shapes of what `evaluate` returns.
         sizes: overrides of compile-time sizes.
 
     Returns:

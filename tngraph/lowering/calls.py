@@ -73,7 +73,7 @@ def print_expression(code: Expression, words: Words) -> str:
 
 
 def _print_operand(call: Call, number: int, words: Words) -> str:
-    """An operand of a call, in parentheses where a method of a product or a sum is called: it would be of one side."""
+    """Return an operand as code, in parentheses if it has a sign: a method after it would apply to one side alone."""
     operand, text = call.operands[number], print_expression(call.operands[number], words)
     is_split = number == 0 and call.function in METHODS and isinstance(operand, Call) and operand.function in OPERATORS
     return f"({text})" if is_split else text
@@ -168,7 +168,7 @@ def _convolution(
     named: Iterable[tuple[str, Sequence[int], int]],
     words: Words,
 ) -> str:
-    """A call with the options that have another value than by default."""
+    """Return a call with the options whose values differ from the defaults."""
     options = [f"{name}={numbers}" for name, numbers, default in named if set(numbers) != {default}]
     groups = call.arguments[3]
     options += [f"groups={words.names.show(groups)}"] * (groups != 1)
@@ -236,9 +236,9 @@ RULES: Mapping[str, Rule] = {
 }
 
 OPERATORS = ("mul", "add", "sub", "scale", "remainder")
-"""The calls that are printed with a sign between their operands."""
+"""Calls that are printed with a sign between their operands."""
 METHODS = (
     *("reshape", "permute", "expand", "contiguous", "movedim", "narrow", "select", "every", "unfold", "gather"),
     *("index_select", "diagonal", "unsqueeze", "flip", "sum", "convert", "type_as", "masked_fill"),
 )
-"""The calls that are printed as a method or a subscript of their first operand."""
+"""Calls that are printed as a method or a subscript of their first operand."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 BEYOND = 10**75
-"""Whatever has more elements or takes more operations is as bad: four such numbers have a product that is a float."""
+"""Larger counts of elements or operations are cut to this, so that the product of four of them is still a float."""
 
 
 class Work(NamedTuple):
@@ -70,7 +70,7 @@ class Copy(NamedTuple):
 
 
 def clip(count: Any) -> Any:
-    """A number of elements or operations as a float, at most `BEYOND`; floats and arrays as they are."""
+    """Return a count of elements or operations as a float of at most `BEYOND`; floats and arrays stay as they are."""
     return float(min(count, BEYOND)) if isinstance(count, int) else count
 
 
@@ -124,7 +124,10 @@ class Machine:
     is_integral = False
 
     def __call__(self, work: Work) -> Any:
-        """The time of a step and of its gradients, each as one matrix product; of one operand, as one pass [s]."""
+        """Return the time of a step and of its gradients [s].
+
+        A step of two operands and each gradient count as one matrix product; a step of one operand as one pass.
+        """
         work = Work(*map(clip, work))
         others = np.maximum(1, work.right), work.left, work.result
         rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
@@ -143,7 +146,7 @@ class Machine:
     def product(
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
-        """The time of so many matrix products in one kernel, whichever of the matrices lie transposed [s]."""
+        """Return the time of a batch of matrix products in one kernel, whichever matrices are transposed [s]."""
         batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
         sides = (rows + self.half_rows) * self._reach(columns)
         turned = (columns + self.half_rows) * self._reach(rows)  # one vector: either side may be the rows
@@ -187,11 +190,11 @@ class Machine:
         return reading + self.write(elements) + self.seconds_per_kernel
 
     def rearrange(self, copy: Copy) -> float:
-        """The same of one copy [s]."""
+        """Return the time of one copy [s]."""
         return float(self.copy(clip(copy.elements), clip(copy.run)))
 
     def elementwise(self, *elements: Any, written: Any = 0) -> Any:
-        """The time of a kernel that passes once over values of these sizes and writes a new one [s]."""
+        """Return the time of a kernel that passes once over values of these sizes and writes a new one [s]."""
         return sum(map(self.pass_over, map(clip, elements))) + self.write(clip(written)) + self.seconds_per_kernel
 
     def pass_over(self, elements: Any) -> Any:

@@ -44,7 +44,7 @@ from tngraph.plans.saving import save_plan
 from tngraph.plans.table import format_plan
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
-"""The counts of a regime whose one formula holds at all sizes; those of a call's memory have cases."""
+"""The counts of a regime whose one formula holds at all sizes. The formulas of a call's memory have cases."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,16 +174,16 @@ class Regime:
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """What autograd keeps of a call with gradients as the goal says, by cases of sizes of 1 [bytes]."""
+        """Memory that autograd keeps for the requested gradients, by cases of sizes of 1 [bytes]."""
         return self._by_cases("saved")
 
     @cached_property
     def moves(self) -> sympy.Expr:
-        """What a call copies into another order, by cases of sizes of 1 [bytes]."""
+        """Memory that a call copies to change the order of axes, by cases of sizes of 1 [bytes]."""
         return self._by_cases("moves")
 
     def _by_cases(self, name: str) -> sympy.Expr:
-        """A formula, with one of its own for each case of sizes in which it does not hold, the most special first."""
+        """Return a formula with cases of sizes of 1 for which the general one does not hold, most special first."""
         pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
         for fixed, formulas in self._cases:
             formula = getattr(formulas, name)
@@ -194,7 +194,7 @@ class Regime:
 
     @cached_property
     def _cases(self) -> tuple[tuple[Mapping[str, int], MemoryFormulas], ...]:
-        """What a call holds in every case of sizes that are fixed, from that of none to those of the most."""
+        """The memory formulas of a call for every case of fixed sizes, from none fixed to most fixed."""
         tiles = [tree.tile for tree in self.trees if tree.tile is not None]
         fixed_sizes = find_cases(self.network)
         cases = [(fixed, generic_sizes(self.network, self.sizes, tiles, fixed)) for fixed in fixed_sizes]
@@ -255,7 +255,7 @@ class Regime:
 
 
 def _condition(fixed: Mapping[str, int]) -> sympy.Basic:
-    """That some sizes have these numbers."""
+    """Return the condition that some sizes have these values."""
     return sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items()))
 
 
@@ -367,12 +367,12 @@ class Plan:
 
     @cached_property
     def saved(self) -> sympy.Expr:
-        """What autograd keeps of a call with gradients as the goal says, by cases of sizes of 1 [bytes]."""
+        """Memory that autograd keeps for the requested gradients, by cases of sizes of 1 [bytes]."""
         return self._formula("saved")
 
     @cached_property
     def moves(self) -> sympy.Expr:
-        """What a call copies into another order, by cases of sizes of 1 [bytes]."""
+        """Memory that a call copies to change the order of axes, by cases of sizes of 1 [bytes]."""
         return self._formula("moves")
 
     @cached_property

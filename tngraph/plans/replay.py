@@ -1,4 +1,4 @@
-"""Trees as moves that say nothing twice: which values meet and how, and which folded reads are laid out.
+"""Trees as minimal moves: which values are joined and how, and which folded reads are laid out.
 
 Everything else in a tree follows from its region. So a tree from a file is not trusted but derived again: `Replay`
 derives the steps from the moves and refuses a move that the region does not allow. Whatever the moves are, the result
@@ -17,9 +17,9 @@ from tngraph.planning.trees import opened, prepare_leaves
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Two values that are joined, or one of which some folded reads are laid out; numbered as the steps of a tree.
+    """A join of two values, or one value some of whose folded reads are laid out. Values are numbered as in a tree.
 
-    Two may be joined by a transposed convolution where a convolution would do it, too.
+    A join may be a transposed convolution where a convolution is possible, too.
     """
 
     operands: tuple[int, ...]
@@ -64,14 +64,14 @@ class Replay:
         return self.values.pop(number)
 
     def _join(self, move: Move, left: Value, right: Value) -> None:
-        made = self.topology.join(left, right)
-        if made is None:
+        joined = self.topology.join(left, right)
+        if joined is None:
             raise ReplayError("joins values of which a folded read is to be laid out first")
-        kinds = self.topology.kinds(left, right, made)
+        kinds = self.topology.kinds(left, right, joined)
         if move.is_transposed and "conv_transpose" not in kinds:
             raise ReplayError("joins values by a transposed convolution, which they do not allow")
         kind = "conv_transpose" if move.is_transposed else kinds[0]
-        self._put(Step(move.operands, self.topology.legs(made), kind), made)
+        self._put(Step(move.operands, self.topology.legs(joined), kind), joined)
 
     def _lay_out(self, move: Move, value: Value) -> None:
         folded = {read for read, _ in value.folded}
@@ -102,13 +102,13 @@ class Replay:
 def find_move(
     replay: Replay, operands: tuple[int, ...], kind: object, is_right: Callable[[tuple[Leg, ...]], bool]
 ) -> Move:
-    """The move on these operands; what one of them lays out is told by the legs of the result.
+    """Return the move on these operands. For a single operand, the legs of the result say which reads are laid out.
 
     Args:
         replay: the tree so far.
         operands: one or two values.
-        kind: what the step is said to be.
-        is_right: whether legs are those of the result.
+        kind: the kind of the step, as the plan states it.
+        is_right: returns whether some legs are those of the result.
 
     Raises:
         ReplayError: no choice of reads to lay out gives the legs of the result.

@@ -142,7 +142,7 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
 
 
 def _format_condition(condition: sympy.Basic) -> str:
-    """The sizes that a formula holds for alone, as `` where batch = 1``."""
+    """Return the only sizes that a formula holds for, as `` where batch = 1``."""
     fixed = sorted(f"{size} = {number}" for size, number in (each.args for each in condition.atoms(sympy.Eq)))
     return f" where {', '.join(fixed)}" if fixed else ""
 
@@ -196,7 +196,7 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
 def count_rows(
     plan: Plan, regime: Regime, numbers: Mapping[str, int]
 ) -> Iterable[tuple[str, sympy.Expr, int, str, sympy.Basic]]:
-    """The totals of a regime: label, formula, what it is at these numbers, unit, and where the formula holds."""
+    """Yield the totals of a regime: label, formula, value at these sizes, unit, and where the formula holds."""
     memory = regime.memory(numbers)
     exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
     for label, expr, unit in _counts(plan, regime):

@@ -104,16 +104,16 @@ def _layer(
         for p in positions:
             inner = w.size(outs[p]) if bond is None else bond
             current[p] = outs[p] if last[p] == k else w.index(f"{name}{k + 1}_{p + 1}", inner)
-        made = tuple(wire for p in positions if (wire := current[p]) is not None)
-        factors.append(_gate(w, f"{name}{k + 1}", ins, made, gain, moving))
+        results = tuple(wire for p in positions if (wire := current[p]) is not None)
+        factors.append(_gate(w, f"{name}{k + 1}", ins, results, gain, moving))
     return factors
 
 
 def _gate(w: Weight, name: str, ins: Legs, outs: Legs, gain: float | None, moving: Legs | None = None) -> Expression:
-    """A gate that multiplies the spread of what it acts on by ``gain``; near the identity without one.
+    """Return a gate that multiplies the spread of its input by ``gain``, or starts near the identity without one.
 
-    The entries of an orthogonal matrix have the variance 1 over its larger side, and one output sums over the inputs
-    that are ``moving``: a constant vector has one entry that is not zero.
+    The entries of an orthogonal matrix have the variance 1 over its larger side. An output sums over only the inputs
+    that are ``moving``, since a constant vector has a single entry that is not zero.
     """
     if gain is None:
         return w.param(name, *ins, *outs, init=("near_eye", 0.1))

@@ -55,14 +55,14 @@ class Family:
     """A named way to build a weight (or, for ``ntt``, a map) out of cores.
 
     Attributes:
-        make: adds the cores to a network, and gives their product.
-        is_map: whether it is applied to a tensor, since what it computes is not linear in it.
-        axes: how many rows (and columns) it has, where that is fixed.
-        is_binary: whether its legs have size 2 where nobody says otherwise.
-        is_paired: whether it has as many rows as columns.
-        has_window: whether it can be the kernel of a convolution.
-        is_tied: whether all its rows have one size, and all its columns.
-        has_core: whether one core has a leg for every row and column, so that more modes can mean more params.
+        make: a function that adds the cores to a network and returns their product.
+        is_map: true if it is applied to a tensor, because its result is not linear in the tensor.
+        axes: the number of rows (and of columns), if that is fixed.
+        is_binary: true if its legs have size 2 by default.
+        is_paired: true if it has as many rows as columns.
+        has_window: true if it can be the kernel of a convolution.
+        is_tied: true if all its rows have one size, and all its columns too.
+        has_core: true if one core has a leg for every row and column, so that more modes can mean more params.
     """
 
     make: Callable[..., Expression]
@@ -226,19 +226,20 @@ class Family:
         """Return the network that applies a weight of this family to ``x``: a linear layer, or a convolution.
 
         Args:
-            rows: the modes of the input features (of the channels of one group), first slowest.
-            columns: the modes of the output features (of the channels of one group).
-            kernel: the sizes of the window; none for a linear layer.
-            stride: of the window, one number or one per axis; `padding` and `dilation` likewise.
-            padding: rows of zeros on each side.
-            dilation: distance between the positions of the window.
-            transposed: whether the convolution is a transposed one, as ``torch.nn.ConvTranspose2d``: its window is put
-                on the result, every `stride` positions, of which `padding` on each side are left out.
-            output_padding: positions after each axis of a transposed convolution.
-            groups: of the channels.
-            bias: whether to add a param ``bias[columns]``.
-            function: pointwise, on the result.
-            fan_in: how many inputs one output sums over, where rows are padded with zeros; the start goes by it.
+            rows: the modes of the input features, slowest first; for groups, of the channels of one group.
+            columns: the modes of the output features; for groups, of the channels of one group.
+            kernel: the sizes of the window; empty for a linear layer.
+            stride: the stride of the window, one number or one per axis; `padding` and `dilation` likewise.
+            padding: the number of zeros on each side of an axis.
+            dilation: the distance between the positions of the window.
+            transposed: make a transposed convolution, as ``torch.nn.ConvTranspose2d``: its window is put on the result
+                at every `stride` positions, and `padding` positions on each side are left out.
+            output_padding: the number of positions added after each axis of a transposed convolution.
+            groups: the number of groups of channels.
+            bias: add a param ``bias[columns]``.
+            function: a pointwise function of the result.
+            fan_in: the number of inputs that one output sums over, if rows are padded with zeros. The initial variance
+                depends on it.
             sizes: names of sizes with their values, which modes and ranks may use: ``bond="D", sizes={"D": 4}``.
             options: the options of the family.
 
@@ -292,7 +293,7 @@ class _Assembly:
     def layer(
         self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
     ) -> Network:
-        """The network that applies the weight to an input."""
+        """Return the network that applies the weight to an input."""
         batch, axes = self._enter()
         outs = tuple(Position.of(f"p{k}") for k in range(1, len(axes) + 1))
         places = tuple(
@@ -320,7 +321,10 @@ class _Assembly:
         bias: bool,
         function: Call | None,
     ) -> Network:
-        """The network that reads the window of the weight at the distance of a result from what an input is put on."""
+        """Return the network of a transposed convolution.
+
+        The dense weight is read at the position of the result minus where the stride puts the input.
+        """
         name, builder = self.family.name, self.builder
         if self.family.is_map or not self.kernel:
             reason = "has no dense weight" if self.family.is_map else "was given no window"
@@ -340,14 +344,14 @@ class _Assembly:
         return self._leave((batch, *self.group, *self.columns, *outs), total, bias, function)
 
     def _dense(self, weight: Weight, options: Mapping[str, Any]) -> Tensor:
-        """The dense weight as an equation of its own."""
+        """Add the dense weight as an equation of its own."""
         product = self.family.build(weight, options)
-        if self.fan_in is not None:  # else the rule for params that say no start sees it in the input
+        if self.fan_in is not None:  # else the rule for params without initialisation sees it in the input
             weight.spread(product)
         return self.builder.equation("W", weight.legs, product)
 
     def _enter(self) -> tuple[Position, Legs]:
-        """Add the input; its batch and the axes of its feature map."""
+        """Add the input, and return its batch and the axes of its feature map."""
         builder = self.builder
         batch = builder.index("batch", builder.size("batch"))
         names = _SPATIAL.get(len(self.kernel), ())
@@ -356,7 +360,7 @@ class _Assembly:
         return batch, axes
 
     def _leave(self, left: Legs, total: Expression, bias: bool, function: Call | None) -> Network:
-        """The network that puts out a value, with a bias if there is one."""
+        """Add the bias, if any, and the output, and return the network."""
         channels = self.group + self.columns
         if bias:
             total = total + self.builder.param("bias", *channels)

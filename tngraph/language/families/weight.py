@@ -46,10 +46,10 @@ class Weight:
         rows: the legs that are summed with the input, slowest first.
         columns: the legs of the output.
         kernel: the legs of a convolution's window.
-        source: what a map (as ``ntt``) is applied to; None for a weight.
-        is_grouped: whether the first column is the group of a grouped convolution, which no row pairs with.
-        is_ranked: whether its ranks were chosen; else they are a default, and less is no surprise.
-        inputs: how many inputs one output sums over, where padding makes the rows more; None where they are as many.
+        source: the tensor that a map (as ``ntt``) is applied to; None for a weight.
+        is_grouped: true if the first column is the group of a grouped convolution, which pairs with no row.
+        is_ranked: true if the caller chose ranks, who is then warned if one is cut. Defaults are cut silently.
+        inputs: the number of inputs that one output sums over, if padding makes the rows more; else None.
     """
 
     builder: Builder
@@ -142,7 +142,7 @@ class Weight:
 
     @property
     def fan_in(self) -> int:
-        """How many inputs one output sums over."""
+        """The number of inputs that one output sums over."""
         return self.inputs or self.known(self.volume(self.rows + self.kernel))
 
     def spread(self, product: Expression) -> None:
