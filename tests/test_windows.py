@@ -342,7 +342,7 @@ def test_what_no_transposed_convolution_computes_is_an_ordinary_one(body: str):
 def test_a_saved_plan_says_which_convolutions_are_transposed(tmp_path):
     body, output, *_ = TRANSPOSED["over two axes"]
     plan = tg.plan(network(body, output))
-    tg.save(plan, tmp_path / "plan.json")
+    plan.save(tmp_path / "plan.json")
     text = (tmp_path / "plan.json").read_text()
     assert tg.load_plan(tmp_path / "plan.json") == plan
     (tmp_path / "plan.json").write_text(text.replace('"conv_transpose"', '"conv"'))
