@@ -113,7 +113,7 @@ def test_progress_is_no_part_of_a_search(searches: list[str]):
 def test_other_code_searches_anew(searches: list[str], monkeypatch: pytest.MonkeyPatch):
     tg.plan(tg.parse(CHAIN))
     searches.clear()
-    monkeypatch.setattr(cache, "_code_version", lambda: "another")
+    monkeypatch.setattr(cache, "code_version", lambda: "another")
     tg.plan(tg.parse(CHAIN))
     assert searches
 
@@ -176,7 +176,7 @@ def test_a_full_disk_is_no_cache(cache_folder: Path, monkeypatch: pytest.MonkeyP
 
 def forge(body: str) -> str:
     """A file whose sum is right."""
-    return f"{cache._sum(body.encode())}\n{body}"
+    return f"{cache.check_sum(body.encode())}\n{body}"
 
 
 DAMAGED = {
@@ -244,7 +244,7 @@ def test_what_was_not_used_for_longest_makes_room(cache_folder: Path, monkeypatc
 def test_a_write_now_and_then_makes_room(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache, "MOST_BYTES", 100 * 4096)
     for number in range(256 * 4):
-        cache._write_entry(cache_folder / f"{number % 256:02x}{number:062x}.json", "x")
+        cache.write_entry(cache_folder / f"{number % 256:02x}{number:062x}.json", "x")
     assert len(entries(cache_folder)) <= 100 + 256
 
 
@@ -301,7 +301,26 @@ def test_writers_that_are_killed_do_not_disturb_readers(cache_folder: Path):
     assert len(found) >= 6
     for path in found:
         given, _, body = path.read_bytes().partition(b"\n")
-        assert given.decode() == cache._sum(body)
+        assert given.decode() == cache.check_sum(body)
     for bond in range(2, 8):
         options: dict[str, Any] = {"sizes": {"D": bond, "batch": 2}}
         assert tg.plan(tg.parse(CHAIN), **options) == plan_without(tg.parse(CHAIN), **options)
+
+
+# -------------------------------------------------------------------------------------------- whole plans
+
+
+def test_plans_for_time_and_fronts_are_read_back(searches: list[str], monkeypatch: pytest.MonkeyPatch):
+    network = tg.parse(CHAIN)
+    first = tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})
+    monkeypatch.setattr("tngraph.plans.pipeline.find_timed", None)
+    monkeypatch.setattr("tngraph.plans.pipeline.find_front", None)
+    assert (tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})) == first
+
+
+def test_a_damaged_plan_is_searched_for_again(cache_folder: Path):
+    network = tg.parse(CHAIN)
+    first = tg.plan(network, {"batch": 4}, minimize="time")
+    for file in cache_folder.glob("*.json"):
+        file.write_text(file.read_text()[:-3])
+    assert tg.plan(network, {"batch": 4}, minimize="time") == first

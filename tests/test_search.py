@@ -8,16 +8,19 @@ import random
 import cotengra
 import networkx as nx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.instances import NAMES, load_instance
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning import refining, workers
+from tngraph.planning import proposals, refining, workers
 from tngraph.planning.exact import prove_order
 from tngraph.planning.greedy import join_greedily
 from tngraph.planning.machine import Machine, Work
-from tngraph.planning.objectives import PerStep, Pricing, read_objective
+from tngraph.planning.objectives import PerStep, Pricing, Weighted, read_objective
 from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED, propose_greedy
+from tngraph.planning.reducing import join_alike
 from tngraph.planning.refining import refine_order
 from tngraph.planning.region import Region, Topology, legs_size
 from tngraph.planning.search import hypergraph, search_tree
@@ -324,3 +327,113 @@ def test_ten_thousand_tensors_are_planned_and_priced():
     graph = hypergraph(topology)
     greedy = order_cost(topology, join_greedily(graph.legs, graph.output, graph.sizes))
     assert plan(network, trials=1, parallel=1).at().cost <= greedy
+
+
+# ------------------------------------------------------------------------------------- joined before any search
+
+
+def alike(count: int, kinds: int, seed: int, pricing: Pricing) -> Topology:
+    """A random product in which many tensors stand on the same indices."""
+    generator = random.Random(seed)
+    names = [f"e{k}" for k in range(5)]
+    choices = [generator.sample(names, generator.randint(1, 3)) for _ in range(kinds)]
+    inputs = [generator.choice(choices) for _ in range(count)]
+    used = sorted({name for legs in inputs for name in legs})
+    sizes = {name: generator.randint(1, 5) for name in used}
+    return priced(tg.from_indices(inputs, [name for name in used if generator.random() < 0.4], sizes), pricing)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 8), st.integers(1, 4), st.integers(0, 255), st.sampled_from("ftwsl"))
+def test_what_is_joined_first_costs_nothing(seed: int, count: int, kinds: int, bits: int, kind: str):
+    bits &= (1 << count) - 1
+    pricing = {
+        "f": Pricing(),
+        "t": Pricing(trained=bits),
+        "w": Pricing(Weighted(1, 3)),
+        "s": Pricing(fixed=bits, most_folded=6),
+        "l": Pricing(most_elements=12),
+    }[kind]
+    topology = alike(count, kinds, seed, pricing)
+    in_turn = [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
+    cheapest, is_proven = prove_order(topology, in_turn)
+    reduction = join_alike(topology)
+    rest, _ = prove_order(reduction.rest, reduction.project(cheapest))
+    assert is_proven
+    assert order_cost(topology, reduction.complete(rest)) == order_cost(topology, cheapest)
+
+
+def test_an_untrained_tensor_is_not_joined_with_a_trained_one_first():
+    """Two trained vectors cost 3 each, one untrained joined first 2: nothing says that the pair comes first."""
+    topology = priced(tg.from_indices([["i"]] * 4, ["i"], {"i": 7}), Pricing(trained=0b0011))
+    reduction = join_alike(topology)
+    assert len(reduction.pairs) == 2
+    assert order_cost(topology, reduction.complete([(0, 1)])) == 7 * (3 + 1 + 2)
+
+
+def test_tensors_on_one_index_are_planned_without_a_search(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tngraph.planning.search.run_tasks", None)
+    vectors = tg.plan(tg.from_indices([["i"]] * 400, ["i"], {"i": 4}))
+    assert (vectors.at().cost, vectors.is_proven) == (399 * 4, True)
+    own = {f"k{n}": 3 for n in range(500)}
+    star = tg.plan(tg.from_indices([["h", k] for k in own], [], {"h": 4, **own}))
+    assert (star.at().cost, star.is_proven) == (500 * 3 * 4 + 499 * 4, True)
+
+
+def test_what_shares_no_index_is_multiplied_out():
+    lines = "\n".join(f"  param w{k}[i{k}:3]" for k in range(1, 20))
+    scalars = tg.plan(tg.parse(f"network s {{\n{lines}\n  y[] = w{{1..19}}\n  output y[] }}"))
+    assert (scalars.at().cost, scalars.is_proven) == (19 * 3 + 18, True)
+    units = tg.plan(tg.from_networkx(nx.grid_2d_graph(4, 5), bond=1))
+    assert (units.at().cost, units.is_proven) == (19, True)
+    names = [f"i{k}" for k in range(16)]
+    outer = tg.plan(tg.from_indices([[name] for name in names], names, dict.fromkeys(names, 2)))
+    assert outer.at().cost == 8 * 2**2 + 4 * 2**4 + 2 * 2**8 + 2**16
+
+
+def test_parts_are_planned_one_by_one():
+    two = nx.disjoint_union(nx.path_graph(12), nx.path_graph(12))
+    one = tg.plan(tg.from_networkx(nx.path_graph(12), bond=3)).at().cost
+    assert tg.plan(tg.from_networkx(two, bond=3)).at().cost == 2 * one + 1
+
+
+# ------------------------------------------------------------------------------------------ proposals that fail
+
+
+def test_a_proposal_that_fails_is_the_greedy_order(monkeypatch: pytest.MonkeyPatch):
+    def fail(*given: object) -> None:
+        raise KeyError(2)
+
+    monkeypatch.setattr(proposals, "_propose", fail)
+    topology = Topology(region(regular(20)), {})
+    graph = hypergraph(topology)
+    (order,) = proposals.propose(graph, proposals.Trial(0, 0, 4))
+    assert order_cost(topology, order) == order_cost(topology, join_greedily(graph.legs, graph.output, graph.sizes))
+
+
+def wide(bond: int) -> tg.Network:
+    """Three tensors of nine legs of 2^62 and small bonds between them."""
+    own = [[f"{letter}{k}" for k in range(9)] for letter in "abc"]
+    sizes = dict.fromkeys((name for names in own for name in names), 2**62)
+    inputs = [[*own[0], "s"], ["s", *own[1], "r"], ["r", *own[2]]]
+    return tg.from_indices(
+        inputs, [name for names in own for name in names], {**sizes, "s": bond, "r": bond}, roles="param"
+    )
+
+
+@pytest.mark.parametrize("minimize", ["flops", "writes", "time", {"flops": 1, "writes": 8}])
+@pytest.mark.parametrize("mode", ["infer", "train", "serve"])
+def test_counts_beyond_any_float_are_planned(minimize: object, mode: str):
+    plan = tg.plan(wide(2), mode=mode, minimize=minimize)  # type: ignore[arg-type]
+    assert plan.macs == (0 if mode == "serve" else 4 * 2 ** (62 * 18) + 2 * 2 ** (62 * 27))
+    assert plan.table()
+
+
+def test_a_large_region_beyond_any_float_is_planned():
+    assert plan(tg.from_networkx(nx.complete_graph(16), bond=2**62), trials=2).at().cost > 2**1024
+
+
+@pytest.mark.slow
+def test_dense_and_large_graphs_beyond_any_float_are_planned():
+    assert plan(tg.from_networkx(nx.complete_graph(40), bond=16), trials=1).at().cost > 2**1024
+    assert plan(tg.from_networkx(nx.random_regular_graph(3, 60, 0), bond=2**62), trials=1).at().cost > 2**400

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import combinations
-from math import inf, prod
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -194,10 +194,11 @@ class _Program:
         return [[i for mask, i in names.items() if rest & mask] for rest in rests.tolist()], inverse
 
     def _chunk(self, start: int) -> tuple[int, Masks, npt.NDArray[np.float64]]:
-        sizes = self.sizes[start : start + _CHUNK]
-        products = [prod(s for k, s in enumerate(sizes) if m >> k & 1) for m in range(1 << len(sizes))]
-        exact = np.array([min(p, self._beyond) for p in products], dtype=np.int64)
-        return start, exact, np.array([clip(p) for p in products], dtype=np.float64)
+        products, beyond = [1], self._beyond
+        for size in self.sizes[start : start + _CHUNK]:
+            products += [product * size for product in products]
+        exact = np.array([min(product, beyond) for product in products], dtype=np.int64)
+        return start, exact, np.array([clip(product) for product in products], dtype=np.float64)
 
     @property
     def _beyond(self) -> int:

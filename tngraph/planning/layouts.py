@@ -312,26 +312,21 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank
         for columns in _turned(others, rank):
             others_lie = _lies(other, outer, columns, summed, sizes, is_small)
             for front, middle, lies in cuts:
-                for ours, theirs in product(lies, others_lie):
-                    for order, form, is_spine in _results((*outer, *front), middle, columns):
-                        yield Way(
-                            (first, second),
-                            form,
-                            order,
-                            summed,
-                            _shape(order, form, summed, sizes),
-                            (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied),
-                            _turned_matrices(
-                                *((ours, middle, theirs, columns) if is_spine else (theirs, columns, ours, middle)),
-                                summed,
-                            ),
-                            is_spine == is_first,
+                products = (*outer, *front)
+                count, rows, across = sizes.of(products), sizes.of(middle), sizes.of(columns)
+                for is_spine in (True, False):
+                    first_side, second_side = (middle, columns) if is_spine else (columns, middle)
+                    order, form = (*products, *first_side, *second_side), (len(products), len(first_side))
+                    sides = (rows, across) if is_spine else (across, rows)
+                    shape = count, *sides, sizes.of(summed)
+                    for ours, theirs in product(lies, others_lie):
+                        copies = (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied)
+                        left, right = (ours, theirs) if is_spine else (theirs, ours)
+                        turned = (
+                            bool(first_side and summed) and not left.is_own_first,
+                            bool(second_side and summed) and right.is_own_first,
                         )
-
-
-def _turned_matrices(left: _Lie, rows: Order, right: _Lie, columns: Order, summed: Order) -> tuple[bool, bool]:
-    """Which of two matrices lie transposed; vectors do not."""
-    return bool(rows and summed) and not left.is_own_first, bool(columns and summed) and right.is_own_first
+                        yield Way((first, second), form, order, summed, shape, copies, turned, is_spine == is_first)
 
 
 class _Lie(NamedTuple):
@@ -382,15 +377,3 @@ def _turned(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
     bonds = tuple(leg for leg in legs if leg not in rank)
     around = ((*put_out, *bonds), (*bonds, *put_out))
     return dict.fromkeys((legs, (*legs[1:], *legs[:1]), (*legs[-1:], *legs[:-1]), *around))
-
-
-def _results(products: Order, own: Order, columns: Order) -> Iterator[tuple[Order, tuple[int, int], bool]]:
-    """The orders one kernel makes, with the sizes of its parts and whether the operand that is cut gives the rows."""
-    yield (*products, *own, *columns), (len(products), len(own)), True
-    yield (*products, *columns, *own), (len(products), len(columns)), False
-
-
-def _shape(order: Order, form: tuple[int, int], summed: Order, sizes: _Sizes) -> tuple[int, int, int, int]:
-    outer, rows = form
-    parts = order[:outer], order[outer : outer + rows], order[outer + rows :], summed
-    return sizes.of(parts[0]), sizes.of(parts[1]), sizes.of(parts[2]), sizes.of(parts[3])

@@ -38,7 +38,7 @@ DEFAULT_TRIALS = 4
 PAYS = 200
 """From this many tensors on, a search uses every core unless it is told how many: a worker takes a second to start."""
 
-MOST_KEPT = 4
+MOST_KEPT = 16
 """So many networks have their proposals kept, those asked for last."""
 _proposed: dict[object, list[tuple[int, Order] | None]] = {}
 
@@ -210,7 +210,7 @@ def _cheapest(
     """The cheapest of the orders proposed, of those before an interruption where there is one."""
     order, done = _in_turn(len(graph.legs)), 0
     best = (order_cost(topology, complete(order)), -1)
-    with suppress(KeyboardInterrupt), closing(propose_orders(graph, search)) as proposed:
+    with suppress(KeyboardInterrupt), closing(_remembered(propose_orders, graph, search)) as proposed:
         for found in proposed:
             if found is not None:
                 key = (order_cost(topology, complete(found[1])), found[0])
@@ -232,23 +232,24 @@ def _small_orders(graph: Hypergraph, search: Search) -> Found:
         yield 0, propose_greedy(graph, search.samples, search.seed)
 
 
-def _large_orders(graph: Hypergraph, search: Search) -> Found:
-    """The orders of all trials; those of the last few networks are kept, for they are the same under any objective."""
+def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hypergraph, search: Search) -> Found:
+    """The orders proposed for a network; they are kept for a while, for they are the same under any objective."""
     key = graph.legs, graph.output, *graph.sizes.items(), replace(search, parallel=None, progress=None)
     if key in _proposed:
         yield from _proposed[key]
         return
     orders: list[tuple[int, Order] | None] = []
-    for each in _run_trials(graph, search):
-        orders.append(each)
-        yield each
+    with closing(propose_orders(graph, search)) as proposed:
+        for each in proposed:
+            orders.append(each)
+            yield each
     if search.seconds is None:
         while len(_proposed) >= MOST_KEPT:
             del _proposed[next(iter(_proposed))]
         _proposed[key] = orders
 
 
-def _run_trials(graph: Hypergraph, search: Search) -> Found:
+def _large_orders(graph: Hypergraph, search: Search) -> Found:
     with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
         for trial, orders in results:
             for k, order in enumerate(orders):

@@ -51,7 +51,7 @@ def find_cached(topology: Topology, key: str | None, search_pieces: Callable[[],
         key: see `cache_key`.
         search_pieces: the search.
     """
-    folder = _folder()
+    folder = cache_folder()
     if key is None or folder is None:
         return search_pieces()
     place = folder / f"{key}.json"
@@ -60,7 +60,7 @@ def find_cached(topology: Topology, key: str | None, search_pieces: Callable[[],
         return known
     found = search_pieces()
     if not any(piece.tree.sliced for piece in found):
-        _write_entry(place, _format_entry(topology, found))
+        write_entry(place, _format_entry(topology, found))
     return found
 
 
@@ -78,7 +78,7 @@ def cache_key(
     if isinstance(pricing.rate, PerStep):
         return None
     effort = repr(replace(search, progress=None, parallel=None))  # which change no plan
-    parts = [_code_version(), effort, repr(pricing), _describe(region, show_size)]
+    parts = [code_version(), effort, repr(pricing), _describe(region, show_size)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -102,7 +102,7 @@ def _describe(region: Region, show_size: Callable[[sympy.Expr], object]) -> obje
 
 
 @lru_cache(maxsize=1)
-def _code_version() -> str:
+def code_version() -> str:
     """The versions of what searches, whatever changed in it, of what is kept here, and of cotengra.
 
     A number that is raised by hand when the search changes would be forgotten once.
@@ -114,7 +114,7 @@ def _code_version() -> str:
     return digest.hexdigest()
 
 
-def _folder() -> Path | None:
+def cache_folder() -> Path | None:
     """Where the files are; None where there shall be none."""
     chosen = os.environ.get("TNGRAPH_CACHE")
     if chosen == "off":
@@ -124,7 +124,7 @@ def _folder() -> Path | None:
 
 def named_folder(name: str) -> Path | None:
     """Where something else is kept than searches: in the folder that is chosen, or beside that of the searches."""
-    folder = _folder()
+    folder = cache_folder()
     if folder is None:
         return None
     return (folder if os.environ.get("TNGRAPH_CACHE") else folder.parent) / name
@@ -155,7 +155,7 @@ def _format_entry(topology: Topology, pieces: Sequence[Piece]) -> str:
         (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)]) for low, high, tree in pieces
     ]
     body = json.dumps(rows, separators=(",", ":"))
-    return f"{_sum(body.encode())}\n{body}"
+    return f"{check_sum(body.encode())}\n{body}"
 
 
 def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:
@@ -165,7 +165,7 @@ def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:
         ValueError: they are none of the region.
     """
     given, _, body = data.partition(b"\n")
-    if given.decode() != _sum(body):
+    if given.decode() != check_sum(body):
         raise ValueError("the file is damaged")
     rows = json.loads(body)
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
@@ -181,7 +181,8 @@ def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:
         raise ValueError("the pieces have no end")
 
 
-def _sum(body: bytes) -> str:
+def check_sum(body: bytes) -> str:
+    """The sha256 of what is in a file, which stands on its first line."""
     return hashlib.sha256(body).hexdigest()
 
 
@@ -205,7 +206,7 @@ def _unpack(data: object) -> Move:
     raise ValueError("the file has no moves")
 
 
-def _write_entry(place: Path, text: str) -> None:
+def write_entry(place: Path, text: str) -> None:
     """Put a file into the folder, and now and then, as its name decides, make room there."""
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

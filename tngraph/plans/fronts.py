@@ -134,15 +134,18 @@ def draw_points(points: Sequence[Point]) -> list[str]:
 
 def find_front(search: FrontSearch, numbers: Mapping[str, int]) -> Front:
     """The front of all candidates at these numbers of all sizes."""
-    points: list[Point] = []
-    for regime in dict.fromkeys(_candidates(search, numbers)):
-        held = _held(regime, regime.memory(numbers))
-        points.append(Point(Plan((regime,)), regime.price(numbers), held))
+    points = [make_point(Plan((regime,)), numbers) for regime in dict.fromkeys(_candidates(search, numbers))]
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.cost, point.bytes)):
         if not kept or point.bytes < kept[-1].bytes:
             kept.append(point)
     return Front(tuple(kept))
+
+
+def make_point(plan: Plan, numbers: Mapping[str, int]) -> Point:
+    """A plan of one regime with its cost and its bytes at these numbers of all sizes."""
+    (regime,) = plan.regimes
+    return Point(plan, regime.price(numbers), _held(regime, regime.memory(numbers)))
 
 
 def _held(regime: Regime, memory: Memory) -> int:

@@ -26,8 +26,9 @@ from tngraph.planning.search import Search
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.bounded import check_given, front_search, plan_within
 from tngraph.plans.cache import cache_key, find_cached
-from tngraph.plans.fronts import Front, find_front
+from tngraph.plans.fronts import Front, find_front, make_point
 from tngraph.plans.plans import Plan
+from tngraph.plans.remembered import remember_plans
 from tngraph.plans.tasks import Slot, Task, clean_slots, find_tree, merge_where_cheaper
 from tngraph.plans.timed import TimedSearch, find_timed, lay_out_all
 
@@ -150,7 +151,7 @@ def _plan(task: Task, chained: Network) -> Plan:
     if task.goal.largest is not None:
         return plan_within(task, merged, task.goal.largest)
     if task.goal.is_bounded:
-        front = find_front(front_search(task, merged), task.numbers)
+        front = _find_front(task, merged)
         return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
     return _find_regimes(task, merged)
 
@@ -188,7 +189,16 @@ def front(
     task = _make_task(network, sizes, goal, search)
     check_given(task)
     merged = merge_where_cheaper(task, merge_chains(drop_unused(network)))
-    return find_front(front_search(task, merged), task.numbers)
+    return _find_front(task, merged)
+
+
+def _find_front(task: Task, merged: Network) -> Front:
+    """The front of a network, from the folder of searches where it was found before."""
+
+    def search() -> list[Plan]:
+        return [point.plan for point in find_front(front_search(task, merged), task.numbers).points]
+
+    return Front(tuple(make_point(each, task.numbers) for each in remember_plans(task, "front", search)))
 
 
 def _fold_within(task: Task, network: Network, limit: int) -> Plan:
@@ -248,7 +258,8 @@ def _find_regimes(task: Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
     if isinstance(task.goal.rate, Machine) and not task.pins:
         timed = TimedSearch(task, merged)
-        return timed.plan(find_timed(timed))
+        (fastest,) = remember_plans(task, "time", lambda: [timed.plan(find_timed(timed))])
+        return fastest
     cleaned, slots = clean_slots(task, merged)
     is_additive = isinstance(task.goal.rate, Weighted)
     found: list[Range]
