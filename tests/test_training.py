@@ -60,6 +60,7 @@ def test_a_family_learns_as_a_linear_layer(name: str, options: Mapping[str, Any]
     _check(nn.Sequential(nn.Flatten(), Linear(64, 32, family=name, **options), nn.ReLU(), nn.Linear(32, 10)))
 
 
+@pytest.mark.filterwarnings("ignore::tngraph.GrowthWarning")  # a deep adtn is more than so small a window
 @pytest.mark.parametrize(("name", "options"), WINDOWED)
 def test_a_family_learns_as_a_convolution(name: str, options: Mapping[str, Any]):
     torch.manual_seed(0)
