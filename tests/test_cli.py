@@ -80,6 +80,7 @@ def test_check_as_json_has_the_same_keys_for_right_and_wrong(wrong):
         "file": FC2,
         "is_ok": True,
         "error": None,
+        "warnings": [],
         "network": "fc2_mpo",
         "size_count": 2,
         "input_count": 1,
@@ -89,6 +90,63 @@ def test_check_as_json_has_the_same_keys_for_right_and_wrong(wrong):
     assert list(other) == list(right)
     assert other["is_ok"] is False
     assert other["error"] + "\n" == error_of(wrong)
+
+
+SILENT = """network silent {
+  size batch; size D = 3
+  input x[batch, i:5]
+  index ii: 5
+  param w[i, o:4]
+  param gone[i]
+  W[(i), (o)] = cp(rank=9)
+  y[batch, o] = x[batch, ii] * w + x * W
+  output y[batch, o]
+}
+"""
+WARNINGS = """warning: <stdin>:2:20: the size 'D' is used nowhere
+      size batch; size D = 3
+                       ^
+  use it, or take it away
+warning: <stdin>:6:9: the param 'gone' is used nowhere
+      param gone[i]
+            ^
+  use it, or take it away
+warning: <stdin>:7:3: the bond 'W.r' is made 4: 9 is no use there
+      W[(i), (o)] = cp(rank=9)
+      ^
+warning: <stdin>:8:26: 'ii' on 'x' and 'i' on 'w' join nothing: each is summed alone
+      y[batch, o] = x[batch, ii] * w + x * W
+                             ^
+  did you mean 'i' for 'ii'?
+"""
+
+
+def test_check_warns_of_silent_mistakes_and_refuses_them_under_strict():
+    counts = "network silent: 2 sizes, 1 input, 4 params, 2 equations; 4 warnings\n"
+    result = invoke("check", "-", stdin=SILENT)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"-: ok, {counts}", WARNINGS)
+    result = invoke("check", "-", "--strict", stdin=SILENT)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, f"-: wrong, {counts}", WARNINGS)
+    assert invoke("check", FC2, "--strict").exit_code == 0
+
+
+def test_warnings_are_in_the_json_of_check():
+    (record,) = json.loads(invoke("check", "-", "--json", "--strict", stdin=SILENT).stdout)["files"]
+    assert (record["is_ok"], record["error"], record["network"]) == (False, None, "silent")
+    assert record["warnings"][3] == {
+        "message": "'ii' on 'x' and 'i' on 'w' join nothing: each is summed alone",
+        "hint": "did you mean 'i' for 'ii'?",
+        "line": 8,
+        "column": 26,
+    }
+    assert [warning["line"] for warning in record["warnings"]] == [2, 6, 7, 8]
+
+
+@pytest.mark.parametrize("command", ["plan", "emit"])
+def test_other_commands_warn_once_and_go_on(command):
+    result = invoke(command, "-", "--set", "D=4", stdin=SILENT)
+    assert (result.exit_code, result.stderr) == (0, WARNINGS)
+    assert result.stdout
 
 
 def test_check_reads_standard_input():

@@ -1,9 +1,9 @@
 """tngraph compiles tensor networks to PyTorch modules with exact, verified costs.
 
 A network is parsed (`parse`, `load`), built (`Builder`, `families`) or imported (`from_einsum`, `from_indices`,
-`from_networkx`); `evaluate` is what it means; `plan` finds in which order to contract it and prices that exactly;
-`emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module. Importing this package does not
-import torch.
+`from_networkx`); `check` warns of likely mistakes; `evaluate` is what it means; `plan` finds in which order to contract
+it and prices that exactly; `emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module.
+Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tngraph.language.format import format_network as format
 from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
 from tngraph.language.network import Network
 from tngraph.language.reference import evaluate, gradients
-from tngraph.language.text import load, parse
+from tngraph.language.text import check, load, parse
 from tngraph.lowering.printing import emit
 from tngraph.planning.search import Search
 from tngraph.plans.budget import RankChoice, choose_rank
@@ -57,6 +57,7 @@ __all__ = [
     "SpecError",
     "TngraphError",
     "VerificationError",
+    "check",
     "choose_rank",
     "compile",
     "emit",

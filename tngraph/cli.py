@@ -1,8 +1,8 @@
 """The command ``tngraph``: arguments in, exit code out.
 
-Exit codes: 0 fine; 1 a file is wrong, or a module does not do what its plan says; 2 the command line itself is wrong.
-Results go to standard output, errors to standard error as they are. Only ``verify``, ``calibrate``, ``tune`` and
-``--machine`` import torch.
+Exit codes: 0 fine; 1 a file is wrong, or has warnings under ``check --strict``, or a module does not do what its plan
+says; 2 the command line itself is wrong. Results go to standard output, errors and warnings to standard error as they
+are. Only ``verify``, ``calibrate``, ``tune`` and ``--machine`` import torch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import Annotated, Any
 import typer
 
 import tngraph
-from tngraph.errors import NetworkError, PlanError, SizeError, TngraphError, VerificationError
+from tngraph.errors import NetworkError, PlanError, Problem, SizeError, TngraphError, VerificationError
 from tngraph.kernels.memory import DOUBLE
 from tngraph.language.families import named_family
 from tngraph.language.files import explain, write_whole
+from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.machine import Machine
 from tngraph.planning.region import legs_size
@@ -39,9 +40,10 @@ from tngraph.report.records import (
     front_record,
     network_record,
     plan_record,
+    problem_record,
     verification_record,
 )
-from tngraph.report.terminal import show_calibration, show_plan, show_source, show_text, show_verification
+from tngraph.report.terminal import show_calibration, show_plan, show_source, show_text, show_verification, show_warning
 from tngraph.request import (
     AsJson,
     Batch,
@@ -63,7 +65,9 @@ from tngraph.request import (
     Seconds,
     Seed,
     Sizes,
+    Strict,
     Trials,
+    check_network,
     load_network,
     parse_bytes,
     parse_numbers,
@@ -107,7 +111,7 @@ def main() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    show_warning(message)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -129,21 +133,21 @@ def _options(
     epilog=_examples(
         "tngraph check examples/specs/*.tn",
         "tngraph check ring_tied.tn --set n=8",
+        "tngraph check --strict fc2_mpo.tn",
         "tngraph check --json - < fc2_mpo.tn",
     )
 )
 def check(
-    files: Files, network: NetworkName = None, sizes: Sizes = None, batch: Batch = None, as_json: AsJson = False
+    files: Files,
+    network: NetworkName = None,
+    sizes: Sizes = None,
+    batch: Batch = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say whether spec files are right; show all errors."""
+    """Say whether spec files are right; show all errors and warnings."""
     given = parse_sizes(sizes, batch)
-    records = []
-    for file in files:
-        records.append(_check_file(file, network, given))
-        if not as_json:
-            show_text(_describe(records[-1]))
-        if records[-1]["error"] is not None:
-            print(records[-1]["error"], file=sys.stderr)
+    records = [_check_file(file, network, given, strict, as_json) for file in files]
     if as_json:
         _show_json({"files": records})
     if not all(record["is_ok"] for record in records):
@@ -448,22 +452,43 @@ def _errors_reported() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _check_file(file: str, name: str | None, given: Mapping[str, int]) -> Record:
-    """What `check` says of one file."""
+def _check_file(file: str, name: str | None, given: Mapping[str, int], strict: bool, as_json: bool) -> Record:
+    """What `check` says of one file: shown at once, and as a record."""
+    network: Network | None = None
+    problems: tuple[Problem, ...] = ()
+    error = None
     try:
-        network, _ = load_network(file, name, given)
-    except TngraphError as error:
-        return {"file": file, "is_ok": False, "error": str(error), **network_record(None)}
-    return {"file": file, "is_ok": True, "error": None, **network_record(network)}
+        network, problems = check_network(file, name, given)
+    except TngraphError as caught:
+        error = str(caught)
+    record = {
+        "file": file,
+        "is_ok": error is None and not (strict and problems),
+        "error": error,
+        "warnings": list(map(problem_record, problems)),
+        **network_record(network),
+    }
+    if not as_json:
+        show_text(_describe(record))
+    if error is not None:
+        print(error, file=sys.stderr)
+    for problem in problems:
+        show_warning(problem)
+    return record
 
 
 def _describe(record: Record) -> str:
-    if not record["is_ok"]:
+    if record["error"] is not None:
         return f"{record['file']}: wrong"
     words = ("size", "input", "param", "equation")
-    counts = ((record[f"{word}_count"], word) for word in words)
-    shown = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
-    return f"{record['file']}: ok, network {record['network']}: {shown}"
+    shown = ", ".join(_number(record[f"{word}_count"], word) for word in words)
+    count = len(record["warnings"])
+    warned = f"; {_number(count, 'warning')}" if count else ""
+    return f"{record['file']}: {'ok' if record['is_ok'] else 'wrong'}, network {record['network']}: {shown}{warned}"
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _show_json(record: Record) -> None:

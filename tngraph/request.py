@@ -11,17 +11,17 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import tngraph
-from tngraph.errors import NetworkError, SizeError
+from tngraph.errors import NetworkError, Problem, SizeError
 from tngraph.language.files import explain, read_bytes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
-from tngraph.language.text import decode
+from tngraph.language.text import decode, parse_with_warnings
 from tngraph.planning.machine import Machine
 from tngraph.planning.search import Search
 from tngraph.plans.fronts import Front
 from tngraph.plans.loading import LONGEST_PLAN, is_plan_file, parse_plan
 from tngraph.plans.plans import Plan
-from tngraph.report.terminal import show_progress
+from tngraph.report.terminal import show_progress, show_warning
 
 File = Annotated[
     str,
@@ -37,6 +37,7 @@ Sizes = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Short for --set batch=N.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of everything random.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Take warnings as errors: exit code 1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: stable keys, units in their names.")]
 Orders = Annotated[
     list[str] | None,
@@ -254,18 +255,40 @@ def load_network(file: str, name: str | None, given: Mapping[str, int]) -> tuple
     return _read_network(*_take(file), name, given)
 
 
+def check_network(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, tuple[Problem, ...]]:
+    """The network of a spec file, and what is likely a mistake in it.
+
+    Raises:
+        TngraphError: the file is wrong.
+    """
+    network, _, problems = _check_network(*_take(file), name, given)
+    return network, problems
+
+
 def _read_network(
     label: str, data: bytes, name: str | None, given: Mapping[str, int]
 ) -> tuple[Network, dict[str, int]]:
-    """The network of the text of a spec, and the run-time sizes among the given ones.
+    """The network of the text of a spec, and the run-time sizes among the given ones; shows its warnings."""
+    network, runtime, problems = _check_network(label, data, name, given)
+    for problem in problems:
+        show_warning(problem)
+    return network, runtime
+
+
+def _check_network(
+    label: str, data: bytes, name: str | None, given: Mapping[str, int]
+) -> tuple[Network, dict[str, int], tuple[Problem, ...]]:
+    """The network of the text of a spec, the run-time sizes among the given ones, and what is likely a mistake.
 
     The others are set while the text is read, since they may bound loops; which are which, a first reading tells.
     """
     text = decode(label, data)
-    network = tngraph.parse(text, name, file=label)
+    network, problems = parse_with_warnings(text, name, file=label)
     runtime = {size: given[size] for size in given if size in network.runtime_sizes()}
     for size, number in runtime.items():
         if not 1 <= number <= LARGEST:
             raise SizeError(f"the size {size!r} cannot be {number}\n  a size is an integer from 1 to 2**62")
     others = {size: given[size] for size in given if size not in runtime}
-    return (tngraph.parse(text, name, others, label) if others else network), runtime
+    if others:
+        network, problems = parse_with_warnings(text, name, others, label)
+    return network, runtime, problems

@@ -18,6 +18,7 @@ from tngraph.errors import LimitError, NetworkError, SizeError
 from tngraph.language.functions import pointwise
 from tngraph.language.handles import Expression, Factor, Position, Tensor, integer, tensor
 from tngraph.language.limits import COMPOSED, DIGITS, LEGS, RANGE, TENSORS
+from tngraph.language.mistakes import find_mistakes
 from tngraph.language.network import (
     Access,
     Core,
@@ -75,6 +76,7 @@ class Builder:
         self.defaults: dict[str, int] = {}
         self.index_sizes: dict[str, sympy.Expr] = {}
         self.tensors: dict[str, Core | Equation] = {}
+        self._written: dict[str, Core | Equation] = {}
         self._declared: dict[str, Size] = {}
         self._weights: dict[str, int] = {}
         self._members: dict[str, str] = {}
@@ -204,7 +206,7 @@ class Builder:
             self._check_basis(core, core.init.args[0])
         self._check_fan_in(core)
         check_folders(self.tensors, self._members, core)
-        self.tensors[name] = plain_core(core)
+        self.tensors[name], self._written[name] = plain_core(core), core
         self._members.update(dict.fromkeys(core.folders, str(name)))
         return self.tensor(name)
 
@@ -277,7 +279,7 @@ class Builder:
         )
         equation = Equation(name, tuple(map(self._index, left)), terms, pointed)
         check_equation(self.tensors, equation)
-        self.tensors[name] = plain_equation(equation)
+        self.tensors[name], self._written[name] = plain_equation(equation), equation
         return self.tensor(name)
 
     def _determine(self, left: Sequence[str], expression: Expression) -> None:
@@ -362,11 +364,20 @@ class Builder:
         """
         for problem in self.problems():
             raise problem
+        return self._network(tuple(self._declared.values()), self.tensors.values())
+
+    def mistakes(self) -> Iterator[NetworkError]:
+        """What is likely a mistake in a network that builds, at names that have their place in a file."""
+        sizes = tuple(Size(name, size.value) for name, size in self._declared.items())
+        return find_mistakes(self._network(sizes, self._written.values()), self.index_sizes)
+
+    def _network(self, sizes: tuple[Size, ...], sources: Iterable[Core | Equation]) -> Network:
+        every = tuple(sources)
         return Network(
             str(self.name),
-            tuple(self._declared.values()),
-            tuple(core for core in self.tensors.values() if isinstance(core, Core)),
-            tuple(equation for equation in self.tensors.values() if isinstance(equation, Equation)),
+            sizes,
+            tuple(core for core in every if isinstance(core, Core)),
+            tuple(equation for equation in every if isinstance(equation, Equation)),
             tuple(self._inputs),
             tuple(self._outputs),
         )

@@ -72,6 +72,7 @@ class Elaborator:
         name, *self._statements = cast("list[Statement]", tree.children)
         token = cast(Token, name)
         self.problems: list[Problem] = []
+        self._ranks: list[Problem] = []
         self._source, self._overrides = source, overrides
         self._suspects, self._poisoned = set(suspects), set[str]()
         self._broken = set[str]()
@@ -101,6 +102,11 @@ class Elaborator:
         except _EnoughError:
             pass
         return None
+
+    def warnings(self) -> list[Problem]:
+        """What is likely a mistake in the network that `run` built, the ranks that are cut among it."""
+        assert self._builder is not None, "run() comes first"
+        return [*self._ranks, *(self._problem(mistake, self._name) for mistake in self._builder.mistakes())]
 
     def _finish(self, builder: Builder) -> None:
         """Report what the whole network lacks, unless a statement that failed would have brought it."""
@@ -264,6 +270,7 @@ class Elaborator:
             self._build_family(name, items, right, family, scope)
         place = self._source.line(name.line, name.column)
         for warning in caught:
+            self._ranks.append(Problem(str(warning.message), place=place))
             text = f"{place.file}:{place.line}:{place.column}: {warning.message}"
             warnings.warn(text, warning.category, stacklevel=outside())
         scope.budget.names(len(scope.builder.tensors) - before, word)

@@ -7,6 +7,7 @@ blanked out and the rest goes on.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -17,10 +18,11 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 from lark.lark import PostLex
 
-from tngraph.errors import LimitError, NetworkError, Problem, SpecError
+from tngraph.errors import LimitError, NetworkError, Problem, RankWarning, SpecError
 from tngraph.language.elaborate import Elaborator
 from tngraph.language.files import explain, read_bytes
 from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS, Budget
+from tngraph.language.mistakes import find_mistakes
 from tngraph.language.network import Network
 from tngraph.language.scanner import BracketError, Source, scan
 
@@ -99,24 +101,50 @@ def parse(text: str, name: str | None = None, sizes: Mapping[str, int] | None = 
         >>> list(map(str, network.indices()))
         ['i:N']
     """
+    return _elaborate(text, name, sizes, file)[0]
+
+
+def parse_with_warnings(
+    text: str, name: str | None = None, sizes: Mapping[str, int] | None = None, file: str = "<text>"
+) -> tuple[Network, tuple[Problem, ...]]:
+    """The network that a spec describes, and what is likely a mistake in the text though it is valid, in order.
+
+    Args: and errors as those of `parse`; a rank that is cut is among the problems and not warned of.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankWarning)
+        network, elaborators = _elaborate(text, name, sizes, file)
+    found = [problem for elaborator in elaborators for problem in elaborator.warnings()]
+    return network, tuple(_ordered(found)[:PROBLEMS])
+
+
+def _elaborate(
+    text: str, name: str | None, sizes: Mapping[str, int] | None, file: str
+) -> tuple[Network, list[Elaborator]]:
+    """The wanted network of a text, and what read each."""
     source = Source(file, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
     trees, problems, suspects = _syntax(source)
     names = [str(tree.children[0]) for tree in trees]
     wanted = _wanted(names, name) if names and not problems else None
     networks: dict[str, Network] = {}
-    budget = Budget()
+    budget, elaborators = Budget(), list[Elaborator]()
     for number, tree in enumerate(trees):
         overrides = dict(sizes or {}) if number == wanted else {}
-        elaborator = Elaborator(source, tree, suspects, overrides, budget)
+        elaborators.append(elaborator := Elaborator(source, tree, suspects, overrides, budget))
         network = elaborator.run()
         problems.extend(elaborator.problems)
         if network is not None:
             networks[network.name] = network
     problems.extend(_repeated(source, trees))
     if problems:
-        ordered = sorted(problems, key=lambda p: (p.place.line, p.place.column) if p.place else (0, 0))
-        raise SpecError(ordered[:PROBLEMS])
-    return networks[names[wanted]] if wanted is not None else next(iter(networks.values()))
+        raise SpecError(_ordered(problems)[:PROBLEMS])
+    network = networks[names[wanted]] if wanted is not None else next(iter(networks.values()))
+    return network, elaborators
+
+
+def _ordered(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems in the order of their places."""
+    return sorted(problems, key=lambda p: (p.place.line, p.place.column) if p.place else (0, 0))
 
 
 def load(path: str | Path, name: str | None = None, sizes: Mapping[str, int] | None = None) -> Network:
@@ -128,6 +156,33 @@ def load(path: str | Path, name: str | None = None, sizes: Mapping[str, int] | N
         NetworkError: no such file, no network of this name, or no such size to set.
     """
     return parse(read(path), name, sizes, str(path))
+
+
+def check(
+    network: Network | str | Path, name: str | None = None, sizes: Mapping[str, int] | None = None
+) -> tuple[Problem, ...]:
+    """Return what is likely a mistake in a valid network, each with what would mend it.
+
+    That is what nothing uses (a size, a tensor, a result), an index that stands on one tensor of a product alone and is
+    summed there, and a rank that is cut. Where several readings are likely nothing is said: a term of one tensor may
+    sum what it likes, and a size of 1 sums nothing.
+
+    Args:
+        network: it, or the path of a spec file, whose problems have their places there.
+        name: which network of the file is set; all are looked at.
+        sizes: values in place of the defaults of its compile-time sizes.
+
+    Raises: as `load`.
+
+    Example:
+        >>> network = parse("network n { input x[i:2]; param w[i]; param v[i]; y[] = x * w; output y[] }")
+        >>> print(*check(network))
+        the param 'v' is used nowhere
+          use it, or take it away
+    """
+    if isinstance(network, Network):
+        return tuple(Problem(mistake.message, mistake.hint) for mistake in find_mistakes(network))
+    return parse_with_warnings(read(network), name, sizes, str(network))[1]
 
 
 def read(path: str | Path, stream: BinaryIO | None = None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
+from tngraph.errors import Problem
 from tngraph.kernels.cost import evaluate_count, volume, work_unit
 from tngraph.language.network import Network
 from tngraph.planning.region import legs_size
@@ -37,6 +38,13 @@ def network_record(network: Network | None) -> Record:
         "param_count": sum(core.role == "param" for core in network.cores),
         "equation_count": len(network.equations),
     }
+
+
+def problem_record(problem: Problem) -> Record:
+    """What is wrong, or likely so, what would mend it, and where it stands; None where there is no place."""
+    place = problem.place
+    where = {"line": None, "column": None} if place is None else {"line": place.line, "column": place.column}
+    return {"message": problem.message, "hint": problem.hint, **where}
 
 
 def plan_record(plan: Plan, /, **sizes: int) -> Record:

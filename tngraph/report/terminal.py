@@ -13,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from tngraph.errors import Problem
 from tngraph.planning.objectives import Price
 from tngraph.plans.plans import Plan
 from tngraph.report.records import step_records
@@ -78,6 +79,11 @@ def show_calibration(found: Calibration) -> None:
     console.print(f"{found.device}, {found.dtype}", markup=False, highlight=False, soft_wrap=True)
     console.print(numbers, kernels)
     console.print(found.verdict(), markup=False, highlight=False, soft_wrap=True)
+
+
+def show_warning(warning: Problem | Warning | str) -> None:
+    """What is likely a mistake, on standard error."""
+    print(f"warning: {warning}", file=sys.stderr)
 
 
 def show_progress(done: int, total: int | None, cost: Price) -> None:
