@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import tngraph
 from tngraph.cli import app
+from tngraph.language.families import FAMILIES
 from tngraph.request import parse_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +177,62 @@ def test_a_file_is_refused_as_load_refuses_it(tmp_path, content):
     with pytest.raises(tngraph.TngraphError) as error:
         tngraph.load(path)
     assert invoke("check", str(path)).stderr == f"{error.value}\n"
+
+
+# new
+
+
+def test_new_writes_a_spec_that_is_right_and_verifies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("new", "first")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        "wrote first.tn; next:\n  tngraph check first.tn\n  tngraph plan first.tn --batch 64\n"
+        "  tngraph verify first.tn\n  tngraph emit first.tn\n"
+    )
+    assert "network first {" in Path("first.tn").read_text()
+    for command in result.stdout.splitlines()[1:]:
+        told = invoke(*command.split()[1:])
+        assert (told.exit_code, told.stderr) == (0, "")
+    assert invoke("check", "first.tn", "--strict").exit_code == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_new_starts_from_any_family(family, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke("new", "n1", "--family", family).exit_code == 0
+    assert tngraph.load("n1.tn").name == "n1"
+    assert tngraph.check("n1.tn") == ()
+
+
+def test_new_overwrites_nothing_unless_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("first.tn").write_text("mine")
+    result = invoke("new", "first")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "first.tn exists\n  --force overwrites a file\n"
+    assert Path("first.tn").read_text() == "mine"
+    assert invoke("new", "first", "--force").exit_code == 0
+    assert Path("first.tn").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ("../up",),
+            "'../up' cannot name a network\n"
+            "  a name is ASCII letters, digits and underscores, at most 128, and starts with no digit\n",
+        ),
+        (("a.b",), "'a.b' cannot name a network\n  only tensors and indices have dots in their names\n"),
+        (("n", "--family", "mpa"), "there is no family 'mpa'\n  did you mean 'mpo'?\n"),
+    ],
+)
+def test_new_refuses_what_is_no_name(arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("new", *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", expected)
+    assert list(tmp_path.iterdir()) == []
 
 
 # plan

@@ -3,15 +3,22 @@
 import gzip
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from examples import data
+from tngraph.cli import app
+from tngraph.language import limits
+from tngraph.language.families import FAMILIES
+from tngraph.language.network import LONGEST_NAME
+from tngraph.planning.exact import MOST_LEAVES
 
 
 def test_importing_tngraph_does_not_import_torch():
@@ -161,3 +168,66 @@ def test_digits_have_the_shape_of_mnist():
     assert digits.test_x.shape == (359, 28, 28)
     assert digits.train_x.max() == 255
     assert set(digits.test_y) == set(range(10))
+
+
+# What the README and the docs state, held against its source
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+
+
+def stated(pattern: str, page: str = README) -> str:
+    """What a page says in the one place where it says it."""
+    (found,) = re.findall(pattern, page)
+    return found
+
+
+def test_the_readme_names_the_torch_and_the_python_that_are_taken():
+    (torch,) = (line for line in PROJECT["project"]["dependencies"] if line.startswith("torch"))
+    assert torch == f"torch>={stated('any torch from ([0-9.]+) on')}"
+    assert PROJECT["project"]["requires-python"] == f">={stated('nothing but Python ([0-9.]+) and')}"
+    pinned = stated(r"torch==(\d+\.\d+)\.", (ROOT / "constraints.txt").read_text())
+    assert stated(r"Python 3\.11, torch ([0-9.]+)\. Times") == pinned
+
+
+def test_the_readme_counts_what_there_is():
+    assert int(stated(r"each of the (\d+) families")) == len(FAMILIES)
+    assert int(stated(r"Up to (\d+) tensors in a product")) == MOST_LEAVES
+    lines = (ROOT / "tngraph" / "language" / "grammar.lark").read_text().count("\n")
+    assert int(stated(r"grammar\.lark\), some (\d+) lines", PAGES["language.md"])) == round(lines / 5) * 5
+
+
+def test_the_readme_says_that_a_gpu_was_measured_as_its_page_does():
+    assert "NVIDIA" in PAGES["performance_gpu.md"]
+    assert not re.search(r"nothing has been measured|not (yet )?measured on a GPU", README)
+    assert README.count("docs/performance_gpu.md") == 2
+
+
+def test_the_limits_are_those_of_the_docs():
+    page = PAGES["language.md"].partition("## Limits")[2].partition("## Grammar")[0]
+    numbers = [int(number.replace(",", "")) for number in re.findall(r"(?<![\w⁶])[0-9][0-9,]*(?![\w⁶])", page)]
+    assert numbers == [
+        *(limits.FILE_BYTES, limits.TOKENS, limits.DEPTH, limits.STATEMENTS, limits.TENSORS, limits.LEGS),
+        *(limits.FACTORS, limits.NAMES, limits.DIGITS, limits.ARITHMETIC, LONGEST_NAME),
+    ]
+    assert limits.FACTORS == limits.RANGE
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_target_and_file_that_a_page_names_exists(page: str):
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    named = re.findall(r"(?:`|^\$ )tngraph ([a-z]+)", PAGES[page], re.MULTILINE)
+    assert set(named) <= commands
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", PAGES[page], re.MULTILINE)) <= targets
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", PAGES[page], flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", prose)
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_every_command_is_named_on_a_page():
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert commands == {name for name in commands for page in PAGES.values() if f"tngraph {name}" in page}

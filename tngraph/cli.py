@@ -33,7 +33,7 @@ from tngraph.planning.region import legs_size
 from tngraph.plans.machines import save_machine
 from tngraph.plans.plans import Plan
 from tngraph.plans.saving import format_plan_file
-from tngraph.report.gallery import describe, entries, format_entry, format_list, record
+from tngraph.report.gallery import describe, entries, first_spec, format_entry, format_list, record
 from tngraph.report.records import (
     Record,
     difference_record,
@@ -127,6 +127,26 @@ def _options(
     ] = False,
 ) -> None:
     """Compile tensor networks to PyTorch modules with exact, verified costs."""
+
+
+@app.command(
+    epilog=_examples("tngraph new layer", "tngraph new adapter --family quanta", "tngraph families"),
+)
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the network; NAME.tn is written.")],
+    family: Annotated[
+        str | None, typer.Option("--family", metavar="FAMILY", help="Start from the example of a family.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write a first spec to start from."""
+    with _errors_reported():
+        text = first_spec(name, None if family is None else named_family(family))
+        _write(Path(f"{name}.tn"), text, force)
+    show_text(
+        f"wrote {name}.tn; next:\n  tngraph check {name}.tn\n  tngraph plan {name}.tn --batch 64\n"
+        f"  tngraph verify {name}.tn\n  tngraph emit {name}.tn"
+    )
 
 
 @app.command(

@@ -44,7 +44,7 @@ Orders = Annotated[
     typer.Option("--order", metavar="[NAME=]ORDER", help="Pin the order of an equation by names. Repeatable."),
 ]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write; - is standard output.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")]
 Mode = Annotated[str | None, typer.Option("--mode", metavar="MODE", help="What for: infer (default), train, or serve.")]
 Minimize = Annotated[
     str | None, typer.Option("--minimize", metavar="WHAT", help="flops (default), memory, writes, or time.")

@@ -6,6 +6,7 @@ The formulas are counts of planned networks, and the specs are parsed before the
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,7 @@ import sympy
 from tngraph.kernels.cost import param_count
 from tngraph.language.families import ALIASES, FAMILIES
 from tngraph.language.families.family import Family, Option
-from tngraph.language.network import Network
+from tngraph.language.network import Network, check_name
 from tngraph.language.text import parse
 from tngraph.plans.pipeline import plan
 from tngraph.plans.table import format_formula
@@ -149,6 +150,32 @@ def _python(family: Family, rows: Names, columns: Names, given: Mapping[str, str
 
 def _literal(text: str) -> str:
     return f'"{text}"' if text in SIZES else text
+
+
+STARTER = """# A dense layer of 784 × 256 weights as two cores with a bond between them.
+network layer {
+  size batch                               # read off the input at each call
+  size D = 8                               # fixed when the module is built
+  input x[batch, (i1:28, i2:28)]           # arrives as (batch, 784)
+  param w1[i1, o1:16, r:D]
+  param w2[r, i2, o2:16]
+  param bias[o1, o2] = zeros
+  y[batch, o1, o2] = relu(x * w1 * w2 + bias)
+  output y[batch, (o1, o2)]                # leaves as (batch, 256)
+}
+"""
+"""A first spec to start from."""
+
+
+def first_spec(name: str, family: Family | None = None) -> str:
+    """A spec to start from under a name: `STARTER`, or the example of a family.
+
+    Raises:
+        NetworkError: what cannot name a network.
+    """
+    check_name(name, "a network")
+    text = STARTER if family is None else f"{_example(family)[0]}\n"
+    return re.sub(r"^network \w+", f"network {name}", text, flags=re.MULTILINE)
 
 
 def show_default(option: Option) -> str:
