@@ -9,13 +9,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import SupportsIndex
 
 import sympy
 
 from tngraph.errors import SizeError
 from tngraph.language.network import Index, Network, Port, Size
-from tngraph.language.sizes import LARGEST, evaluate_size, product
+from tngraph.language.sizes import LARGEST, as_integer, evaluate_size, product
 
 
 def compile_time_sizes(network: Network, overrides: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -51,7 +50,7 @@ def _check_overrides(network: Network, overrides: Mapping[str, int]) -> None:
 
 def check_size(name: str, value: object) -> None:
     """Raise `SizeError` unless a value is an integer that a size can have."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not 1 <= operator.index(value) <= LARGEST:
+    if not 1 <= (as_integer(value) or 0) <= LARGEST:
         raise SizeError(f"the size {name!r} cannot be {value!r}\n  a size is an integer from 1 to 2**62")
 
 

@@ -446,7 +446,9 @@ def _call(call: Call) -> tuple[str, tuple[float, ...]]:
 
 
 def _named(call: Call) -> tuple[str, Sequence[object]]:
-    name, *args = (call,) if isinstance(call, str) else call
+    if not isinstance(call, Sequence):
+        raise NetworkError(f"{call!r} is no name", "write a name, or a name and its numbers")
+    name, *args = (call,) if isinstance(call, str) else call or ("",)
     if not isinstance(name, str):
         raise NetworkError(f"{name!r} is no name", "write a name, or a name and its numbers")
     return name, args

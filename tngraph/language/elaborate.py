@@ -26,7 +26,7 @@ from tngraph.language.limits import FACTORS, FAILURES, PROBLEMS, Budget
 from tngraph.language.names import Name, Scope, literal, names_in
 from tngraph.language.network import Network
 from tngraph.language.scanner import Source
-from tngraph.language.sizes import LARGEST
+from tngraph.language.sizes import LARGEST, as_integer
 
 Statement = Tree[Token]
 
@@ -126,7 +126,7 @@ class Elaborator:
                 raise NetworkError(
                     f"{name!r} is a run-time size: it is read off the inputs at each call", "do not set it"
                 )
-            if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= LARGEST:
+            if not 1 <= (as_integer(value) or 0) <= LARGEST:
                 raise NetworkError(f"the size {name!r} cannot be {value!r}", "a size is an integer from 1 to 2**62")
 
     def _block(self, statements: list[Statement], scope: Scope) -> None:

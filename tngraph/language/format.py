@@ -7,6 +7,7 @@ from itertools import groupby
 
 import sympy
 
+from tngraph.language.arguments import check_network
 from tngraph.language.network import (
     Access,
     Core,
@@ -42,6 +43,7 @@ def format_network(network: Network) -> str:
         }
         <BLANKLINE>
     """
+    check_network(network)
     groups = [list(group) for group in _Formatter(network).statements()]
     body = "\n\n".join("\n".join(f"  {line}" for line in group) for group in groups if group)
     return f"network {network.name} {{\n{body}\n}}\n"

@@ -18,6 +18,7 @@ import sympy
 from opt_einsum.parser import find_output_str
 
 from tngraph.errors import LimitError, NetworkError
+from tngraph.language.arguments import check_mapping, check_network
 from tngraph.language.limits import LEGS, TENSORS
 from tngraph.language.network import (
     LONGEST_NAME,
@@ -35,7 +36,7 @@ from tngraph.language.network import (
     folders,
     is_dotted_name,
 )
-from tngraph.language.sizes import LARGEST, symbol
+from tngraph.language.sizes import LARGEST, as_integer, symbol
 
 SizeLike = int | str | None
 """An integer, or the name of a size; None is a run-time size named after its index."""
@@ -70,10 +71,11 @@ def from_einsum(
         NetworkError: an equation that cannot be read, or a network that means nothing.
     """
     operands, output = _split(equation)
-    _check_mappings(sizes, defaults)
+    check_mapping("sizes", sizes)
+    check_mapping("defaults", defaults)
     letters = dict.fromkeys(letter for operand in operands for letter in operand)
     every: dict[str, SizeLike] = {**dict.fromkeys(letters), **(sizes or {})}
-    fixed = {letter for letter, size in every.items() if isinstance(size, int) or size in (defaults or {})}
+    fixed = {letter for letter, size in every.items() if as_integer(size) is not None or size in (defaults or {})}
     return from_indices(
         operands,
         output,
@@ -83,12 +85,6 @@ def from_einsum(
         defaults=defaults,
         name=name,
     )
-
-
-def _check_mappings(sizes: object, defaults: object) -> None:
-    for what, mapping in (("sizes", sizes), ("defaults", defaults)):
-        if mapping is not None and not isinstance(mapping, Mapping):
-            raise NetworkError(f"{what} is {mapping!r}", "it maps each name to its size")
 
 
 def _split(equation: str) -> tuple[list[str], str]:
@@ -135,18 +131,38 @@ def from_indices(
     Raises:
         NetworkError: a label without a size, a size of no label, or a network that means nothing.
     """
-    _check_mappings(sizes, defaults)
-    for k, labels in enumerate((*inputs, output), 1):
-        if not isinstance(labels, Iterable):
-            whose = "the output" if k > len(inputs) else f"tensor {k}"
-            raise NetworkError(f"the indices of {whose} are {labels!r}", "write them as a list")
-    given = names or [f"t{k}" for k in range(1, len(inputs) + 1)]
-    every = [roles] * len(inputs) if isinstance(roles, str) else list(roles)
-    for what, values in (("names", given), ("roles", every)):
-        if len(values) != len(inputs):
-            raise NetworkError(f"there are {len(inputs)} tensors and {len(values)} {what}")
-    tensors = [_Tensor(n, role, tuple(legs)) for n, role, legs in zip(given, every, inputs, strict=True)]
-    return _network(name, tensors, tuple(output), sizes, defaults or {})
+    check_mapping("sizes", sizes)
+    check_mapping("defaults", defaults)
+    operands = [_labels(f"tensor {k}", labels) for k, labels in enumerate(_items("inputs", inputs), 1)]
+    result, count = _labels("the output", output), len(operands)
+    every_name = [f"t{k}" for k in range(1, count + 1)] if names is None else _items("names", names)
+    every_role = (roles,) * count if isinstance(roles, str) else _items("roles", roles)
+    for what, values in (("names", every_name), ("roles", every_role)):
+        if len(values) != count:
+            raise NetworkError(f"there are {count} tensors and {len(values)} {what}")
+        for value in values:
+            if not isinstance(value, str):
+                raise NetworkError(f"{value!r} stands among the {what}", f"{what} are text")
+    tensors = [_Tensor(*parts) for parts in zip(every_name, every_role, operands, strict=True)]
+    return _network(name, tensors, result, sizes or {}, defaults or {})
+
+
+def _items(what: str, values: object) -> tuple[Any, ...]:
+    """Return what an argument lists, which a text or a number does not."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise NetworkError(f"{what} is {values!r}", "give a list with one entry per tensor")
+    return tuple(values)
+
+
+def _labels(whose: str, labels: object) -> tuple[Hashable, ...]:
+    """Return the index labels of a tensor; a text has one per letter."""
+    if not isinstance(labels, Iterable):
+        raise NetworkError(f"the indices of {whose} are {labels!r}", "write them as a list")
+    legs = tuple(labels)
+    for label in legs:
+        if not isinstance(label, Hashable):
+            raise NetworkError(f"{whose} has the index {label!r}", "a label is text or a number, not a list")
+    return legs
 
 
 def from_networkx(
@@ -174,6 +190,8 @@ def from_networkx(
     Raises:
         NetworkError: an edge without a size, an input that is no node, or a network that means nothing.
     """
+    if not isinstance(graph, nx.Graph):
+        raise NetworkError(f"{graph!r} is not a graph", "give one of networkx")
     chosen = set(inputs)
     for node in sorted(chosen - set(graph), key=repr):
         raise NetworkError(f"the input {node!r} is no node of the graph", f"nodes: {', '.join(map(repr, graph))}")
@@ -242,6 +260,7 @@ def to_networkx(network: Network) -> Any:
     (other than 1 only where the leg is read at an affine position), and one per leg of every result, where ``term``
     and ``access`` are None. A tensor used twice is one node with the edges of both uses.
     """
+    check_network(network)
     graph = nx.MultiGraph(name=network.name)
     for source in network.sources().values():
         role = source.role if isinstance(source, Core) else "result"
@@ -394,7 +413,7 @@ def _size(name: str, size: SizeLike) -> sympy.Expr:
 
 
 def _positive(what: str, size: object, hint: str = "a size is an integer from 1 to 2**62") -> int:
-    value = size.__index__() if hasattr(size, "__index__") and not isinstance(size, bool) else 0
+    value = as_integer(size) or 0
     if not 1 <= value <= LARGEST:
         raise NetworkError(f"{what} has size {size!r}", hint)
     return int(value)

@@ -8,6 +8,7 @@ import sympy
 
 from tngraph.errors import LimitError, NetworkError
 from tngraph.language.limits import LEGS
+from tngraph.language.sizes import as_integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,8 @@ def _shown(factor: object) -> str:
 
 def integer(value: object) -> sympy.Expr:
     """Return a value as an integer expression."""
-    expr = value if isinstance(value, sympy.Expr) else None
-    if expr is None and hasattr(value, "__index__") and not isinstance(value, bool):
-        expr = sympy.Integer(value.__index__())
+    number = as_integer(value)
+    expr = value if isinstance(value, sympy.Expr) else None if number is None else sympy.Integer(number)
     if expr is None or not _is_integral(expr):
         raise NetworkError(f"{value!r} is not an integer", "sizes and positions are integers and sizes")
     return expr

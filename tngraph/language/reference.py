@@ -16,6 +16,7 @@ import opt_einsum
 from numpy.typing import ArrayLike, NDArray
 
 from tngraph.errors import SizeError
+from tngraph.language.arguments import check_network
 from tngraph.language.binding import bind_sizes, check_names, compile_time_sizes, index_sizes
 from tngraph.language.functions import apply, pull_back
 from tngraph.language.network import Access, Core, Equation, Index, Network, Port, Read, Term
@@ -103,9 +104,12 @@ def gradients(
 
 
 def _run(network: Network, arrays: Mapping[str, ArrayLike], sizes: Mapping[str, int] | None) -> _Run:
+    check_network(network)
+    if not isinstance(arrays, Mapping):
+        raise SizeError(f"arrays is {arrays!r}\n  it maps the name of each input, param and buffer to its array")
     roles = {core.name: core.role for core in network.cores if core.role != "const"}
     check_names(arrays, roles, "array")
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    plain = {name: _numbers(name, array) for name, array in arrays.items()}
     dtype = np.complex128 if any(map(np.iscomplexobj, plain.values())) else np.float64
     bound = bind_sizes(network, {port.name: plain[port.name].shape for port in network.inputs}, sizes)
     run = _Run(bound, index_sizes(network, bound), {}, {})
@@ -116,6 +120,17 @@ def _run(network: Network, arrays: Mapping[str, ArrayLike], sizes: Mapping[str, 
         run.linear[equation.name] = _linear(equation, run, dtype)
         run.values[equation.name] = _after_function(equation, run.linear[equation.name])
     return run
+
+
+def _numbers(name: str, array: ArrayLike) -> Array:
+    """Return an array of numbers."""
+    try:
+        values = np.asarray(array)
+    except (TypeError, ValueError):  # lists of different lengths, a tensor that takes a gradient
+        raise SizeError(f"{name!r} is {array!r}, which NumPy makes no array of\n  give an array of numbers") from None
+    if values.dtype.kind not in "biufc":
+        raise SizeError(f"{name!r} has entries of type {values.dtype}\n  give an array of numbers")
+    return values
 
 
 def _core(core: Core, arrays: Mapping[str, Array], ports: Mapping[str, Port], extents: Mapping[str, int]) -> Array:

@@ -7,6 +7,7 @@ caller may bound every intermediate value.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import lru_cache
@@ -128,3 +129,11 @@ _RULES: Mapping[object, Callable[[list[Number]], Number]] = {
     sympy.Min: lambda arguments: min(arguments),
     sympy.Max: lambda arguments: max(arguments),
 }
+
+
+def as_integer(value: object) -> int | None:
+    """Return an integer of any library as Python's own, and None for a truth value and whatever is no integer."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

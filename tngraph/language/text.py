@@ -19,6 +19,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from lark.lark import PostLex
 
 from tngraph.errors import LimitError, NetworkError, Problem, RankWarning, SpecError
+from tngraph.language.arguments import check_mapping
 from tngraph.language.elaborate import Elaborator
 from tngraph.language.files import explain, read_bytes
 from tngraph.language.limits import FILE_BYTES, PROBLEMS, SYNTAX_PROBLEMS, TOKENS, Budget
@@ -122,6 +123,9 @@ def _elaborate(
     text: str, name: str | None, sizes: Mapping[str, int] | None, file: str
 ) -> tuple[Network, list[Elaborator]]:
     """The wanted network of a text, and what read each."""
+    if not isinstance(text, str):
+        raise NetworkError(f"{text!r} is not the text of a network", "tg.load reads a file")
+    check_mapping("sizes", sizes)
     source = Source(file, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
     trees, problems, suspects = _syntax(source)
     names = [str(tree.children[0]) for tree in trees]

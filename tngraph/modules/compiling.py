@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from tngraph.errors import PlanError
-from tngraph.language.functions import check_complex
 from tngraph.language.network import Network
 from tngraph.modules.calibration import machine_for
+from tngraph.modules.inputs import check_numbers, check_tensor
 from tngraph.modules.layer import Layer, build, layer_class
 from tngraph.modules.tuning import tune as tune_network
 from tngraph.planning.objectives import Mode, Objective
@@ -53,8 +54,7 @@ def compile(
         SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
         PlanError: a mode or an objective there is not, or inputs to tune for that do not say for which size.
     """
-    if dtype is not None and dtype.is_complex:
-        _check_complex(network.network if isinstance(network, Plan) else network)
+    check_numbers(device, dtype)
     if isinstance(network, Plan):
         if tune is not None:
             raise PlanError("a plan has been made, and is not tuned\n  give the network it was made for")
@@ -69,17 +69,25 @@ def compile(
     return layer_class(plan)(device=device, dtype=dtype)
 
 
-def _check_complex(network: Network) -> None:
-    for equation in network.equations:
-        if equation.function is not None:
-            check_complex(equation.function.name, equation.name)
-
-
 def _calls(inputs: Inputs, count: int) -> list[tuple[torch.Tensor, ...]]:
     """The calls that some inputs are, each one tensor per input."""
     if isinstance(inputs, torch.Tensor):
         return [(inputs,)]
-    given = list(inputs)
+    given = [each if isinstance(each, torch.Tensor) else _call(each) for each in _listed(inputs)]
     if count > 1 and len(given) == count and all(isinstance(x, torch.Tensor) for x in given):
         return [tuple(given)]  # type: ignore[arg-type]
-    return [(each,) if isinstance(each, torch.Tensor) else tuple(each) for each in given]
+    return [(each,) if isinstance(each, torch.Tensor) else each for each in given]
+
+
+def _call(inputs: object) -> tuple[torch.Tensor, ...]:
+    """One call as a tuple of its inputs."""
+    call = tuple(_listed(inputs))
+    for number, x in enumerate(call, 1):
+        check_tensor(f"input {number} of a call to tune for", x)
+    return call
+
+
+def _listed(inputs: object) -> Iterable[Any]:
+    if not isinstance(inputs, Iterable) or isinstance(inputs, str):
+        raise PlanError(f"tune is {inputs!r}\n  it is a tensor, one tensor per input, or a list of such calls")
+    return inputs

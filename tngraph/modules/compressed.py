@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from tngraph.errors import NetworkError
+from tngraph.errors import NetworkError, SizeError
 from tngraph.kernels.cost import Counts
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.modules.compiling import compile
+from tngraph.modules.inputs import RAW, find_fault
 from tngraph.modules.layer import Layer
 from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
@@ -46,6 +47,20 @@ class Compressed(nn.Module):
     recipe: Recipe
     planned: Mapping[str, int]
 
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Call the layer, as `nn.Module` does.
+
+        Raises:
+            SizeError: something else than a tensor, or one of another device or type than the params.
+        """
+        try:
+            return super().__call__(*args, **named)
+        except (*RAW, SizeError):
+            fault = find_fault(self, ["input"], args, named)
+            if fault is None:
+                raise
+        raise SizeError(fault)
+
     def _build(
         self,
         recipe: Recipe,
@@ -59,6 +74,8 @@ class Compressed(nn.Module):
         """Plan and compile the network, and draw everything."""
         self.recipe = recipe
         network = recipe.layer(**window)
+        if sizes is not None and not isinstance(sizes, Mapping):
+            raise SizeError(f"sizes is {sizes!r}\n  it maps names to numbers, as {{'batch': 64}}")
         given = dict(sizes or {})
         self.planned = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | given
         self.network = compile(network, self._inner_sizes(given), search=search, device=device, dtype=dtype)
@@ -274,6 +291,10 @@ class Compressed(nn.Module):
 
 def settings(layer: nn.Module, names: Sequence[str]) -> dict[str, Any]:
     """What an ordinary layer was made with: the named attributes, and what every layer has."""
-    weight = cast(Tensor, layer.weight)
+    weight = getattr(layer, "weight", None)
+    missing = [name for name in names if not hasattr(layer, name)]
+    if missing or not isinstance(weight, Tensor):
+        lacks = ", ".join([*missing, *["weight"] * (weight is None)])
+        raise NetworkError(f"a layer cannot be made like {layer!r}", f"it has no {lacks}")
     made = {name: getattr(layer, name) for name in names}
     return made | {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
+from tngraph.language.sizes import as_integer
 from tngraph.modules.compressed import Compressed, settings
 from tngraph.modules.recipe import Modes, check_positive, make_recipe
 from tngraph.planning.search import Search
@@ -204,8 +205,9 @@ _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")
 
 def _per_axis(name: str, value: PerAxis, axes: int, least: int = 1) -> tuple[int, ...]:
     """One number per axis."""
-    numbers = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(numbers) != axes or min(numbers) < least:
+    every = tuple(value) if isinstance(value, Iterable) else (value,) * axes
+    numbers = tuple(number for each in every if (number := as_integer(each)) is not None)
+    if len(every) != axes or numbers != every or min(numbers) < least:
         raise SizeError(f"{name} is {value}\n  it is one number or {axes}, each {least} or more")
     return numbers
 

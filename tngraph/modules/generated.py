@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
 from tngraph.modules.compiling import compile
+from tngraph.modules.inputs import check_tensor
 from tngraph.modules.recipe import Modes, make_recipe
 from tngraph.planning.search import Search
 from tngraph.plans.plans import Plan
@@ -81,6 +82,7 @@ class Generated(nn.Module):
             family: a word or a `Family`.
             options: what this class takes by keyword.
         """
+        check_tensor("the weight", weight)
         return cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
 
     def reset_parameters(self) -> None:
@@ -199,7 +201,7 @@ def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn",
 
 
 def _distinct(names: Sequence[str]) -> Sequence[str]:
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
+    if isinstance(names, str) or not isinstance(names, Sequence) or not names or len(set(names)) < len(names):
         raise NetworkError(f"names is {names!r}", "give the names of several layers, each once")
     return names
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import inspect
 import linecache
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from tngraph.errors import PlanError, SizeError
+from tngraph.errors import PlanError, SizeError, TngraphError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
+from tngraph.language.functions import check_complex
+from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
+from tngraph.modules.inputs import RAW, check_numbers, check_tensor, find_fault
 from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
 from tngraph.plans.pipeline import plan_for_serving
 from tngraph.plans.plans import Plan
@@ -47,6 +51,25 @@ class Layer(nn.Module):
     first_slice: int
     slice_step: int
 
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Call the layer, as `nn.Module` does.
+
+        Raises:
+            SizeError: something else than a tensor, or one of another device or type than the params.
+        """
+        try:
+            return super().__call__(*args, **named)
+        except RAW as error:
+            fault = find_fault(self, self._inputs, args, named)
+            if fault is None or isinstance(error, TngraphError):
+                raise
+        raise SizeError(fault)
+
+    @property
+    def _inputs(self) -> Sequence[str]:
+        """The names of the inputs in ``forward``, which come first in its signature."""
+        return [*inspect.signature(self.forward).parameters][: len(self.plan.network.inputs)]
+
     def flops(self, *input_shapes: Sequence[int], backward: bool = False) -> int:
         """Return the FLOPs that the plan predicts for a call with inputs of these shapes [FLOPs].
 
@@ -62,6 +85,9 @@ class Layer(nn.Module):
             raise SizeError(
                 f"{network.name} has {len(network.inputs)} inputs, and {len(input_shapes)} shapes were given"
             )
+        for shape in input_shapes:
+            if not isinstance(shape, Sequence):
+                raise SizeError(f"{shape!r} is not a shape\n  write it as (64, 784)")
         shapes = {port.name: tuple(shape) for port, shape in zip(network.inputs, input_shapes, strict=True)}
         numbers = bind_sizes(network, shapes, self.sizes())
         counts = self.plan.regime_of(numbers).counts(numbers)
@@ -98,6 +124,8 @@ class Layer(nn.Module):
             SizeError: the inputs or sizes do not fit.
             VerificationError: something does not agree; the message says what, with both values.
         """
+        for number, x in enumerate(inputs, 1):
+            check_tensor(f"input {number}", x)
         if inputs or len(self.plan.regimes) == 1:
             return verify_layer(self, self.plan, self.printed, self.sizes(), inputs, seed, sizes)
         reference = Reference(self.plan.network, self.sizes())
@@ -167,11 +195,20 @@ def build(
     Raises:
         SizeError: a size is unknown or a run-time size, or its value is not a positive integer.
     """
+    check_numbers(device, dtype)
+    if dtype is not None and dtype.is_complex:
+        _check_complex(plan.network)
     loaded = layer_class(plan)
     numbers = compile_time_sizes(plan.network, sizes)
     check_sizes(plan.network, plan.values(**{name: numbers[name] for name in sizes or {}}))
     arguments = {loaded.printed.size_arguments[name]: numbers[name] for name in sizes or {}}
     return loaded(**arguments, device=device, dtype=dtype)
+
+
+def _check_complex(network: Network) -> None:
+    for equation in network.equations:
+        if equation.function is not None:
+            check_complex(equation.function.name, equation.name)
 
 
 def layer_class(plan: Plan) -> type[Layer]:

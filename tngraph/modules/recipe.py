@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 from typing import Any
@@ -15,7 +15,9 @@ from tngraph.kernels.cost import param_count
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
 from tngraph.language.families.weight import outside
+from tngraph.language.limits import LEGS
 from tngraph.language.network import Network
+from tngraph.language.sizes import as_integer
 
 Modes = tuple[Sequence[int], Sequence[int]]
 """The modes of the rows and those of the columns."""
@@ -162,6 +164,8 @@ def make_recipe(
     check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
     if sites is not None:
         check_positive(sites=sites)
+        if sites > LEGS:
+            raise SizeError(f"sites is {sites}\n  a tensor has at most {LEGS} legs")
     recipe = Recipe(named, size, (), (), groups, dict(options or {}), is_transposed)
     chosen = _choose(recipe, sites) if modes is None else _given(recipe, modes)
     _check_modes(chosen, sites)
@@ -169,9 +173,12 @@ def make_recipe(
 
 
 def _given(recipe: Recipe, modes: Modes) -> Recipe:
-    if len(modes) != 2 or not all(isinstance(side, Sequence) for side in modes):
-        raise SizeError(f"modes is {modes!r}\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))")
-    return replace(recipe, rows=tuple(modes[0]), columns=tuple(modes[1]))
+    sides = [*modes] if isinstance(modes, Iterable) else []
+    if len(sides) == 2 and all(isinstance(side, Iterable) for side in sides):
+        rows, columns = ([as_integer(mode) for mode in side] for side in sides)
+        if None not in (*rows, *columns):
+            return replace(recipe, rows=tuple(rows), columns=tuple(columns))  # type: ignore[arg-type]
+    raise SizeError(f"modes is {modes!r}\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))")
 
 
 def check_positive(**numbers: object) -> None:

@@ -195,7 +195,7 @@ def make_goal(
     Raises:
         PlanError: there is no such mode, objective or tensor, a limit is not a valid integer, or two limits are given.
     """
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise PlanError(f"the mode is {mode!r}\n  modes: {', '.join(MODES)}")
     if memory_limit is not None and not _is_count(memory_limit, 0):
         raise PlanError(f"the memory limit is {memory_limit!r}\n  it is an integer from 0 to 2**62, in bytes")

@@ -13,8 +13,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import count as count_from
+from numbers import Real
 
 from tngraph.errors import PlanError
+from tngraph.language.sizes import as_integer
 from tngraph.planning.exact import MOST_LEAVES, prove_order
 from tngraph.planning.objectives import Price
 from tngraph.planning.pinning import Pin
@@ -73,10 +75,10 @@ class Search:
 
     def __post_init__(self) -> None:
         trials = DEFAULT_TRIALS if self.trials is None else self.trials
-        if self.samples < 1 or trials < 1:
-            raise PlanError(f"a search needs at least one sample and one trial, not {self.samples} and {trials}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise PlanError(f"a search needs some time, not {self.seconds} seconds")
+        if min(as_integer(self.samples) or 0, as_integer(trials) or 0) < 1:
+            raise PlanError(f"a search needs at least one sample and one trial, not {self.samples!r} and {trials!r}")
+        if self.seconds is not None and not (isinstance(self.seconds, Real) and self.seconds > 0):
+            raise PlanError(f"a search needs some time, not {self.seconds!r} seconds")
         if self.parallel not in (None, "processes", "ray") and not (
             isinstance(self.parallel, int) and not isinstance(self.parallel, bool) and self.parallel >= 1
         ):

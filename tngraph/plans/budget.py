@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import floor, isfinite, prod
+from numbers import Real
 from typing import Any
 
 from tngraph.errors import PlanError, RankWarning
@@ -16,7 +17,7 @@ from tngraph.kernels.cost import param_count
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family, Modes
 from tngraph.language.network import Network
-from tngraph.language.sizes import LARGEST
+from tngraph.language.sizes import LARGEST, as_integer
 from tngraph.planning.search import Search
 from tngraph.plans.pipeline import plan
 
@@ -89,7 +90,7 @@ def choose_rank(
         PlanError: not exactly one budget is given, the family has no rank to choose, or rank 1 exceeds the budget.
         NetworkError: the family does not accept these options or modes.
     """
-    if [params, flops, compression].count(None) != 2:
+    if sum(budget is not None for budget in (params, flops, compression)) != 1:
         raise PlanError("a rank is chosen for one budget\n  give one of params, flops and compression")
     family = named_family(family)
     option = _free_rank(family, options)
@@ -128,7 +129,7 @@ def _free_rank(family: Family, options: Mapping[str, Any]) -> str:
 
 def _volume(modes: Modes) -> int:
     every = modes if isinstance(modes, Sequence) and not isinstance(modes, str) else (modes,)
-    if not all(hasattr(mode, "__index__") for mode in every):
+    if not all(as_integer(mode) is not None for mode in every):
         raise PlanError(f"the modes {modes} are no numbers\n  a budget is met at numbers")
     return prod(int(mode) for mode in every)
 
@@ -137,10 +138,10 @@ def _entries(compression: float, dense: int) -> int:
     """Return the whole entries within a rate, read as the decimal that was written: 0.29 of 100 is 29, not 28.
 
     Raises:
-        PlanError: the rate is not finite.
+        PlanError: the rate is not a finite number.
     """
-    if not isfinite(compression):
-        raise PlanError(f"the compression is {compression}\n  give params per dense entry, as 0.05 for a twentieth")
+    if isinstance(compression, bool) or not isinstance(compression, Real) or not isfinite(compression):
+        raise PlanError(f"the compression is {compression!r}\n  give params per dense entry, as 0.05 for a twentieth")
     return floor(Fraction(str(compression)) * dense)
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import sympy
 
 from tngraph.errors import NetworkError
+from tngraph.language.arguments import check_mapping
 from tngraph.language.builder import Builder, Call, SizeLike, unknown
 from tngraph.language.families.circuits import Layout
 from tngraph.language.families.modes import binary_modes, choose_modes, equal_modes
@@ -20,6 +21,7 @@ from tngraph.language.families.weight import Legs, Weight
 from tngraph.language.functions import pointwise
 from tngraph.language.handles import Expression, Factor, Position, Tensor, access, integer
 from tngraph.language.network import Network
+from tngraph.language.sizes import as_integer
 
 Mode = SizeLike | str
 """A size, or the name of one."""
@@ -80,13 +82,27 @@ class Family:
         return self.make.__name__
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", inspect.getdoc(self.make))  # for help()
+        if not callable(self.make) or not hasattr(self.make, "__name__"):
+            raise NetworkError(f"a family is made of a function, and not of {self.make!r}", "see docs/families.md")
+        object.__setattr__(self, "__doc__", inspect.getdoc(self.make))  # what help() shows
 
     @cached_property
     def options(self) -> Mapping[str, Option]:
         """The options by name."""
         parameters = list(inspect.signature(self.make).parameters.values())[1:]
-        return {p.name: Option(p.name, p.annotation.removesuffix(" | None"), p.default) for p in parameters}
+        return {p.name: Option(p.name, self._kind(p), p.default) for p in parameters}
+
+    def _kind(self, parameter: inspect.Parameter) -> str:
+        """Return the kind of an option, which its annotation says."""
+        kind = parameter.annotation
+        word = kind.removesuffix(" | None") if isinstance(kind, str) else ""
+        if word not in _READERS:
+            shown = "no annotation" if kind is inspect.Parameter.empty else f"the annotation {_shown(kind)}"
+            raise NetworkError(
+                f"the option {parameter.name!r} of the family {self.name!r} has {shown}",
+                f"write one of these in quotes: {', '.join(_READERS)}",
+            )
+        return word
 
     def define(self, builder: Builder, name: str, groups: Sequence[Legs], options: Mapping[str, Any]) -> Tensor:
         """Add a weight to a network.
@@ -271,13 +287,14 @@ class _Assembly:
         fan_in: int | None,
     ) -> None:
         self.family, self.builder, self.fan_in = family, Builder(family.name), fan_in
+        check_mapping("sizes", sizes)
         for name, value in (sizes or {}).items():
             self.builder.size(name, value)
         self.rows, self.columns = self._indices("i", rows), self._indices("o", columns)
         self.kernel = self._indices("k", kernel)
         if self.kernel and len(self.kernel) not in _SPATIAL:
             raise NetworkError(f"a window has 1 to 3 axes, not {len(self.kernel)}")
-        is_grouped = groups != 1
+        is_grouped = as_integer(groups) != 1
         self.group = (self.builder.index("g", _size(self.builder, groups)),) if is_grouped else ()
 
     def _indices(self, letter: str, modes: Modes) -> Legs:
@@ -392,8 +409,15 @@ def _size(builder: Builder, value: object) -> sympy.Expr:
     return integer(value)
 
 
+def _shown(annotation: object) -> str:
+    return repr(annotation) if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
 def _per_axis(value: PerAxis, count: int) -> tuple[int, ...]:
-    every = (value,) * count if isinstance(value, int) else tuple(value)
+    listed = tuple(value) if isinstance(value, Iterable) else (value,) * count
+    every = tuple(number for each in listed if (number := as_integer(each)) is not None)
+    if len(every) != len(listed):
+        raise NetworkError(f"a window has the number {value!r}", "give an integer, or one per axis")
     if len(every) != count:
         raise NetworkError(f"a window of {count} axes has {len(every)} numbers", "give one number, or one per axis")
     return every
