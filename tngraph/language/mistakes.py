@@ -18,6 +18,8 @@ from tngraph.language.runtime import unbound_sizes
 from tngraph.language.sizes import is_same
 
 _UNUSED = "use it, or take it away"
+_COMPARED = 200
+"""So many indices are looked at for the one that was meant."""
 _SUMMED = "put it on the left, or sum it in an equation of its own"
 
 
@@ -113,9 +115,9 @@ def _lone_indices(sources: Mapping[str, Core | Equation], equation: Equation, te
 
 def _partner(one: _Lone, others: Sequence[_Lone]) -> _Lone | None:
     """Another lone index that may have been meant: of the same size on another tensor, and not both in windows."""
-    for other in others:
+    for other in others[:_COMPARED]:
         is_fitting = other.access is not one.access and not (one.is_read and other.is_read)
-        if is_fitting and is_same(one.index.size, other.index.size):
+        if is_fitting and one.index.size == other.index.size:
             return other
     return None
 
