@@ -32,8 +32,9 @@ lint: $(VENV)/dev.stamp ## style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/bench.stamp ## time compiled layers beside what else one could write
+bench: $(VENV)/bench.stamp ## time compiled layers beside what else one could write, and planning, cold and warm
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.planning
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

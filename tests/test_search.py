@@ -437,3 +437,12 @@ def test_a_large_region_beyond_any_float_is_planned():
 def test_dense_and_large_graphs_beyond_any_float_are_planned():
     assert plan(tg.from_networkx(nx.complete_graph(40), bond=16), trials=1).at().cost > 2**1024
     assert plan(tg.from_networkx(nx.random_regular_graph(3, 60, 0), bond=2**62), trials=1).at().cost > 2**400
+
+
+def test_a_function_of_a_step_that_computes_with_floats_is_told_so():
+    with pytest.raises(tg.PlanError) as caught:
+        tg.plan(wide(2), minimize=lambda work: work.operations + 8.0 * work.result)
+    assert str(caught.value) == (
+        "minimize computes with floats, and a step here has more operations or elements than a float holds\n"
+        "  make its numbers smaller first: min(work.operations, 10**100)"
+    )
