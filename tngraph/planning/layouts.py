@@ -207,15 +207,20 @@ class Program:
     def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
         first, second = (self.nodes[o] for o in operands)
         pairs = sorted(product(first, second), key=lambda pair: first[pair[0]].seconds + second[pair[1]].seconds)
-        ways = [way for a, b in pairs[:MOST_PAIRS] for way in _ways(a, b, kept, self.sizes, self.rank)]
-        before = np.array([first[way.operands[0]].seconds + second[way.operands[1]].seconds for way in ways])
-        seconds = before + self._time(ways, operands)
-        if self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1:
-            seconds = seconds + self._put_out(ways)
+        is_root = self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1
+        most = most_orders(self.tree, MOST_ORDERS)
         found: dict[Order, _Best] = {}
-        for way, total in zip(ways, seconds.tolist(), strict=True):
-            if way.order not in found or total < found[way.order].seconds:
-                found[way.order] = _Best(total, way.operands, way.form, way.summed, way.turned)
+        for pair in pairs[:MOST_PAIRS]:
+            before = first[pair[0]].seconds + second[pair[1]].seconds
+            if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
+                break  # nothing that follows is among the fastest
+            ways = list(_ways(*pair, kept, self.sizes, self.rank))
+            seconds = before + self._time(ways, operands)
+            if is_root:
+                seconds = seconds + self._put_out(ways)
+            for way, total in zip(ways, seconds.tolist(), strict=True):
+                if way.order not in found or total < found[way.order].seconds:
+                    found[way.order] = _Best(total, way.operands, way.form, way.summed, way.turned)
         return found
 
     def _time(self, ways: Sequence[Way], operands: Sequence[int]) -> np.ndarray:
