@@ -152,6 +152,12 @@ def test_a_diagonal_that_is_read_at_positions_takes_what_it_has(name: str):
             held_as_predicted(plan, {"n": count}, dtype)
 
 
+def test_a_diagonal_is_taken_of_axes_that_arrive_as_one():
+    plan = tg.plan(network("input x[p:3, (q:3, r:2), s:3]; y[a:3, b:3, c:2] = x[a, b, c, a]", "a, b, c"))
+    assert (plan.peak, plan.saved) == (0, 0)  # a view
+    assert tg.compile(plan).verify().is_equal
+
+
 def test_what_a_diagonal_reads_beyond_the_border_is_zero_whatever_the_border_is():
     layer = tg.compile(network("size n; input x[L:n, d:n]; y[i:n, j:3] = x[i + j, i]", "i, j"))
     x = torch.full((3, 3), torch.inf)
@@ -347,6 +353,13 @@ def test_a_saved_plan_says_which_convolutions_are_transposed(tmp_path):
     assert tg.load_plan(tmp_path / "plan.json") == plan
     (tmp_path / "plan.json").write_text(text.replace('"conv_transpose"', '"conv"'))
     assert tg.load_plan(tmp_path / "plan.json").at(batch=1).macs == 10 * 12 * 5 * 4 * 3 * 4
+
+
+def test_an_index_that_is_summed_beside_its_leg_is_searched_at_every_size():
+    """Spreading the leg over the index would be quadratic in m, so that no price is a line in it."""
+    body = "size m; index a: m; index b: 4; input x[L:m]; param p[k:4, j:4]; y[w:4] = x[2*a + w - 2*b] * p[w, b] * x[a]"
+    plan = tg.plan(network(body, "w"))
+    assert tg.compile(plan).verify().is_equal
 
 
 @pytest.mark.slow

@@ -460,6 +460,7 @@ def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
 def _diagonals(tensor: Tensor) -> Tensor:
     """Indices that stand twice taken once."""
     legs = list(tensor.legs)
+    tensor = Tensor(arrange(tensor, separate(legs)), separate(legs))
     for leg in dict.fromkeys(legs):
         while legs.count(leg) > 1:
             first = legs.index(leg)

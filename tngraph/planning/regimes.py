@@ -111,12 +111,15 @@ def is_affine(region: Region, size: sympy.Symbol, write_out: Writer) -> bool:
     """Whether a size enters every step of every tree at most linearly.
 
     That is so where one index has a size that depends on it, linearly, beside at most one leg that this index alone
-    moves a read along: no step has both the leg and the index.
+    moves a read along, and that stays: no step has both the leg and the index. (Where the index is summed, a transposed
+    convolution would have both.)
     """
     legs = [leg for access in region.accesses for leg in bare_legs(access)]
     indices = [index for index in leg_indices(legs) if write_out(index.size).has(size)]
     reads = [leg for leg in legs if isinstance(leg, Read) and write_out(leg.leg.size).has(size)]
     if len(indices) > 1 or len(reads) > 1 or any(indices[0] not in read.indices for read in reads if indices):
+        return False
+    if reads and any(index not in region.legs for index in indices):
         return False
     return all(_is_linear(write_out(each), size) for each in (*(i.size for i in indices), *(r.leg.size for r in reads)))
 
