@@ -736,17 +736,17 @@ def find_cases(network: Network) -> list[dict[str, int]]:
     return [case for case in islice(cases, MOST_CASES) if not case or _is_case(network, case)]
 
 
-def _is_case(network: Network, fixed: Mapping[str, int]) -> bool:
-    """Whether every index has an entry with some sizes fixed, and each of these makes one have no more."""
-    found = _find_generic(network, (), fixed)
-    return found is not None and _single(network, found) == fixed.keys()
-
-
-def _single(network: Network, numbers: Mapping[str, int]) -> set[str]:
-    """The sizes that make an index have one entry at these numbers of all sizes."""
+def case_at(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes that give an index one entry at these numbers of all sizes, each with its number."""
     single = [size for size in _index_sizes(network) if evaluate_size(size, numbers) == 1]
     names, free = {symbol.name for size in single for symbol in size.free_symbols}, _free_sizes(network)
     for size in reversed(network.sizes):
         if size.name in names and size.name not in free and size.value is not None:
             names.update(symbol.name for symbol in size.value.free_symbols)
-    return names.intersection(free)
+    return {name: numbers[name] for name in free if name in names}
+
+
+def _is_case(network: Network, fixed: Mapping[str, int]) -> bool:
+    """Whether every index has an entry with some sizes fixed, and each of these gives one no more."""
+    found = _find_generic(network, (), fixed)
+    return found is not None and case_at(network, found) == {**fixed}

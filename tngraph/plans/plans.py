@@ -7,7 +7,7 @@ expressions in all sizes of the network; `Plan.at` turns them into integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -167,38 +167,46 @@ class Regime:
         """The size of the largest value that a step writes [elements]."""
         return maximum(legs_size(op.legs) for op in self.operations if op.kind != "load")
 
-    @cached_property
+    @property
     def peak(self) -> sympy.Expr:
         """The most that a call without gradients holds at once (see `trace_memory`), by cases of sizes of 1 [bytes]."""
-        return self._by_cases("peak")
+        return self._every_case.peak
 
-    @cached_property
+    @property
     def saved(self) -> sympy.Expr:
         """Memory that autograd keeps for the requested gradients, by cases of sizes of 1 [bytes]."""
-        return self._by_cases("saved")
+        return self._every_case.saved
 
-    @cached_property
+    @property
     def moves(self) -> sympy.Expr:
         """Memory that a call copies to change the order of axes, by cases of sizes of 1 [bytes]."""
-        return self._by_cases("moves")
-
-    def _by_cases(self, name: str) -> sympy.Expr:
-        """Return a formula with cases of sizes of 1 for which the general one does not hold, most special first."""
-        pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
-        for fixed, formulas in self._cases:
-            formula = getattr(formulas, name)
-            general = next((each for other, each in pieces if other.items() <= fixed.items()), None)
-            if general is None or fix_sizes(general, fixed) != formula:
-                pieces.insert(0, (fixed, formula))
-        return sympy.Piecewise(*((formula, _condition(fixed)) for fixed, formula in pieces))
+        return self._every_case.moves
 
     @cached_property
-    def _cases(self) -> tuple[tuple[Mapping[str, int], MemoryFormulas], ...]:
-        """The memory formulas of a call for every case of fixed sizes, from none fixed to most fixed."""
-        tiles = [tree.tile for tree in self.trees if tree.tile is not None]
-        fixed_sizes = find_cases(self.network)
-        cases = [(fixed, generic_sizes(self.network, self.sizes, tiles, fixed)) for fixed in fixed_sizes]
-        return tuple((fixed, self.memory(numbers).formulas(fixed)) for fixed, numbers in cases)
+    def _every_case(self) -> MemoryFormulas:
+        return self.memory_formulas(find_cases(self.network))
+
+    def memory_formulas(self, cases: Iterable[Mapping[str, int]]) -> MemoryFormulas:
+        """Return the memory of a call as formulas that have a case wherever the general one does not hold.
+
+        Args:
+            cases: sizes that are fixed at numbers; none first, and those of fewer before those of more.
+        """
+        found = [(fixed, self._formulas(fixed)) for fixed in cases]
+        return MemoryFormulas(*(_join_cases((f, each[k]) for f, each in found) for k in range(3)))
+
+    def _formulas(self, fixed: Mapping[str, int]) -> MemoryFormulas:
+        """Return the formulas where some sizes have these numbers and no other index has size 1."""
+        key = tuple(fixed.items())
+        if key not in self._known_formulas:
+            tiles = [tree.tile for tree in self.trees if tree.tile is not None]
+            numbers = generic_sizes(self.network, self.sizes, tiles, fixed)
+            self._known_formulas[key] = self.memory(numbers).formulas(fixed)
+        return self._known_formulas[key]
+
+    @cached_property
+    def _known_formulas(self) -> dict[tuple[tuple[str, int], ...], MemoryFormulas]:
+        return {}
 
     def memory(self, numbers: Mapping[str, int], itemsize: int | None = None) -> Memory:
         """Return the memory a call holds, exact at any sizes, even where a size is 1 or two sizes happen to be equal.
@@ -254,9 +262,15 @@ class Regime:
         return hash((self.network, self.stages, tuple(self.sizes.items()), self.low, self.high))
 
 
-def _condition(fixed: Mapping[str, int]) -> sympy.Basic:
-    """Return the condition that some sizes have these values."""
-    return sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items()))
+def _join_cases(cases: Iterable[tuple[Mapping[str, int], sympy.Expr]]) -> sympy.Expr:
+    """Join a general formula with one for each case in which it does not hold, most special first."""
+    pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
+    for fixed, formula in cases:
+        general = next((each for other, each in pieces if other.items() <= fixed.items()), None)
+        if general is None or fix_sizes(general, fixed) != formula:
+            pieces.insert(0, (fixed, formula))
+    conditions = (sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items())) for fixed, _ in pieces)
+    return sympy.Piecewise(*((formula, condition) for (_, formula), condition in zip(pieces, conditions, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

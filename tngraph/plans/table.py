@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import sympy
 
 from tngraph.kernels.cost import evaluate_count, volume, work_unit
+from tngraph.kernels.memory import MemoryFormulas, case_at
 from tngraph.kernels.schedule import Operation
 from tngraph.language.format import format_size
 from tngraph.language.network import Index, Leg, Network
@@ -199,12 +200,12 @@ def count_rows(
     """Yield the totals of a regime: label, formula, value at these sizes, unit, and where the formula holds."""
     memory = regime.memory(numbers)
     exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
-    for label, expr, unit in _counts(plan, regime):
+    for label, expr, unit in _counts(plan, regime, regime.memory_formulas([{}, case_at(plan.network, numbers)])):
         case, condition = find_case(expr, numbers)
         yield label, case, exact[label] if label in exact else evaluate_count(case, numbers), unit, condition
 
 
-def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]:
+def _counts(plan: Plan, regime: Regime, formulas: MemoryFormulas) -> Iterable[tuple[str, sympy.Expr, str]]:
     yield "params", plan.params, "elements"
     if plan.dense is not None:
         yield "dense", plan.dense.params, "elements"
@@ -214,9 +215,9 @@ def _counts(plan: Plan, regime: Regime) -> Iterable[tuple[str, sympy.Expr, str]]
     yield "training", regime.training_flops, "FLOPs"
     yield "elementwise", regime.elementwise, "operations"
     yield "largest", regime.largest, "elements"
-    yield "peak", regime.peak, "bytes"
-    yield "saved", regime.saved, "bytes"
-    yield "moves", regime.moves, "bytes"
+    yield "peak", formulas.peak, "bytes"
+    yield "saved", formulas.saved, "bytes"
+    yield "moves", formulas.moves, "bytes"
     if plan.goal.mode == "serve":
         yield "folded", plan.folded, "bytes"
 

@@ -14,6 +14,7 @@ import sympy
 
 from tngraph.errors import Problem
 from tngraph.kernels.cost import evaluate_count, volume, work_unit
+from tngraph.kernels.memory import case_at
 from tngraph.language.network import Network
 from tngraph.planning.region import legs_size
 from tngraph.plans.differences import PlanDifference
@@ -56,7 +57,7 @@ def plan_record(plan: Plan, /, **sizes: int) -> Record:
         "network": plan.network.name,
         "sizes": numbers,
         "mode": plan.goal.mode,
-        **_count(plan_totals(plan, regime), numbers),
+        **_count(plan_totals(plan, regime, numbers), numbers),
         "peak_bytes": memory.peak,
         "saved_bytes": memory.saved,
         "moves_bytes": memory.moves,
@@ -75,8 +76,12 @@ def _regime_record(plan: Plan, regime: Regime, is_running: bool) -> Record:
     return {**ends, "is_running": is_running, "orders": draw_stages(regime), "formulas": {"cost_operations": cost}}
 
 
-def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
-    """Return the totals of a regime as formulas. Those of the dense weight are None if there is none."""
+def plan_totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> dict[str, sympy.Expr | None]:
+    """Return the totals of a regime as formulas. Those of the dense weight are None if there is none.
+
+    Formulas of memory have a case of their own where sizes of 1 make a difference at these numbers.
+    """
+    memory = regime.memory_formulas([{}, case_at(plan.network, numbers)])
     return {
         "params_elements": plan.params,
         "dense_params_elements": plan.dense.params if plan.dense is not None else None,
@@ -86,9 +91,9 @@ def plan_totals(plan: Plan, regime: Regime) -> dict[str, sympy.Expr | None]:
         "training_flops": regime.training_flops,
         "elementwise_operations": regime.elementwise,
         "largest_elements": regime.largest,
-        "peak_bytes": regime.peak,
-        "saved_bytes": regime.saved,
-        "moves_bytes": regime.moves,
+        "peak_bytes": memory.peak,
+        "saved_bytes": memory.saved,
+        "moves_bytes": memory.moves,
         **({"folded_bytes": plan.folded} if plan.goal.mode == "serve" else {}),
         "cost_operations": regime.cost,
     }
