@@ -62,6 +62,11 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
         tg.SizeError,
         "z is of torch.int64, and two is of torch.float32\n  convert one of them: z.to(torch.float32)",
     ),
+    (
+        lambda: tg.compile(NET, device="meta")(torch.ones(2, 6, device="meta", dtype=torch.int64)),
+        tg.SizeError,
+        "x is of torch.int64, and n is of torch.float32\n  convert one of them: x.to(torch.float32)",
+    ),
     (lambda: tg.compile(TWO)(torch.ones(2, 6)), tg.SizeError, "two takes x, z\n  it was called with 1 inputs"),
     (
         lambda: linear()(None),
