@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tngraph as tg
 from tngraph.language.families.family import Family
-from tngraph.modules import Conv2d, Generated, Linear, share
+from tngraph.modules import Conv2d, Generated, Linear, replace, share
 
 NET = tg.parse(
     "network n { size batch\n input x[batch, i:6]\n param w[i, o:4]\n y[batch, o] = x * w\n output y[batch, o] }"
@@ -68,6 +68,16 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
         "x is of torch.int64, and n is of torch.float32\n  convert one of them: x.to(torch.float32)",
     ),
     (lambda: tg.compile(TWO)(torch.ones(2, 6)), tg.SizeError, "two takes x, z\n  it was called with 1 inputs"),
+    (lambda: tg.load(None), tg.NetworkError, "None: not a path\n  give the path of a spec file"),
+    (lambda: tg.check(3), tg.NetworkError, "3: not a path\n  give the path of a spec file"),
+    (lambda: tg.load_plan(3), tg.PlanError, "3: not a path\n  give the path of a saved plan"),
+    (lambda: tg.plan(NET).save(3), tg.PlanError, "3 cannot be written: not a path"),
+    (
+        lambda: tg.parse(tg.format(NET), 3),
+        tg.NetworkError,
+        "3 is not the name of a network\n  give its name, or None for the last one",
+    ),
+    (lambda: replace(None, "mpo"), tg.NetworkError, "replace takes a torch.nn.Module, and not None"),
     (
         lambda: linear()(None),
         tg.SizeError,
