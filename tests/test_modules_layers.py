@@ -856,5 +856,5 @@ def test_errors(do: Callable[[], object], kind: type[Exception], text: str) -> N
 def test_a_rank_beyond_use_is_told_once() -> None:
     with pytest.warns(tg.RankWarning) as told:
         Linear(4, 4, family="mpo", sites=2, bond=9).build_weight()
-    assert len(told) == 1
+    assert [warning.category for warning in told].count(tg.RankWarning) == 1
     assert told[0].filename == __file__
