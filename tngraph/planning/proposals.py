@@ -1,4 +1,6 @@
-"""What cotengra proposes: orders for an ordinary network, one seeded trial at a time. The only place that knows it.
+"""Orders proposed for an ordinary network, one seeded trial at a time: annealed by our own moves, or by cotengra too.
+
+This is the only place that knows cotengra.
 
 A trial is a function of a network and a number: no clock, no state between trials, Python's global random numbers
 put back as they were. Whatever process a trial runs in, it gives the same orders.
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import cotengra
 
 from tngraph.errors import PlanError
+from tngraph.planning.annealing import anneal_order
 from tngraph.planning.greedy import join_greedily
 from tngraph.planning.trees import Order
 
@@ -34,8 +37,12 @@ MANY_LEGS = 8
 """Networks of more indices than this per tensor are dense."""
 MOST_SAMPLED = 5000
 """Cotengra draws greedy orders for at most this many tensors: with 2^14 pairs to choose from it turns quadratic."""
-MOST_ORDERS = 3
+MOST_ORDERS = 4
 """The most orders of one trial."""
+SWEEPS = 24
+"""For each sample of a trial every step is looked at so many times by our own annealing."""
+MOST_MOVES = 2**19
+"""Our own annealing looks at no more steps than this for 32 samples: it takes about half a second."""
 _MOVES = 150_000
 _STEPS = 20
 
@@ -51,12 +58,16 @@ class Hypergraph:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial of a search: its number, the seed of the search, orders to draw, and who partitions."""
+    """One trial of a search: its number, the seed of the search, orders to draw, and who partitions.
+
+    A quick one asks cotengra for nothing.
+    """
 
     number: int
     seed: int
     samples: int
     partitioner: Partitioner = "labels"
+    is_quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +106,24 @@ def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
 
 
 def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
-    """The orders of one trial: what cotengra makes of it by itself, then that refined.
+    """The orders of one trial: our own, then what cotengra makes of it by itself, then that refined.
 
-    Even trials draw greedy orders, odd ones partition the network from the top.
+    Our own is greedy, then annealed. Of cotengra's, even trials draw greedy orders, odd ones partition the network from
+    the top.
     """
-    return _attempt(graph, lambda each: _propose(each, trial))
+    own = _propose_own(graph, trial)
+    return (own,) if trial.is_quick else (own, *_attempt(graph, lambda each: _propose(each, trial)))
+
+
+def join_all(graph: Hypergraph) -> Order:
+    """Our own greedy order, with what shares no index joined at the end."""
+    return _pairs(join_greedily(graph.legs, graph.output, graph.sizes), len(graph.legs))
+
+
+def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
+    """Our own greedy order, annealed."""
+    moves = trial.samples * min(SWEEPS * len(graph.legs), MOST_MOVES // 32)
+    return anneal_order(graph.legs, graph.output, graph.sizes, join_all(graph), trial.seed + trial.number, moves)
 
 
 def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Order, ...]]) -> tuple[Order, ...]:
@@ -112,7 +136,7 @@ def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Ord
     for each in (graph, replace(graph, sizes=logarithms)):
         with suppress(Exception):
             return propose_orders(each)
-    return (_pairs(join_greedily(graph.legs, graph.output, graph.sizes), len(graph.legs)),)
+    return (join_all(graph),)
 
 
 def _propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
