@@ -16,8 +16,6 @@ from math import exp, log2
 
 from tngraph.planning.trees import Order
 
-HOT, COLD = 1.0, 0.05
-"""The temperature of the first sweep and of the last, in factors of two of the operations."""
 MOST_GROUPS = 8
 """Indices of more sizes than this are measured by the digits of rounded logarithms instead, of which there are few."""
 _ROUNDED = 8
@@ -29,31 +27,31 @@ def anneal_order(
     output: Iterable[int],
     sizes: Mapping[int, int],
     order: Order,
-    seed: int,
-    moves: int,
-) -> Order:
-    """Return the cheapest order that a sweep of random moves ended with.
+    temperatures: tuple[float, float],
+    sweeps: int,
+    draw: Callable[[], float],
+) -> tuple[float, Order]:
+    """Return the cheapest order after any sweep, behind the logarithm to base 2 of its operations.
 
     Args:
         legs: the indices of each tensor.
         output: the indices of the result.
         sizes: the size of each index [elements].
         order: pairs in single-assignment numbering that join all tensors.
-        seed: of the moves.
-        moves: about how many steps are looked at.
+        temperatures: of the first sweep and of the last, in natural logarithms per factor of two.
+        sweeps: how often every step is looked at; with none the order stays as it is.
+        draw: gives random numbers from 0 to 1.
     """
-    if len(legs) < 3:
-        return order
     tree = _Tree(legs, output, sizes, order)
-    sweeps = max(2, moves // len(legs))
-    generator = random.Random(seed)
-    best, least = order, tree.total()
+    hot, cold = temperatures
+    least, children = tree.total(), list(tree.children)
     for sweep in range(sweeps):
-        tree.sweep(HOT * (COLD / HOT) ** (sweep / (sweeps - 1)), generator.random)
+        tree.sweep(hot * (cold / hot) ** (sweep / max(1, sweeps - 1)), draw)
         total = tree.total()
         if total < least:
-            best, least = tree.order(), total
-    return best
+            least, children = total, list(tree.children)
+    tree.children = children
+    return least, tree.order()
 
 
 def log_operations(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from math import log2
 from typing import Any, Literal
 
 import cotengra
@@ -39,10 +40,16 @@ MOST_SAMPLED = 5000
 """Cotengra draws greedy orders for at most this many tensors: with 2^14 pairs to choose from it turns quadratic."""
 MOST_ORDERS = 4
 """The most orders of one trial."""
-SWEEPS = 24
-"""For each sample of a trial every step is looked at so many times by our own annealing."""
-MOST_MOVES = 2**19
-"""Our own annealing looks at no more steps than this for 32 samples: it takes about half a second."""
+MOVES = 2**11
+"""The moves of our own annealing for each tensor, with 32 samples; in proportion with other numbers of these."""
+MOST_MOVES = 2**18 + 2**17
+"""The most moves with 32 samples; they take half a second."""
+STARTS = 4
+"""So many greedy orders are annealed with half of the moves, the best of them then with the other half."""
+HOT, WARM, COLD = 1.0, 0.4, 0.1
+"""The temperatures of both at first and at last, for bonds of two; they are higher in proportion to the bits of others."""
+JITTER = 3.0
+"""Greedy orders differ since sizes are multiplied by up to two to this power, in proportion likewise."""
 _MOVES = 150_000
 _STEPS = 20
 
@@ -121,9 +128,23 @@ def join_all(graph: Hypergraph) -> Order:
 
 
 def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
-    """Our own greedy order, annealed."""
-    moves = trial.samples * min(SWEEPS * len(graph.legs), MOST_MOVES // 32)
-    return anneal_order(graph.legs, graph.output, graph.sizes, join_all(graph), trial.seed + trial.number, moves)
+    """The best of some random greedy orders of ours, annealed.
+
+    What is joined last is mostly decided by the start, for moves that change it cost too much in between.
+    """
+    draw, count = random.Random(trial.seed + trial.number).random, len(graph.legs)
+    sweeps = trial.samples * min(MOVES, MOST_MOVES // count) // 64
+    bits = max(1.0, sum(map(log2, graph.sizes.values())) / max(1, len(graph.sizes)))
+
+    def anneal(order: Order, hot: float, sweeps: int) -> tuple[float, Order]:
+        return anneal_order(graph.legs, graph.output, graph.sizes, order, (hot * bits, COLD * bits), sweeps, draw)
+
+    def start() -> tuple[float, Order]:
+        jittered = {i: round(64 * size * 2 ** (JITTER * bits * draw())) for i, size in graph.sizes.items()}
+        return anneal(join_all(replace(graph, sizes=jittered)), HOT, sweeps // STARTS)
+
+    _, order = min((start() for _ in range(STARTS)), key=lambda each: each[0])
+    return anneal(order, WARM, sweeps)[1]
 
 
 def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Order, ...]]) -> tuple[Order, ...]:

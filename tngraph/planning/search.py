@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import count as count_from
-from math import inf, isclose
+from math import inf, log2
 from numbers import Real
 
 from tngraph.errors import PlanError
@@ -41,6 +41,8 @@ from tngraph.planning.workers import Parallel, count_cores, run_tasks
 
 DEFAULT_TRIALS = 4
 """The trials of a search that was given neither trials nor seconds."""
+ABOUT = log2(1.01)
+"""Two trials of a default search whose costs are this close, in factors of two, end it."""
 PAYS = 200
 """From this many tensors on, a search uses every core unless it is told how many: a worker takes a second to start."""
 
@@ -277,7 +279,7 @@ def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hy
 
 
 def _large_orders(graph: Hypergraph, search: Search) -> Found:
-    """The orders of trial after trial; by default no more once two trials come to the lowest cost."""
+    """The orders of trial after trial; by default no more once one costs about as much as the cheapest before it."""
     least = inf
     with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
         for trial, orders in _in_sequence(results) if search.is_quick else results:
@@ -286,7 +288,7 @@ def _large_orders(graph: Hypergraph, search: Search) -> Found:
             yield None
             if search.is_quick:
                 operations = log_operations(graph.legs, graph.output, graph.sizes, orders[0])
-                if isclose(operations, least, abs_tol=1e-9):
+                if abs(operations - least) <= ABOUT:
                     return
                 least = min(operations, least)
 
