@@ -1,7 +1,7 @@
 """Orders improved by random local moves, by the fewest operations; fast enough for any search.
 
-A move takes a step (a b) c and joins a (b c) instead. It is taken where the two steps then cost less, and otherwise with
-a probability that falls with the difference of the logarithms over a temperature, which falls with every sweep. A value
+A move makes a (b c) of the steps (a b) c. It is taken where the two steps then cost less, and otherwise with a
+probability that falls with the difference of the logarithms over a temperature, which falls with every sweep. A value
 is a mask of the indices that it keeps, so that a move takes a few operations on integers. That needs no count of who
 holds an index: what is kept of b and c is what a or the value above them has, too.
 
@@ -10,7 +10,6 @@ Source: the moves and the logarithms are those of Kalachev, Panteleev, Yung, arX
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp, log2
 

@@ -4,8 +4,8 @@ Every leaf enters one step, which multiplies at least as many entries as the lea
 multiplies those of their product. So each leaf may be given a share of the cost, such that a step never costs less than
 the shares of the leaves that it joins: their sum is a bound. Shares are given to the largest leaves first.
 
-A step with a gradient to an operand costs its multiplications once more; where every leaf is trained, both operands take
-one. What is fixed has no share, since the steps that join it may be folded, nor has a single number.
+A step with a gradient to an operand costs its multiplications once more. Where every leaf is trained, both operands
+take one. What is fixed has no share, since the steps that join it may be folded, nor has a single number.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ MOVES = 2**11
 """The moves of our own annealing for each tensor, with 32 samples; in proportion with other numbers of these."""
 MOST_MOVES = 2**18 + 2**17
 """The most moves with 32 samples; they take half a second."""
-STARTS = 4
+STARTS = 8
 """So many greedy orders are annealed with half of the moves, the best of them then with the other half."""
 HOT, WARM, COLD = 1.0, 0.4, 0.1
-"""The temperatures of both at first and at last, for bonds of two; they are higher in proportion to the bits of others."""
+"""The temperatures of both at first and at last, for bonds of two; higher in proportion to the bits of others."""
 JITTER = 3.0
 """Greedy orders differ since sizes are multiplied by up to two to this power, in proportion likewise."""
 _MOVES = 150_000

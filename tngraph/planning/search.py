@@ -1,4 +1,4 @@
-"""Finding an order for a region: cotengra proposes, our own cost decides, the exact program proves.
+"""Finding an order for a region: annealing and cotengra propose, our own cost decides, the exact program proves.
 
 What is proposed is for an ordinary network (every read laid out along its indices); each proposal is priced again by
 `order_cost`, convolutions included. The best is the cheapest, the first of equals in the order of the trials, so
@@ -44,7 +44,10 @@ DEFAULT_TRIALS = 4
 ABOUT = log2(1.01)
 """Two trials of a default search whose costs are this close, in factors of two, end it."""
 PAYS = 200
-"""From this many tensors on, a search uses every core unless it is told how many: a worker takes a second to start."""
+"""From this many tensors on, a search with cotengra uses every core unless it is told how many.
+
+A worker takes a second to start.
+"""
 
 MOST_KEPT = 16
 """So many networks have their proposals kept, those asked for last."""
@@ -59,13 +62,15 @@ class Search:
 
     Attributes:
         seed: of every random choice.
-        samples: greedy orders drawn per trial; fewer in proportion above 1,000 tensors.
-        trials: for a region too large for a proof, how many orders are proposed and refined; 4 when neither these
-            nor seconds are given.
+        samples: effort of a trial: moves of the annealing in proportion, and greedy orders that cotengra draws; fewer
+            in proportion above 1,000 tensors.
+        trials: for a region too large for a proof, how many trials are run, each with proposals of cotengra. When
+            neither these nor seconds are given, up to 4 without any, until two of them cost about the same.
         seconds: no trial of a region begins later than this; then how many there are, and with it the plan, depends
             on the machine. The first always runs.
         parallel: how many processes share the trials (1 is this one), ``"processes"`` for one per core, or ``"ray"``
-            for a Ray cluster; when absent one per core where that pays. The plan is the same.
+            for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
+            the same.
         partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
         progress: called as ``progress(done, total, cost)`` after each trial of a large region: their number (None
             where only the clock ends them) and the cost of the best order so far [operations].
@@ -155,7 +160,7 @@ def _find_large(
         proposed = _cheapest(topology, graph, search, _large_orders, lambda order: order, least)
         orders.append(proposed if order_cost(topology, proposed) == least else refine_order(topology, proposed))
     cost, number = min((order_cost(topology, order), k) for k, order in enumerate(orders))
-    return orders[number], cost == least
+    return orders[number], bool(cost == least)
 
 
 def search_tree(topology: Topology, search: Search) -> ContractionTree:
