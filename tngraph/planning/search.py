@@ -72,8 +72,9 @@ class Search:
             for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
             the same.
         partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
-        progress: called as ``progress(done, total, cost)`` after each trial of a large region: their number (None
-            where only the clock ends them) and the cost of the best order so far [operations].
+        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which ways
+            are compared for time, and each plan tried for a front: their number (None while it is open) and the cost of
+            the best so far.
     """
 
     seed: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -106,30 +105,41 @@ class _Cutter:
     rearranged: ContractionTree | None = None
 
     def cut(self, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
-        """A tree in slices, in the order that was sliced and in the best one of a slice."""
-        slot, numbers = self.slot, self.task.numbers
-        if len(slot.region.accesses) == 1:
+        """A tree in slices: in the order that was sliced and in the best one of a slice; a large one in two orders."""
+        if len(self.slot.region.accesses) == 1:
             return tree, tree
-        is_large = len(slot.region.accesses) > MOST_LEAVES
-        slicing = self._slice_large(tree, most) if is_large else slice_tree(tree, numbers, most, self.task.search)
+        if len(self.slot.region.accesses) > MOST_LEAVES:
+            first, second = (self._build(tree, slicing, most)[0] for slicing in self._slice_large(tree, most))
+            return first, second
+        return self._build(tree, slice_tree(tree, self.task.numbers, most, self.task.search), most)
+
+    def _build(self, tree: ContractionTree, slicing: Slicing, most: int) -> tuple[ContractionTree, ContractionTree]:
+        """A slicing of a tree as trees: in the order that was sliced and, unless that is large, in the best one."""
+        slot = self.slot
         if slicing.tree == tree and not slicing.indices:
             return tree, tree
-        topology = Topology(slot.region, numbers, replace(slot.pricing, most_elements=most), slicing.indices)
+        pricing = replace(slot.pricing, most_elements=most)
+        topology = Topology(slot.region, self.task.numbers, pricing, slicing.indices)
         cut: Order = tuple(tree_order(slicing.tree))
-        best = cut if slot.pin is not None or is_large else find_order(topology, self.task.search, [cut])[0]
+        is_kept = slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES
+        best = cut if is_kept else find_order(topology, self.task.search, [cut])[0]
         first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
         return first, second
 
-    def _slice_large(self, tree: ContractionTree, most: int) -> Slicing:
-        """The cheapest slicing found, without a search where the tree as it is costs no more in slices than whole."""
+    def _slice_large(self, tree: ContractionTree, most: int) -> tuple[Slicing, Slicing]:
+        """The cheapest slicing found, and that of the tree as it is.
+
+        Nothing is searched where the tree as it is costs no more in slices than whole.
+        """
         numbers, search = self.task.numbers, self.task.search
-        own = slice_tree(replace(tree, is_pinned=True), numbers, most)
+        own = replace(slice_tree(replace(tree, is_pinned=True), numbers, most), tree=tree)
         if tree.is_pinned or own.total <= Sliceable(tree, numbers).slicing(()).total:
-            return replace(own, tree=tree)
+            return own, own
         if self.rearranged is not None:
             search = replace(search, trials=1)
-        slicings = [replace(own, tree=tree)]
-        with suppress(PlanError):
-            slicings.append(slice_tree(self.rearranged or tree, numbers, most, search))
-            self.rearranged = slicings[-1].tree
-        return min(slicings, key=lambda slicing: (slicing.total, slicing.slices))
+        try:
+            other = slice_tree(self.rearranged or tree, numbers, most, search)
+        except PlanError:  # of the tree before; this one can be sliced so far
+            return own, own
+        self.rearranged = other.tree
+        return min(other, own, key=lambda slicing: (slicing.total, slicing.slices)), own

@@ -265,8 +265,10 @@ def find_timed(search: TimedSearch) -> list[Range]:
 
     points = [value for value in SAMPLED if is_there(value)] or [task.numbers[name]]
     chosen: list[tuple[int, Trees]] = []
-    for value in points:
+    for number, value in enumerate(points, 1):
         best = search.candidates(**{name: value})[0]
+        if task.search.progress is not None:
+            task.search.progress(number, len(points), best.seconds)
         if not chosen:
             chosen.append((1, best.trees))
         elif best.trees != chosen[-1][1] and best.price < WORTH * price(chosen[-1][1], value):
