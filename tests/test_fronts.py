@@ -197,9 +197,23 @@ def intervals(regime: Regime, seed: int) -> tuple[int, int] | None:
         for k, first in enumerate(lines)
         for n, last in enumerate(lines[k + 1 :], k + 1)
         if not any(j in regime.outputs or max(regime.users(j), default=j) > last for j in lines[k:n])
-        and any(keeps_values(operations, needs, j) for j in lines[k : n + 1])
+        and any(keeps_values(operations, needs, j, regime.kernels.gathering) for j in lines[k : n + 1])
     ]
     return found[seed % len(found)] if found else None
+
+
+def test_a_window_of_run_time_size_keeps_its_positions():
+    """PyTorch gathers it, so that recomputing the block ends there, and the product before it runs twice."""
+    network = tg.parse(
+        """network n { size n; size D = 2; input x[i:2*D + 2*n - 2, d:1]; input w[(g:2*n, h:2*n)]
+        y[a:1, d, g] = x[2*a + h, d] * w + x[i, d - h + 2*g + 1]; output y[d, a, g] }"""
+    )
+    (regime,) = tg.plan(network, {"n": 4, "D": 1}, mode="train").regimes
+    (read,) = regime.kernels.gathering
+    last = next(k for k, op in enumerate(regime.operations) if op.kind == "add")
+    chosen = (next(k for k, op in enumerate(regime.operations) if op.kind != "load"), last)
+    assert chosen[0] < read < last
+    assert tg.compile(Plan((replace(regime, recomputed=(chosen,)),))).verify().is_equal
 
 
 @settings(max_examples=40)

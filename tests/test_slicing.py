@@ -175,3 +175,17 @@ def test_a_proposal_that_fails_is_none():
     graph = Hypergraph(((0,), (0,), (0,)), (0,), {0: 3})
     for number in range(2):
         assert propose_cut(Cut(graph, ((0, 1), (2, 3)), 1), CutTrial(number, 0)) == (((0, 1), (2, 3)), ())
+
+
+def test_a_read_of_one_tensor_keeps_within_the_limit_or_is_refused():
+    read = "input x[i:4, j:4, b:5]; y[h:4] = x[h + 2*j - 2, j, b]"
+    network = tg.parse(f"network n {{ {read}; output y[h] }}")
+    plan = tg.plan(network, largest=16)
+    assert [index.name for tree in plan.regime().trees for index in tree.sliced] == ["b"]
+    assert tg.compile(plan).verify().is_equal
+    with pytest.raises(tg.PlanError) as error:
+        tg.plan(network, largest=15)
+    assert str(error.value) == (
+        "no slicing keeps every value within 15 elements\n"
+        "  the least possible is 16: an index read at a position such as x + k is not sliced"
+    )

@@ -8,14 +8,14 @@ Products, sums, factors, additions and functions are *elementwise* operations, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 
 from tngraph.kernels.schedule import Block, Operation
-from tngraph.language.network import Network, Read
+from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.planning.machine import Work
 from tngraph.planning.objectives import Goal, Price
@@ -89,7 +89,12 @@ def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
 
 
-def training_macs(operations: Sequence[Operation], trained: Iterable[str], blocks: Sequence[Block] = ()) -> sympy.Expr:
+def training_macs(
+    operations: Sequence[Operation],
+    trained: Iterable[str],
+    blocks: Sequence[Block] = (),
+    gathering: Container[int] = (),
+) -> sympy.Expr:
     """Return the multiply-adds of a forward and a backward pass [MAC].
 
     Each step runs once more for every operand that a gradient flows to.
@@ -98,9 +103,10 @@ def training_macs(operations: Sequence[Operation], trained: Iterable[str], block
         operations: a schedule.
         trained: the names of the tensors that take a gradient.
         blocks: the blocks of the schedule. Those to recompute run once more in the backward pass.
+        gathering: the reads that gather, see `keeps_values`.
     """
     needs = needs_gradient(operations, trained)
-    again = recomputed(operations, needs, blocks)
+    again = recomputed(operations, needs, blocks, gathering)
     terms = (
         volume(operations, k) * (1 + (k in again) + sum(needs[o] for o in op.operands))
         for k, op in enumerate(operations)
@@ -119,7 +125,9 @@ def _macs_of_slopes(
             yield volume(operations, slope.number)
 
 
-def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]) -> frozenset[int]:
+def recomputed(
+    operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block], gathering: Container[int]
+) -> frozenset[int]:
     """Return the operations that run once more in the backward pass.
 
     PyTorch recomputes a block until it has every value that backward needs. It stops before the last operation that
@@ -127,17 +135,25 @@ def recomputed(operations: Sequence[Operation], needs: Sequence[bool], blocks: I
     """
     again: set[int] = set()
     for block in blocks:
-        keeping = [k for k in range(block.first, block.last + 1) if keeps_values(operations, needs, k)]
+        keeping = [k for k in range(block.first, block.last + 1) if keeps_values(operations, needs, k, gathering)]
         if block.kind == "recompute" and keeping:
             again.update(range(block.first, keeping[-1]))
     return frozenset(again)
 
 
-def keeps_values(operations: Sequence[Operation], needs: Sequence[bool], number: int) -> bool:
-    """Return whether an operation keeps something for the backward pass: operands, its result, or positions read."""
+def keeps_values(
+    operations: Sequence[Operation], needs: Sequence[bool], number: int, gathering: Container[int]
+) -> bool:
+    """Return whether an operation keeps something for the backward pass: operands, its result, or positions read.
+
+    Args:
+        operations: a schedule.
+        needs: for every value, whether a gradient flows to it.
+        number: of the operation.
+        gathering: the reads that are printed as gathers, whose positions PyTorch keeps; the others are views.
+    """
     op = operations[number]
-    reads = [leg for k in op.operands for leg in operations[k].legs if isinstance(leg, Read) and leg.wrap]
-    is_keeping = op.kind in (*_MATRIX, "mul", "pointwise") or (op.kind == "read" and bool(reads))
+    is_keeping = op.kind in (*_MATRIX, "mul", "pointwise") or number in gathering
     return is_keeping and any(needs[k] for k in op.operands)
 
 
@@ -161,6 +177,7 @@ def price_operations(
     goal: Goal,
     numbers: Mapping[str, int] | None,
     blocks: Iterable[Block] = (),
+    gathering: Container[int] = (),
 ) -> Any:
     """Return the cost of a schedule under an objective, at these values of all sizes or as a formula.
 
@@ -169,13 +186,14 @@ def price_operations(
         goal: the objective and, in training, the tensors that take a gradient.
         numbers: an integer for every size; None for a formula, which only `Weighted` objectives have.
         blocks: the blocks of the schedule. Those to recompute run once more in the backward pass.
+        gathering: the reads that gather, see `keeps_values`.
     """
 
     def show(expr: sympy.Expr) -> Any:
         return expr if numbers is None else evaluate_count(expr, numbers)
 
     needs = needs_gradient(operations, goal.trained if goal.mode == "train" else ())
-    again = recomputed(operations, needs, blocks)
+    again = recomputed(operations, needs, blocks, gathering)
     total = []
     for k, op in enumerate(operations):
         if op.kind not in _SILENT:

@@ -93,6 +93,13 @@ def variables(code: Expression) -> Iterator[Variable]:
             yield from variables(operand)
 
 
+def functions_in(code: Expression) -> frozenset[str]:
+    """Return the functions that an expression calls."""
+    if isinstance(code, Variable):
+        return frozenset()
+    return frozenset({code.function}).union(*map(functions_in, code.operands))
+
+
 def substitute(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
     """Return an expression with some subexpressions replaced."""
     if code in known:

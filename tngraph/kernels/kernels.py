@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tngraph.kernels.backward import Backward, differentiate
 from tngraph.kernels.cost import aliases, blocks_around, last_uses
 from tngraph.kernels.diagonals import gather_diagonals
-from tngraph.kernels.expressions import Call, Expression, Variable, permute, variables
+from tngraph.kernels.expressions import Call, Expression, Variable, functions_in, permute, variables
 from tngraph.kernels.layout import Axes, Context, Tensor, arrange, axes_shape, call_sizes, lay, separate
 from tngraph.kernels.schedule import Block, Operation, Product, Schedule, Stage
 from tngraph.kernels.types import arrange_then_convert, find_types, take_type_of_product
@@ -73,6 +73,12 @@ class Kernels:
     results: tuple[Expression, ...]
     backward: Mapping[int, Backward] = field(default_factory=dict)
 
+    @property
+    def gathering(self) -> frozenset[int]:
+        """The operations that read by positions, which PyTorch keeps for the backward pass."""
+        reads = (line for line in self.lines if self.operations[line.number].kind == "read")
+        return frozenset(line.number for line in reads if not functions_in(line.code).isdisjoint(GATHERS))
+
     def given(self, block: Block) -> frozenset[str]:
         """The names of the values from before a block that its lines use."""
         return frozenset(variable.name for variable in self.tensors(block) if variable.kind == "value")
@@ -96,6 +102,8 @@ class Kernels:
 OVERWRITING = frozenset({"relu", "tanh", "sigmoid"})
 """The functions that may be put in place of their operand: PyTorch finds their derivative from their value, and takes
 them in the type that the operand has in mixed precision too."""
+GATHERS = frozenset({"gather", "index_select"})
+"""The calls that read at positions which PyTorch keeps for the backward pass."""
 NEW = frozenset({"mm", "bmm", "conv", "conv_transpose", "mul", "add", "sub", "sum", "scale"})
 """The calls whose result is new, and is no part of their gradients."""
 

@@ -469,14 +469,19 @@ class Topology:
 
     @cached_property
     def unfit(self) -> int:
-        """The set of the leaves that are prepared in steps which write more than one may; of several leaves."""
+        """The set of the leaves that are prepared in steps which write more than one may.
+
+        The last step of a leaf that is alone writes the result, which has what it has.
+        """
         most = self.pricing.most_elements
-        if most is None or len(self.leaves) == 1:
+        if most is None:
             return 0
+        inner = slice(-1) if len(self.leaves) == 1 else slice(None)
         return sum(
             leaf.leaves
             for leaf, steps in zip(self.leaves, self.preparation, strict=True)
-            if not self.is_folded(leaf) and any(evaluate_size(legs_size(legs), self.named) > most for _, legs in steps)
+            if not self.is_folded(leaf)
+            and any(evaluate_size(legs_size(legs), self.named) > most for _, legs in steps[inner])
         )
 
     def is_folded(self, value: Value) -> bool:

@@ -106,8 +106,6 @@ class _Cutter:
 
     def cut(self, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
         """A tree in slices: in the order that was sliced and in the best one of a slice; a large one in two orders."""
-        if len(self.slot.region.accesses) == 1:
-            return tree, tree
         if len(self.slot.region.accesses) > MOST_LEAVES:
             first, second = (self._build(tree, slicing, most)[0] for slicing in self._slice_large(tree, most))
             return first, second

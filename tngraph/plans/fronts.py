@@ -235,7 +235,7 @@ class _Savings:
         needs = needs_gradient(operations, regime.goal.trained)
         self.lines = [k for k, op in enumerate(operations) if op.kind != "load"]
         self.volumes = {k: evaluate_count(volume(operations, k), numbers) for k in self.lines}
-        self.keeping = {k for k in self.lines if keeps_values(operations, needs, k)}
+        self.keeping = {k for k in self.lines if keeps_values(operations, needs, k, regime.kernels.gathering)}
         self.users = {k: regime.users(k) for k in self.lines}
         self.held = [
             (storage.bytes, [(writer, user) for writer in made for user in self.users[writer]], by)

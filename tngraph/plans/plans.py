@@ -161,7 +161,12 @@ class Regime:
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass, with the requested gradients [FLOPs]."""
-        return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks)
+        return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks, self._gathering)
+
+    @cached_property
+    def _gathering(self) -> frozenset[int]:
+        """The reads that gather, where something is recomputed: only then does it matter for the counts."""
+        return self.kernels.gathering if self.recomputed else frozenset()
 
     @cached_property
     def largest(self) -> sympy.Expr:
@@ -247,11 +252,11 @@ class Regime:
         """The cost that the search minimised, as a formula; None where the objective is a function of numbers."""
         if not isinstance(self.goal.rate, Weighted):
             return None
-        return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks))
+        return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks, self._gathering))
 
     def price(self, numbers: Mapping[str, int]) -> Price:
         """Return the cost that the search minimised, at these values of all sizes."""
-        price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks)
+        price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks, self._gathering)
         return price
 
     def counts(self, numbers: Mapping[str, int]) -> Counts:
