@@ -1,4 +1,4 @@
-"""Files as they are read and written: no longer than is allowed, and whole or not at all."""
+"""Reading and writing of files: never longer than allowed, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import BinaryIO
 
 
 def read_bytes(path: str | Path, most: int, stream: BinaryIO | None = None) -> bytes:
-    """The content of a file, or of a stream that stands for it; of a longer one than ``most`` the first ``most + 1``.
+    """Return the content of a file, or of a stream that stands for it, at most ``most + 1`` bytes.
+
+    So a caller who gets ``most + 1`` bytes knows that the file is too long.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: the path is none.
+        ValueError: the path is not a valid one.
     """
     with open(path, "rb") if stream is None else nullcontext(stream) as source:
         return source.read(most + 1)
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a whole file or none: beside its place first, then in one move. A link is followed.
+    """Write a whole file or nothing: write beside it first, then replace it in one move. A link is followed.
 
     Raises:
         OSError: it cannot be written.
@@ -37,5 +39,5 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 def explain(error: OSError | ValueError) -> str:
-    """Why a file cannot be read or written, as the end of a sentence."""
+    """Return why a file cannot be read or written, as the end of a sentence."""
     return str(getattr(error, "strerror", None) or error).lower()
