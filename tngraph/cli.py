@@ -1,8 +1,8 @@
 """The command ``tngraph``: arguments in, exit code out.
 
 Exit codes: 0 fine; 1 a file is wrong, or has warnings under ``check --strict``, or a module does not do what its plan
-says; 2 the command line itself is wrong. Results go to standard output, errors and warnings to standard error as they
-are. Only ``verify``, ``calibrate``, ``tune`` and ``--machine`` import torch.
+says; 2 the command line itself is wrong. Results go to standard output; errors and warnings go unchanged to standard
+error. Only ``verify``, ``calibrate``, ``tune`` and ``--machine`` import torch.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ from tngraph.request import (
 )
 
 MOST_ELEMENTS = 2**27
-"""The most that `verify` holds in inputs, params or values before it refuses: 1 GiB in float64 [elements]."""
+"""The most elements of inputs, params and values that `verify` accepts: 1 GiB in float64 [elements]."""
 SMALL = 8
-"""About the run-time sizes at which `verify` draws inputs when it is not told any."""
+"""The approximate run-time sizes of random inputs for `verify`, if none are given."""
 
 app = typer.Typer(
     help="Compile tensor networks to PyTorch modules with exact, verified costs.",
@@ -91,7 +91,7 @@ app = typer.Typer(
 
 
 def _examples(*lines: str) -> str:
-    """The end of a help page; the sign in front keeps its lines apart."""
+    """Return the examples at the end of a help page. The sign in front keeps typer from joining their lines."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
@@ -100,13 +100,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has enough, as head, ends this quietly
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that stops early, as head does, ends this quietly
     warnings.showwarning = _show_warning
     try:
         app(prog_name="tngraph")
     except OSError as error:
         print(f"tngraph: {explain(error)}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes as it ends would fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python's flush at exit would fail again
         sys.exit(1)
 
 
@@ -187,11 +187,11 @@ def list_families(
 ) -> None:
     """List the families of weights, with what they cost."""
     with _errors_reported():
-        found = [describe(named_family(name))] if name is not None else list(entries())
+        families = [describe(named_family(name))] if name is not None else list(entries())
     if as_json:
-        _show_json({"families": [record(entry) for entry in found]})
+        _show_json({"families": [record(entry) for entry in families]})
     elif full or name is not None:
-        show_text("\n\n\n".join(map(format_entry, found)))
+        show_text("\n\n\n".join(map(format_entry, families)))
     else:
         show_text(format_list())
 
@@ -261,11 +261,11 @@ def front(
     """Show cost against memory: the plans worth choosing."""
     asked = _request(network, sizes, batch, seed, (), mode, minimize, None, frozen)
     with _errors_reported():
-        found = asked.front(file)
+        front = asked.front(file)
         if as_json:
-            _show_json(front_record(found))
+            _show_json(front_record(front))
         else:
-            show_text(str(found))
+            show_text(str(front))
 
 
 @app.command(
@@ -296,11 +296,11 @@ def diff(
     with _errors_reported():
         sources = [asked.plan(each, with_saved=True) for each in (file, other)]
         given = asked.sizes if any(source.is_saved for source in sources) else {}
-        found = sources[0].plan.diff(sources[1].plan, **given)
+        difference = sources[0].plan.diff(sources[1].plan, **given)
         if as_json:
-            _show_json(difference_record(found))
+            _show_json(difference_record(difference))
         else:
-            show_text(str(found))
+            show_text(str(difference))
 
 
 @app.command(
@@ -430,10 +430,10 @@ def tune(
 
 
 def _machine(device: str, minimize: str | None) -> Machine:
-    """The machine that `calibrate` measured, in float32, or the one built in.
+    """Return the calibrated machine of a device in float32, or the built-in one.
 
     Raises:
-        typer.BadParameter: time is not what is minimized.
+        typer.BadParameter: the request does not minimize time.
     """
     if minimize != "time":
         raise typer.BadParameter("it goes with --minimize time", param_hint="--machine")
@@ -453,10 +453,10 @@ def _request(
     memory_limit: str | None = None,
     frozen: Sequence[str] | None = None,
 ) -> Request:
-    """The options of a command as what they ask for.
+    """Return the options of a command as a request.
 
     Raises:
-        typer.BadParameter: one of them is not what it should be.
+        typer.BadParameter: an option is not valid.
     """
     orders, most = parse_orders(order or ()), parse_bytes(memory_limit)
     return Request(network, parse_sizes(sizes, batch), seed, orders, mode, minimize, most, tuple(frozen or ()))
@@ -464,7 +464,7 @@ def _request(
 
 @contextmanager
 def _errors_reported() -> Iterator[None]:
-    """Turn what is wrong with the input into its text and exit code 1."""
+    """Print an error in the input to standard error, and exit with code 1."""
     try:
         yield
     except TngraphError as error:
@@ -473,7 +473,7 @@ def _errors_reported() -> Iterator[None]:
 
 
 def _check_file(file: str, name: str | None, given: Mapping[str, int], strict: bool, as_json: bool) -> Record:
-    """What `check` says of one file: shown at once, and as a record."""
+    """Show the result of `check` for one file, and return it as a record."""
     network: Network | None = None
     problems: tuple[Problem, ...] = ()
     error = None
@@ -516,7 +516,7 @@ def _show_json(record: Record) -> None:
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Write a whole file or none.
+    """Write a whole file or nothing.
 
     Raises:
         NetworkError: the file exists and is not to be overwritten, or the folder cannot be written to.
@@ -530,10 +530,10 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 
 def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
-    """Refuse what would not fit in memory before anything of it is made.
+    """Refuse a verification that would not fit in memory, before it allocates anything.
 
     Raises:
-        SizeError: more than `MOST_ELEMENTS`.
+        SizeError: it would take more than `MOST_ELEMENTS`.
     """
     sizes = dict.fromkeys(made.network.runtime_sizes(), SMALL) | dict(runtime)
     numbers = made.values(**sizes)

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is built of cores, in the place of ``torch.nn.Linear``."""
+"""A linear layer whose weight is built of cores, which replaces ``torch.nn.Linear``."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Linear(Compressed):
         device: where the parameters live.
         dtype: their type.
         family: of the weight: a word, as ``"mpo"``, or a `Family`.
-        modes: those of the rows (inputs) and of the columns (outputs). Where they multiply to more than the features,
-            the input is padded with zeros and the surplus outputs are dropped.
-        sites: how many modes each side has, where the family chooses them.
+        modes: modes of the rows (inputs) and of the columns (outputs). If they multiply to more than the features, the
+            input is padded with zeros and the surplus outputs are dropped.
+        sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128}``.
         search: seed and effort of the planning.
         options: of the family, as ``bond=8``.
@@ -66,7 +66,7 @@ class Linear(Compressed):
 
     @classmethod
     def like(cls, linear: nn.Linear, family: str | Family = "mpo", **options: Any) -> Self:
-        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
 
         Args:
             linear: the ordinary layer.
@@ -96,10 +96,10 @@ class Linear(Compressed):
         return self._pad_channels(input.reshape(-1, self.in_features))
 
     def to_dense(self) -> nn.Linear:
-        """An ordinary layer with a copy of this one's weight and bias.
+        """Return an ordinary layer with a copy of this one's weight and bias.
 
         Raises:
-            NetworkError: the family is no weight.
+            NetworkError: the family is not linear in its input.
         """
         has_bias = self.bias is not None
         dense = nn.Linear(self.in_features, self.out_features, has_bias, device="meta")
