@@ -189,9 +189,7 @@ def _cut(tensor: Tensor, tile: Tile) -> Tensor:
 
 
 def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:
-    """Return the indices that remain of reads after the windows are summed, and those that transposed convolutions
-    sum.
-    """
+    """Return the indices that remain of reads whose windows are summed, or that transposed convolutions sum."""
     trees = [tree for stage in stages for tree in stage.trees]
     reads = [(tree.region, leg) for tree in trees for access in tree.region.accesses for leg in access.legs]
     left = (
@@ -214,7 +212,10 @@ def _find_spread(tree: ContractionTree) -> Iterator[Index]:
 
 
 def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]:
-    """Return for every operation the values that are not needed after it. Those in ``kept`` are never dropped."""
+    """Return for every operation the values that are not needed after it.
+
+    Values in ``kept`` are never dropped.
+    """
     operations, alias = schedule.operations, aliases(schedule.operations)
     drops = last_uses(operations, kept, schedule.blocks)
     return [
@@ -224,7 +225,7 @@ def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]
 
 
 def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int]:
-    """Return the operations that may overwrite their operand, which no other operation reads.
+    """Return the operations that may overwrite their operand, because nothing else reads it.
 
     Their gradient is computed from their value. Neither value may be passed between methods: a method that runs again
     in the backward pass has to find its operand unchanged, and gradients should not pass through more methods than
@@ -384,7 +385,7 @@ def _contract_as(form: Form, operands: Sequence[Tensor], context: Context) -> Te
 
 
 def _matrices(tensor: Tensor, form: Form, axes: Axes, is_turned: bool) -> Expression:
-    """Return an operand as matrices; one without the outer legs is repeated for all products."""
+    """Return an operand as matrices, repeated for all products if it lacks the outer legs."""
     code = lay(tensor, axes) if is_copied(tensor.legs, axes) else arrange(tensor, axes)
     if is_turned:
         code = permute(code, (0, 2, 1) if len(axes) == 3 else (1, 0))
@@ -394,8 +395,9 @@ def _matrices(tensor: Tensor, form: Form, axes: Axes, is_turned: bool) -> Expres
 
 
 class _Split(NamedTuple):
-    """Two operands in the order they multiply, their shared legs as the larger one orders them, and each one's own
-    legs.
+    """Two operands in the order they multiply, with their legs by role.
+
+    The shared legs are in the larger operand's order.
     """
 
     left: Tensor
@@ -406,6 +408,7 @@ class _Split(NamedTuple):
 
 
 def _split(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> _Split:
+    """Return both operands in the order they multiply, with their legs by role."""
     left, right = _orient(operands, wanted, context)
     big, small = sorted(operands, key=lambda t: -context.size(t.legs))
     shared = tuple(leg for leg in big.legs if leg in small.legs)
@@ -437,8 +440,9 @@ def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], conte
 
 
 def _broadcast(tensor: Tensor, axes: Axes) -> Expression:
-    """Return a tensor with these axes, of size 1 where it lacks their legs; missing leading axes are left to
-    broadcasting.
+    """Return a tensor with these axes, of size 1 where it lacks their legs.
+
+    Missing leading axes are left to PyTorch's broadcasting.
     """
     own: list[tuple[Leg, ...]] = []
     for axis in axes:

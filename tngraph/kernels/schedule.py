@@ -76,7 +76,7 @@ class Operation:
 
 
 class _Writer:
-    """The operations written so far, with what names them."""
+    """A schedule under construction, which also names the values."""
 
     def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
         self.sizes = sizes
@@ -368,8 +368,9 @@ def _slices(writer: _Writer, start: int, last: int, equation: str, term: int) ->
 
 
 def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:
-    """Append the step for an index that stands for several on the left, with zeros off their diagonal, if there is
-    one.
+    """Append the step that places one index on the diagonal of several left-hand legs, if there is one.
+
+    Entries off the diagonal are zero.
     """
     own = tuple(inner for _, inner in pattern)
     if len(set(own)) == len(own):
