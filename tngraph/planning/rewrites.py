@@ -65,8 +65,9 @@ def merge_chains(network: Network) -> Network:
 def _expand(
     term: Term, reader: Equation, known: dict[str, Equation], once: set[str], taken: set[str], sources: Sources
 ) -> Term:
-    """Return a term in which the equations that only it uses are replaced by their terms, and remove these from
-    ``known``.
+    """Return a term in which the equations that only it uses are replaced by their terms.
+
+    These equations are removed from ``known``.
     """
     scale, done, ahead = term.scale, list[Access](), list(reversed(term.accesses))
     busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
@@ -123,8 +124,9 @@ def _fits(
 
 
 def _keeps_indices(equation: Equation, access: Access, sources: Sources) -> bool:
-    """Return whether an access may read the equation's terms in its place, and none of its indices cancels in a read
-    there.
+    """Return whether an equation's terms may be read as an access reads the equation.
+
+    No index may then cancel in a read.
     """
     placed = [own for own, leg in zip(equation.legs, access.legs, strict=True) if isinstance(leg, Read)]
     if not all(_is_on_one_leg(own, term, sources) for own in placed for term in equation.terms):
