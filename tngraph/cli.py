@@ -166,8 +166,8 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say whether spec files are right; show all errors and warnings."""
-    given = parse_sizes(sizes, batch)
-    records = [_check_file(file, network, given, strict, as_json) for file in files]
+    set_sizes = parse_sizes(sizes, batch)
+    records = [_check_file(file, network, set_sizes, strict, as_json) for file in files]
     if as_json:
         _show_json({"files": records})
     if not all(record["is_ok"] for record in records):
@@ -231,13 +231,13 @@ def plan(
         if machine is not None:
             asked = replace(asked, minimize=_machine(machine, minimize))
         source = asked.plan(file)
-        given = source.sizes if source.is_saved else {}
+        set_sizes = source.sizes if source.is_saved else {}
         if save is not None:
             _write(Path(save), format_plan_file(source.plan), force)
         if as_json:
-            _show_json(plan_record(source.plan, **given))
+            _show_json(plan_record(source.plan, **set_sizes))
         else:
-            show_plan(source.plan, **given)
+            show_plan(source.plan, **set_sizes)
 
 
 @app.command(
@@ -294,9 +294,9 @@ def diff(
     """Show where two plans differ: totals, regimes, steps."""
     asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
     with _errors_reported():
-        sources = [asked.plan(each, with_saved=True) for each in (file, other)]
-        given = asked.sizes if any(source.is_saved for source in sources) else {}
-        difference = sources[0].plan.diff(sources[1].plan, **given)
+        sources = [asked.plan(path, with_saved=True) for path in (file, other)]
+        set_sizes = asked.sizes if any(source.is_saved for source in sources) else {}
+        difference = sources[0].plan.diff(sources[1].plan, **set_sizes)
         if as_json:
             _show_json(difference_record(difference))
         else:
@@ -350,12 +350,12 @@ def verify(
     """Compare values, gradients and counts with what runs."""
     asked = _request(network, sizes, batch, seed)
     with _errors_reported():
-        made, given, _ = asked.plan(file)
-        _refuse_large(made, given)
-        runtime = {name: number for name, number in given.items() if name in made.network.runtime_sizes()}
-        others = {name: number for name, number in given.items() if name not in runtime}
+        planned, set_sizes, _ = asked.plan(file)
+        _refuse_large(planned, set_sizes)
+        runtime = {name: value for name, value in set_sizes.items() if name in planned.network.runtime_sizes()}
+        others = {name: value for name, value in set_sizes.items() if name not in runtime}
         try:
-            result = tngraph.compile(made, others).verify(sizes=runtime, seed=seed)
+            result = tngraph.compile(planned, others).verify(sizes=runtime, seed=seed)
         except VerificationError as error:
             if as_json:
                 _show_json(verification_record(error.args[0]))
@@ -382,10 +382,10 @@ def calibrate(
         from tngraph.modules.calibration import computing_in, run_calibration
 
         with computing_in(dtype, device) as numbers:
-            found = run_calibration(device, numbers, seconds)
-        show_calibration(found)
+            calibration = run_calibration(device, numbers, seconds)
+        show_calibration(calibration)
         try:
-            place = save_machine(found.machine, found.device, found.dtype)
+            place = save_machine(calibration.machine, calibration.device, calibration.dtype)
         except OSError as error:
             raise PlanError(f"the numbers cannot be kept: {explain(error)}\n  TNGRAPH_CACHE names a folder") from None
         show_text("not kept: TNGRAPH_CACHE is off" if place is None else f"kept in {place}")
@@ -418,15 +418,15 @@ def tune(
         from tngraph.modules.tuning import random_calls
         from tngraph.modules.tuning import tune as tune_network
 
-        given = parse_sizes(sizes, None)
-        made, runtime = load_network(file, network, given)
-        calls = random_calls(made, runtime, values)
+        set_sizes = parse_sizes(sizes, None)
+        loaded, runtime = load_network(file, network, set_sizes)
+        calls = random_calls(loaded, runtime, values)
         options: dict[str, Any] = {"mode": mode or "infer", "search": tngraph.Search(seed=seed), "device": device}
         with computing_in(dtype, device) as numbers:
-            found = tune_network(made, runtime, calls, dtype=numbers, **options)
-        show_text(str(found))
+            tuning = tune_network(loaded, runtime, calls, dtype=numbers, **options)
+        show_text(str(tuning))
         if save is not None:
-            _write(Path(save), format_plan_file(found.plan), force)
+            _write(Path(save), format_plan_file(tuning.plan), force)
 
 
 def _machine(device: str, minimize: str | None) -> Machine:

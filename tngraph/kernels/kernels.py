@@ -137,7 +137,7 @@ def write_kernels(
             continue
         operands = [tensors[k] for k in op.operands]
         if number in tiles:
-            op, operands = _in_part(op, tiles[number]), [_cut(each, tiles[number]) for each in operands]
+            op, operands = _in_part(op, tiles[number]), [_cut(operand, tiles[number]) for operand in operands]
         if op.kind in ("mul", "add"):
             operands = take_type_of_product(operands, [types[k] for k in op.operands])
         result = _write(op, operands, _wanted(network, stages, schedule, number), context)
@@ -157,8 +157,8 @@ def write_kernels(
     def undo(block: Block) -> Backward:
         tile, values = tiles.get(block.first), tensors
         if tile is not None:
-            products = (each._replace(form=each.form.renamed(tile.enter)) for each in block.products)
-            block, values = replace(block, products=tuple(products)), [_cut(each, tile) for each in tensors]
+            products = (product._replace(form=product.form.renamed(tile.enter)) for product in block.products)
+            block, values = replace(block, products=tuple(products)), [_cut(tensor, tile) for tensor in tensors]
         return differentiate(block, operations, values, kernels.tensors(block), multiply)
 
     return replace(kernels, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})

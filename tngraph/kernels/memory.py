@@ -119,7 +119,7 @@ class MemoryFormulas(NamedTuple):
 
 def fix_sizes(formula: sympy.Expr, fixed: Mapping[str, int]) -> sympy.Expr:
     """Return a count with numbers for some sizes, multiplied out."""
-    numbers = {symbol(name): sympy.Integer(number) for name, number in fixed.items()}
+    numbers = {symbol(name): sympy.Integer(value) for name, value in fixed.items()}
     parts = formula.args if formula.func is sympy.Max else (formula,)
     return maximum(sympy.expand(part.xreplace(numbers)) for part in parts)
 
@@ -223,7 +223,7 @@ class _Trace:
         while k < len(lines):
             line, block = lines[k], self.tiles.get(lines[k].number)
             if block is not None and self.part is None:
-                inside = [each for each in lines[k:] if each.number <= block.last]
+                inside = [later for later in lines[k:] if later.number <= block.last]
                 self.run_tiles(block, inside)
                 line, k = inside[-1], k + len(inside)
                 self._drop(number for number in line.dropped if number < block.first)
@@ -262,8 +262,8 @@ class _Trace:
         for array in (*arrays, *(self.values[variable.name] for variable in backward.kept)):
             if array.storage is not None:
                 self.keepers.setdefault(array.storage, set()).add(block.last)
-                for kept in self._times(array.storage):
-                    self.kept[array.storage] = kept
+                for stored in self._times(array.storage):
+                    self.kept[array.storage] = stored
         if self.clock is not None:
             self._run_backward(backward, trained, self.clock)
 
@@ -304,8 +304,8 @@ class _Trace:
             last = self._run_part(block, lines, rest)
             shape = lines[-1].code.shape
             sizes = self._sizes(shape)
-            made = Storage(shape, prod(sizes), self.itemsize)
-            whole = _Array(Layout(sizes, contiguous_strides(sizes)), made, self.itemsize, last.is_trained)
+            joined = Storage(shape, prod(sizes), self.itemsize)
+            whole = _Array(Layout(sizes, contiguous_strides(sizes)), joined, self.itemsize, last.is_trained)
             self._hold(whole)
             self.release(stack)
             self.release(last)
@@ -324,7 +324,7 @@ class _Trace:
 
     def _run_part(self, block: Block, lines: Sequence[Kernel], part: _Part) -> _Array:
         """Run lines where the index has the size of a tile, on arrays cut to the tile."""
-        numbers, known, values = self.numbers, self._known, dict(self.values)
+        numbers, cached, values = self.numbers, self._known, dict(self.values)
         self.part, self._known = part, {}
         if self.clock is not None:
             self.clock.times = part.count
@@ -340,7 +340,7 @@ class _Trace:
         self.number = lines[-1].number
         result = self.evaluate(lines[-1].code)
         self._drop(number for number in lines[-1].dropped if number >= block.first)
-        self.part, self.numbers, self._known = None, numbers, known
+        self.part, self.numbers, self._known = None, numbers, cached
         if self.clock is not None:
             self.clock.times = 1
         self.values.update({name: values[name] for name in values if name in self.values})
@@ -430,11 +430,11 @@ class _Trace:
                 ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
                 self._unit(code, operands),
             )
-            made = Storage(self._formulas(code.shape), prod(sizes), unit)
+            storage = Storage(self._formulas(code.shape), prod(sizes), unit)
             source = None if self.is_planned else Made(sizes, sum(needs) if code.function in ("mm", "bmm") else 0)
-            array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
+            array = _Array(Layout(sizes, strides), storage, unit, any(needs), source)
             if code.function in COPIES:
-                self.moved.extend(self._times(made))
+                self.moved.extend(self._times(storage))
         if self.clock is not None and is_view and code.function != "type_as":  # outside mixed precision it does nothing
             self.clock.view(any(followed))
         elif self.clock is not None and not is_view:
@@ -458,15 +458,15 @@ class _Trace:
         return operands[0].unit if operands and code.function != "convert" else self.itemsize
 
     def _keep(self, arrays: Sequence[_Array], saved: Iterable[int]) -> None:
-        for number in saved:
-            storage = arrays[number].storage
+        for k in saved:
+            storage = arrays[k].storage
             if storage is not None:
                 self.keepers.setdefault(storage, set()).add(self.number)
             if self.block is not None and self.block.kind == "recompute":
                 self._keep_given()
             elif storage is not None:
-                for kept in self._times(storage):
-                    self.kept[storage] = kept
+                for stored in self._times(storage):
+                    self.kept[storage] = stored
 
     def _keep_given(self) -> None:
         """Save what a recomputed block is given, and nothing that it computes itself."""
@@ -702,7 +702,7 @@ def _find_generic(network: Network, tiles: Iterable[Tile], fixed: Mapping[str, i
     free = [name for name in _free_sizes(network) if name not in fixed]
     orders = (list(dict.fromkeys([*order, *free])) for order in (free, *permutations(free[:MOST_ORDERED])))
     numbered = (_number(network, order, cut, fixed) for order in orders)
-    return next((found for found in numbered if found is not None), None)
+    return next((candidate for candidate in numbered if candidate is not None), None)
 
 
 def _free_sizes(network: Network) -> list[str]:

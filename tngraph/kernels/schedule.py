@@ -255,10 +255,10 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
     if not parts:
         first = next((k for k in range(start, len(writer.operations)) if writer.operations[k].kind != "load"), start)
         return _write_gradients(writer, tree, first, where, place)
-    given = {k: _arrange_still(writer, tree, k - count, where, moving) for k in parts}
+    arranged_operands = {k: _arrange_still(writer, tree, k - count, where, moving) for k in parts}
     start = len(writer.operations)
     for k in parts:
-        write(k, tuple(given[k].get(o, where.get(o, -1)) for o in tree.steps[k - count].operands))
+        write(k, tuple(arranged_operands[k].get(o, where.get(o, -1)) for o in tree.steps[k - count].operands))
     value = _write_gradients(writer, tree, start, where, place)
     value = writer.put("join", (value,), tree.region.legs, tile=tree.tile)
     writer.blocks.append(Block("tiles", start, value, *place))
@@ -278,17 +278,17 @@ def _write_gradients(
         return value
     value = writer.put("view", (value,), tree.region.legs)
     inside = range(first, value)
-    products, kept = [], set()
+    products, saved = [], set()
     for gradient in tree.gradients:
         number = _contracting(writer, where[count + gradient.step])
         if number in inside:
             side = tree.steps[gradient.step].operands.index(gradient.operand)
             products.append(Product(number, side, gradient.form, gradient.added))
-            kept.add(writer.operations[number].operands[1 - side])
-    kept = {k for k in kept if k in inside and writer.operations[k].kind != "load"}
+            saved.add(writer.operations[number].operands[1 - side])
+    saved = {k for k in saved if k in inside and writer.operations[k].kind != "load"}
     accesses = ((k, op.access) for k, op in enumerate(writer.operations))
     constant = frozenset(k for k, access in accesses if access is not None and access.source in writer.constants)
-    writer.blocks.append(Block("planned", first, value, *place, tuple(products), frozenset(kept), constant))
+    writer.blocks.append(Block("planned", first, value, *place, tuple(products), frozenset(saved), constant))
     return value
 
 

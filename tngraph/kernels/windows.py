@@ -294,8 +294,7 @@ def convolve(
     if len(slides) == MOST_SPATIAL:
         code, weight = _in_order(code), _in_order(weight)
     elif kernel.legs[-1] in channels:
-        weight = _in_order(weight)  # if it were channels-last, PyTorch would copy the signal and return the result in
-        # that order
+        weight = _in_order(weight)  # else PyTorch would copy the signal to channels-last
     options = (
         tuple(slide.resolved.stride if slide.resolved else 1 for slide in slides),
         tuple(0 if pad is None or None in pads else pad for pad in pads),

@@ -99,14 +99,14 @@ class Builder:
         if name in self.sizes:
             raise NetworkError(f"the size {name!r} is defined twice", "give one of them another name", at=name)
         expr = None if value is None else integer(value)
-        number = None if expr is None else self.known(expr, name)
-        if number is not None:
-            _check_positive(number, f"{name!r}", name)
-            self.defaults[name] = number
+        default = None if expr is None else self.known(expr, name)
+        if default is not None:
+            _check_positive(default, f"{name!r}", name)
+            self.defaults[name] = default
         elif expr is not None:
             self._weigh(name, expr)
-        if inline and number is not None:
-            self.sizes[name] = sympy.Integer(number)
+        if inline and default is not None:
+            self.sizes[name] = sympy.Integer(default)
         else:
             size = Size(str(name), expr)
             self._declared[name], self.sizes[name] = size, size.symbol
@@ -137,9 +137,9 @@ class Builder:
         return Position.of(name)
 
     def _declare(self, name: str, size: sympy.Expr) -> None:
-        number = self.known(size, name)
-        if number is not None:
-            _check_positive(number, f"the index {name!r}", name)
+        value = self.known(size, name)
+        if value is not None:
+            _check_positive(value, f"the index {name!r}", name)
         before = self.index_sizes.setdefault(name, size)
         if not is_same(before, size):
             raise NetworkError(

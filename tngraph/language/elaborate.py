@@ -355,7 +355,7 @@ def _value(tree: Statement, scope: Scope, is_word: bool) -> object:
     if isinstance(word, Token) and word.type == "NAME":
         return str(word)
     if isinstance(word, Tree) and word.data == "bound":
-        return (str(word.children[0]), *(scope.number(number) for number in word.children[1:]))
+        return (str(word.children[0]), *(scope.number(argument) for argument in word.children[1:]))
     raise NetworkError("this option is a word", "as relu, or leaky_relu(0.1)", at=first_token(tree))
 
 
@@ -404,8 +404,8 @@ def _total(tree: Statement, scope: Scope) -> Expression:
 
 def _term(tree: Statement, scope: Scope, sign: int, errors: list[NetworkError]) -> Summand:
     """Return one product of a sum, and append the errors of its factors to ``errors``."""
-    number, *factors = tree.children
-    scale = sign * (1 if number is None else literal(cast(Token, number)))
+    coefficient, *factors = tree.children
+    scale = sign * (1 if coefficient is None else literal(cast(Token, coefficient)))
     every: list[Factor] = []
     for factor in factors:
         try:

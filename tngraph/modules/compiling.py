@@ -73,10 +73,10 @@ def _calls(inputs: Inputs, count: int) -> list[tuple[torch.Tensor, ...]]:
     """Return inputs to tune for as a list of calls, each with one tensor per input."""
     if isinstance(inputs, torch.Tensor):
         return [(inputs,)]
-    items = [each if isinstance(each, torch.Tensor) else _call(each) for each in _listed(inputs)]
+    items = [item if isinstance(item, torch.Tensor) else _call(item) for item in _listed(inputs)]
     if count > 1 and len(items) == count and all(isinstance(x, torch.Tensor) for x in items):
         return [tuple(items)]  # type: ignore[arg-type]
-    return [(each,) if isinstance(each, torch.Tensor) else each for each in items]
+    return [(item,) if isinstance(item, torch.Tensor) else item for item in items]
 
 
 def _call(inputs: object) -> tuple[torch.Tensor, ...]:

@@ -80,18 +80,18 @@ class _Convolution(_Windowed):
         stride: stride of the window.
         padding: padding on each side of every axis; ``"valid"`` is none, and ``"same"`` keeps the size.
         dilation: distance between the positions of the window.
-        groups: of the channels.
-        bias: whether there is one, a parameter `(out_channels,)`.
+        groups: number of groups of channels.
+        bias: whether to add a bias, a parameter `(out_channels,)`.
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
-        device: where the parameters live.
-        dtype: their type.
-        family: of the weight: a word, as ``"cp"``, or a `Family`.
-        modes: those of the rows (inputs) and of the columns (outputs) of one group. Where they multiply to more than
-            the channels, the input is padded with zeros and the surplus outputs are dropped.
-        sites: how many modes each side has, where the family chooses them.
+        device: device of the parameters.
+        dtype: type of the parameters.
+        family: family of the weight: a word, as ``"cp"``, or a `Family`.
+        modes: modes of the rows (inputs) and of the columns (outputs) of one group. If they multiply to more than the
+            channels, the input is padded with zeros and the surplus outputs are dropped.
+        sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
-        options: of the family, as ``rank=8``.
+        options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
@@ -144,8 +144,8 @@ class _Convolution(_Windowed):
 
         Args:
             conv: the ordinary layer.
-            family: of the weight.
-            options: what this class takes by keyword.
+            family: family of the weight.
+            options: keyword arguments of this class.
         """
         return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
 
@@ -196,7 +196,7 @@ class _Convolution(_Windowed):
             `(batch, out_channels, *axes)`, or without the batch.
 
         Raises:
-            SizeError: another number of axes or channels.
+            SizeError: the input has another number of axes or channels.
         """
         return self._run(input)
 
@@ -253,19 +253,19 @@ class _Transposed(_Windowed):
         stride: distance on the output between the windows of two neighbouring positions of the input.
         padding: positions left out on each side of every axis of the output.
         output_padding: positions added after every axis, fewer than the stride.
-        groups: of the channels.
-        bias: whether there is one, a parameter `(out_channels,)`.
+        groups: number of groups of channels.
+        bias: whether to add a bias, a parameter `(out_channels,)`.
         dilation: 1, since a window of cores has no gaps.
         padding_mode: ``"zeros"``, as in PyTorch.
-        device: where the parameters live.
-        dtype: their type.
-        family: of the weight: a word, as ``"cp"``, or a `Family`.
-        modes: those of the rows (inputs) and of the columns (outputs) of one group. Where they multiply to more than
-            the channels, the input is padded with zeros and the surplus outputs are dropped.
-        sites: how many modes each side has, where the family chooses them.
+        device: device of the parameters.
+        dtype: type of the parameters.
+        family: family of the weight: a word, as ``"cp"``, or a `Family`.
+        modes: modes of the rows (inputs) and of the columns (outputs) of one group. If they multiply to more than the
+            channels, the input is padded with zeros and the surplus outputs are dropped.
+        sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
-        options: of the family, as ``rank=8``.
+        options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
@@ -324,8 +324,8 @@ class _Transposed(_Windowed):
 
         Args:
             conv: the ordinary layer.
-            family: of the weight.
-            options: what this class takes by keyword.
+            family: family of the weight.
+            options: keyword arguments of this class.
         """
         return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
 
@@ -354,7 +354,7 @@ class _Transposed(_Windowed):
             `(batch, out_channels, *axes)`, or without the batch.
 
         Raises:
-            SizeError: another number of axes or channels.
+            SizeError: the input has another number of axes or channels.
         """
         return self._run(input)
 

@@ -80,7 +80,7 @@ class Generated(nn.Module):
         Args:
             weight: the weight that it replaces, or is added to.
             family: a word or a `Family`.
-            options: what this class takes by keyword.
+            options: keyword arguments of this class.
         """
         check_tensor("the weight", weight)
         return cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})

@@ -23,16 +23,16 @@ class Linear(Compressed):
     Args:
         in_features: size of the last axis of the input.
         out_features: size of the last axis of the output.
-        bias: whether there is one, a parameter `(out_features,)`.
-        device: where the parameters live.
-        dtype: their type.
-        family: of the weight: a word, as ``"mpo"``, or a `Family`.
+        bias: whether to add a bias, a parameter `(out_features,)`.
+        device: device of the parameters.
+        dtype: type of the parameters.
+        family: family of the weight: a word, as ``"mpo"``, or a `Family`.
         modes: modes of the rows (inputs) and of the columns (outputs). If they multiply to more than the features, the
             input is padded with zeros and the surplus outputs are dropped.
         sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128}``.
         search: seed and effort of the planning.
-        options: of the family, as ``bond=8``.
+        options: options of the family, as ``bond=8``.
 
     Raises:
         NetworkError: no such family, or options or modes that it does not take.
@@ -70,8 +70,8 @@ class Linear(Compressed):
 
         Args:
             linear: the ordinary layer.
-            family: of the weight.
-            options: what this class takes by keyword.
+            family: family of the weight.
+            options: keyword arguments of this class.
         """
         return cls(**settings(linear, _SETTINGS), family=family, **options)._like(linear)
 
@@ -85,7 +85,7 @@ class Linear(Compressed):
             `(*, out_features)`.
 
         Raises:
-            SizeError: a last axis of another size.
+            SizeError: the input has a last axis of another size.
         """
         y = self._leave(self.network(self._enter(input)))
         return y.reshape(*input.shape[:-1], self.out_features)

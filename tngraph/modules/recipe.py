@@ -194,9 +194,9 @@ def check_positive(**numbers: object) -> None:
     Raises:
         SizeError: the message names the value.
     """
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise SizeError(f"{name} is {number!r}\n  it is an integer from 1")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SizeError(f"{name} is {value!r}\n  it is an integer from 1")
 
 
 def _choose(recipe: Recipe, sites: int | None) -> Recipe:

@@ -121,9 +121,11 @@ def tune(
     if not inputs:
         raise PlanError("there is nothing to tune for\n  give the inputs of the calls that are to be fast")
     runner = _Runner(torch.device(device or inputs[0][0].device), dtype or inputs[0][0].dtype, mode)
-    bound = [_bind(network, given, sizes) for given in inputs]
+    bound = [_bind(network, tensors, sizes) for tensors in inputs]
     names = [name for name in network.runtime_sizes() if name not in (sizes or {})]
-    points = {tuple((name, each[name]) for name in names): given for each, given in zip(bound, inputs, strict=True)}
+    points = {
+        tuple((name, numbers[name]) for name in names): tensors for numbers, tensors in zip(bound, inputs, strict=True)
+    }
     fixed = dict(sizes or {})
     if len(names) != 1:
         if len(points) > 1:
@@ -137,8 +139,8 @@ def tune(
     trials: list[Measured] = []
     fastest_runs: list[Run] = []
     try:
-        for at, given in sorted(points.items(), key=lambda point: point[0]):
-            runs, fastest = _try(finder, runner, given, at)
+        for at, tensors in sorted(points.items(), key=lambda point: point[0]):
+            runs, fastest = _try(finder, runner, tensors, at)
             trials.extend(measured for _, measured in runs)
             fastest_runs.append(fastest)
     finally:

@@ -98,7 +98,11 @@ class Verification:
 def join_verifications(found: Mapping[str, Verification]) -> Verification:
     """Return the checks of several regimes as one verification, each check with where its regime runs."""
     first = next(iter(found.values()))
-    checks = (replace(check, what=f"{check.what}, {where}") for where, each in found.items() for check in each.checks)
+    checks = (
+        replace(check, what=f"{check.what}, {where}")
+        for where, verification in found.items()
+        for check in verification.checks
+    )
     return Verification(first.name, first.sizes, tuple(checks))
 
 

@@ -181,7 +181,7 @@ class ContractionTree:
             region=Region(accesses, rename(self.region.legs)),  # type: ignore[arg-type]
             steps=tuple(replace(step, legs=rename(step.legs)) for step in self.steps),
             forms=tuple(form.renamed(rename) for form in self.forms),
-            gradients=tuple(each.renamed(rename) for each in self.gradients),
+            gradients=tuple(gradient.renamed(rename) for gradient in self.gradients),
         )
 
     def legs_of(self, value: int) -> tuple[Leg, ...]:
@@ -291,7 +291,7 @@ def counted_legs(kind: str, operands: Iterable[Sequence[Leg]], legs: Sequence[Le
         operands: the legs of each operand.
         legs: the legs of the result.
     """
-    every = tuple(leg for each in operands for leg in each)
+    every = tuple(leg for own in operands for leg in own)
     if kind == "conv_transpose":
         return tuple(dict.fromkeys(every))
     remaining = leg_indices(legs)

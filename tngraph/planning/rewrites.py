@@ -77,7 +77,7 @@ def _expand(
             equation = known.pop(access.source)
             scale *= equation.terms[0].scale
             written = _instantiate(equation.terms[0], equation, access, busy, taken, sources)
-            busy.update(i for each in written for i in each.indices)
+            busy.update(i for other in written for i in other.indices)
             ahead.extend(reversed(written))
         else:
             done.append(access)
