@@ -151,8 +151,8 @@ def write_kernels(
     def multiply(product: Product, op: Operation, operands: Sequence[Tensor]) -> Tensor:
         if op.kind == "mul" and not product.form.is_matrix:
             return _mul(replace(op, form=product.form), operands, (), context)
-        kernels = _contract_as(product.form, operands, context)
-        return _compute("sum", (kernels.code,), kernels.axes[1:], 0) if product.added else kernels
+        multiplied = _contract_as(product.form, operands, context)
+        return _compute("sum", (multiplied.code,), multiplied.axes[1:], 0) if product.added else multiplied
 
     def undo(block: Block) -> Backward:
         tile, values = tiles.get(block.first), tensors
@@ -312,7 +312,7 @@ def _select(tensor: Tensor, sliced: Sequence[Index]) -> Tensor:
 
 def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None]) -> Tensor:
     """Return an earlier result under the legs of an access. A unit leg that is read at positions gets its axis back."""
-    read = [leg for leg, fused in zip(legs, own, strict=True) if leg is not None and is_unit(fused)]
+    read = [leg for leg, stored_leg in zip(legs, own, strict=True) if leg is not None and is_unit(stored_leg)]
     code = arrange(stored, (*stored.axes, *(() for _ in read)))
     renamed = dict(zip(own, legs, strict=True))
     fused = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]

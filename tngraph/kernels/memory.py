@@ -218,7 +218,7 @@ class _Trace:
         self._known: dict[sympy.Expr, int] = {}
 
     def run(self, lines: Sequence[Kernel]) -> None:
-        """Run lines in order; those of tiles once per kind of tile that differs in what is alive."""
+        """Run lines in order. Lines of tiles run once for each kind of tile that `run_tiles` needs."""
         k = 0
         while k < len(lines):
             line, block = lines[k], self.tiles.get(lines[k].number)

@@ -197,6 +197,7 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
 
 def _write_stage(writer: _Writer, stage: Stage) -> int:
     equation = stage.equation
+    # A negative term that follows another is subtracted, and needs no scale of -1.
     positive_first = sorted(range(len(equation.terms)), key=lambda k: equation.terms[k].scale < 0)
     total = -1
     for k in positive_first:

@@ -29,10 +29,8 @@ ZERO = sympy.Integer(0)
 def _extend(code: Expression, windows: Sequence[Window], context: Context) -> Expression:
     """Return a tensor whose axes hold exactly the positions needed.
 
-    Positions outside hold zeros, or the leg again if it is cyclic.
-
-    Padding comes before cropping. So even if all positions are outside, as may be at some run-time sizes, they read
-    zero.
+    Positions outside hold zeros, or the leg again if it is cyclic. Padding comes before cropping. So even if all
+    positions are outside, as may be at some run-time sizes, they read zero.
     """
     pads: dict[int, Sides] = {}
     crops = []
@@ -284,7 +282,7 @@ def convolve(
     rows, groups, channels, columns = _find_roles(signal, kernel, slides, legs)
     code = arrange(signal, (rows, groups + channels, *(slide.legs for slide in slides)))
     pads = [_padding(slide.resolved) for slide in slides]
-    if None in pads:
+    if None in pads:  # the ``padding`` argument cannot do one axis, so all are extended first
         reads = [(2 + k, slide.resolved) for k, slide in enumerate(slides) if slide.resolved is not None]
         code = _extend(code, [(axis, each.read, each.start, each.last) for axis, each in reads], context)
     elif isinstance(code, Call) and code.function == "permute":

@@ -85,7 +85,7 @@ class Elaborator:
         self._name = Name(str(token), token)
 
     def run(self) -> Network | None:
-        """Return the network, or None, with all its problems in ``problems``.
+        """Return the network, or None if it has problems, which are then in ``problems``.
 
         Raises:
             LimitError: the file expands beyond a limit.

@@ -177,8 +177,8 @@ def from_networkx(
 
     A core's legs are its open legs, then its bonds in edge order. Node attributes, all optional: ``open`` (the open
     legs: a mapping or pairs of name and size; one name on several nodes is one shared index), ``role`` (``param`` if
-    absent) and ``init`` (an `Init`, or a kind as ``"delta"`` or ``("normal", 0.1)``). Edge
-    attributes: ``size`` and ``name``.
+    absent) and ``init`` (an `Init`, or a kind as ``"delta"`` or ``("normal", 0.1)``). Edge attributes: ``size`` and
+    ``name``.
 
     Args:
         graph: any networkx graph; directions are ignored, parallel edges are several bonds, a loop is a trace.
@@ -296,7 +296,7 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Bond:
-    """The label of an edge: its text becomes its name, and its number makes it unlike any other label."""
+    """The label of an edge: its text becomes its name, and its number distinguishes it from all others."""
 
     text: str
     number: int

@@ -1,4 +1,4 @@
-"""The reading of specs: limits, syntax, then meaning statement by statement.
+"""The parser of specs: limits, syntax, then meaning statement by statement.
 
 All independent errors are reported together: a statement that cannot be parsed is blanked out, and parsing goes on.
 """
@@ -109,7 +109,9 @@ def parse_with_warnings(
 ) -> tuple[Network, tuple[Problem, ...]]:
     """Return the network that a spec describes, and likely mistakes in the text, in order of their places.
 
-    Args: and errors as those of `parse`; a rank that is cut is among the mistakes, and gives no Python warning.
+    A rank that is cut is among the mistakes, and gives no Python warning.
+
+    Args: as for `parse`, with the same errors.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)

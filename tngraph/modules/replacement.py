@@ -199,6 +199,7 @@ def replace(
     for name, module in layers.items():
         if not reasons[name]:
             places[module] = (*places.get(module, ()), name)
+    # All layers are built before the first is replaced, so that an error leaves the model as it was.
     built = {
         module: (names, _build(names[0], module, deciding[names[0]].options or {})) for module, names in places.items()
     }

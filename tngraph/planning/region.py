@@ -380,7 +380,7 @@ class Topology:
     def priced(self, pricing: Pricing) -> Topology:
         """Return the same region with other prices."""
         topology = copy(self)
-        for name in ("everything", "unfit"):
+        for name in ("everything", "unfit"):  # the cached properties depend on prices and leaves
             topology.__dict__.pop(name, None)
         topology.pricing = pricing
         return topology
@@ -434,6 +434,8 @@ class Topology:
             for read, rest in side.folded:
                 dead = [i for i in rest if not self.is_alive(i, leaves)]
                 met = [i for i in rest if i in other.plain]
+                # A step resolves at most one index of a read: one that the other value has as a plain index, and that
+                # nothing else needs.
                 if met != dead or len(met) > 1 or not busy.isdisjoint(rest):
                     return None
                 remaining = tuple(i for i in rest if i not in dead)

@@ -55,6 +55,7 @@ def merge_chains(network: Network) -> Network:
     once = {name for name, e in remaining.items() if uses[name] == len(e.terms) == 1 and e.function is None}
     taken, sources = {index.name for index in network.indices()}, network.sources()
     merged = []
+    # Readers come first, and take the equations that only they use out of the remaining ones.
     for equation in reversed(network.equations):
         if equation.name in remaining:
             terms = tuple(_expand(term, equation, remaining, once, taken, sources) for term in equation.terms)
