@@ -18,6 +18,7 @@ def read_bytes(path: str | Path, most: int, stream: BinaryIO | None = None) -> b
         OSError: it cannot be read.
         ValueError: the path is not a valid one.
     """
+    _check_path(path)
     with open(path, "rb") if stream is None else nullcontext(stream) as source:
         return source.read(most + 1)
 
@@ -27,7 +28,9 @@ def write_whole(path: str | Path, text: str) -> None:
 
     Raises:
         OSError: it cannot be written.
+        ValueError: the path is not a valid one.
     """
+    _check_path(path)
     place = Path(os.path.realpath(path))
     beside = place.with_name(f".tngraph-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -36,6 +39,12 @@ def write_whole(path: str | Path, text: str) -> None:
     finally:
         with suppress(OSError):
             beside.unlink()
+
+
+def _check_path(path: object) -> None:
+    """Raise `ValueError` unless a path is text or a path object. Python would take an integer for an open file."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError("not a path")
 
 
 def explain(error: OSError | ValueError) -> str:

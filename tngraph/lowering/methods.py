@@ -379,7 +379,7 @@ class Body:
         yield f"    torch.distributed.all_reduce({name})"
         if find_types(self.plan.network, kernels.operations)[line.number] == "product":
             device = f"{name}.device.type"
-            yield f"if torch.is_autocast_enabled({device}):  # added up wide, put out as a product"
+            yield f"if not {name}.is_meta and torch.is_autocast_enabled({device}):  # added up wide"
             yield f"    {name} = {name}.to(torch.get_autocast_dtype({device}))"
 
     def _call_branch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import inf
 
 from tngraph.errors import PlanError
@@ -12,7 +13,7 @@ from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.objectives import Pricing, Rate
 from tngraph.planning.region import ContractionTree, Topology
 from tngraph.planning.search import find_order
-from tngraph.planning.slicing import slice_tree, tree_order
+from tngraph.planning.slicing import Sliceable, Slicing, slice_tree, tree_order
 from tngraph.planning.trees import Order, build_tree, order_cost
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.fronts import FrontSearch
@@ -58,13 +59,14 @@ def check_given(task: Task) -> None:
 def front_search(task: Task, merged: Network) -> FrontSearch:
     """How the trees of a network are found, cut and put together."""
     cleaned, slots = clean_slots(task, merged)
+    cutters = [_Cutter(task, slot) for slot in slots]
 
     def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
         trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]
         return tuple(tree for tree in trees if tree is not None) if None not in trees else None
 
     def cut(trees: tuple[ContractionTree, ...], most: int) -> Iterator[tuple[ContractionTree, ...]]:
-        pairs = [_cut_tree(task, slot, tree, most) for slot, tree in zip(slots, trees, strict=True)]
+        pairs = [cutter.cut(tree, most) for cutter, tree in zip(cutters, trees, strict=True)]
         yield from dict.fromkeys(zip(*pairs, strict=True))
 
     def make(trees: tuple[ContractionTree, ...]) -> Regime:
@@ -86,18 +88,48 @@ def _find_tree_within(task: Task, slot: Slot, pricing: Pricing) -> ContractionTr
     return replace(build_tree(topology, order, is_proven), is_pinned=slot.pin is not None)
 
 
-def _cut_tree(task: Task, slot: Slot, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
-    """A tree in slices, in the order that was sliced and in the best one of a slice."""
-    if len(slot.region.accesses) == 1:
-        return tree, tree
-    found = slice_tree(tree, task.numbers, most, task.search)
-    if found.tree == tree and not found.indices:
-        return tree, tree
-    topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
-    cut: Order = tuple(tree_order(found.tree))
-    if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
-        best: Order = cut
-    else:
-        best, _ = find_order(topology, task.search, [cut])
-    first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
-    return first, second
+@dataclass
+class _Cutter:
+    """Cuts the trees of a slot into slices under one bound after the other.
+
+    A large tree is rearranged with all trials for its first bound, and what that gives with one more for each bound
+    that follows.
+
+    Attributes:
+        task: what to plan.
+        slot: whose trees they are.
+        rearranged: the tree that a large one was rearranged into for the bound before.
+    """
+
+    task: Task
+    slot: Slot
+    rearranged: ContractionTree | None = None
+
+    def cut(self, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
+        """A tree in slices, in the order that was sliced and in the best one of a slice."""
+        slot, numbers = self.slot, self.task.numbers
+        if len(slot.region.accesses) == 1:
+            return tree, tree
+        is_large = len(slot.region.accesses) > MOST_LEAVES
+        slicing = self._slice_large(tree, most) if is_large else slice_tree(tree, numbers, most, self.task.search)
+        if slicing.tree == tree and not slicing.indices:
+            return tree, tree
+        topology = Topology(slot.region, numbers, replace(slot.pricing, most_elements=most), slicing.indices)
+        cut: Order = tuple(tree_order(slicing.tree))
+        best = cut if slot.pin is not None or is_large else find_order(topology, self.task.search, [cut])[0]
+        first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
+        return first, second
+
+    def _slice_large(self, tree: ContractionTree, most: int) -> Slicing:
+        """The cheapest slicing found, without a search where the tree as it is costs no more in slices than whole."""
+        numbers, search = self.task.numbers, self.task.search
+        own = slice_tree(replace(tree, is_pinned=True), numbers, most)
+        if tree.is_pinned or own.total <= Sliceable(tree, numbers).slicing(()).total:
+            return replace(own, tree=tree)
+        if self.rearranged is not None:
+            search = replace(search, trials=1)
+        slicings = [replace(own, tree=tree)]
+        with suppress(PlanError):
+            slicings.append(slice_tree(self.rearranged or tree, numbers, most, search))
+            self.rearranged = slicings[-1].tree
+        return min(slicings, key=lambda slicing: (slicing.total, slicing.slices))
