@@ -1,8 +1,8 @@
 """The command ``tngraph``: arguments in, exit code out.
 
 Exit codes: 0 fine; 1 a file is wrong, or has warnings under ``check --strict``, or a module does not do what its plan
-says; 2 the command line itself is wrong. Results go to standard output, errors and warnings to standard error as they
-are. Only ``verify``, ``calibrate``, ``tune`` and ``--machine`` import torch.
+says; 2 the command line itself is wrong. Results go to standard output; errors and warnings go unchanged to standard
+error. Only ``verify``, ``calibrate``, ``tune`` and ``--machine`` import torch.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ from tngraph.request import (
 )
 
 MOST_ELEMENTS = 2**27
-"""The most that `verify` holds in inputs, params or values before it refuses: 1 GiB in float64 [elements]."""
+"""The most elements of inputs, params and values that `verify` accepts: 1 GiB in float64 [elements]."""
 SMALL = 8
-"""About the run-time sizes at which `verify` draws inputs when it is not told any."""
+"""The approximate run-time sizes of random inputs for `verify`, if none are given."""
 
 app = typer.Typer(
     help="Compile tensor networks to PyTorch modules with exact, verified costs.",
@@ -91,7 +91,7 @@ app = typer.Typer(
 
 
 def _examples(*lines: str) -> str:
-    """The end of a help page; the sign in front keeps its lines apart."""
+    """Return the examples at the end of a help page. The sign in front keeps typer from joining their lines."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
@@ -100,13 +100,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has enough, as head, ends this quietly
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that stops early, as head does, ends this quietly
     warnings.showwarning = _show_warning
     try:
         app(prog_name="tngraph")
     except OSError as error:
         print(f"tngraph: {explain(error)}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes as it ends would fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python's flush at exit would fail again
         sys.exit(1)
 
 
@@ -166,8 +166,8 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say whether spec files are right; show all errors and warnings."""
-    given = parse_sizes(sizes, batch)
-    records = [_check_file(file, network, given, strict, as_json) for file in files]
+    set_sizes = parse_sizes(sizes, batch)
+    records = [_check_file(file, network, set_sizes, strict, as_json) for file in files]
     if as_json:
         _show_json({"files": records})
     if not all(record["is_ok"] for record in records):
@@ -187,11 +187,11 @@ def list_families(
 ) -> None:
     """List the families of weights, with what they cost."""
     with _errors_reported():
-        found = [describe(named_family(name))] if name is not None else list(entries())
+        families = [describe(named_family(name))] if name is not None else list(entries())
     if as_json:
-        _show_json({"families": [record(entry) for entry in found]})
+        _show_json({"families": [record(entry) for entry in families]})
     elif full or name is not None:
-        show_text("\n\n\n".join(map(format_entry, found)))
+        show_text("\n\n\n".join(map(format_entry, families)))
     else:
         show_text(format_list())
 
@@ -231,13 +231,13 @@ def plan(
         if machine is not None:
             asked = replace(asked, minimize=_machine(machine, minimize))
         source = asked.plan(file)
-        given = source.sizes if source.is_saved else {}
+        set_sizes = source.sizes if source.is_saved else {}
         if save is not None:
             _write(Path(save), format_plan_file(source.plan), force)
         if as_json:
-            _show_json(plan_record(source.plan, **given))
+            _show_json(plan_record(source.plan, **set_sizes))
         else:
-            show_plan(source.plan, **given)
+            show_plan(source.plan, **set_sizes)
 
 
 @app.command(
@@ -261,11 +261,11 @@ def front(
     """Show cost against memory: the plans worth choosing."""
     asked = _request(network, sizes, batch, seed, (), mode, minimize, None, frozen)
     with _errors_reported():
-        found = asked.front(file)
+        front = asked.front(file)
         if as_json:
-            _show_json(front_record(found))
+            _show_json(front_record(front))
         else:
-            show_text(str(found))
+            show_text(str(front))
 
 
 @app.command(
@@ -294,13 +294,13 @@ def diff(
     """Show where two plans differ: totals, regimes, steps."""
     asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
     with _errors_reported():
-        sources = [asked.plan(each, with_saved=True) for each in (file, other)]
-        given = asked.sizes if any(source.is_saved for source in sources) else {}
-        found = sources[0].plan.diff(sources[1].plan, **given)
+        sources = [asked.plan(path, with_saved=True) for path in (file, other)]
+        set_sizes = asked.sizes if any(source.is_saved for source in sources) else {}
+        difference = sources[0].plan.diff(sources[1].plan, **set_sizes)
         if as_json:
-            _show_json(difference_record(found))
+            _show_json(difference_record(difference))
         else:
-            show_text(str(found))
+            show_text(str(difference))
 
 
 @app.command(
@@ -350,12 +350,12 @@ def verify(
     """Compare values, gradients and counts with what runs."""
     asked = _request(network, sizes, batch, seed)
     with _errors_reported():
-        made, given, _ = asked.plan(file)
-        _refuse_large(made, given)
-        runtime = {name: number for name, number in given.items() if name in made.network.runtime_sizes()}
-        others = {name: number for name, number in given.items() if name not in runtime}
+        planned, set_sizes, _ = asked.plan(file)
+        _refuse_large(planned, set_sizes)
+        runtime = {name: value for name, value in set_sizes.items() if name in planned.network.runtime_sizes()}
+        others = {name: value for name, value in set_sizes.items() if name not in runtime}
         try:
-            result = tngraph.compile(made, others).verify(sizes=runtime, seed=seed)
+            result = tngraph.compile(planned, others).verify(sizes=runtime, seed=seed)
         except VerificationError as error:
             if as_json:
                 _show_json(verification_record(error.args[0]))
@@ -382,10 +382,10 @@ def calibrate(
         from tngraph.modules.calibration import computing_in, run_calibration
 
         with computing_in(dtype, device) as numbers:
-            found = run_calibration(device, numbers, seconds)
-        show_calibration(found)
+            calibration = run_calibration(device, numbers, seconds)
+        show_calibration(calibration)
         try:
-            place = save_machine(found.machine, found.device, found.dtype)
+            place = save_machine(calibration.machine, calibration.device, calibration.dtype)
         except OSError as error:
             raise PlanError(f"the numbers cannot be kept: {explain(error)}\n  TNGRAPH_CACHE names a folder") from None
         show_text("not kept: TNGRAPH_CACHE is off" if place is None else f"kept in {place}")
@@ -418,22 +418,22 @@ def tune(
         from tngraph.modules.tuning import random_calls
         from tngraph.modules.tuning import tune as tune_network
 
-        given = parse_sizes(sizes, None)
-        made, runtime = load_network(file, network, given)
-        calls = random_calls(made, runtime, values)
+        set_sizes = parse_sizes(sizes, None)
+        loaded, runtime = load_network(file, network, set_sizes)
+        calls = random_calls(loaded, runtime, values)
         options: dict[str, Any] = {"mode": mode or "infer", "search": tngraph.Search(seed=seed), "device": device}
         with computing_in(dtype, device) as numbers:
-            found = tune_network(made, runtime, calls, dtype=numbers, **options)
-        show_text(str(found))
+            tuning = tune_network(loaded, runtime, calls, dtype=numbers, **options)
+        show_text(str(tuning))
         if save is not None:
-            _write(Path(save), format_plan_file(found.plan), force)
+            _write(Path(save), format_plan_file(tuning.plan), force)
 
 
 def _machine(device: str, minimize: str | None) -> Machine:
-    """The machine that `calibrate` measured, in float32, or the one built in.
+    """Return the calibrated machine of a device in float32, or the built-in one.
 
     Raises:
-        typer.BadParameter: time is not what is minimized.
+        typer.BadParameter: the request does not minimize time.
     """
     if minimize != "time":
         raise typer.BadParameter("it goes with --minimize time", param_hint="--machine")
@@ -453,10 +453,10 @@ def _request(
     memory_limit: str | None = None,
     frozen: Sequence[str] | None = None,
 ) -> Request:
-    """The options of a command as what they ask for.
+    """Return the options of a command as a request.
 
     Raises:
-        typer.BadParameter: one of them is not what it should be.
+        typer.BadParameter: an option is not valid.
     """
     orders, most = parse_orders(order or ()), parse_bytes(memory_limit)
     return Request(network, parse_sizes(sizes, batch), seed, orders, mode, minimize, most, tuple(frozen or ()))
@@ -464,7 +464,7 @@ def _request(
 
 @contextmanager
 def _errors_reported() -> Iterator[None]:
-    """Turn what is wrong with the input into its text and exit code 1."""
+    """Print an error in the input to standard error, and exit with code 1."""
     try:
         yield
     except TngraphError as error:
@@ -473,7 +473,7 @@ def _errors_reported() -> Iterator[None]:
 
 
 def _check_file(file: str, name: str | None, given: Mapping[str, int], strict: bool, as_json: bool) -> Record:
-    """What `check` says of one file: shown at once, and as a record."""
+    """Show the result of `check` for one file, and return it as a record."""
     network: Network | None = None
     problems: tuple[Problem, ...] = ()
     error = None
@@ -516,7 +516,7 @@ def _show_json(record: Record) -> None:
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Write a whole file or none.
+    """Write a whole file or nothing.
 
     Raises:
         NetworkError: the file exists and is not to be overwritten, or the folder cannot be written to.
@@ -530,10 +530,10 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 
 def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
-    """Refuse what would not fit in memory before anything of it is made.
+    """Refuse a verification that would not fit in memory, before it allocates anything.
 
     Raises:
-        SizeError: more than `MOST_ELEMENTS`.
+        SizeError: it would take more than `MOST_ELEMENTS`.
     """
     sizes = dict.fromkeys(made.network.runtime_sizes(), SMALL) | dict(runtime)
     numbers = made.values(**sizes)

@@ -1,8 +1,8 @@
-"""Every exception tngraph raises, and the one shape its messages have.
+"""The exceptions of tngraph, and the common format of their messages.
 
-A message says what is wrong, where, and what would mend it, in the user's own names. Names that come
-from a file are ``str`` subclasses that carry ``line`` and ``column`` (as Lark's tokens do), so the same
-check serves text and Python: given a name with a position, the message gains a place and a caret.
+A message says what is wrong, where, and how to fix it, in the user's own names. Names from a file are ``str``
+subclasses that carry ``line`` and ``column``, as Lark's tokens do. So one check serves text and Python: a name with a
+position gives the message a place and a caret.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: a sentence, what would mend it, and where it stands (if in a file)."""
+    """One problem: a sentence, a hint that says how to fix it, and the place in a file, if it is in one."""
 
     message: str
     hint: str = ""
@@ -41,23 +41,23 @@ class Problem:
 
 
 def _window(text: str, column: int, width: int = 100) -> tuple[str, str]:
-    """The part of a line around a column, and the blanks that put a caret under it."""
+    """Return the part of a line around a column, and the blanks that put a caret under it."""
     start = max(0, column - 1 - width // 2) if len(text) > width else 0
     shown = "".join(c if c.isprintable() else " " for c in text[start : start + width])
     return shown.rstrip(), " " * (column - 1 - start)
 
 
 class TngraphError(Exception):
-    """The base of every error raised by tngraph."""
+    """The base class of every error that tngraph raises."""
 
 
 class NetworkError(TngraphError, ValueError):
-    """A network that means nothing: an unknown name, two sizes for one index, a leg too many.
+    """A network that is not valid: an unknown name, two sizes for one index, a leg too many.
 
     Args:
         message: one sentence in the user's names.
-        hint: what would mend it.
-        at: the name the sentence is about; its ``line`` and ``column``, if it has them, place the error.
+        hint: how to fix it.
+        at: the name that the sentence is about; its ``line`` and ``column``, if it has them, place the error.
     """
 
     def __init__(self, message: str, hint: str = "", at: object = None) -> None:
@@ -66,7 +66,7 @@ class NetworkError(TngraphError, ValueError):
 
 
 class SpecError(NetworkError):
-    """The errors of a spec file, all that are independent of each other, in file order."""
+    """The independent errors of a spec file, in file order."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -76,7 +76,7 @@ class SpecError(NetworkError):
 
 
 class LimitError(NetworkError):
-    """A file or network beyond a documented limit: refused before it can cost memory or time."""
+    """A file or network beyond a documented limit, refused before it can cost memory or time."""
 
 
 class SizeError(TngraphError, ValueError):
@@ -84,7 +84,7 @@ class SizeError(TngraphError, ValueError):
 
 
 class PlanError(TngraphError, ValueError):
-    """A plan that cannot be made or used as asked."""
+    """A plan that cannot be made or used as requested."""
 
 
 class VerificationError(TngraphError, AssertionError):
@@ -92,8 +92,8 @@ class VerificationError(TngraphError, AssertionError):
 
 
 class RankWarning(UserWarning):
-    """A rank beyond what can matter: it is made as large as can."""
+    """A rank larger than can matter, which is cut to the largest that does."""
 
 
 class GrowthWarning(UserWarning):
-    """A layer or weight of cores that has more params than the dense one it stands for."""
+    """A layer or weight of cores that has more params than the dense one it replaces."""

@@ -1,4 +1,4 @@
-"""What a command line asks for: its options as types, their values parsed, its files as networks and plans."""
+"""The request of a command line: types for its options, parsers of their values, readers of its files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ Save = Annotated[str | None, typer.Option("--save", metavar="OUT", help="Write t
 
 
 class Source(NamedTuple):
-    """The plan of a file, and the numbers that were given and are not yet in it: run-time sizes, of a saved one all."""
+    """The plan of a file, and the given sizes that are not part of it: run-time sizes, or all if the plan was saved."""
 
     plan: Plan
     sizes: Mapping[str, int]
@@ -85,20 +85,20 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """How a file is to be read and planned, as the options say it; what was not given is None.
+    """The options of a command, which say how to read and plan its file; an absent option is None.
 
     Attributes:
-        network: which one of the file.
-        sizes: by name, those of ``--set`` and ``--batch``.
-        seed: of the search.
-        order: pinned by hand.
-        mode: what for.
-        minimize: what.
-        memory_limit: [bytes].
-        frozen: what takes no gradient.
-        largest: value a step may write [elements].
-        trials: of the search.
-        seconds: of the search.
+        network: the network of the file to take.
+        sizes: the sizes of ``--set`` and ``--batch`` by name.
+        seed: seed of the search.
+        order: the orders pinned by hand.
+        mode: what the plan is for.
+        minimize: the objective.
+        memory_limit: the most that a call may hold [bytes].
+        frozen: the tensors that take no gradient.
+        largest: the largest value that a step may write [elements].
+        trials: number of trials of the search.
+        seconds: time limit of the search [s].
     """
 
     network: str | None
@@ -114,10 +114,10 @@ class Request:
     seconds: float | None = None
 
     def front(self, file: str) -> Front:
-        """Cost against memory for a spec file.
+        """Return the front of cost against memory for a spec file.
 
         Raises:
-            TngraphError: the file is wrong, or its network cannot be planned so.
+            TngraphError: the file is wrong, or its network cannot be planned as requested.
             typer.BadParameter: a saved plan.
         """
         label, data = _take(file)
@@ -131,16 +131,16 @@ class Request:
         return Search(seed=self.seed, trials=self.trials, seconds=self.seconds, progress=progress)
 
     def _goal(self) -> dict[str, Any]:
-        """What plans and fronts are asked for alike."""
+        """Return the options that plans and fronts have in common."""
         frozen = dict.fromkeys(self.frozen, False)
         return {"mode": self.mode or "infer", "minimize": self.minimize or "flops", "requires_grad": frozen}
 
     def plan(self, file: str, *, with_saved: bool = False) -> Source:
-        """The plan of a file: made as asked, or the one that was saved.
+        """Return the plan of a file: a new one as requested, or the one that was saved.
 
         Args:
             file: its path, or ``-``.
-            with_saved: whether what is asked may be meant for another file, so that a saved plan goes without it.
+            with_saved: whether to accept a saved plan along with planning options, which are then for another file.
 
         Raises:
             TngraphError: the file is wrong, or its network cannot be planned so.
@@ -153,29 +153,29 @@ class Request:
             return Source(parse_plan(data, label), self.sizes, is_saved=True)
         network, runtime = _read_network(label, data, self.network, self.sizes)
         bounds: dict[str, Any] = {"memory_limit": self.memory_limit, "largest": self.largest}
-        made = tngraph.plan(network, runtime, search=self._search(), order=self.order, **self._goal(), **bounds)
-        return Source(made, runtime)
+        planned = tngraph.plan(network, runtime, search=self._search(), order=self.order, **self._goal(), **bounds)
+        return Source(planned, runtime)
 
     def _refuse_options(self, label: str) -> None:
-        """Refuse what is asked of a plan that has been made."""
+        """Refuse planning options for a saved plan."""
         for name in ("network", "order", "mode", "minimize", "memory_limit", "largest", "frozen", "trials", "seconds"):
             if getattr(self, name):
                 raise typer.BadParameter(f"{label} is a saved plan", param_hint=f"--{name.replace('_', '-')}")
 
 
 def parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str, int]:
-    """The numbers of ``--set`` and ``--batch`` by name.
+    """Return the numbers of ``--set`` and ``--batch`` by name.
 
     Raises:
-        typer.BadParameter: one that is not NAME=INTEGER, or a name given twice.
+        typer.BadParameter: an item that is not NAME=INTEGER, or a name given twice.
     """
     items = [*(settings or ()), *([] if batch is None else [f"batch={batch}"])]
     sizes: dict[str, int] = {}
     for item in items:
-        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[0-9]{1,40})\s*", item)
-        if found is None:
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[0-9]{1,40})\s*", item)
+        if match is None:
             raise typer.BadParameter(f"{item!r} is not NAME=N with an integer N, as in D=8", param_hint="--set")
-        name, number = found.groups()
+        name, number = match.groups()
         if name in sizes:
             raise typer.BadParameter(f"the size {name!r} is given twice", param_hint="--set, --batch")
         sizes[name] = int(number)
@@ -183,10 +183,10 @@ def parse_sizes(settings: Iterable[str] | None, batch: int | None) -> dict[str, 
 
 
 def parse_numbers(text: str) -> list[int]:
-    """Positive integers with commas between them, as ``1,32,512``.
+    """Return positive integers from a text that separates them by commas, as ``1,32,512``.
 
     Raises:
-        typer.BadParameter: they are none.
+        typer.BadParameter: a part is not a positive integer.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,18}", part) and int(part) for part in parts):
@@ -195,10 +195,10 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def parse_orders(items: Sequence[str]) -> str | dict[str, str] | None:
-    """The orders of ``--order`` by equation, or the only one.
+    """Return the orders of ``--order`` by equation, or the only order as text.
 
     Raises:
-        typer.BadParameter: several, one of which names no equation or the same as another.
+        typer.BadParameter: several orders, one without an equation or two for the same one.
     """
     if len(items) == 1 and "=" not in items[0]:
         return items[0]
@@ -217,26 +217,26 @@ _BYTES = re.compile(r"\s*([0-9]{1,18})\s*(?:([kKMGT])(i?)B|B)?\s*")
 
 
 def parse_bytes(text: str | None) -> int | None:
-    """A number of bytes with its unit: ``1000``, ``64MiB``, ``2GB``.
+    """Return a number of bytes from a text with a unit: ``1000``, ``64MiB``, ``2GB``.
 
     Raises:
-        typer.BadParameter: it is none.
+        typer.BadParameter: the text is not such a number.
     """
     if text is None:
         return None
-    found = _BYTES.fullmatch(text)
-    if found is None:
+    match = _BYTES.fullmatch(text)
+    if match is None:
         raise typer.BadParameter(f"{text!r} is no number of bytes, as 1000000 or 64MiB", param_hint="--memory-limit")
-    number, prefix, is_binary = found.groups()
+    number, prefix, is_binary = match.groups()
     unit: int = (1024 if is_binary else 1000) ** " KMGT".index((prefix or " ").upper())
     return int(number) * unit
 
 
 def _take(file: str) -> tuple[str, bytes]:
-    """What errors call a file, and its content, as far as it may be long.
+    """Return what errors call a file, and its content, up to the longest that is allowed.
 
     Raises:
-        NetworkError: it cannot be read.
+        NetworkError: the file cannot be read.
     """
     if file == "-":
         return "<stdin>", read_bytes("<stdin>", LONGEST_PLAN, sys.stdin.buffer)
@@ -247,7 +247,7 @@ def _take(file: str) -> tuple[str, bytes]:
 
 
 def load_network(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, dict[str, int]]:
-    """The network of a spec file, and the run-time sizes among the given ones.
+    """Return the network of a spec file, and the run-time sizes among the given sizes.
 
     Raises:
         TngraphError: the file is wrong.
@@ -256,7 +256,7 @@ def load_network(file: str, name: str | None, given: Mapping[str, int]) -> tuple
 
 
 def check_network(file: str, name: str | None, given: Mapping[str, int]) -> tuple[Network, tuple[Problem, ...]]:
-    """The network of a spec file, and what is likely a mistake in it.
+    """Return the network of a spec file, and its likely mistakes.
 
     Raises:
         TngraphError: the file is wrong.
@@ -268,7 +268,7 @@ def check_network(file: str, name: str | None, given: Mapping[str, int]) -> tupl
 def _read_network(
     label: str, data: bytes, name: str | None, given: Mapping[str, int]
 ) -> tuple[Network, dict[str, int]]:
-    """The network of the text of a spec, and the run-time sizes among the given ones; shows its warnings."""
+    """Return the network of a spec's text, and the run-time sizes among the given sizes. Show its warnings."""
     network, runtime, problems = _check_network(label, data, name, given)
     for problem in problems:
         show_warning(problem)
@@ -278,9 +278,10 @@ def _read_network(
 def _check_network(
     label: str, data: bytes, name: str | None, given: Mapping[str, int]
 ) -> tuple[Network, dict[str, int], tuple[Problem, ...]]:
-    """The network of the text of a spec, the run-time sizes among the given ones, and what is likely a mistake.
+    """Return the network of a spec's text, the run-time sizes among the given sizes, and likely mistakes.
 
-    The others are set while the text is read, since they may bound loops; which are which, a first reading tells.
+    Compile-time sizes may bound loops, so they are set while the text is read. A first reading finds out which sizes
+    those are.
     """
     text = decode(label, data)
     network, problems = parse_with_warnings(text, name, file=label)

@@ -1,1 +1,1 @@
-"""What runs: the operations of a plan in order, the kernels that run them, and what they cost and hold."""
+"""The schedule of a plan's operations, the kernels that run them, and what they cost and hold."""

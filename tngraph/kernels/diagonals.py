@@ -1,7 +1,7 @@
 """Legs of one tensor that share an index, at least one of them read at positions: gathered together.
 
-`windows.unfold` lays a read out whatever its indices are elsewhere: ``x[i + j, i]`` would have three axes before two of
-them are taken along their diagonal. Here every entry of the result is read once, and nothing else.
+`windows.unfold` lays out each read separately: ``x[i + j, i]`` would first have three axes, of which two are then taken
+along their diagonal. Here only the entries of the result are read, each once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
 
 def gather_diagonals(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
-    """Lay out the reads that share an index with another leg, together with the legs that they share one with.
+    """Lay out the reads that share an index with another leg, together with the legs they share it with.
 
     Args:
-        tensor: without a leg that stands twice.
-        reads: the legs that are to be laid out.
-        context: which sizes are known once the module is built.
+        tensor: the tensor, which has no leg twice.
+        reads: the legs to lay out.
+        context: the sizes that are known once the module is built.
     """
     for read in reads:
         tied = _tied(tensor.legs, read)
@@ -36,7 +36,7 @@ def gather_diagonals(tensor: Tensor, reads: Sequence[Leg], context: Context) -> 
 
 
 def _tied(legs: Sequence[Leg], read: Leg) -> tuple[Leg, ...]:
-    """The legs that are tied to one by shared indices, that one among them; none where it is laid out already."""
+    """Return the legs that shared indices tie to a read, including the read; none if it is laid out already."""
     tied: tuple[Leg, ...] = tuple(leg for leg in legs if leg == read)
     while True:
         indices = leg_indices(tied)
@@ -47,25 +47,30 @@ def _tied(legs: Sequence[Leg], read: Leg) -> tuple[Leg, ...]:
 
 
 def _gather(tensor: Tensor, tied: Sequence[Leg], context: Context) -> Tensor:
-    """A tensor with the tied legs laid out along their indices, which come first.
+    """Return a tensor with the tied legs laid out along their indices, which come first.
 
-    A position outside of its leg is moved to the border, and what was read there is made zero.
+    A position outside its leg is moved to the border, and the entry read there is then set to zero.
     """
     indices, rest = leg_indices(tied), tuple(leg for leg in tensor.legs if leg not in tied)
     positions = [_positions(leg, indices, context) for leg in tied]
-    inside = [each if _is_inside(leg) else _clamp(each, leg) for each, leg in zip(positions, tied, strict=True)]
+    inside = [
+        position if _is_inside(leg) else _clamp(position, leg) for position, leg in zip(positions, tied, strict=True)
+    ]
     shape = tuple(leg_size(leg) for leg in (*indices, *rest))
     code = Call("gather", (arrange(tensor, separate((*tied, *rest))), *inside), (0,), shape)
-    for each, leg in zip(positions, tied, strict=True):
+    for position, leg in zip(positions, tied, strict=True):
         if not _is_inside(leg):
-            outside = Call("differs", (each, _clamp(each, leg)), (), each.shape)
-            mask = reshape(outside, (*each.shape, *(ONE for _ in rest))) if rest else outside
+            outside = Call("differs", (position, _clamp(position, leg)), (), position.shape)
+            mask = reshape(outside, (*position.shape, *(ONE for _ in rest))) if rest else outside
             code = Call("masked_fill", (code, mask), (), shape)
     return Tensor(code, separate((*indices, *rest)))
 
 
 def _positions(leg: Leg, indices: Sequence[Index], context: Context) -> Expression:
-    """Where a leg is read, with an axis per index: one entry long where the leg does not depend on it."""
+    """Return the positions at which a leg is read, with one axis per index.
+
+    The axis has length 1 if the leg does not depend on the index.
+    """
     if isinstance(leg, Index):
         return _run(ZERO, 1, leg, indices)
     starts = (leg.offset, *(ZERO for _ in leg.terms[1:]))
@@ -75,21 +80,21 @@ def _positions(leg: Leg, indices: Sequence[Index], context: Context) -> Expressi
 
 
 def _run(start: sympy.Expr, step: int, index: Index, indices: Sequence[Index]) -> Expression:
-    """The positions along one index, on its axis."""
+    """Return the positions along one index, on its axis."""
     stop = start + step * index.size
     bounds = (start, stop, sympy.Integer(step)) if step != 1 else (start, stop) if start != 0 else (stop,)
     along = Call("arange", (), bounds, (index.size,))
-    shape = tuple(index.size if each == index else ONE for each in indices)
+    shape = tuple(index.size if other == index else ONE for other in indices)
     return along if len(shape) == 1 else reshape(along, shape)
 
 
 def _spread(left: Shape, right: Shape) -> Shape:
-    """The shape of what is broadcast; the two have axes longer than one entry in different places."""
+    """Return the broadcast shape of two tensors that are longer than one entry on different axes."""
     return tuple(b if a == 1 else a for a, b in zip(left, right, strict=True))
 
 
 def _is_inside(leg: Leg) -> bool:
-    """Whether a leg is never read outside."""
+    """Return whether a leg is never read outside its range."""
     if isinstance(leg, Index) or leg.wrap:
         return True
     least, greatest = position_range(leg.terms)

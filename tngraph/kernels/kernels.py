@@ -1,7 +1,7 @@
-"""What every printed line does: from the operations of a schedule to PyTorch expressions.
+"""The kernels of a module: every operation of a schedule as one PyTorch expression.
 
-Contractions become one (batched) matrix product, convolutions one ``F.conv*``, so that what PyTorch's
-FLOP counter sees is the MAC of the plan, forward and backward.
+A contraction becomes one (batched) matrix product and a convolution one ``F.conv*``. So PyTorch's FLOP counter sees the
+MACs of the plan, forward and backward.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Kernel:
     """One printed line.
 
     Attributes:
-        number: of the operation it computes.
-        code: what computes it.
-        axes: of the value, legs fused first-slowest.
-        dropped: the operations whose values are not needed any more after it, but for one whose name it takes over.
+        number: the number of the operation that it computes.
+        code: the expression that computes it.
+        axes: the axes of the value, each with its legs fused first-slowest.
+        dropped: the operations whose values are not needed after it, except one whose name it takes over.
     """
 
     number: int
@@ -60,11 +60,11 @@ class Kernels:
     """The lines of ``forward`` in order, and the expressions it returns.
 
     Attributes:
-        operations: the schedule they compute; a value of theirs is called by its operation's name.
-        blocks: the operations whose lines stand in methods of their own.
-        lines: one per operation but for loads, which stand inside of lines.
-        results: what is returned, in order.
-        backward: the backward passes that are planned, by the first operation of their blocks.
+        operations: the operations of the schedule; each value has the name of its operation.
+        blocks: the operations whose lines are printed in methods of their own.
+        lines: one per operation except loads, which are part of other lines.
+        results: the expressions that are returned, in order.
+        backward: the planned backward passes, by the first operation of their blocks.
     """
 
     operations: tuple[Operation, ...]
@@ -80,23 +80,27 @@ class Kernels:
         return frozenset(line.number for line in reads if not functions_in(line.code).isdisjoint(GATHERS))
 
     def given(self, block: Block) -> frozenset[str]:
-        """The names of the values from before a block that its lines use."""
+        """Return the names of the values from before a block that its lines use."""
         return frozenset(variable.name for variable in self.tensors(block) if variable.kind == "value")
 
     def tensors(self, block: Block) -> tuple[Variable, ...]:
-        """What the lines of a block use that they do not make, in order."""
+        """Return the variables that the lines of a block use and do not compute, in order."""
         inside = [line for line in self.lines if block.first <= line.number <= block.last]
-        made = {self.operations[line.number].name for line in inside}
+        computed = {self.operations[line.number].name for line in inside}
         used = dict.fromkeys(variable for line in inside for variable in variables(line.code))
-        return tuple(v for v in used if v.kind != "value" or v.name not in made)
+        return tuple(v for v in used if v.kind != "value" or v.name not in computed)
 
     def parts(self, last: int) -> dict[Variable, int]:
-        """What the block of tiles that ends with an operation takes a part of, with the axis that is cut."""
+        """Return the variables that a block of tiles cuts, each with its axis that is cut.
+
+        Args:
+            last: the last operation of the block.
+        """
         block = next(block for block in self.blocks if block.kind == "tiles" and block.last == last)
         tile = self.operations[last].tile
         assert tile is not None
         size = tile.part.size
-        return {given: given.shape.index(size) for given in self.tensors(block) if size in given.shape}
+        return {variable: variable.shape.index(size) for variable in self.tensors(block) if size in variable.shape}
 
 
 OVERWRITING = frozenset({"relu", "tanh", "sigmoid"})
@@ -105,7 +109,7 @@ them in the type that the operand has in mixed precision too."""
 GATHERS = frozenset({"gather", "index_select"})
 """The calls that read at positions which PyTorch keeps for the backward pass."""
 NEW = frozenset({"mm", "bmm", "conv", "conv_transpose", "mul", "add", "sub", "sum", "scale"})
-"""The calls whose result is new, and is no part of their gradients."""
+"""Calls that return a new tensor which their gradients do not need."""
 
 
 def write_kernels(
@@ -115,13 +119,13 @@ def write_kernels(
     numbers: Mapping[str, int],
     folded: Container[int] = frozenset(),
 ) -> Kernels:
-    """The lines that run a schedule.
+    """Return the lines that run a schedule.
 
     Args:
-        network: what is computed, as it was given.
+        network: the network before its equations were merged.
         stages: its merged equations with their trees.
         schedule: every operation in the order it runs.
-        numbers: sizes at which values are compared to choose which is arranged for which [elements].
+        numbers: sizes at which values are compared, to choose which one is arranged for the other [elements].
         folded: the operations whose values are stored before the first call.
     """
     operations = schedule.operations
@@ -139,7 +143,7 @@ def write_kernels(
             continue
         operands = [tensors[k] for k in op.operands]
         if number in tiles:
-            op, operands = _in_part(op, tiles[number]), [_cut(each, tiles[number]) for each in operands]
+            op, operands = _in_part(op, tiles[number]), [_cut(operand, tiles[number]) for operand in operands]
         if op.kind in ("mul", "add"):
             operands = take_type_of_product(operands, [types[k] for k in op.operands])
         result = _write(op, operands, _wanted(network, stages, schedule, number), context)
@@ -148,42 +152,42 @@ def write_kernels(
         lines.append(Kernel(number, result.code, result.axes, drops[number]))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
-    made = Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+    kernels = Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
 
     def multiply(product: Product, op: Operation, operands: Sequence[Tensor]) -> Tensor:
         if op.kind == "mul" and not product.form.is_matrix:
             return _mul(replace(op, form=product.form), operands, (), context)
-        made = _contract_as(product.form, operands, context)
-        return _compute("sum", (made.code,), made.axes[1:], 0) if product.added else made
+        multiplied = _contract_as(product.form, operands, context)
+        return _compute("sum", (multiplied.code,), multiplied.axes[1:], 0) if product.added else multiplied
 
     def undo(block: Block) -> Backward:
         tile, values = tiles.get(block.first), tensors
         if tile is not None:
-            products = (each._replace(form=each.form.renamed(tile.enter)) for each in block.products)
-            block, values = replace(block, products=tuple(products)), [_cut(each, tile) for each in tensors]
-        return differentiate(block, operations, values, made.tensors(block), multiply)
+            products = (product._replace(form=product.form.renamed(tile.enter)) for product in block.products)
+            block, values = replace(block, products=tuple(products)), [_cut(tensor, tile) for tensor in tensors]
+        return differentiate(block, operations, values, kernels.tensors(block), multiply)
 
-    return replace(made, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
+    return replace(kernels, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
 
 
 def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
-    """For every operation that runs for a part of an index whose size is a number, what the part is of."""
-    found: dict[int, Tile] = {}
+    """Return the tile that each operation runs in, for tiles of an index whose size is a number."""
+    tiles: dict[int, Tile] = {}
     for block in schedule.blocks:
         tile = schedule.operations[block.last].tile
         if block.kind == "tiles" and tile is not None and not tile.is_runtime:
-            found.update(dict.fromkeys(range(block.first, block.last), tile))
-    return found
+            tiles.update(dict.fromkeys(range(block.first, block.last), tile))
+    return tiles
 
 
 def _in_part(op: Operation, tile: Tile) -> Operation:
-    """An operation as it runs for a part."""
+    """Return an operation with the legs it has inside a tile."""
     form = None if op.form is None else op.form.renamed(tile.enter)
     return replace(op, legs=tile.enter(op.legs), form=form, axes=tuple(map(tile.enter, op.axes)))
 
 
 def _cut(tensor: Tensor, tile: Tile) -> Tensor:
-    """What a part has of a value that is made before."""
+    """Return the part of an earlier value that a tile reads."""
     axes = tuple(map(tile.enter, tensor.axes))
     if axes == tensor.axes or not isinstance(tensor.code, Variable):
         return tensor
@@ -191,7 +195,7 @@ def _cut(tensor: Tensor, tile: Tile) -> Tensor:
 
 
 def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:
-    """The indices that are left of reads once the windows are summed, and those that transposed convolutions sum."""
+    """Return the indices that remain of reads whose windows are summed, or that transposed convolutions sum."""
     trees = [tree for stage in stages for tree in stage.trees]
     reads = [(tree.region, leg) for tree in trees for access in tree.region.accesses for leg in access.legs]
     left = (
@@ -205,16 +209,19 @@ def find_positions(stages: Iterable[Stage]) -> frozenset[Index]:
 
 
 def _find_spread(tree: ContractionTree) -> Iterator[Index]:
-    """The indices that transposed convolutions sum."""
+    """Yield the indices that transposed convolutions sum."""
     for step in tree.steps:
         if step.kind == "conv_transpose":
             resolved = (leg for operand in step.operands for leg in tree.legs_of(operand) if leg not in step.legs)
-            kept = leg_indices(step.legs)
-            yield from (i for leg in resolved if isinstance(leg, Read) for i in leg.indices if i not in kept)
+            remaining = leg_indices(step.legs)
+            yield from (i for leg in resolved if isinstance(leg, Read) for i in leg.indices if i not in remaining)
 
 
 def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]:
-    """For every operation the values whose names are not needed any more after it; some outlive all."""
+    """Return for every operation the values that are not needed after it.
+
+    Values in ``kept`` are never dropped.
+    """
     operations, alias = schedule.operations, aliases(schedule.operations)
     drops = last_uses(operations, kept, schedule.blocks)
     return [
@@ -224,10 +231,11 @@ def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]
 
 
 def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int]:
-    """The operations that may put their value in place of their operand's, which nothing else reads.
+    """Return the operations that may overwrite their operand, because nothing else reads it.
 
-    A gradient is found from the value then. Neither value is passed between methods, so that what runs once more finds
-    its operand as it was, and gradients go the shortest way.
+    Their gradient is computed from their value. Neither value may be passed between methods: a method that runs again
+    in the backward pass has to find its operand unchanged, and gradients should not pass through more methods than
+    necessary.
     """
     operations, around = schedule.operations, blocks_around(schedule.blocks)
     readers = Counter(operand for op in operations for operand in op.operands)
@@ -241,19 +249,19 @@ def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int
 
 
 def _overwrite(tensor: Tensor) -> Tensor:
-    """A pointwise function put in place of its operand."""
+    """Return a pointwise function as one that overwrites its operand."""
     assert isinstance(tensor.code, Call)
     return replace(tensor, code=replace(tensor.code, function="pointwise_"))
 
 
 def _is_new(lines: Sequence[Kernel], number: int) -> bool:
-    """Whether a value is what one call made, and no view, and is not kept for a gradient."""
+    """Return whether a value is a new tensor of one call, is not a view, and is not saved for a gradient."""
     code = next((line.code for line in lines if line.number == number), None)
     return isinstance(code, Call) and code.function in NEW
 
 
 def _wanted(network: Network, stages: Sequence[Stage], schedule: Schedule, number: int) -> tuple[Index, ...]:
-    """The leg order an operation's value is put out in, where it is a result or the way to one."""
+    """Return the leg order that the result wants, for an operation that computes the result or contributes to it."""
     for stage in stages:
         if schedule.results[stage.equation.name] >= number:
             port = next((p for p in network.outputs if p.name == stage.equation.name), None)
@@ -267,14 +275,14 @@ def _port_axes(port: Port) -> Axes:
 
 @dataclass(frozen=True, slots=True)
 class _Loader:
-    """Finds what an access names."""
+    """The tensors that accesses name."""
 
     network: Network
     stages: Sequence[Stage]
     context: Context
 
     def load(self, op: Operation, tensors: Sequence[Tensor]) -> Tensor:
-        """The tensor an access names, its axes under the access's legs."""
+        """Return the tensor that an access names, with the access's legs on its axes."""
         assert op.access is not None
         bare = iter(bare_legs(op.access))
         legs = [None if isinstance(leg, Index) and is_unit(leg) else next(bare) for leg in op.access.legs]
@@ -288,18 +296,18 @@ class _Loader:
         port = next((port for port in self.network.inputs if port.name == core.name), None)
         axes = port.axes if port is not None else tuple((leg,) for leg in core.legs)
         renamed = dict(zip(core.legs, legs, strict=True))
-        kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes)
-        return _select(Tensor(self._source(core, axes), kept), op.loops)
+        fused = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in axes)
+        return _select(Tensor(self._source(core, axes), fused), op.loops)
 
     def _source(self, core: Core, axes: Axes) -> Expression:
-        """A core where it is kept, or made anew where its shape is known at each call only."""
+        """Return a stored core, or a new constant if its shape is known only at each call."""
         if core.role == "const" and not all(self.context.is_fixed(leg.size) for leg in core.legs):
             return _constant(core)
         return Variable("input" if core.role == "input" else "stored", core.name, axes_shape(axes))
 
 
 def _select(tensor: Tensor, sliced: Sequence[Index]) -> Tensor:
-    """A tensor at the value that a slice has of some of its legs."""
+    """Return a tensor at the current slice's values of some of its legs."""
     if sliced:
         tensor = Tensor(arrange(tensor, separate(tensor.legs)), separate(tensor.legs))
     for index in sliced:
@@ -309,16 +317,16 @@ def _select(tensor: Tensor, sliced: Sequence[Index]) -> Tensor:
 
 
 def _reload(stored: Tensor, own: Sequence[Index], legs: Sequence[Leg | None]) -> Tensor:
-    """An earlier result under the legs of an access; a unit leg read at positions gets its axis back."""
-    read = [leg for leg, kept in zip(legs, own, strict=True) if leg is not None and is_unit(kept)]
+    """Return an earlier result under the legs of an access. A unit leg that is read at positions gets its axis back."""
+    read = [leg for leg, stored_leg in zip(legs, own, strict=True) if leg is not None and is_unit(stored_leg)]
     code = arrange(stored, (*stored.axes, *(() for _ in read)))
     renamed = dict(zip(own, legs, strict=True))
-    kept = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]
-    return Tensor(code, (*kept, *((leg,) for leg in read)))
+    fused = tuple(tuple(r for leg in axis if (r := renamed[leg]) is not None) for axis in stored.axes)  # type: ignore[index]
+    return Tensor(code, (*fused, *((leg,) for leg in read)))
 
 
 def is_diagonal(core: Core, access: Access) -> bool:
-    """Whether an access reads a delta along its diagonal alone: ones, however many legs it has."""
+    """Return whether an access reads a delta only along its diagonal: ones, whatever the number of its legs."""
     return (
         core.role == "const"
         and len(set(access.legs)) == 1
@@ -328,7 +336,7 @@ def is_diagonal(core: Core, access: Access) -> bool:
 
 
 def _constant(core: Core) -> Expression:
-    """A constant tensor as it is made at each call."""
+    """Return a constant tensor as an expression that runs at each call."""
     assert core.init is not None
     shape = tuple(leg.size for leg in core.legs)
     if core.init.kind in ("ones", "eye"):
@@ -343,19 +351,19 @@ def _constant(core: Core) -> Expression:
 
 
 def _write(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    """The expression that computes an operation, with the axes its result has.
+    """Return the expression that computes an operation, with the axes of its result.
 
     Args:
-        op: any operation but a load.
+        op: any operation except a load.
         operands: the values it takes.
-        wanted: the leg order its user would like best.
+        wanted: the leg order that suits its user best.
         context: the sizes planned for.
     """
     return RULES[op.kind](op, operands, wanted, context)
 
 
 def _compute(function: str, operands: tuple[Expression, ...], axes: Axes, *arguments: object) -> Tensor:
-    """A call whose result has these axes."""
+    """Return a call whose result has these axes."""
     return Tensor(Call(function, operands, arguments, axes_shape(axes)), axes)
 
 
@@ -372,7 +380,7 @@ def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], 
 
 
 def _contract_as(form: Form, operands: Sequence[Tensor], context: Context) -> Tensor:
-    """A contraction in a given form."""
+    """Return a contraction in the matmul layout of a form."""
     orders = [tensor.legs for tensor in operands]
     axes = [operand_axes(form, orders, side) for side in (0, 1)]
     left, right = (0, 1) if gives_rows(form, orders, 0) else (1, 0)
@@ -383,7 +391,7 @@ def _contract_as(form: Form, operands: Sequence[Tensor], context: Context) -> Te
 
 
 def _matrices(tensor: Tensor, form: Form, axes: Axes, is_turned: bool) -> Expression:
-    """An operand as matrices; one that lacks the outer legs is repeated for all products."""
+    """Return an operand as matrices, repeated for all products if it lacks the outer legs."""
     code = lay(tensor, axes) if is_copied(tensor.legs, axes) else arrange(tensor, axes)
     if is_turned:
         code = permute(code, (0, 2, 1) if len(axes) == 3 else (1, 0))
@@ -393,7 +401,10 @@ def _matrices(tensor: Tensor, form: Form, axes: Axes, is_turned: bool) -> Expres
 
 
 class _Split(NamedTuple):
-    """Two operands in the order they multiply, and their legs: those of both as the larger has them, and of each."""
+    """Two operands in the order they multiply, with their legs by role.
+
+    The shared legs are in the larger operand's order.
+    """
 
     left: Tensor
     right: Tensor
@@ -403,6 +414,7 @@ class _Split(NamedTuple):
 
 
 def _split(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> _Split:
+    """Return both operands in the order they multiply, with their legs by role."""
     left, right = _orient(operands, wanted, context)
     big, small = sorted(operands, key=lambda t: -context.size(t.legs))
     shared = tuple(leg for leg in big.legs if leg in small.legs)
@@ -411,7 +423,10 @@ def _split(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) 
 
 
 def _orient(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> tuple[Tensor, Tensor]:
-    """The operand whose own legs should come first: the one that holds the first wanted leg, else the larger."""
+    """Return the two operands in the order of their own legs in the result.
+
+    The one with the first wanted leg comes first, or else the larger one.
+    """
     first, second = operands
     own = [{leg for leg in a.legs if leg not in b.legs} for a, b in ((first, second), (second, first))]
     for leg in wanted:
@@ -431,7 +446,10 @@ def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], conte
 
 
 def _broadcast(tensor: Tensor, axes: Axes) -> Expression:
-    """A tensor brought to these axes, size 1 where it lacks one; leading ones are left to broadcasting."""
+    """Return a tensor with these axes, of size 1 where it lacks their legs.
+
+    Missing leading axes are left to PyTorch's broadcasting.
+    """
     own: list[tuple[Leg, ...]] = []
     for axis in axes:
         if own or all(leg in tensor.legs for leg in axis):
@@ -443,12 +461,12 @@ def _sum(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], conte
     (tensor,) = operands
     axes = _runs(tensor.legs, lambda leg: leg in op.legs)
     gone = [k for k, axis in enumerate(axes) if axis[0] not in op.legs]
-    kept = tuple(axis for axis in axes if axis[0] in op.legs)
-    return _compute("sum", (arrange(tensor, axes),), kept, *gone)
+    remaining = tuple(axis for axis in axes if axis[0] in op.legs)
+    return _compute("sum", (arrange(tensor, axes),), remaining, *gone)
 
 
 def _runs(legs: Sequence[Leg], key: Callable[[Leg], object]) -> Axes:
-    """Legs fused where neighbours agree on a key."""
+    """Return legs as axes, with neighbours fused if they agree on a key."""
     runs: list[tuple[Leg, ...]] = []
     for leg in legs:
         if runs and key(leg) == key(runs[-1][0]):
@@ -466,7 +484,7 @@ def _read(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
 
 
 def _diagonals(tensor: Tensor) -> Tensor:
-    """Indices that stand twice taken once."""
+    """Return a tensor with only one axis for each index that it has twice."""
     legs = list(tensor.legs)
     tensor = Tensor(arrange(tensor, separate(legs)), separate(legs))
     for leg in dict.fromkeys(legs):
@@ -500,7 +518,7 @@ def _conv_transpose(op: Operation, operands: Sequence[Tensor], wanted: Sequence[
 
 
 def _mix(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    """A contraction, of which that of channels is one of its own."""
+    """Return a contraction; a product over channels has a rule of its own."""
     return mix_channels(operands, op.legs, context) or _contract(op, operands, wanted, context)
 
 
@@ -532,7 +550,7 @@ def _arrange(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], c
 
 
 def _join(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    """The whole, of which a part is what the operand has."""
+    """Return the whole value, joined from tiles like the operand."""
     assert op.tile is not None
     axes = _runs(op.legs, lambda leg: leg == op.tile.index)  # type: ignore[union-attr]
     place, part = axes.index((op.tile.index,)), tuple(map(op.tile.enter, axes))
@@ -540,7 +558,7 @@ def _join(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], cont
 
 
 def _accumulate(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    """The whole, to which a slice is added where it belongs."""
+    """Return the whole value, to which each slice is added in its place."""
     own = [leg for leg in op.legs if leg not in op.loops]
     code = arrange(operands[0], separate(own))
     return Tensor(Call("accumulate", (code,), op.loops, axes_shape(separate(op.legs))), separate(op.legs))

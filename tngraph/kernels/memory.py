@@ -1,13 +1,14 @@
-"""What the lines of a module hold in memory: the bytes alive at every moment, and those that autograd keeps.
+"""The memory of a module's lines: the bytes alive at every moment, and the bytes that autograd saves.
 
-`trace_memory` runs the expressions of `kernels` on layouts instead of tensors, as Python and PyTorch run them: operands
-from the left, each held until the call that takes it returns; a value until the line that drops it, what is returned
-to the end. Each call is a view of its first operand or makes a storage. Params, buffers and inputs are there anyway and
-count nothing; inputs are taken to be contiguous.
+`trace_memory` runs the expressions of `kernels` on layouts instead of tensors, as Python and PyTorch would run them.
+Operands are evaluated from the left, and each is held until the call that takes it returns. A value is held until the
+line that drops it, and results to the end. Each call returns a view of its first operand or makes a storage. Params,
+buffers and inputs exist anyway and do not count; inputs are assumed to be contiguous.
 
-Which call is a view depends on which sizes are 1, so it runs at numbers; every storage knows its formula too. At
-`generic_sizes`, where no size is 1 and none equals another by chance, the formulas hold for all such sizes; where some
-sizes are *fixed* at numbers at which an index has one entry, for all other sizes beside these. `find_cases` lists them.
+Which calls are views depends on which sizes are 1, so the trace runs at numbers. Every storage also has a formula. At
+`generic_sizes`, where no size is 1 and none equals another by chance, the formulas hold for all such sizes. If some
+sizes are *fixed* at numbers at which an index has one entry, they hold for all other values of the other sizes.
+`find_cases` lists such sets of fixed sizes.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.planning.region import Tile, leg_size
 
 ITEMSIZE = 4
-"""Of a number in single precision, which tensors have unless something else is asked for [bytes]."""
+"""The size of a number in single precision, the default [bytes]."""
 DOUBLE = 8
-"""Of a number in double precision, in which layers are verified [bytes]."""
+"""The size of a number in double precision, in which layers are verified [bytes]."""
 UNITS: Mapping[str, int] = {"arange": 8, "full": 8, "equals": 1, "differs": 1}
-"""Of what a call makes that are no numbers but positions or truth values [bytes]."""
+"""The size of an entry that is a position or a truth value, by the call that makes it [bytes]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """Memory that one call makes: how many elements, and the bytes of each."""
+    """Memory that one call allocates: its shape, its number of elements, and the bytes of each."""
 
     shape: Shape
     count: int
@@ -61,24 +62,24 @@ class Storage:
 
     @property
     def bytes(self) -> int:
-        """At the numbers traced [bytes]."""
+        """The size at the numbers of the trace [bytes]."""
         return self.count * self.unit
 
     @property
     def formula(self) -> sympy.Expr:
-        """In the sizes of the network [bytes]."""
+        """The size as a formula in the sizes of the network [bytes]."""
         return product(self.shape) * self.unit
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a run holds.
+    """The storages of a run.
 
     Attributes:
-        moments: the storages alive together, wherever more are alive than just before and just after.
-        kept: the storages that autograd keeps.
-        keepers: each storage that is kept, with the operations that write to it and those that keep it.
-        moved: what is copied into another order.
+        moments: the storages alive together, at each moment when more are alive than just before and just after.
+        kept: the storages that autograd saves.
+        keepers: each saved storage, with the operations that write to it and those that save it.
+        moved: the storages of copies into another order.
     """
 
     moments: tuple[tuple[Storage, ...], ...]
@@ -93,23 +94,23 @@ class Memory:
 
     @property
     def saved(self) -> int:
-        """What is kept for the backward pass [bytes]."""
+        """The bytes saved for the backward pass [bytes]."""
         return sum(storage.bytes for storage in self.kept)
 
     @property
     def moves(self) -> int:
-        """What is written by copies into another order [bytes]."""
+        """The bytes written by copies into another order [bytes]."""
         return sum(storage.bytes for storage in self.moved)
 
     def formulas(self, fixed: Mapping[str, int]) -> MemoryFormulas:
-        """Return the same in the sizes of the network, but for some that stand as numbers [bytes]."""
+        """Return peak, saved and moves as formulas, with numbers for the fixed sizes [bytes]."""
         peak = maximum(sympy.Add(*(storage.formula for storage in alive)) for alive in self.moments)
         saved, moves = (sympy.Add(*(storage.formula for storage in held)) for held in (self.kept, self.moved))
         return MemoryFormulas(*(fix_sizes(formula, fixed) for formula in (peak, saved, moves)))
 
 
 class MemoryFormulas(NamedTuple):
-    """The peak, what is saved and what is moved, as formulas [bytes]."""
+    """The peak, and the bytes saved and moved, as formulas [bytes]."""
 
     peak: sympy.Expr
     saved: sympy.Expr
@@ -118,7 +119,7 @@ class MemoryFormulas(NamedTuple):
 
 def fix_sizes(formula: sympy.Expr, fixed: Mapping[str, int]) -> sympy.Expr:
     """Return a count with numbers for some sizes, multiplied out."""
-    numbers = {symbol(name): sympy.Integer(number) for name, number in fixed.items()}
+    numbers = {symbol(name): sympy.Integer(value) for name, value in fixed.items()}
     parts = formula.args if formula.func is sympy.Max else (formula,)
     return maximum(sympy.expand(part.xreplace(numbers)) for part in parts)
 
@@ -130,14 +131,14 @@ def trace_memory(
     itemsize: int = ITEMSIZE,
     clock: Clock | None = None,
 ) -> Memory:
-    """What the lines of a module hold at given sizes.
+    """Return the storages that the lines of a module hold at some sizes.
 
     Args:
         kernels: the lines.
         numbers: an integer for every named size.
-        trained: the tensors that take a gradient; the peak is that of a run without gradients all the same.
-        itemsize: of a number [bytes].
-        clock: what is to be told of every call.
+        trained: the tensors that take a gradient; the peak is still that of a run without gradients.
+        itemsize: size of a number [bytes].
+        clock: adds up the time of every call, if given.
     """
     trace = _Trace(kernels, numbers, frozenset(trained), itemsize, clock)
     trace.run(kernels.lines)
@@ -150,10 +151,10 @@ def trace_memory(
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """A tensor of the run: its layout, the storage it holds if it is ours, the bytes of an element.
+    """A tensor of the run: its layout, its storage if the run allocated it, and the bytes of an element.
 
-    ``is_trained`` tells whether a gradient flows to it, and ``source`` what it is a view of: of what a call made that
-    PyTorch undoes, or of what is given.
+    ``is_trained`` is true if a gradient flows to it. ``source`` is the call's result that it is a view of, or the given
+    tensor, for the backward pass; None if autograd does not follow it.
     """
 
     layout: Layout
@@ -165,13 +166,15 @@ class _Array:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Parts that run alike.
+    """Tiles of an index that have the same size and so run alike.
 
     Attributes:
-        size: the size of the index in a part.
-        rows: what it is in such a part, and as a formula `rows_formula`.
-        count: how many such parts there are, and as a formula.
-        whole: what it is in all.
+        size: the symbol for the size of the index in a tile.
+        rows: the size of the index in such a tile.
+        rows_formula: that size as a formula.
+        count: the number of such tiles.
+        formula: that number as a formula.
+        whole: the size of the index in all tiles together.
     """
 
     size: sympy.Symbol
@@ -183,7 +186,7 @@ class _Part:
 
 
 class _Trace:
-    """A run in progress. What `evaluate` returns is held by its caller, who releases it."""
+    """A run in progress. The caller of `evaluate` holds the array that it returns, and has to release it."""
 
     def __init__(
         self,
@@ -215,12 +218,12 @@ class _Trace:
         self._known: dict[sympy.Expr, int] = {}
 
     def run(self, lines: Sequence[Kernel]) -> None:
-        """Run lines one after the other; those of tiles as often as their parts differ in what is alive."""
+        """Run lines in order. Lines of tiles run once for each kind of tile that `run_tiles` needs."""
         k = 0
         while k < len(lines):
             line, block = lines[k], self.tiles.get(lines[k].number)
             if block is not None and self.part is None:
-                inside = [each for each in lines[k:] if each.number <= block.last]
+                inside = [later for later in lines[k:] if later.number <= block.last]
                 self.run_tiles(block, inside)
                 line, k = inside[-1], k + len(inside)
                 self._drop(number for number in line.dropped if number < block.first)
@@ -232,7 +235,7 @@ class _Trace:
                 self.leave()
 
     def _drop(self, numbers: Iterable[int]) -> None:
-        """Let go of the values of some operations."""
+        """Release the values of some operations."""
         for number in numbers:
             self.release(self.values.pop(self.kernels.operations[number].name))
 
@@ -246,11 +249,11 @@ class _Trace:
 
     @property
     def is_planned(self) -> bool:
-        """Whether what runs now has a planned backward pass, so that PyTorch follows none of it."""
+        """True if the current lines have a planned backward pass, so that autograd does not record them."""
         return self.block is not None and self.block.kind == "planned"
 
     def _differentiate(self, block: Block) -> None:
-        """Keep what a planned backward pass reads, and tell the clock of its lines."""
+        """Save the values that a planned backward pass reads, and add the time of its lines to the clock."""
         backward = self.kernels.backward[block.first]
         arrays = [self.values[v.name] if v.kind == "value" else self._given(v) for v in backward.given]
         trained = {place for place, array in enumerate(arrays) if array.is_trained}
@@ -259,8 +262,8 @@ class _Trace:
         for array in (*arrays, *(self.values[variable.name] for variable in backward.kept)):
             if array.storage is not None:
                 self.keepers.setdefault(array.storage, set()).add(block.last)
-                for kept in self._times(array.storage):
-                    self.kept[array.storage] = kept
+                for stored in self._times(array.storage):
+                    self.kept[array.storage] = stored
         if self.clock is not None:
             self._run_backward(backward, trained, self.clock)
 
@@ -276,9 +279,10 @@ class _Trace:
                 trace.values[line.variable.name] = trace.evaluate(line.made.code)
 
     def run_tiles(self, block: Block, lines: Sequence[Kernel]) -> None:
-        """Run lines part by part: what all full parts but one have made is there when the last two run.
+        """Run lines tile by tile.
 
-        A value that is no larger than a part runs whole.
+        The most is alive during the last two tiles, when the results of the other full tiles exist. So only the first
+        full tile, the last full tile and the rest run. An index no larger than a tile runs whole.
         """
         op = self.kernels.operations[block.last]
         assert op.tile is not None
@@ -300,8 +304,8 @@ class _Trace:
             last = self._run_part(block, lines, rest)
             shape = lines[-1].code.shape
             sizes = self._sizes(shape)
-            made = Storage(shape, prod(sizes), self.itemsize)
-            whole = _Array(Layout(sizes, contiguous_strides(sizes)), made, self.itemsize, last.is_trained)
+            joined = Storage(shape, prod(sizes), self.itemsize)
+            whole = _Array(Layout(sizes, contiguous_strides(sizes)), joined, self.itemsize, last.is_trained)
             self._hold(whole)
             self.release(stack)
             self.release(last)
@@ -310,7 +314,7 @@ class _Trace:
         self.bind(op.name, whole)
 
     def _stack(self, part: _Array, count: int, formula: sympy.Expr) -> _Array:
-        """So many parts, alive together."""
+        """Return the results of a number of equal tiles as one array, which is alive as a whole."""
         if part.storage is None:
             return part
         shape = (formula, *part.storage.shape)
@@ -319,8 +323,8 @@ class _Trace:
         return stack
 
     def _run_part(self, block: Block, lines: Sequence[Kernel], part: _Part) -> _Array:
-        """Run lines where an index has as many values as one part, and what is given is cut to it."""
-        numbers, known, values = self.numbers, self._known, dict(self.values)
+        """Run lines where the index has the size of a tile, on arrays cut to the tile."""
+        numbers, cached, values = self.numbers, self._known, dict(self.values)
         self.part, self._known = part, {}
         if self.clock is not None:
             self.clock.times = part.count
@@ -336,21 +340,21 @@ class _Trace:
         self.number = lines[-1].number
         result = self.evaluate(lines[-1].code)
         self._drop(number for number in lines[-1].dropped if number >= block.first)
-        self.part, self.numbers, self._known = None, numbers, known
+        self.part, self.numbers, self._known = None, numbers, cached
         if self.clock is not None:
             self.clock.times = 1
         self.values.update({name: values[name] for name in values if name in self.values})
         return result
 
     def bind(self, name: str, array: _Array) -> None:
-        """Give a value its name; what had it is let go."""
+        """Give a value its name, and release the value that had it."""
         before = self.values.get(name)
         self.values[name] = array
         if before is not None:
             self.release(before)
 
     def enter(self, block: Block) -> None:
-        """Call the method of a block; what slices add up to is there before the first."""
+        """Enter the method of a block. The sum of slices is allocated before the first slice."""
         self.block = block
         if block.kind == "planned":
             return
@@ -374,7 +378,7 @@ class _Trace:
         self.block, self.loops = None, ()
 
     def evaluate(self, code: Expression) -> _Array:
-        """The tensor an expression makes."""
+        """Return the array of an expression."""
         if isinstance(code, Call) and code.function == "join":
             return self.evaluate(code.operands[0])
         if isinstance(code, Call) and code.function == "accumulate":
@@ -426,12 +430,12 @@ class _Trace:
                 ORDERS.get(code.function, _in_order)(layouts, sizes, code.arguments),
                 self._unit(code, operands),
             )
-            made = Storage(self._formulas(code.shape), prod(sizes), unit)
+            storage = Storage(self._formulas(code.shape), prod(sizes), unit)
             source = None if self.is_planned else Made(sizes, sum(needs) if code.function in ("mm", "bmm") else 0)
-            array = _Array(Layout(sizes, strides), made, unit, any(needs), source)
+            array = _Array(Layout(sizes, strides), storage, unit, any(needs), source)
             if code.function in COPIES:
-                self.moved.extend(self._times(made))
-        if self.clock is not None and is_view and code.function != "type_as":  # nothing is done where types are one
+                self.moved.extend(self._times(storage))
+        if self.clock is not None and is_view and code.function != "type_as":  # outside mixed precision it does nothing
             self.clock.view(any(followed))
         elif self.clock is not None and not is_view:
             self.clock.call(code, layouts, sizes, followed)
@@ -444,31 +448,37 @@ class _Trace:
         return array
 
     def _unit(self, code: Call, operands: Sequence[_Array]) -> int:
-        """The bytes of an element of a new tensor: as its first operand has, but where positions become numbers."""
-        made = UNITS.get(code.function)
-        if made is not None:
-            return made
+        """Return the bytes of an element of a new tensor.
+
+        They are those of the first operand, unless the call makes numbers, positions or truth values of its own.
+        """
+        unit = UNITS.get(code.function)
+        if unit is not None:
+            return unit
         return operands[0].unit if operands and code.function != "convert" else self.itemsize
 
     def _keep(self, arrays: Sequence[_Array], saved: Iterable[int]) -> None:
-        for number in saved:
-            storage = arrays[number].storage
+        for k in saved:
+            storage = arrays[k].storage
             if storage is not None:
                 self.keepers.setdefault(storage, set()).add(self.number)
             if self.block is not None and self.block.kind == "recompute":
                 self._keep_given()
             elif storage is not None:
-                for kept in self._times(storage):
-                    self.kept[storage] = kept
+                for stored in self._times(storage):
+                    self.kept[storage] = stored
 
     def _keep_given(self) -> None:
-        """What runs once more in the backward pass keeps what it is given, and nothing that it makes."""
+        """Save what a recomputed block is given, and nothing that it computes itself."""
         for array in self.given:
             if array.storage is not None:
                 self.kept[array.storage] = array.storage
 
     def _times(self, storage: Storage) -> Iterator[Storage]:
-        """As much as all slices, or all parts that run so, make of a storage that each makes anew."""
+        """Yield a storage once for all slices, or for all tiles of one kind, if each of them makes its own.
+
+        Its shape has a further axis then, since they all exist at once.
+        """
         if self.part is not None and storage in self.made:
             if self.part.count:
                 shape = (self.part.formula, *storage.shape)
@@ -480,7 +490,7 @@ class _Trace:
             yield replace(storage, shape=(*storage.shape, *self.loops), count=count)
 
     def _formulas(self, shape: Shape) -> Shape:
-        """A shape in the sizes of the network, where a part may have a formula for its own."""
+        """Return a shape in the sizes of the network, where the size of a tile has its formula."""
         part = self.part
         return shape if part is None else tuple(size.xreplace({part.size: part.rows_formula}) for size in shape)
 
@@ -493,7 +503,7 @@ class _Trace:
             self.holders[array.storage] = self.holders.get(array.storage, 0) + 1
 
     def release(self, array: _Array) -> None:
-        """Let go of a tensor once; its storage dies with the last one that holds it."""
+        """Release a tensor once; its storage is freed when the last holder releases it."""
         if array.storage is None:
             return
         if self.holders[array.storage] == 1:
@@ -503,14 +513,14 @@ class _Trace:
             self.holders[array.storage] -= 1
 
     def note(self) -> None:
-        """Write down what is alive, if it has grown since the last time."""
+        """Record the storages alive, if there are new ones since the last record."""
         if self._has_grown:
             self.moments.append(tuple(self.holders))
         self._has_grown = False
 
 
 COPIES = ("reshape", "contiguous")
-"""What copies a tensor into another order, where it is no view."""
+"""Calls that copy a tensor into another order, unless they return a view."""
 
 View = Callable[[Layout, Ints, tuple[Any, ...]], Ints | None]
 
@@ -557,7 +567,7 @@ VIEWS: Mapping[str, View] = {
     "unsqueeze": lambda layout, sizes, arguments: (*layout.strides, 1),
     "type_as": lambda layout, sizes, arguments: layout.strides,
 }
-"""The strides of what a call returns where it is a view, and None where it is a copy."""
+"""The strides of a call's result if it is a view, or None if it is a copy."""
 
 Order = Callable[[Sequence[Layout], Ints, tuple[Any, ...]], Ints]
 
@@ -571,7 +581,7 @@ def _elementwise(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, 
 
 
 def _scaled(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
-    """A number is an operand without axes."""
+    """Return the strides of a scaled tensor. The number counts as an operand without axes."""
     return elementwise_strides(sizes, [*operands, Layout((), ())])
 
 
@@ -580,26 +590,33 @@ def _kept(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -
 
 
 def _padded(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
-    """Zeros on no side make a clone."""
+    """Return the strides of a padded tensor. Without any padding the call clones its operand."""
     if operands[0].sizes == sizes:
         return kept_strides(operands[0])
     return suggested_strides(sizes, suggests_channels_last(operands[0]))
 
 
 def _gathered(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
-    """All operands are spread over all axes of the result; the source stands still along those of the positions."""
+    """Return the strides of gathered entries.
+
+    PyTorch spreads all operands over all axes of the result. The source has stride 0 along the axes of the positions.
+    """
     (axis,) = arguments
     source, *positions = operands
     rank, after = len(positions[0].sizes), len(source.sizes) - axis - len(positions)
     still = source.strides[:axis] + (0,) * rank + source.strides[axis + len(positions) :]
     spread = (
-        Layout((1,) * axis + each.sizes + (1,) * after, (0,) * axis + each.strides + (0,) * after) for each in positions
+        Layout((1,) * axis + index.sizes + (1,) * after, (0,) * axis + index.strides + (0,) * after)
+        for index in positions
     )
     return elementwise_strides(sizes, [Layout(sizes, still), *spread])
 
 
 def _convolved(operands: Sequence[Layout], sizes: Ints, arguments: tuple[Any, ...]) -> Ints:
-    """Channels last if either operand is; PyTorch runs one dimension as two, over a contiguous signal."""
+    """Return the strides of a convolution's result: channels last if either operand is.
+
+    PyTorch runs a convolution over one dimension as one over two, on a contiguous signal.
+    """
     if len(sizes) == 5:
         return contiguous_strides(sizes)
     if len(sizes) == 4:
@@ -625,16 +642,16 @@ ORDERS: Mapping[str, Order] = {
     "gather": _gathered,
     "conv": _convolved,
 }
-"""How what a call makes lies in memory; in the order of its axes where nothing is said."""
+"""The strides of a new tensor by its call; calls not listed return contiguous tensors."""
 
 RESULT = -1
 SAVES_RESULT = ("relu", "tanh", "sigmoid", "exp", "sqrt")
-"""The functions whose derivative PyTorch finds from their value; that of the others is found from the operand."""
+"""Functions whose derivative PyTorch computes from their value, and not from the operand."""
 
 
 def _other(code: Call, needs: Sequence[bool]) -> list[int]:
-    """Of a product each operand that the other's gradient needs."""
-    return [number for number in (0, 1) if needs[1 - number]]
+    """Return each operand of a product that the other operand's gradient needs."""
+    return [k for k in (0, 1) if needs[1 - k]]
 
 
 SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
@@ -646,35 +663,35 @@ SAVES: Mapping[str, Callable[[Call, Sequence[bool]], Sequence[int]]] = {
     "gather": lambda code, needs: range(1, len(code.operands)),
     "masked_fill": lambda code, needs: (1,),
 }
-"""The operands that a call saves for the backward pass if a gradient flows through it, `RESULT` being what it returns.
+"""The operands that a call saves for the backward pass if a gradient flows through it; `RESULT` is its result.
 
 Source: tools/autograd/derivatives.yaml of PyTorch.
 """
 
 
 FIRST_PRIME = 5
-"""The number of the smallest prime taken: 11, beyond steps and windows that stand as numbers."""
+"""The number of the smallest prime used: 11, which is larger than usual literal steps and windows."""
 APART = 40
-"""So many primes lie between two sizes, so that one slides over the next however it is padded."""
+"""The distance of two sizes in the list of primes, so that one slides over the next however it is padded."""
 MOST_ORDERED = 4
-"""So many sizes are tried in every order, to find one where windows fit what they slide over."""
+"""The most sizes that are tried in every order, to find an order where windows fit what they slide over."""
 
 
 MOST_SPECIAL = 8
-"""Sizes up to this are tried for one at which an index has one entry, as a window with one position."""
+"""The largest size that is tried to find where an index has one entry, as a window with one position."""
 MOST_CASES = 64
-"""So many cases of sizes have formulas of their own at most: those in which the fewest sizes are fixed."""
+"""The most cases of sizes that get formulas of their own: those in which the fewest sizes are fixed."""
 
 
 def generic_sizes(
     network: Network, numbers: Mapping[str, int], tiles: Iterable[Tile] = (), fixed: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Numbers for all sizes at which no index has size 1 and none equals another by chance, but by those fixed.
+    """Return numbers for all sizes at which no index has size 1 and none equals another by chance, except fixed ones.
 
     Args:
-        network: whose sizes they are.
-        numbers: what is taken where there are none, as for a window that never slides.
-        tiles: indices that are to have several parts, the last of which is not full where that can be.
+        network: the network.
+        numbers: the numbers to return if there are no generic ones, as for a window that never slides.
+        tiles: tiles whose indices get several tiles, the last one not full if possible.
         fixed: the numbers of some sizes.
     """
     return _find_generic(network, tiles, fixed or {}) or {**numbers, **(fixed or {})}
@@ -685,11 +702,14 @@ def _find_generic(network: Network, tiles: Iterable[Tile], fixed: Mapping[str, i
     free = [name for name in _free_sizes(network) if name not in fixed]
     orders = (list(dict.fromkeys([*order, *free])) for order in (free, *permutations(free[:MOST_ORDERED])))
     numbered = (_number(network, order, cut, fixed) for order in orders)
-    return next((found for found in numbered if found is not None), None)
+    return next((candidate for candidate in numbered if candidate is not None), None)
 
 
 def _free_sizes(network: Network) -> list[str]:
-    """The sizes that may have any number; run-time ones last, and so largest: windows slide over them."""
+    """Return the sizes that may have any number.
+
+    Run-time sizes come last, and so get the largest numbers, since windows slide over them.
+    """
     settable = network.settable_sizes()
     return list(dict.fromkeys(s.name for s in (*settable, *network.sizes) if s.value is None or s in settable))
 
@@ -697,33 +717,36 @@ def _free_sizes(network: Network) -> list[str]:
 def _number(
     network: Network, order: Sequence[str], cut: Mapping[str, int], fixed: Mapping[str, int]
 ) -> dict[str, int] | None:
-    """Primes for sizes in this order, and what the others derive; None where an index has no more than one entry.
+    """Return primes for sizes in this order, and the numbers derived from them; None if an index has only one entry.
 
-    With sizes that are fixed an index may have one.
+    With fixed sizes an index may have one entry.
     """
-    found = {name: int(sympy.prime(FIRST_PRIME + APART * k)) for k, name in enumerate(order)}
-    found.update({name: int(sympy.nextprime(3 * size + found[name])) for name, size in cut.items() if name in found})
-    found.update(fixed)
+    numbers = {name: int(sympy.prime(FIRST_PRIME + APART * k)) for k, name in enumerate(order)}
+    numbers.update(
+        {name: int(sympy.nextprime(3 * size + numbers[name])) for name, size in cut.items() if name in numbers}
+    )
+    numbers.update(fixed)
     try:
         for size in network.sizes:
-            if size.name not in found and size.value is not None:
-                found[size.name] = evaluate_size(size.value, found)
-        sizes = [(size, evaluate_size(size, found)) for size in _index_sizes(network)]
+            if size.name not in numbers and size.value is not None:
+                numbers[size.name] = evaluate_size(size.value, numbers)
+        sizes = [(size, evaluate_size(size, numbers)) for size in _index_sizes(network)]
     except SizeError:
         return None
     is_generic = all(size == 1 or number > (0 if fixed else 1) for size, number in sizes)
-    return {size.name: found[size.name] for size in network.sizes} if is_generic else None
+    return {size.name: numbers[size.name] for size in network.sizes} if is_generic else None
 
 
 def _index_sizes(network: Network) -> Iterable[sympy.Expr]:
-    """The sizes that indices have, each once."""
+    """Return the sizes of all indices, each once."""
     return dict.fromkeys(index.size for index in network.indices())
 
 
 def find_cases(network: Network) -> list[dict[str, int]]:
-    """Return the sets of sizes to fix in order to see every index that may have one entry have one; none fixed first.
+    """Return the sets of sizes to fix, which together show every index that may have one entry with one entry.
 
-    A single size is fixed at 1 and at what else gives some index one entry, up to `MOST_SPECIAL`.
+    The empty set comes first. A size is fixed at 1, and at other numbers up to `MOST_SPECIAL` that give some index one
+    entry.
     """
     names, special = _free_sizes(network), range(1, MOST_SPECIAL + 1)
     numbers_of = {name: [n for n in special if _is_case(network, {name: n})] for name in names}
@@ -747,6 +770,6 @@ def case_at(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
 
 
 def _is_case(network: Network, fixed: Mapping[str, int]) -> bool:
-    """Whether every index has an entry with some sizes fixed, and each of these gives one no more."""
-    found = _find_generic(network, (), fixed)
-    return found is not None and case_at(network, found) == {**fixed}
+    """Return whether every index has an entry with some sizes fixed, and each fixed size gives some index only one."""
+    numbers = _find_generic(network, (), fixed)
+    return numbers is not None and case_at(network, numbers) == {**fixed}

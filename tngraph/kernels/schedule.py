@@ -1,7 +1,8 @@
-"""The whole network as one straight line of operations: what is priced, shown and printed.
+"""The schedule: the whole network as one straight line of operations, which is priced, shown and printed.
 
-Single assignment: operation k makes value k, a `load` being a core (or an earlier result) under the indices of
-one access. Steps of the regions' trees come in order; numbers of terms are applied where the value is smallest.
+Each operation assigns one value: operation k computes value k. A `load` is a core, or an earlier result, under the
+indices of one access. The steps of a region's tree keep their order. The scale of a term is applied to the smallest
+value.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Stage:
     """One merged equation with a tree per term.
 
     Attributes:
-        equation: what it computes.
-        trees: of its terms.
-        patterns: of each term, its left-hand indices with the index of its tree that stands for each.
-        branches: of each term, whether its tree is another one in another regime, so that it runs in a method of its
-            own; empty where none does.
+        equation: the equation that it computes.
+        trees: one tree per term.
+        patterns: for each term, its left-hand indices, each with the index of the tree that stands for it.
+        branches: for each term, whether another regime has another tree, so that it runs in a method of its own; empty
+            if no term does.
     """
 
     equation: Equation
@@ -42,21 +43,22 @@ class Operation:
     """One line of the schedule.
 
     Attributes:
-        kind: what it does; ``load``, ``read``, ``embed``, ``view``, ``arrange`` and ``join`` do no arithmetic. A
-            ``view`` ends a region that has other trees in other regimes: its operand with an axis per leg. An
-            ``accumulate`` ends one that runs slice by slice: it adds each slice to the whole. A ``join`` ends one that
-            runs in parts, and puts them side by side; an ``arrange`` before it lays a value out once for all parts.
+        kind: the kind of operation; ``load``, ``read``, ``embed``, ``view``, ``arrange`` and ``join`` do no arithmetic.
+            A ``view`` ends a region that has other trees in other regimes, and gives its operand one axis per leg. An
+            ``accumulate`` ends a region that runs slice by slice, and adds each slice to the whole. A ``join`` ends a
+            region that runs in tiles, and concatenates them. An ``arrange`` before it lays out a value once for all
+            tiles.
         operands: the numbers of the values it takes.
         legs: the legs of its result.
         name: the name of its result: a tensor's, an equation's, or ``t1``, ``t2``, ….
-        access: of a load, what it reads.
-        number: of a ``scale`` the factor, of an ``add`` the sign of the second operand.
-        function: of a ``pointwise``.
-        pattern: of an ``embed``, the operand's index on each leg of the result.
-        loops: the indices it runs for every value of; of a load, those of its legs that it has one value of.
-        form: of a step that is laid out, how it is one kernel.
-        axes: of an ``arrange``, the axes it makes.
-        tile: of a ``join``, how large a part is.
+        access: the access that a ``load`` reads.
+        number: the factor of a ``scale``, or the sign of the second operand of an ``add``.
+        function: the function of a ``pointwise``.
+        pattern: for an ``embed``, the operand's index on each leg of the result.
+        loops: the indices that it runs once per value of; for a load, its legs that are fixed at one value.
+        form: the matmul layout of a step, if the tree has one.
+        axes: the axes that an ``arrange`` makes.
+        tile: the tile of a ``join``.
     """
 
     kind: Kind
@@ -74,7 +76,7 @@ class Operation:
 
 
 class _Writer:
-    """Collects operations and names them."""
+    """A schedule under construction, which also names the values."""
 
     def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
         self.sizes = sizes
@@ -86,17 +88,21 @@ class _Writer:
         self._made = 0
 
     def put(self, kind: Kind, operands: tuple[int, ...], legs: tuple[Leg, ...], **details: object) -> int:
-        """Write an operation down; the number of its value."""
+        """Append an operation, and return the number of its value."""
         self.operations.append(Operation(kind, operands, legs, "", **details))  # type: ignore[arg-type]
         return len(self.operations) - 1
 
     def name_values(self) -> tuple[Operation, ...]:
-        """Name loads by their tensor, equations' last values by the equation, views as what they show, others t1, …."""
-        finals = {number: name for name, number in self.results.items()}
+        """Return the operations with names.
+
+        A load has the name of its tensor, the last value of an equation the name of the equation, and a view the name
+        of its operand. Other values are ``t1``, ``t2``, ….
+        """
+        finals = {k: name for name, k in self.results.items()}
         named: list[Operation] = []
-        for number, op in enumerate(self.operations):
-            is_shown = op.kind == "view" and number not in finals
-            named.append(replace(op, name=named[op.operands[0]].name) if is_shown else self._named(number, op, finals))
+        for k, op in enumerate(self.operations):
+            is_shown = op.kind == "view" and k not in finals
+            named.append(replace(op, name=named[op.operands[0]].name) if is_shown else self._named(k, op, finals))
         return tuple(named)
 
     def _named(self, number: int, op: Operation, finals: Mapping[int, str]) -> Operation:
@@ -112,13 +118,15 @@ class _Writer:
 
 
 class Product(NamedTuple):
-    """How the gradient of an operand is made of that of the result and the other operand.
+    """The product of matrices or entries that computes the gradient of one operand from the result's gradient.
+
+    The other factor is the other operand.
 
     Attributes:
-        number: of the operation.
-        side: which of its operands.
-        form: of the product of matrices; of a product of entries, its order.
-        added: its outer legs, where its products are added up.
+        number: the number of the operation.
+        side: the number of the operand, 0 or 1.
+        form: the matmul layout of a product of matrices, or the order of a product of entries.
+        added: the outer legs, if the products along them are added up.
     """
 
     number: int
@@ -129,19 +137,19 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Operations that run in a method of their own, from the first to the last, whose value is all that leaves it.
+    """Consecutive operations that run in a method of their own; only the value of the last one leaves it.
 
     Attributes:
         kind: ``branch``, a region with another tree in another regime; ``slices``, a region that runs slice by slice;
-            ``tiles``, the part of a region that runs for some values of an index at a time; ``recompute``, operations
-            that run once more in the backward pass; ``planned``, those whose backward pass is planned.
-        first: operation.
-        last: operation.
-        equation: whose region it is.
-        term: of the equation.
+            ``tiles``, the part of a region that runs tile by tile; ``recompute``, operations that are recomputed in the
+            backward pass; ``planned``, operations whose backward pass is planned.
+        first: the first operation.
+        last: the last operation.
+        equation: the name of the region's equation.
+        term: the number of the region's term in the equation.
         products: the gradients of a planned backward pass.
-        kept: the values that this reads, made inside.
-        constant: the loads of what takes no gradient.
+        kept: the values computed inside that a planned backward pass reads.
+        constant: the loads of tensors that take no gradient.
     """
 
     kind: Literal["branch", "slices", "tiles", "recompute", "planned"]
@@ -156,11 +164,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The operations in order.
+    """The operations of a network in order.
 
     Attributes:
-        operations: the lines.
-        results: the number of the value each equation (or core put out as it is) ends in.
+        operations: all operations.
+        results: the number of the final value of each equation, and of each core that is an output itself.
         blocks: the operations that run in methods of their own, in order.
     """
 
@@ -170,12 +178,12 @@ class Schedule:
 
 
 def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str, int]) -> Schedule:
-    """The operations of a planned network, in the order they run.
+    """Return the operations of a planned network, in the order they run.
 
     Args:
         network: the network the stages compute.
         stages: its merged equations with their trees, in order.
-        sizes: numbers at which values are compared to place the terms' factors [elements].
+        sizes: numbers at which values are compared, to find where to apply the terms' scales [elements].
     """
     writer = _Writer(network, sizes)
     for stage in stages:
@@ -189,9 +197,10 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
 
 def _write_stage(writer: _Writer, stage: Stage) -> int:
     equation = stage.equation
-    numbers = sorted(range(len(equation.terms)), key=lambda k: equation.terms[k].scale < 0)
+    # A negative term that follows another is subtracted, and needs no scale of -1.
+    positive_first = sorted(range(len(equation.terms)), key=lambda k: equation.terms[k].scale < 0)
     total = -1
-    for k in numbers:
+    for k in positive_first:
         term, pattern, start = equation.terms[k], stage.patterns[k], len(writer.operations)
         sign, before = -1 if term.scale < 0 and total >= 0 else 1, len(writer.blocks)
         value = _write_term(writer, stage.trees[k], sign * term.scale, (equation.name, k))
@@ -210,7 +219,10 @@ def _write_stage(writer: _Writer, stage: Stage) -> int:
 
 
 def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, place: tuple[str, int]) -> int:
-    """The tree's steps, and the factor after the smallest of its values; what no slice or part changes comes first."""
+    """Append the steps of a tree, with the term's scale after its smallest value, and return the number of the result.
+
+    Steps that are the same for all slices or tiles come first.
+    """
     count = len(tree.region.accesses)
     legs = [sliced_legs(access, tree.sliced) for access in tree.region.accesses] + [step.legs for step in tree.steps]
     loops, moving = _loops(tree), _moving(tree)
@@ -244,10 +256,10 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
     if not parts:
         first = next((k for k in range(start, len(writer.operations)) if writer.operations[k].kind != "load"), start)
         return _write_gradients(writer, tree, first, where, place)
-    given = {k: _arrange_still(writer, tree, k - count, where, moving) for k in parts}
+    arranged_operands = {k: _arrange_still(writer, tree, k - count, where, moving) for k in parts}
     start = len(writer.operations)
     for k in parts:
-        write(k, tuple(given[k].get(o, where.get(o, -1)) for o in tree.steps[k - count].operands))
+        write(k, tuple(arranged_operands[k].get(o, where.get(o, -1)) for o in tree.steps[k - count].operands))
     value = _write_gradients(writer, tree, start, where, place)
     value = writer.put("join", (value,), tree.region.legs, tile=tree.tile)
     writer.blocks.append(Block("tiles", start, value, *place))
@@ -257,35 +269,38 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
 def _write_gradients(
     writer: _Writer, tree: ContractionTree, first: int, where: Mapping[int, int], place: tuple[str, int]
 ) -> int:
-    """The end of a region: where its backward pass is planned, the result with an axis per leg, and all as a block."""
+    """Return the final value of a region.
+
+    With a planned backward pass the region ends in a view with one axis per leg, and all its operations become a block.
+    """
     count = len(tree.region.accesses)
     value = where[count + len(tree.steps) - 1]
     if not tree.gradients:
         return value
     value = writer.put("view", (value,), tree.region.legs)
-    made = range(first, value)
-    products, kept = [], set()
+    inside = range(first, value)
+    products, saved = [], set()
     for gradient in tree.gradients:
         number = _contracting(writer, where[count + gradient.step])
-        if number in made:
+        if number in inside:
             side = tree.steps[gradient.step].operands.index(gradient.operand)
             products.append(Product(number, side, gradient.form, gradient.added))
-            kept.add(writer.operations[number].operands[1 - side])
-    kept = {k for k in kept if k in made and writer.operations[k].kind != "load"}
+            saved.add(writer.operations[number].operands[1 - side])
+    saved = {k for k in saved if k in inside and writer.operations[k].kind != "load"}
     accesses = ((k, op.access) for k, op in enumerate(writer.operations))
     constant = frozenset(k for k, access in accesses if access is not None and access.source in writer.constants)
-    writer.blocks.append(Block("planned", first, value, *place, tuple(products), frozenset(kept), constant))
+    writer.blocks.append(Block("planned", first, value, *place, tuple(products), frozenset(saved), constant))
     return value
 
 
 def _contracting(writer: _Writer, number: int) -> int:
-    """The operation that a step is, before a factor on its result."""
+    """Return the operation of a step itself, without the scale that may follow it."""
     op = writer.operations[number]
     return op.operands[0] if op.kind == "scale" else number
 
 
 def _source(writer: _Writer, access: Access, is_moving: bool) -> tuple[int, ...]:
-    """The result that an access reads; with an axis per leg where parts are taken of it."""
+    """Return the result that an access reads, laid out with one axis per leg if tiles are cut from it."""
     if access.source not in writer.results:
         return ()
     result = writer.results[access.source]
@@ -296,7 +311,7 @@ def _source(writer: _Writer, access: Access, is_moving: bool) -> tuple[int, ...]
 
 
 def _moving(tree: ContractionTree) -> list[bool]:
-    """For every value of a tree whether it is another one in each part."""
+    """Return for every value of a tree whether it differs between tiles."""
     index = tree.tile.index if tree.tile is not None else None
     moving = [index in bare_legs(access) for access in tree.region.accesses]
     for step in tree.steps:
@@ -307,7 +322,7 @@ def _moving(tree: ContractionTree) -> list[bool]:
 def _arrange_still(
     writer: _Writer, tree: ContractionTree, number: int, where: Mapping[int, int], moving: Sequence[bool]
 ) -> dict[int, int]:
-    """The operands of a step that are the same for all parts, each laid out once as the step takes it."""
+    """Return the operands of a step that are the same for all tiles, each laid out once for the step."""
     still = [operand for operand in tree.steps[number].operands if tree.forms and not moving[operand]]
     axes = {operand: arranged_axes(tree, number, operand) for operand in still}
     return {operand: _put_arranged(writer, where[operand], axes[operand]) for operand in still if axes[operand]}
@@ -316,7 +331,7 @@ def _arrange_still(
 def _arrange_for_gradients(
     writer: _Writer, tree: ContractionTree, number: int, operands: tuple[int, ...], arranged: Container[tuple[int, int]]
 ) -> tuple[int, ...]:
-    """The operands of a step, those laid out by themselves that a gradient takes as the step does."""
+    """Return the operands of a step, with a separate layout for those that a gradient reads the same way."""
     return tuple(
         _put_arranged(writer, value, arranged_axes(tree, number, operand))
         if (number, operand) in arranged and writer.operations[value].kind != "arrange"
@@ -331,7 +346,10 @@ def _put_arranged(writer: _Writer, value: int, axes: tuple[tuple[Leg, ...], ...]
 
 
 def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:
-    """For every value of a tree the indices it is made anew for: those sliced on a leaf; all, above one of these."""
+    """Return for every value of a tree the indices it is recomputed for.
+
+    A leaf has the sliced indices among its legs. A step has all of them if an operand has any.
+    """
     loops = [tuple(leg for leg in access.legs if leg in tree.sliced) for access in tree.region.accesses]
     for step in tree.steps:
         loops.append(tree.sliced if any(loops[o] for o in step.operands) else ())
@@ -339,19 +357,22 @@ def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:
 
 
 def _write_accumulation(writer: _Writer, tree: ContractionTree, start: int, value: int) -> int:
-    """The end of a region that runs slice by slice: its legs, sliced ones of the result included."""
+    """Append the end of a region that runs slice by slice, with all its legs, including sliced ones of the result."""
     return writer.put("accumulate", (value,), tree.region.legs, loops=tree.sliced)
 
 
 def _slices(writer: _Writer, start: int, last: int, equation: str, term: int) -> Block:
-    """The operations of a region that run once per slice."""
-    made = range(start, last + 1)
-    first = next(k for k in made if writer.operations[k].loops and writer.operations[k].kind != "load")
+    """Return the block of a region's operations that run once per slice."""
+    inside = range(start, last + 1)
+    first = next(k for k in inside if writer.operations[k].loops and writer.operations[k].kind != "load")
     return Block("slices", first, last, equation, term)
 
 
 def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:
-    """Where one index stands for several on the left: zero off their diagonal."""
+    """Append the step that places one index on the diagonal of several left-hand legs, if there is one.
+
+    Entries off the diagonal are zero.
+    """
     own = tuple(inner for _, inner in pattern)
     if len(set(own)) == len(own):
         return value

@@ -1,11 +1,11 @@
-"""Which values follow the type of the matrix products, so that a layer has the type of a dense one under autocast.
+"""The type of each value under autocast, so that a layer has the type of a dense one.
 
 In mixed precision PyTorch computes matrix products and convolutions in a narrow type, and leaves params wide. The sum
-or the entrywise product of both would be wide: a dense layer, which adds its bias inside the product, is narrow. So
-what is made of stored tensors alone takes the type of the product that it meets. Elsewhere all types are one, and
-nothing is converted.
+or the entrywise product of both would be wide. A dense layer, which adds its bias inside the product, is narrow. So a
+value computed from stored tensors alone is converted to the type of the product that it is combined with. Outside mixed
+precision all types are the same, and nothing is converted.
 
-A product of inputs alone may be of another type than the params. Nothing takes its type, nor that of an input.
+A product of inputs alone may be of another type than the params. No value takes its type or the type of an input.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from tngraph.kernels.schedule import Operation
 from tngraph.language.network import Network
 
 ValueType = Literal["data", "constant", "weight", "product"]
-"""What the type of a value follows from: an input or PyTorch's rules, a constant, stored tensors, or a product."""
+"""The origin of a value's type: an input or PyTorch's rules, a constant, stored tensors, or a product."""
 _STRENGTH: Sequence[ValueType] = ("constant", "weight", "product")
-"""The types of two values of which none is data, the one that both together have last."""
+"""Types other than data by precedence: two values together have the type that comes later."""
 _ROLES: dict[str, ValueType] = {"input": "data", "const": "constant", "param": "weight", "buffer": "weight"}
 
 
 def find_types(
     network: Network, operations: Sequence[Operation], folded: Container[int] = frozenset()
 ) -> tuple[ValueType, ...]:
-    """Return what the type of each operation's value follows from.
+    """Return the origin of the type of each operation's value.
 
     Args:
-        network: whose tensors they read.
-        operations: in the order they run; one that reads what is folded has no access.
-        folded: the operations whose values are stored before the first call, outside of mixed precision.
+        network: the network whose tensors they read.
+        operations: the operations in the order they run; a load of a folded value has no access.
+        folded: the operations whose values are stored before the first call, outside mixed precision.
     """
     roles = {core.name: _ROLES[core.role] for core in network.cores}
     types: list[ValueType] = []
@@ -52,7 +52,7 @@ def find_types(
 
 
 def take_type_of_product(operands: Sequence[Tensor], types: Sequence[ValueType]) -> list[Tensor]:
-    """Return two operands, the one that is made of stored tensors in the type of the other if that is a product."""
+    """Return two operands, of which one computed from stored tensors has the type of the other if that is a product."""
     product = next((tensor for tensor, kind in zip(operands, types, strict=True) if kind == "product"), None)
     if product is None:
         return list(operands)
@@ -66,7 +66,10 @@ def take_type_of_product(operands: Sequence[Tensor], types: Sequence[ValueType])
 
 
 def arrange_then_convert(tensor: Tensor, axes: Axes) -> Expression:
-    """Return `arrange`, where what takes the type of another value takes it last: what is below may be folded."""
+    """Return a tensor arranged into axes, with any conversion of its type done last.
+
+    The arranged tensor below the conversion may then be folded.
+    """
     code = tensor.code
     if not isinstance(code, Call) or code.function != "type_as":
         return arrange(tensor, axes)

@@ -1,4 +1,4 @@
-"""Reads at affine positions: windows laid out as views, and convolutions, transposed or not, as one call of PyTorch."""
+"""Reads at affine positions: windows as views, and convolutions, transposed or not, as one call of PyTorch."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from tngraph.language.sizes import is_same
 from tngraph.planning.region import leg_size, legs_size, position_range
 
 MOST_SPATIAL = 3
-"""PyTorch convolves over at most three dimensions at once."""
+"""The most dimensions that PyTorch convolves over at once."""
 FEWEST_POSITIONS = 32
-"""With fewer of them a sample, a matrix product over all samples is faster, copies and all [elements]."""
+"""With fewer positions per sample, one matrix product over all samples is faster, despite its copies [elements]."""
 Window = tuple[int, Read, sympy.Expr, sympy.Expr]
-"""An axis, the read on it, and the first and last position that are needed."""
+"""An axis, the read on it, and the first and the last position needed."""
 Sides = tuple[sympy.Expr, sympy.Expr]
 """The zeros before and after an axis."""
 ZERO = sympy.Integer(0)
 
 
 def _extend(code: Expression, windows: Sequence[Window], context: Context) -> Expression:
-    """Make every axis hold exactly the positions needed: zeros outside, or the leg again where it is cyclic.
+    """Return a tensor whose axes hold exactly the positions needed.
 
-    Padding comes before cropping, so that positions all outside (possible at some run-time sizes) read zero too.
+    Positions outside hold zeros, or the leg again if it is cyclic. Padding comes before cropping. So even if all
+    positions are outside, as may be at some run-time sizes, they read zero.
     """
     pads: dict[int, Sides] = {}
     crops = []
@@ -50,42 +51,42 @@ def _extend(code: Expression, windows: Sequence[Window], context: Context) -> Ex
 
 
 def _pad(code: Expression, sides: Sequence[Sides]) -> Call:
-    """Zeros around a tensor."""
+    """Return a tensor with zeros around it."""
     shape = tuple(size + before + after for size, (before, after) in zip(code.shape, sides, strict=True))
     return Call("pad", (code,), tuple(sides), shape)
 
 
 def _select(code: Expression, axis: int, ends: Sides, size: sympy.Expr, context: Context) -> Call:
-    """A run of positions of a cyclic axis, taken modulo its size."""
+    """Return a range of positions of a cyclic axis, taken modulo its size."""
     length = ends[1] - ends[0]
     positions = wrap_positions(Call("arange", (), ends, (length,)), size, context)
     return Call("index_select", (code, positions), (axis,), replace_axis(code.shape, axis, length))
 
 
 def wrap_positions(positions: Expression, size: sympy.Expr, context: Context) -> Call:
-    """Positions taken modulo the size of a cyclic leg."""
+    """Return positions modulo the size of a cyclic leg."""
     if context.is_fixed(size):
         return Call("remainder", (positions,), (size,), positions.shape)
-    # A modulus of run time is a tensor, since the ONNX exporter takes no other.
+    # A run-time modulus has to be a tensor for the ONNX exporter.
     return Call("remainder", (positions, Call("full", (), (size,), ())), (), positions.shape)
 
 
 def _slide(code: Expression, axis: int, windows: tuple[sympy.Expr, sympy.Expr, int], context: Context) -> Call:
-    """The windows of an axis, which then counts them, along one more axis, the last.
+    """Return the windows of an axis. The axis then counts windows, and a new last axis runs inside them.
 
     Args:
-        code: a tensor.
-        axis: the one that windows move along.
-        windows: how many there are, the size of one, and the step between two.
-        context: which sizes are known once the module is built.
+        code: the tensor.
+        axis: the axis that windows move along.
+        windows: the number of windows, the size of one, and the step between two.
+        context: the sizes that are known once the module is built.
     """
     count, size, step = windows
     rank, shape = len(code.shape), (*replace_axis(code.shape, axis, count), size)
     if context.is_fixed(size):
         return Call("unfold", (code,), (axis, size, step), shape)
-    # `unfold` takes no symbolic size: a traced graph would serve this one only.
-    given = (count,) if step == 1 else (ZERO, step * count, sympy.Integer(step))
-    starts = Call("unsqueeze", (Call("arange", (), given, (count,)),), (1,), (count, sympy.Integer(1)))
+    # `unfold` takes no symbolic size, so a traced graph would hold for the traced size only.
+    bounds = (count,) if step == 1 else (ZERO, step * count, sympy.Integer(step))
+    starts = Call("unsqueeze", (Call("arange", (), bounds, (count,)),), (1,), (count, sympy.Integer(1)))
     inside = Call("arange", (), (size,), (size,))
     positions = Call("add", (starts, inside), (), (count, size))
     gathered = Call("gather", (code, positions), (axis,), (*code.shape[:axis], count, size, *code.shape[axis + 1 :]))
@@ -93,10 +94,10 @@ def _slide(code: Expression, axis: int, windows: tuple[sympy.Expr, sympy.Expr, i
 
 
 def _windows(code: Expression, axis: int, read: Read, legs: list[Leg], context: Context) -> Expression:
-    """The positions of one axis along the read's indices: the first index stays in place, the others go last.
+    """Return one axis laid out along its read's indices: the first index stays in place, the others go last.
 
-    An index whose size is known at each call only comes first: windows of the others are views of a fixed size then,
-    where windows along the others would be gathered, each as long as that index.
+    Indices whose size is known only at each call come first. The windows of the other indices then have a fixed size
+    and are views. In another order the windows would be as long as the run-time index, and would have to be gathered.
     """
     terms = sorted(read.terms, key=lambda term: context.is_fixed(term[1].size))
     if not terms:
@@ -122,7 +123,7 @@ def _windows(code: Expression, axis: int, read: Read, legs: list[Leg], context: 
 
 
 def unfold(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
-    """Lay reads out along their indices: pad (or gather, if cyclic), then one window view per index."""
+    """Lay out reads along their indices: pad (or gather, if cyclic), then take one window view per index."""
     legs = list(tensor.legs)
     code = arrange(tensor, separate(legs))
     windows = []
@@ -138,7 +139,7 @@ def unfold(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A read that a convolution resolves: the kernel's index, and the geometry of ``F.conv``."""
+    """A read that a convolution resolves: the kernel's index, and the geometry that ``F.conv`` needs."""
 
     read: Read
     kernel: Index
@@ -152,12 +153,12 @@ class Resolved:
 
     @property
     def extent(self) -> sympy.Expr:
-        """The output positions [elements]."""
+        """The number of output positions [elements]."""
         return legs_size(self.left)
 
     @property
     def left(self) -> tuple[Leg, ...]:
-        """What is left of the read, if anything is."""
+        """The leg that remains of the read, if one does."""
         return (self.rest,) if self.rest is not None else ()
 
 
@@ -170,8 +171,8 @@ def _resolve(read: Read, kernel: Index, result: Sequence[Leg]) -> Resolved:
         names = {index for _, index in terms}
         rest = next(leg for leg in result if isinstance(leg, Read) and names == set(leg.indices))
     least, _ = position_range(terms)
-    turn = coefficient * (kernel.size - 1) if coefficient < 0 else sympy.Integer(0)
-    start = read.offset + least + turn
+    shift = coefficient * (kernel.size - 1) if coefficient < 0 else sympy.Integer(0)
+    start = read.offset + least + shift
     extent = leg_size(rest) if rest is not None else sympy.Integer(1)
     last = start + stride * (extent - 1) + abs(coefficient) * (kernel.size - 1)
     is_reversed = len(terms) == 1 and terms[0][0] < 0
@@ -179,13 +180,13 @@ def _resolve(read: Read, kernel: Index, result: Sequence[Leg]) -> Resolved:
 
 
 def resolved_reads(signal: Tensor, kernel: Tensor, result: Sequence[Leg]) -> list[Resolved]:
-    """The reads of one operand that the other's indices resolve."""
+    """Return the reads of one operand that the other one's indices resolve."""
     gone = [leg for leg in signal.legs if isinstance(leg, Read) and leg not in result]
     return [_resolve(read, next(i for i in read.indices if i in kernel.legs), result) for read in gone]
 
 
 def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> Tensor:
-    """Lay the kernel's index of each resolved read out beside what remains of the read, as a window view."""
+    """Lay out the kernel's index of each resolved read beside the rest of the read, as a window view."""
     legs = list(tensor.legs)
     windows = [(legs.index(each.read), each.read, each.start, each.last) for each in resolved]
     code = _extend(arrange(tensor, separate(legs)), windows, context)
@@ -206,7 +207,7 @@ def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> 
 def can_convolve(
     signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
 ) -> bool:
-    """Whether a convolution is one ``F.conv*``: along few axes, in groups that are as many at every call."""
+    """Return whether a convolution is one ``F.conv*``: along few axes, in a number of groups that is fixed."""
     groups = tuple(leg for leg in signal.legs if leg in kernel.legs and leg in legs)
     return len(resolved) <= MOST_SPATIAL and context.is_fixed(legs_size(groups))
 
@@ -216,10 +217,10 @@ class _Slide:
     """An axis of a convolution: a read that it resolves, or legs along which the kernel has one entry.
 
     Attributes:
-        legs: of the signal on this axis.
-        taps: of the kernel.
-        result: what is left of them.
-        resolved: the read.
+        legs: the legs of the signal on this axis.
+        taps: the legs of the kernel.
+        result: the legs that remain in the result.
+        resolved: the read, if there is one.
     """
 
     legs: tuple[Leg, ...]
@@ -229,9 +230,10 @@ class _Slide:
 
 
 def _slides(signal: Tensor, kernel: Tensor, resolving: Iterable[_Slide], context: Context) -> tuple[_Slide, ...]:
-    """The axes of a convolution as the signal has them.
+    """Return the axes of a convolution, in the signal's order.
 
-    Positions behind the channels that it does not resolve are axes of it too: to make them rows would copy the signal.
+    Positions behind the channels are axes even if the convolution does not resolve them, since rows in front of the
+    channels would need a copy of the signal.
     """
     by_leg = {slide.legs[0]: slide for slide in resolving}
     is_behind = not any(leg in kernel.legs for leg in signal.legs)
@@ -249,7 +251,7 @@ def _slides(signal: Tensor, kernel: Tensor, resolving: Iterable[_Slide], context
 
 
 class _Roles(NamedTuple):
-    """The legs of a convolution that are on none of its axes."""
+    """The legs of a convolution that are not on its axes."""
 
     rows: tuple[Leg, ...]
     groups: tuple[Leg, ...]
@@ -258,7 +260,10 @@ class _Roles(NamedTuple):
 
 
 def _find_roles(signal: Tensor, kernel: Tensor, slides: Sequence[_Slide], legs: Sequence[Leg]) -> _Roles:
-    """Legs of the signal alone are its batch, legs of both its channels where they are summed, its groups where not."""
+    """Return the roles of the legs that are not on axes.
+
+    Legs of the signal alone are its batch. Legs of both operands are channels if they are summed, and groups otherwise.
+    """
     placed = [leg for slide in slides for leg in (*slide.legs, *slide.taps)]
     shared = tuple(leg for leg in signal.legs if leg in kernel.legs)
     groups, channels = (tuple(leg for leg in shared if (leg in legs) == is_kept) for is_kept in (True, False))
@@ -271,13 +276,13 @@ def _find_roles(signal: Tensor, kernel: Tensor, slides: Sequence[_Slide], legs: 
 def convolve(
     signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
 ) -> Tensor:
-    """One ``F.conv*`` over all resolved reads."""
+    """Return one ``F.conv*`` over all resolved reads."""
     resolving = [_Slide((each.read,), (each.kernel,), each.left, each) for each in resolved]
     slides = _slides(signal, kernel, resolving, context)
     rows, groups, channels, columns = _find_roles(signal, kernel, slides, legs)
     code = arrange(signal, (rows, groups + channels, *(slide.legs for slide in slides)))
     pads = [_padding(slide.resolved) for slide in slides]
-    if None in pads:
+    if None in pads:  # the ``padding`` argument cannot do one axis, so all are extended first
         reads = [(2 + k, slide.resolved) for k, slide in enumerate(slides) if slide.resolved is not None]
         code = _extend(code, [(axis, each.read, each.start, each.last) for axis, each in reads], context)
     elif isinstance(code, Call) and code.function == "permute":
@@ -287,7 +292,7 @@ def convolve(
     if len(slides) == MOST_SPATIAL:
         code, weight = _in_order(code), _in_order(weight)
     elif kernel.legs[-1] in channels:
-        weight = _in_order(weight)  # with its channels last it would have the signal copied so, and the result lie so
+        weight = _in_order(weight)  # else PyTorch would copy the signal to channels-last
     options = (
         tuple(slide.resolved.stride if slide.resolved else 1 for slide in slides),
         tuple(0 if pad is None or None in pads else pad for pad in pads),
@@ -296,15 +301,15 @@ def convolve(
     )
     axes = (rows, groups + columns, *(slide.result for slide in slides))
     code = Call("conv", (code, weight), options, axes_shape(axes))
-    turned = [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_reversed]
-    return Tensor(flip(code, turned), axes)
+    reversed_axes = [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_reversed]
+    return Tensor(flip(code, reversed_axes), axes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Spread:
-    """How a transposed convolution puts out an axis: where on its full result the positions that are wanted begin.
+    """An axis of the result of a transposed convolution, and where its wanted positions begin.
 
-    The index that is resolved moves every position of the leg that is read by `step`.
+    Each value of the resolved index shifts the positions of the read leg by another `step`.
     """
 
     resolved: Resolved
@@ -316,24 +321,24 @@ class _Spread:
 
     @property
     def full(self) -> sympy.Expr:
-        """All positions that are reached [elements]."""
+        """The number of all positions that are reached [elements]."""
         return self.step * (self.resolved.kernel.size - 1) + self.resolved.read.leg.size
 
     @property
     def first(self) -> sympy.Expr:
-        """The first of them that is wanted, negative where zeros come before."""
+        """The first wanted position, negative if zeros come before the reached ones."""
         return self.resolved.last - self.resolved.extent + 1
 
     @property
     def margins(self) -> tuple[int, int] | None:
-        """The ``padding`` and ``output_padding`` that leave what is wanted, or None where it is cut out by hand."""
+        """The ``padding`` and ``output_padding`` that leave the wanted positions, or None if no such arguments do."""
         added = sympy.expand(self.resolved.extent - self.full + 2 * self.first)
         if not self.first.is_Integer or self.first < 0 or not added.is_Integer or not 0 <= added < self.step:
             return None
         return int(self.first), int(added)
 
     def cut(self, code: Expression, axis: int, context: Context) -> Expression:
-        """The positions that are wanted of all, zeros where none is reached."""
+        """Return the wanted positions of all reached ones, with zeros where none is reached."""
         leg = Index(self.resolved.read.leg.name, self.full)
         window = (axis, Read(leg, ((1, leg),), ZERO), self.first, self.first + self.resolved.extent - 1)
         return _extend(code, [window], context)
@@ -342,14 +347,14 @@ class _Spread:
 def convolve_transposed(
     signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
 ) -> Tensor:
-    """One ``F.conv_transpose*``: every position of the kernel is spread over the results that read it.
+    """Return one ``F.conv_transpose*``, which adds every position of the kernel to all results that read it.
 
     Args:
-        signal: has the indices that are resolved.
-        kernel: is read.
+        signal: the operand with the indices that are resolved.
+        kernel: the operand that is read.
         resolved: the reads.
-        legs: of the result.
-        context: which sizes are known once the module is built.
+        legs: the legs of the result.
+        context: the sizes that are known once the module is built.
     """
     resolving = [_Slide((each.kernel,), (each.read,), each.left, each) for each in resolved]
     slides = _slides(signal, kernel, resolving, context)
@@ -370,43 +375,50 @@ def convolve_transposed(
     code = Call("conv_transpose", (_in_order(code), _in_order(weight)), arguments, tuple(sizes))
     for axis, spread in by_hand.items():
         code = spread.cut(code, axis, context)
-    turned = [axis for axis, spread in spreads.items() if spread.resolved.is_reversed]
-    return Tensor(flip(code, turned), axes)
+    reversed_axes = [axis for axis, spread in spreads.items() if spread.resolved.is_reversed]
+    return Tensor(flip(code, reversed_axes), axes)
 
 
 def add_up(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> Tensor:
-    """The sums along the diagonals of an index and the leg that it moves: what is left of a product of all their pairs.
+    """Return the sums along diagonals of the resolved index and the leg it shifts, from the product of all pairs.
 
-    Row after row is padded to one more step than the result has positions, and read as rows a step shorter.
+    Each row is padded to one step more than the result has positions. The whole is then read as rows that are one step
+    shorter, which lines the diagonals up as columns.
     """
     for spread in map(_Spread, resolved):
-        each = spread.resolved
-        rest = tuple(leg for leg in tensor.legs if leg not in (each.kernel, each.read))
+        read = spread.resolved
+        rest = tuple(leg for leg in tensor.legs if leg not in (read.kernel, read.read))
         axis = len(rest)
-        code = arrange(tensor, separate((*rest, each.kernel, each.read)))
-        code = flip(code, () if each.is_flipped else (axis,))
+        code = arrange(tensor, separate((*rest, read.kernel, read.read)))
+        code = flip(code, () if read.is_flipped else (axis,))
         code = _pad(
-            code, [*((ZERO, ZERO) for _ in range(axis + 1)), (ZERO, spread.full + spread.step - each.read.leg.size)]
+            code, [*((ZERO, ZERO) for _ in range(axis + 1)), (ZERO, spread.full + spread.step - read.read.leg.size)]
         )
-        shape, count = axes_shape(separate(rest)), each.kernel.size
+        shape, count = axes_shape(separate(rest)), read.kernel.size
         code = reshape(code, (*shape, count * (spread.full + spread.step)))
         code = Call("narrow", (code,), (axis, ZERO, count * spread.full), (*shape, count * spread.full))
         code = Call("sum", (reshape(code, (*shape, count, spread.full)),), (axis,), (*shape, spread.full))
         code = spread.cut(code, axis, context)
-        tensor = Tensor(flip(code, [axis] * each.is_reversed), separate((*rest, *each.left)))
+        tensor = Tensor(flip(code, [axis] * read.is_reversed), separate((*rest, *read.left)))
     return tensor
 
 
 def mix_channels(operands: Sequence[Tensor], legs: Sequence[Leg], context: Context) -> Tensor | None:
-    """A product over channels that stand before the positions, which stay there; None where they do not, or are few.
+    """Return a product over channels that stand before the positions, which keep their place.
 
-    ``weight @ signal`` per sample, the weight being one for all of them, is what a convolution with windows of one
-    entry computes. It takes no copy where the channels lie side by side.
+    Return None if the legs are not in this order, or if there are few positions. The product is ``weight @ signal`` per
+    sample, with one weight for all samples, as in a convolution with windows of one entry. It needs no copy if the
+    channels are adjacent in memory.
     """
     signal, weight = operands if any(map(context.is_position, operands[0].legs)) else (operands[1], operands[0])
     channels = tuple(leg for leg in signal.legs if leg in weight.legs)
-    kept = any(leg in legs for leg in channels)
-    if kept or not channels or any(map(context.is_position, weight.legs)) or not context.is_position(signal.legs[-1]):
+    is_kept = any(leg in legs for leg in channels)
+    if (
+        is_kept
+        or not channels
+        or any(map(context.is_position, weight.legs))
+        or not context.is_position(signal.legs[-1])
+    ):
         return None
     start = signal.legs.index(channels[0])
     rows = signal.legs[:start]
@@ -424,14 +436,17 @@ def mix_channels(operands: Sequence[Tensor], legs: Sequence[Leg], context: Conte
 
 
 def _in_order(code: Expression) -> Expression:
-    """Contiguous: how a convolution over three dimensions returns anything else depends on the type of the numbers."""
+    """Return a contiguous tensor, copied if necessary.
+
+    The layout that a convolution over three dimensions returns for other tensors depends on the type of the numbers.
+    """
     is_given = isinstance(code, Variable) and code.kind != "value"
     is_done = isinstance(code, Call) and code.function == "contiguous"
     return code if is_given or is_done else contiguous(code)
 
 
 def _padding(each: Resolved | None) -> int | None:
-    """The ``padding`` argument that does it, or None where the axis has to be extended by hand."""
+    """Return the ``padding`` argument that yields the needed positions, or None if there is none."""
     if each is None:
         return 0
     pad = -each.start

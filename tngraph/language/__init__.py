@@ -1,1 +1,1 @@
-"""What a network is and means: values, text, builder, imports, the NumPy reference."""
+"""A network and its meaning: values, text, builder, imports, the NumPy reference."""

@@ -1,4 +1,4 @@
-"""What public functions are given, checked: a value of another kind is refused in the words of the caller."""
+"""Checks of what public functions are given: a value of another kind is refused in the caller's words."""
 
 from __future__ import annotations
 

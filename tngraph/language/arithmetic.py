@@ -1,7 +1,7 @@
-"""Integer arithmetic of spec files: an expression's meaning, weighed before it is computed.
+"""Integer arithmetic of spec files, where the size of a result is bounded before it is computed.
 
-A file may say ``10**9**9`` or ``(h - 1)**99999``. Every operation here bounds its result (its value under the
-defaults, the terms and the coefficients it would have when multiplied out) and only then asks sympy for it.
+A file may say ``10**9**9`` or ``(h - 1)**99999``. Every operation first bounds its result: the value under the
+defaults, and the terms and coefficients when multiplied out. Only then does it ask sympy to compute it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BITS = 512
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """An integer expression over sizes with what bounds it.
+    """An integer expression over sizes, with bounds on how large it is.
 
     Args:
         expr: the expression.
-        value: its integer under the defaults; None when it depends on a run-time size.
+        value: its integer under the defaults; None if it depends on a run-time size.
         terms: a bound on the number of its terms when multiplied out.
         norm: a bound on the sum of its coefficients' magnitudes.
     """
@@ -43,7 +43,7 @@ class Amount:
 
     @classmethod
     def of(cls, expr: sympy.Expr, value: int | None) -> Amount:
-        """A named size, or an integer."""
+        """Return the amount of a named size or of an integer."""
         return cls(expr, value, 1, max(1, abs(int(expr)))) if expr.is_Integer else cls(expr, value)
 
     def __add__(self, other: Amount) -> Amount:
@@ -60,7 +60,7 @@ class Amount:
 
     def __floordiv__(self, other: Amount) -> Amount:
         _check_divisor(other, "division")
-        if other.expr.could_extract_minus_sign():  # one form for a//-b and -a//b, which are equal
+        if other.expr.could_extract_minus_sign():  # a//-b and -a//b are equal, and get one form
             return -self // -other
         return _combine(operator.floordiv, self, other, self.terms + other.terms, self.norm + other.norm)
 
@@ -90,7 +90,7 @@ def _combine(operation: Callable[[Any, Any], Any], left: Amount, right: Amount, 
 
 
 def _settled(expr: sympy.Expr, value: int | None, terms: int, norm: int) -> Amount:
-    """An amount, simpler where the expression came out as a plain integer."""
+    """Return an amount, with tight bounds if the expression turned out to be a plain integer."""
     return Amount.of(expr, int(expr)) if expr.is_Integer else Amount(expr, value, terms, norm)
 
 
@@ -112,7 +112,7 @@ def _extreme(name: str, amounts: Sequence[Amount]) -> Amount:
 Operand = Amount | Position
 Syntax = Token | Tree[Token]
 Resolve = Callable[[Syntax], Operand]
-"""What a name stands for where an expression is."""
+"""A function that returns the meaning of a name in an expression."""
 
 _OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -126,12 +126,12 @@ _OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How an expression is read where it stands.
+    """The rules by which an expression is read in its place.
 
     Args:
-        resolve: the meaning of a name.
-        sizes: the meaning of a name right of a cyclic ``%`` and in ``min`` and ``max``, where only sizes stand.
-        spend: told the terms of each operation that is slow on symbols, and where it is.
+        resolve: returns the meaning of a name.
+        sizes: the same right of a cyclic ``%`` and in ``min`` and ``max``, where only sizes are allowed.
+        spend: called with the terms of each operation that is slow on symbols, and its place.
     """
 
     resolve: Resolve
@@ -140,10 +140,10 @@ class Reading:
 
 
 def evaluate(tree: Syntax, reading: Reading) -> Operand:
-    """The meaning of an expression, a tree of the rules ``expr`` or ``_position``.
+    """Return the meaning of an expression, a tree of the rules ``expr`` or ``_position``.
 
     Raises:
-        NetworkError: an unknown name, or an expression that is no integer arithmetic.
+        NetworkError: an unknown name, or an expression that is not integer arithmetic.
         LimitError: a value beyond 2**62.
     """
     if isinstance(tree, Token):
@@ -160,7 +160,7 @@ def _literal(token: Token) -> Amount:
 
 
 def _located(operation: Callable[[Any, Any], Any], left: Operand, right: Operand, at: object) -> Operand:
-    """Apply an operation, its errors placed at its sign."""
+    """Apply an operation, and place its errors at its sign."""
     if isinstance(left, Position) or isinstance(right, Position):
         left, right = (x.expr if isinstance(x, Amount) else x for x in (left, right))
     try:
@@ -178,7 +178,7 @@ def _chain(tree: Tree[Token], reading: Reading) -> Operand:
         right = evaluate(child, replace(reading, resolve=reading.sizes) if cyclic else reading)
         total = _located(_OPERATIONS[str(sign)], total, right, sign)
         if sign in ("%", "//"):
-            # By a plain number sympy is quick, however many terms there are.
+            # sympy divides by a plain number quickly, however many terms there are.
             quick = sign == "//" and isinstance(right, Amount) and right.expr.is_Integer
             _spend(total, reading, sign, quick=quick)
     return total
@@ -234,7 +234,7 @@ _RULES: Mapping[str, Callable[[Tree[Token], Reading], Operand]] = {
 
 
 def amount(operand: Operand) -> Amount:
-    """An operand that has to be a size."""
+    """Return an operand that has to be a size."""
     if isinstance(operand, Position):
         name = operand.terms[0][1]
         raise NetworkError(f"the index {str(name)!r} stands where a size is expected", at=name)
@@ -242,12 +242,12 @@ def amount(operand: Operand) -> Amount:
 
 
 def is_declaration(tree: Syntax) -> bool:
-    """Whether an item of a leg list says a size, as ``i1:4`` does."""
+    """Return whether an item of a leg list declares a size, as ``i1:4`` does."""
     return isinstance(tree, Tree) and tree.data == "declaration"
 
 
 def first_token(tree: Syntax) -> Token | None:
-    """The leftmost word of a tree, which places it."""
+    """Return the leftmost word of a tree, where its errors are placed."""
     if isinstance(tree, Token):
         return tree
     return next(tree.scan_values(lambda value: isinstance(value, Token)), None)

@@ -1,7 +1,7 @@
-"""The assembly of a network, statement by statement: what the text and Python both go through.
+"""The builder of a network, statement by statement, which spec files and Python code both use.
 
-Every check of meaning that needs more than one value is here (or in `network`, which this calls with the
-user's own names), so the two ways in accept and refuse the same networks.
+Every check of meaning that needs more than one value is here, or in `network`, which the builder calls with the
+user's own names. So a spec file and Python code accept and refuse the same networks.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from tngraph.language.sizes import LARGEST, evaluate_size, is_same
 SizeLike: TypeAlias = int | sympy.Expr
 Axis = Position | tuple[Position, ...]
 Call = str | tuple[str | float | sympy.Expr, ...]
-"""A kind or a function, alone or with its numbers: ``"zeros"``, ``("normal", 0.02)``, ``("fan_in", size)``."""
+"""A kind or a function, alone or with its arguments: ``"zeros"``, ``("normal", 0.02)``, ``("fan_in", size)``."""
 
 _RANGE = re.compile(r"([\w.]*)\{(\d{1,18})\.\.(\d{1,18})\}([\w.]*)", re.ASCII)
 _SUGGESTED = 200
 
 
 class Builder:
-    """Builds one `Network` as a spec file would, and as readably.
+    """Builds one `Network`, with one call for each statement that a spec file would have.
 
     Example:
         >>> b = Builder("layer")
@@ -84,12 +84,12 @@ class Builder:
         self._outputs: list[Port] = []
 
     def size(self, name: str, value: SizeLike | None = None, *, inline: bool = False) -> sympy.Expr:
-        """Name a size: read from the inputs at each call, or with a default over earlier sizes.
+        """Name a size: a run-time size, read from the inputs at each call, or one with a default.
 
         Args:
             name: its name.
-            value: its default; None for a run-time size.
-            inline: use the integer itself wherever the name stands, and keep no size of this name.
+            value: its default, which may use sizes named before; None for a run-time size.
+            inline: use the integer wherever the name is used, and leave no size of this name in the network.
 
         Raises:
             NetworkError: a name in use, or a value that is not a positive integer.
@@ -99,14 +99,14 @@ class Builder:
         if name in self.sizes:
             raise NetworkError(f"the size {name!r} is defined twice", "give one of them another name", at=name)
         expr = None if value is None else integer(value)
-        known = None if expr is None else self.known(expr, name)
-        if known is not None:
-            _check_positive(known, f"{name!r}", name)
-            self.defaults[name] = known
+        default = None if expr is None else self.known(expr, name)
+        if default is not None:
+            _check_positive(default, f"{name!r}", name)
+            self.defaults[name] = default
         elif expr is not None:
             self._weigh(name, expr)
-        if inline and known is not None:
-            self.sizes[name] = sympy.Integer(known)
+        if inline and default is not None:
+            self.sizes[name] = sympy.Integer(default)
         else:
             size = Size(str(name), expr)
             self._declared[name], self.sizes[name] = size, size.symbol
@@ -122,9 +122,9 @@ class Builder:
             )
 
     def index(self, name: str, size: SizeLike | None = None) -> Position:
-        """An index: declared with this size, else with the size of the same name, if there is one.
+        """Return an index, declared with this size, or else with the size of the same name, if there is one.
 
-        Without either, and if it is not declared yet, the equation that has it on its left determines its size.
+        An index that is not declared yet and has neither gets its size from the equation that has it on its left.
 
         Raises:
             NetworkError: a second size for one index, or a size that is not positive.
@@ -137,9 +137,9 @@ class Builder:
         return Position.of(name)
 
     def _declare(self, name: str, size: sympy.Expr) -> None:
-        known = self.known(size, name)
-        if known is not None:
-            _check_positive(known, f"the index {name!r}", name)
+        value = self.known(size, name)
+        if value is not None:
+            _check_positive(value, f"the index {name!r}", name)
         before = self.index_sizes.setdefault(name, size)
         if not is_same(before, size):
             raise NetworkError(
@@ -147,10 +147,10 @@ class Builder:
             )
 
     def indices(self, names: str | Sequence[str], *sizes: SizeLike) -> tuple[Position, ...]:
-        """Declare a family of indices, ``"i{1..4}"``, ``"a, b"`` or a list of names, with one size or one each.
+        """Declare several indices, ``"i{1..4}"``, ``"a, b"`` or a list of names, with one size for all or one each.
 
         Raises:
-            NetworkError: as many sizes as there are neither one nor names.
+            NetworkError: the number of sizes is neither 1 nor the number of names.
         """
         every = _names(names) if isinstance(names, str) else tuple(names)
         if len(sizes) not in (1, len(every)):
@@ -159,11 +159,11 @@ class Builder:
                 "give one size for all, or one each",
                 next(iter(every), None),
             )
-        each = sizes if len(sizes) == len(every) else sizes * len(every)
-        return tuple(self.index(name, size) for name, size in zip(every, each, strict=True))
+        shared = sizes if len(sizes) == len(every) else sizes * len(every)
+        return tuple(self.index(name, size) for name, size in zip(every, shared, strict=True))
 
     def input(self, name: str, *axes: Axis) -> Tensor:
-        """An argument of ``forward``; a tuple of indices is one axis, first index slowest.
+        """Declare an argument of ``forward``; a tuple of indices is one axis, first index slowest.
 
         Raises:
             NetworkError: a name in use, an unknown index or an index twice.
@@ -174,7 +174,7 @@ class Builder:
         return handle
 
     def param(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
-        """A tensor that is learnt.
+        """Declare a tensor that is trained.
 
         Raises:
             NetworkError: a name in use, an unknown index, an index twice or of a run-time size.
@@ -182,7 +182,7 @@ class Builder:
         return self._core(name, self._own(legs), "param", init)
 
     def buffer(self, name: str, *legs: Position, init: Call | None = None) -> Tensor:
-        """A tensor that is stored and not trained; it starts as zeros where nothing else is said.
+        """Declare a tensor that is stored and not trained; it starts as zeros unless ``init`` says otherwise.
 
         Raises:
             NetworkError: as for `param`.
@@ -190,7 +190,7 @@ class Builder:
         return self._core(name, self._own(legs), "buffer", init)
 
     def const(self, name: str, *legs: Position, kind: Call) -> Tensor:
-        """A fixed structured tensor: ``delta``, ``eye``, ``ones`` or ``("basis", k)``.
+        """Declare a fixed structured tensor: ``delta``, ``eye``, ``ones`` or ``("basis", k)``.
 
         Raises:
             NetworkError: a name in use, an unknown index, or legs that the kind cannot have.
@@ -237,15 +237,15 @@ class Builder:
 
     def _check_fan_in(self, core: Core) -> None:
         check_fan_in(core, self.defaults)
-        number = self.known(core.fan_in, core.name) if core.fan_in is not None else None
-        if core.init is not None and number is not None and number < 1:
-            raise NetworkError(f"fan_in({core.fan_in}) is {number}", "a fan-in is at least 1", at=core.init.kind)
+        fan_in = self.known(core.fan_in, core.name) if core.fan_in is not None else None
+        if core.init is not None and fan_in is not None and fan_in < 1:
+            raise NetworkError(f"fan_in({core.fan_in}) is {fan_in}", "a fan-in is at least 1", at=core.init.kind)
 
     def tensor(self, name: str) -> Tensor:
-        """The handle of a tensor defined before.
+        """Return the handle of a tensor defined before.
 
         Raises:
-            NetworkError: there is none of this name.
+            NetworkError: no tensor has this name.
         """
         if name not in self.tensors:
             raise self._no_tensor(name)
@@ -260,7 +260,7 @@ class Builder:
     def equation(
         self, name: str, legs: Iterable[Position], expression: Expression, function: Call | None = None
     ) -> Tensor:
-        """Define a tensor as ``function(expression)``; indices that are not among the legs are summed over.
+        """Define a tensor as ``function(expression)``, which sums over the indices that are not among the legs.
 
         Raises:
             NetworkError: an unknown name, sizes that differ, or a leg that no term has.
@@ -283,17 +283,20 @@ class Builder:
         return self.tensor(name)
 
     def _determine(self, left: Sequence[str], expression: Expression) -> None:
-        """Give each undeclared index on the left the size that the first read of it has."""
+        """Declare each undeclared index on the left with the size that the first read of it determines.
+
+        The loop repeats because the window of one index can depend on the size of another that is pending too.
+        """
         reads = [read for s in expression.summands for factor in s.factors for read in self._reads(factor)]
         pending = [name for name in left if name not in self.index_sizes]
         while pending:
             sizes = {name: self._window(name, reads) for name in pending}
-            found = {name: size for name, size in sizes.items() if size is not None}
-            if not found:
+            determined = {name: size for name, size in sizes.items() if size is not None}
+            if not determined:
                 raise self._undetermined(pending[0], reads)
-            for name, size in found.items():
+            for name, size in determined.items():
                 self._declare(name, size)
-            pending = [name for name in pending if name not in found]
+            pending = [name for name in pending if name not in determined]
 
     def _reads(self, factor: Factor) -> Iterator[tuple[Index, Position]]:
         source = self.tensors.get(factor.source)
@@ -334,7 +337,7 @@ class Builder:
         return read
 
     def output(self, result: Tensor | str, *axes: Axis) -> None:
-        """A result of ``forward``; a tuple of indices is one axis, first index slowest.
+        """Declare a result of ``forward``; a tuple of indices is one axis, first index slowest.
 
         Raises:
             NetworkError: an unknown result, or axes that are not its legs.
@@ -346,7 +349,7 @@ class Builder:
         self._outputs.append(plain_port(port))
 
     def problems(self) -> Iterator[NetworkError]:
-        """What is still missing from a whole network."""
+        """Yield the errors of what a complete network still lacks."""
         for size in unbound_sizes(self._declared.values(), self._inputs):
             name = next(name for name in self._declared if name == size.name)
             hint = f"put an index of this size on an input, or give it a value: size {name} = 1"
@@ -357,7 +360,7 @@ class Builder:
             )
 
     def build(self) -> Network:
-        """The network.
+        """Return the finished network.
 
         Raises:
             NetworkError: no output, or a run-time size that no input binds.
@@ -367,7 +370,7 @@ class Builder:
         return self._network(tuple(self._declared.values()), self.tensors.values())
 
     def mistakes(self) -> Iterator[NetworkError]:
-        """What is likely a mistake in a network that builds, at names that have their place in a file."""
+        """Yield likely mistakes in a network that builds, at names that know their place in a file."""
         sizes = tuple(Size(name, size.value) for name, size in self._declared.items())
         return find_mistakes(self._network(sizes, self._written.values()), self.index_sizes)
 
@@ -383,10 +386,10 @@ class Builder:
         )
 
     def known(self, expr: sympy.Expr, at: object) -> int | None:
-        """The integer of an expression under the defaults, or None if it depends on a run-time size.
+        """Return the integer of an expression under the defaults, or None if it depends on a run-time size.
 
         Raises:
-            NetworkError: an unknown size, or no integer.
+            NetworkError: an unknown size, or a value that is not an integer.
             LimitError: a value beyond 2**62.
         """
         for symbol in sorted(expr.free_symbols, key=str):
@@ -418,7 +421,7 @@ class Builder:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> NetworkError:
-    """The error of a name that is not there, with the nearest one that is."""
+    """Return the error for a name that is not defined, with the closest name that is."""
     candidates = [str(other) for other, _ in zip(known, range(_SUGGESTED), strict=False)]
     near = get_close_matches(str(name), candidates, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"define the {what} before it is used"
@@ -426,7 +429,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> NetworkError:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """The names that ``"i{1..4}"`` or ``"a, b"`` stands for."""
+    """Return the names that ``"i{1..4}"`` or ``"a, b"`` stands for."""
     names: list[str] = []
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
@@ -460,7 +463,7 @@ def _init(call: Call) -> Init:
 
 
 def _number(value: object, at: str) -> int | float:
-    """A number that the language can write."""
+    """Return a number if the language can write it."""
     if isinstance(value, int) and abs(value) < 10**DIGITS:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):

@@ -1,7 +1,7 @@
-"""From the syntax of one network to the builder's calls, statement by statement, collecting every problem.
+"""Translation of one network's syntax into calls of the builder, statement by statement, collecting every problem.
 
-A statement that fails leaves the names it would have defined poisoned: an error about such a name follows
-from one that is reported already, and stays silent.
+The names that a failed statement would have defined are poisoned. An error about such a name follows from one that is
+reported already, and stays silent.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Statement = Tree[Token]
 
 _DIGITS = re.compile("[0-9]")
 _SYMBOLIC = "fan_in"
-"""The initialisation whose number keeps the names of its sizes."""
+"""The initialisation whose argument stays a formula in named sizes."""
 
 
 class _SeveralError(NetworkError):
-    """Errors of one statement that are independent of each other."""
+    """Several independent errors of one statement."""
 
     def __init__(self, errors: list[NetworkError]) -> None:
         super().__init__(errors[0].message, errors[0].hint, errors[0].at)
@@ -44,21 +44,21 @@ class _SeveralError(NetworkError):
 
 
 class _EnoughError(Exception):
-    """So many problems that the rest of the file is left unread."""
+    """Raised at the limit of problems: the rest of the file is not read."""
 
 
 class Elaborator:
     """Builds the network of one ``network`` block.
 
     Args:
-        source: the text, for the places of problems.
+        source: the text, in which problems are located.
         tree: the block.
-        suspects: the words of broken statements; those that end in ``{`` begin names made by a template.
-        overrides: values in place of the defaults of sizes.
-        budget: what the file may still cost.
+        suspects: the words of broken statements; a word that ends in ``{`` is the stem of a template's names.
+        overrides: values that replace the defaults of sizes.
+        budget: the limits on what the file may still expand to.
 
     Raises:
-        NetworkError: an override of a size that is not there, or of a run-time one.
+        NetworkError: an override of a size that the network lacks, or of a run-time size.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Elaborator:
         self._name = Name(str(token), token)
 
     def run(self) -> Network | None:
-        """The network, or None with all its problems in ``problems``.
+        """Return the network, or None if it has problems, which are then in ``problems``.
 
         Raises:
             LimitError: the file expands beyond a limit.
@@ -104,12 +104,12 @@ class Elaborator:
         return None
 
     def warnings(self) -> list[Problem]:
-        """What is likely a mistake in the network that `run` built, the ranks that are cut among it."""
+        """Return likely mistakes in the network that `run` built, and the ranks that were cut."""
         assert self._builder is not None, "run() comes first"
         return [*self._ranks, *(self._problem(mistake, self._name) for mistake in self._builder.mistakes())]
 
     def _finish(self, builder: Builder) -> None:
-        """Report what the whole network lacks, unless a statement that failed would have brought it."""
+        """Report what the whole network lacks, unless a failed statement would have supplied it."""
         broken = self._broken | self._suspects
         for problem in builder.problems():
             if not {"loop", "for", "output" if problem.at == self._name else "input"} & broken:
@@ -137,8 +137,8 @@ class Elaborator:
             except LimitError as error:
                 raise LimitError(error.message, error.hint, error.at or first_token(statement)) from None
             except NetworkError as error:
-                for each in error.errors if isinstance(error, _SeveralError) else [error]:
-                    self._report(each, first_token(statement))
+                for failure in error.errors if isinstance(error, _SeveralError) else [error]:
+                    self._report(failure, first_token(statement))
                 self._broken.add(str(statement.data))
                 self._poison(statement, scope)
 
@@ -162,7 +162,7 @@ class Elaborator:
         return Problem(error.message, error.hint, self._source.line(line, column))
 
     def _poison(self, statement: Statement, scope: Scope) -> None:
-        """Remember the names that a failed statement would have defined."""
+        """Mark as poisoned the names that a failed statement would have defined."""
         for tree in _defining(statement):
             if isinstance(tree, Token):
                 names = [str(tree)]
@@ -173,8 +173,8 @@ class Elaborator:
                     self._suspects.add(f"{tree.children[0]}{{")
                     continue
             builder = scope.builder
-            known = (builder.sizes, builder.index_sizes, builder.tensors)
-            self._poisoned.update(name for name in names if not any(name in space for space in known))
+            spaces = (builder.sizes, builder.index_sizes, builder.tensors)
+            self._poisoned.update(name for name in names if not any(name in space for space in spaces))
 
     def _size(self, statement: Statement, scope: Scope) -> None:
         failed: NetworkError | None = None
@@ -231,8 +231,8 @@ class Elaborator:
     def _call(self, tree: Statement, scope: Scope) -> Call:
         token, *args = tree.children
         name = Name(str(token), cast(Token, token))
-        given = [arg for arg in args if arg is not None]
-        return (name, *((scope.amount(arg).expr if name == _SYMBOLIC else scope.number(arg)) for arg in given))
+        written = [arg for arg in args if arg is not None]
+        return (name, *((scope.amount(arg).expr if name == _SYMBOLIC else scope.number(arg)) for arg in written))
 
     def _output(self, statement: Statement, scope: Scope) -> None:
         tree, items = cast("list[Statement]", statement.children)
@@ -241,9 +241,9 @@ class Elaborator:
     def _loop(self, statement: Statement, scope: Scope) -> None:
         variable, first, last, *body = statement.children
         token = cast(Token, variable)
-        for number in scope.turns(token, first, last):
+        for value in scope.turns(token, first, last):
             self._budget.statement(token)
-            self._block(cast("list[Statement]", body), scope.inside(token, number))
+            self._block(cast("list[Statement]", body), scope.inside(token, value))
 
     def _equation(self, statement: Statement, scope: Scope) -> None:
         tree, items, right = cast("list[Statement]", statement.children)
@@ -260,7 +260,7 @@ class Elaborator:
         scope.builder.equation(name, left, _total(total, inner), pointed)
 
     def _family(self, name: Name, items: Statement, right: Statement, word: Token, scope: Scope) -> None:
-        """A weight built by a named family, or a tensor that a family is applied to."""
+        """Define a weight as a named family, or a tensor as a family applied to another tensor."""
         family = find_family(word)
         if family is None:
             raise unknown("family", Name(str(word), word), FAMILIES)
@@ -307,7 +307,7 @@ def _ungrouped(name: Name, axes: Sequence[Axis]) -> Legs:
 
 
 def _family_of(right: Statement) -> Token | None:
-    """The word of a family on a right-hand side, if one is there."""
+    """Return the word of the family on a right-hand side, or None if there is none."""
     if right.data == "family":
         return cast(Token, cast(Statement, right.children[0]).children[0])
     word = right.children[0]
@@ -316,7 +316,7 @@ def _family_of(right: Statement) -> Token | None:
 
 
 def _operand(right: Statement, family: Family, scope: Scope) -> Factor:
-    """The tensor that a family is applied to."""
+    """Return the tensor that a family is applied to."""
     tree = cast(Statement, right.children[1])
     total = _total(tree, scope) if tree.data == "total" else Expression((Summand(1, tuple(_factors(tree, scope))),))
     if len(total.summands) != 1 or len(total.summands[0].factors) != 1 or total.summands[0].scale != 1:
@@ -327,7 +327,7 @@ def _operand(right: Statement, family: Family, scope: Scope) -> Factor:
 
 
 def _settings(tree: Syntax, family: Family, scope: Scope) -> dict[str, object]:
-    """The options that a family is given."""
+    """Return the options that a family is called with."""
     options: dict[str, object] = {}
     for child in cast(Statement, tree).children[1:]:
         if isinstance(child, Tree) and child.data == "setting":
@@ -346,7 +346,7 @@ def _settings(tree: Syntax, family: Family, scope: Scope) -> dict[str, object]:
 
 
 def _value(tree: Statement, scope: Scope, is_word: bool) -> object:
-    """A size, a word with or without numbers, or a list."""
+    """Return an option's value: a size, a word with or without numbers, or a list."""
     if tree.data == "list":
         return tuple(_value(cast(Statement, child), scope, is_word) for child in tree.children)
     if not is_word:
@@ -355,12 +355,12 @@ def _value(tree: Statement, scope: Scope, is_word: bool) -> object:
     if isinstance(word, Token) and word.type == "NAME":
         return str(word)
     if isinstance(word, Tree) and word.data == "bound":
-        return (str(word.children[0]), *(scope.number(number) for number in word.children[1:]))
+        return (str(word.children[0]), *(scope.number(argument) for argument in word.children[1:]))
     raise NetworkError("this option is a word", "as relu, or leaky_relu(0.1)", at=first_token(tree))
 
 
 def _check_known(axes: Sequence[Axis], builder: Builder) -> None:
-    """Refuse all the unknown indices among the legs of a core together."""
+    """Refuse all unknown indices among the legs of a core in one error."""
     names = [leg.terms[0][1] for axis in axes for leg in (axis if isinstance(axis, tuple) else (axis,))]
     errors = [unknown("index", name, builder.index_sizes) for name in names if name not in builder.index_sizes]
     if errors:
@@ -387,7 +387,7 @@ def _argument(tree: Statement) -> int | float:
 
 
 def _total(tree: Statement, scope: Scope) -> Expression:
-    """The sum of products that a right-hand side stands for."""
+    """Return the sum of products that a right-hand side stands for."""
     sign, summands = cast("Token | None", tree.children[0]), []
     errors: list[NetworkError] = []
     for child in tree.children[1:]:
@@ -403,9 +403,9 @@ def _total(tree: Statement, scope: Scope) -> Expression:
 
 
 def _term(tree: Statement, scope: Scope, sign: int, errors: list[NetworkError]) -> Summand:
-    """One product; what is wrong with its factors joins the errors."""
-    number, *factors = tree.children
-    scale = sign * (1 if number is None else literal(cast(Token, number)))
+    """Return one product of a sum, and append the errors of its factors to ``errors``."""
+    coefficient, *factors = tree.children
+    scale = sign * (1 if coefficient is None else literal(cast(Token, coefficient)))
     every: list[Factor] = []
     for factor in factors:
         try:
@@ -425,8 +425,8 @@ def _factors(tree: Statement, scope: Scope) -> Iterator[Factor]:
         scope.budget.names(len(numbers), token)
         if not numbers:
             raise NetworkError(f"the product over {str(token)!r} is empty", "a..b includes both", at=token)
-        for number in numbers:
-            yield from _factors(cast(Statement, inner), scope.inside(token, number))
+        for value in numbers:
+            yield from _factors(cast(Statement, inner), scope.inside(token, value))
         return
     for name in scope.names(cast(Statement, tree.children[0])):
         tensor = scope.builder.tensor(name)
@@ -438,26 +438,29 @@ def _factors(tree: Statement, scope: Scope) -> Iterator[Factor]:
 
 
 def _definitions(tree: Statement) -> dict[str, Syntax | None]:
-    """The sizes that a network defines, with their expressions."""
+    """Return the sizes that a network defines, with their expressions."""
     return {str(d.children[0]): d.children[1] for d in tree.find_data("definition")}
 
 
 def _structural(tree: Statement, definitions: Mapping[str, Syntax | None]) -> frozenset[str]:
-    """The sizes that shape the text itself, and those that these depend on: no formula can keep their names."""
-    found = list(_shaping(tree, frozenset()))
+    """Return the sizes that shape the text itself, and the sizes that these depend on.
+
+    A size in a loop bound or in a name decides which statements there are, so no formula can keep its name.
+    """
+    pending = list(_shaping(tree, frozenset()))
     structural: set[str] = set()
-    while found:
-        name = found.pop()
+    while pending:
+        name = pending.pop()
         if name in structural:
             continue
         structural.add(name)
         expression = definitions.get(name)
-        found.extend(map(str, names_in(expression)) if expression is not None else ())
+        pending.extend(map(str, names_in(expression)) if expression is not None else ())
     return frozenset(structural)
 
 
 def _shaping(tree: Syntax, variables: frozenset[str]) -> Iterator[str]:
-    """The names in loop bounds, templates, ranges and arguments, loop variables apart."""
+    """Yield the names in loop bounds, templates, ranges and arguments, except loop variables."""
     if isinstance(tree, Token):
         return
     children = [child for child in tree.children if child is not None]
@@ -482,7 +485,7 @@ def _shaping(tree: Syntax, variables: frozenset[str]) -> Iterator[str]:
 
 
 def _defining(statement: Statement) -> Iterator[Syntax]:
-    """The names that a statement defines: its own, and those of its legs; all that a loop mentions."""
+    """Yield the names that a statement would define: its own and those of its legs, or all that a loop mentions."""
     if statement.data == "size":
         yield from (cast(Token, definition.children[0]) for definition in statement.find_data("definition"))
     elif statement.data == "loop":

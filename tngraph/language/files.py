@@ -1,4 +1,4 @@
-"""Files as they are read and written: no longer than is allowed, and whole or not at all."""
+"""Reading and writing of files: never longer than allowed, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import BinaryIO
 
 
 def read_bytes(path: str | Path, most: int, stream: BinaryIO | None = None) -> bytes:
-    """The content of a file, or of a stream that stands for it; of a longer one than ``most`` the first ``most + 1``.
+    """Return the content of a file, or of a stream that stands for it, at most ``most + 1`` bytes.
+
+    So a caller who gets ``most + 1`` bytes knows that the file is too long.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: the path is none.
+        ValueError: the path is not a valid one.
     """
     _check_path(path)
     with open(path, "rb") if stream is None else nullcontext(stream) as source:
@@ -22,11 +24,11 @@ def read_bytes(path: str | Path, most: int, stream: BinaryIO | None = None) -> b
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a whole file or none: beside its place first, then in one move. A link is followed.
+    """Write a whole file or nothing: write beside it first, then replace it in one move. A link is followed.
 
     Raises:
         OSError: it cannot be written.
-        ValueError: the path is none.
+        ValueError: the path is not a valid one.
     """
     _check_path(path)
     place = Path(os.path.realpath(path))
@@ -40,11 +42,11 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 def _check_path(path: object) -> None:
-    """Refuse anything but text and path objects: Python would take an integer for an open file."""
+    """Raise `ValueError` unless a path is text or a path object. Python would take an integer for an open file."""
     if not isinstance(path, str | os.PathLike):
         raise ValueError("not a path")
 
 
 def explain(error: OSError | ValueError) -> str:
-    """Why a file cannot be read or written, as the end of a sentence."""
+    """Return why a file cannot be read or written, as the end of a sentence."""
     return str(getattr(error, "strerror", None) or error).lower()

@@ -1,4 +1,4 @@
-"""From a network to the text that describes it: what `parse` reads back as an equal value."""
+"""Conversion of a network to text, which `parse` reads back as an equal network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tngraph.language.network import (
 from tngraph.language.sizes import symbol
 
 _SUM, _PRODUCT, _POWER, _ATOM = range(4)
-"""How tightly an expression binds."""
+"""Binding strengths of expressions, weakest first."""
 
 
 def format_network(network: Network) -> str:
-    """The text of a network, which `parse` reads back as an equal one.
+    """Return the text of a network, which `parse` reads back as an equal one.
 
     Example:
         >>> from tngraph.language.text import parse
@@ -50,12 +50,12 @@ def format_network(network: Network) -> str:
 
 
 def format_size(size: sympy.Expr) -> str:
-    """A size as an expression of the language."""
+    """Return a size as an expression of the language."""
     return _expression(size)[0]
 
 
 class _Formatter:
-    """Writes one network, declaring each index where it is first on a tensor of its own."""
+    """A writer of one network, which declares each index where it is first on a core or on a left-hand side."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -73,7 +73,7 @@ class _Formatter:
         yield (f"output {port.name}[{self._axes(port)}]" for port in network.outputs)
 
     def _undeclared(self) -> list[Index]:
-        """The indices that stand on no core and on no left-hand side before they are read."""
+        """Return the indices that are read before any core or left-hand side has them."""
         seen = {leg.name for core in self.network.cores for leg in core.legs}
         missing: dict[Index, None] = {}
         for equation in self.network.equations:
@@ -89,7 +89,7 @@ class _Formatter:
         return f"index {', '.join(names)}: {format_size(size)}"
 
     def _core(self, core: Core, ports: Mapping[str, Port]) -> str:
-        # On a core, though on no left-hand side, an index without a size has the size of its own name.
+        # On a core, unlike on a left-hand side, an index without a size has the size of the same name.
         self.declared.update(leg.name for leg in core.legs if leg.size == symbol(leg.name))
         legs = self._axes(ports[core.name]) if core.role == "input" else ", ".join(map(self._leg, core.legs))
         init = "" if core.init is None else f" = {_call(core.init)}"
@@ -100,16 +100,16 @@ class _Formatter:
         return ", ".join(text if len(axis) == 1 else f"({text})" for text, axis in zip(axes, port.axes, strict=True))
 
     def _leg(self, index: Index) -> str:
-        """An index, with its size where it is mentioned first."""
+        """Return an index, with its size if it is mentioned here first."""
         if index.name in self.declared:
             return index.name
         self.declared.add(index.name)
         return f"{index.name}:{format_size(index.size)}"
 
     def _equation(self, equation: Equation) -> str:
-        # The name's own legs first: what they declare is declared for the right-hand side too.
+        # The legs on the left come first, since what they declare is declared for the right-hand side too.
         left = ", ".join(map(self._leg, equation.legs))
-        right = "".join(self._term(term, first=not number) for number, term in enumerate(equation.terms))
+        right = "".join(self._term(term, first=not k) for k, term in enumerate(equation.terms))
         if equation.function is not None:
             right = f"{_call(equation.function)}({right})"
         return f"{equation.name}[{left}] = {right}"
@@ -141,7 +141,7 @@ class _Formatter:
         return _joined(parts)
 
     def _sizes_only(self, text: str, size: sympy.Expr) -> str:
-        """A size in a position, where a name that is also an index would be read as the index."""
+        """Return the text of a size in a position, where a name that is also an index would be read as the index."""
         return f"min({text})" if any(symbol.name in self.names for symbol in size.free_symbols) else text
 
 
@@ -163,7 +163,7 @@ def _times(factor: int, name: str) -> str:
 
 
 def _joined(parts: list[tuple[bool, str]]) -> str:
-    """A sum of addends, each with its sign."""
+    """Return a sum of addends, each given with its sign."""
     (negative, first), *rest = parts
     text = f"-{first}" if negative else first
     return text + "".join(f" {'-' if negative else '+'} {addend}" for negative, addend in rest)
@@ -175,14 +175,14 @@ def _magnitude(addend: sympy.Expr) -> tuple[bool, sympy.Expr]:
 
 
 def _addends(expr: sympy.Expr) -> Iterator[tuple[bool, str, sympy.Expr]]:
-    """The addends of a sum, positive ones first: whether each is negative, its text and itself without sign."""
+    """Yield the addends of a sum, positive ones first: whether each is negative, its text, and itself without sign."""
     for negative, size in sorted(map(_magnitude, expr.as_ordered_terms()), key=lambda part: part[0]):
         # A sign binds tighter than // and %: -(a//b), and not -a//b.
         yield negative, _operand(size, _POWER if negative and not size.is_Mul else _PRODUCT), size
 
 
 def _operand(expr: sympy.Expr, tightness: int) -> str:
-    """An expression where something binds this tightly around it."""
+    """Return an expression as text, in parentheses if what surrounds it binds tighter."""
     text, own = _expression(expr)
     return text if own >= tightness else f"({text})"
 
@@ -202,12 +202,12 @@ def _sum(expr: sympy.Expr) -> tuple[str, int]:
 def _product(expr: sympy.Expr) -> tuple[str, int]:
     negative, size = _magnitude(expr)
     factors = size.as_ordered_factors()
-    number = [str(factors.pop(0))] if factors[0].is_Integer else []
+    coefficient = [str(factors.pop(0))] if factors[0].is_Integer else []
     texts = [_operand(factor, _POWER) for factor in factors]
     sign = "-" if negative else ""
-    if factors[0].is_Add and (number or negative):  # read first, a number would be multiplied into the sum
-        return "*".join([*texts, sign + "".join(number or ["1"])]), _PRODUCT
-    return sign + "*".join([*number, *texts]), _PRODUCT
+    if factors[0].is_Add and (coefficient or negative):  # read first, a number would be multiplied into the sum
+        return "*".join([*texts, sign + "".join(coefficient or ["1"])]), _PRODUCT
+    return sign + "*".join([*coefficient, *texts]), _PRODUCT
 
 
 def _power(expr: sympy.Expr) -> tuple[str, int]:

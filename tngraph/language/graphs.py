@@ -1,9 +1,9 @@
-"""Networks from what people already have, and back: einsum strings, index lists and networkx graphs.
+"""Conversion of einsum strings, index lists and networkx graphs to networks, and of networks to graphs.
 
-Each import makes one equation ``y``: the product of all tensors. Labels of any kind become names by one rule
-(`_Names`): a dotted name stays, in others runs of characters that no name may have become ``_``, a name that would
-start with a digit gets a letter in front, and a name already taken, or that of a folder of others, gets ``_2``, ``_3``,
-…, in order of mention.
+Each import makes one equation ``y``, the product of all tensors. `_Names` turns labels of any kind into names. A dotted
+name stays as it is. In other labels, runs of characters that no name may have become ``_``. A name that would start
+with a digit gets a letter in front. A name that is taken, or is the folder of other names, gets ``_2``, ``_3``, …, in
+order of mention.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ def from_einsum(
     defaults: Mapping[str, int] | None = None,
     name: str = "einsum",
 ) -> Network:
-    """The network of an einsum equation.
+    """Return the network of an einsum equation.
 
     >>> network = from_einsum("bi,ij->bj", {"i": 3, "j": 4})
     >>> [(core.name, core.role) for core in network.cores], network.runtime_sizes()
     ([('x', 'input'), ('w1', 'param')], ('b',))
 
     Args:
-        equation: as for ``numpy.einsum``: any letters, spaces ignored, no ellipsis; without ``->`` the letters that
-            stand once are the output, in alphabetical order.
-        sizes: per letter an integer, or the name of a size; a letter without one is a run-time size of its own name.
-        roles: of all operands, or of each; when absent the first is an input, the others are params where all their
-            sizes are known and inputs where one is a run-time size.
-        names: of the operands; ``x``, ``w1``, ``w2``, … when absent.
+        equation: as for ``numpy.einsum``: any letters, spaces ignored, no ellipsis; without ``->`` the output is
+            the letters that occur once, in alphabetical order.
+        sizes: per letter an integer, or the name of a size; a letter without one has a run-time size of its own name.
+        roles: one role for all operands, or one each; if absent, the first is an input, and each other is a param if
+            all its sizes are known and an input otherwise.
+        names: the names of the operands; ``x``, ``w1``, ``w2``, … if absent.
         defaults: the sizes named in ``sizes`` that are compile-time ones, with their values; other names are run-time.
-        name: of the network.
+        name: the name of the network.
 
     Raises:
-        NetworkError: an equation that cannot be read, or a network that means nothing.
+        NetworkError: an equation that cannot be read, or a network that is not valid.
     """
     operands, output = _split(equation)
     check_mapping("sizes", sizes)
@@ -88,7 +88,7 @@ def from_einsum(
 
 
 def _split(equation: str) -> tuple[list[str], str]:
-    """The letters of each operand and of the output."""
+    """Return the letters of each operand and of the output."""
     if not isinstance(equation, str):
         raise NetworkError(f"{equation!r} is no einsum", "write one as in 'bi,ij->bj'")
     text = "".join(equation.split())
@@ -113,23 +113,23 @@ def from_indices(
     defaults: Mapping[str, int] | None = None,
     name: str = "network",
 ) -> Network:
-    """The network of cotengra's and quimb's form: the index labels of each tensor and of the output.
+    """Return the network of index labels per tensor and for the output, as cotengra and quimb write them.
 
     >>> network = from_indices([("a", 1), (1, "c")], ["a", "c"], {"a": 2, 1: 3, "c": 4})
     >>> network.indices()
     (a:2, i1:3, c:4)
 
     Args:
-        inputs: the labels of each tensor, hashable values of any kind; a label may stand twice on one tensor.
+        inputs: the labels of each tensor, hashable values of any kind; a tensor may have a label twice.
         output: the labels of the result.
         sizes: per label an integer, the name of a size, or None for a run-time size of its own name.
-        roles: of all tensors, or of each.
-        names: of the tensors; ``t1``, ``t2``, … when absent.
+        roles: one role for all tensors, or one each.
+        names: the names of the tensors; ``t1``, ``t2``, … if absent.
         defaults: the sizes named in ``sizes`` that are compile-time ones, with their values; other names are run-time.
-        name: of the network.
+        name: the name of the network.
 
     Raises:
-        NetworkError: a label without a size, a size of no label, or a network that means nothing.
+        NetworkError: a label without a size, a size for an unknown label, or a network that is not valid.
     """
     check_mapping("sizes", sizes)
     check_mapping("defaults", defaults)
@@ -148,7 +148,7 @@ def from_indices(
 
 
 def _items(what: str, values: object) -> tuple[Any, ...]:
-    """Return what an argument lists, which a text or a number does not."""
+    """Return the entries of an argument that has to be a list, and neither text nor a number."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise NetworkError(f"{what} is {values!r}", "give a list with one entry per tensor")
     return tuple(values)
@@ -173,22 +173,22 @@ def from_networkx(
     defaults: Mapping[str, int] | None = None,
     name: str = "graph",
 ) -> Network:
-    """The network of a graph: a core per node, a bond per edge; its output has every open leg.
+    """Return the network of a graph: a core per node, a bond per edge, and an output with every open leg.
 
     A core's legs are its open legs, then its bonds in edge order. Node attributes, all optional: ``open`` (the open
-    legs: a mapping or pairs of name and size; one name on several nodes is one shared index), ``role`` (``param``
-    when absent) and ``init`` (an `Init`, or a kind as ``"delta"`` or ``("normal", 0.1)``). Edge
-    attributes: ``size`` and ``name``.
+    legs: a mapping or pairs of name and size; one name on several nodes is one shared index), ``role`` (``param`` if
+    absent) and ``init`` (an `Init`, or a kind as ``"delta"`` or ``("normal", 0.1)``). Edge attributes: ``size`` and
+    ``name``.
 
     Args:
         graph: any networkx graph; directions are ignored, parallel edges are several bonds, a loop is a trace.
         bond: the size of an edge without one: an integer or the name of a size.
         inputs: the nodes that are inputs.
         defaults: the named sizes that are compile-time ones, with their values; other names are run-time sizes.
-        name: of the network.
+        name: the name of the network.
 
     Raises:
-        NetworkError: an edge without a size, an input that is no node, or a network that means nothing.
+        NetworkError: an edge without a size, an input that is not a node, or a network that is not valid.
     """
     if not isinstance(graph, nx.Graph):
         raise NetworkError(f"{graph!r} is not a graph", "give one of networkx")
@@ -221,12 +221,12 @@ def from_networkx(
 
 
 def _open_legs(node: Hashable, data: Mapping[str, Any], sizes: dict[Hashable, SizeLike]) -> list[Hashable]:
-    given = data.get("open", ())
+    declared = data.get("open", ())
     try:
-        pairs = [(label, size) for label, size in (given.items() if isinstance(given, Mapping) else given)]
+        pairs = [(label, size) for label, size in (declared.items() if isinstance(declared, Mapping) else declared)]
     except (TypeError, ValueError):
         raise NetworkError(
-            f"the node {node!r} has open={given!r}", "its open legs are a mapping or pairs of name and size"
+            f"the node {node!r} has open={declared!r}", "its open legs are a mapping or pairs of name and size"
         ) from None
     for label, size in pairs:
         if sizes.setdefault(label, size) != size:
@@ -252,7 +252,7 @@ def _bond_size(u: Hashable, v: Hashable, size: SizeLike) -> int | str:
 
 
 def to_networkx(network: Network) -> Any:
-    """A network as a bipartite multigraph of tensors and indices; a hyperedge is an index with several edges.
+    """Return a network as a bipartite multigraph of tensors and indices; a hyperedge is an index with several edges.
 
     Nodes ``("tensor", name)`` have the attributes ``kind="tensor"``, ``role`` (``result`` for an equation), ``legs``
     and ``function``; nodes ``("index", name)`` have ``kind="index"`` and ``size`` (an int, or a formula as str).
@@ -296,7 +296,7 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Bond:
-    """The label of an edge: its text names it and its number tells it from every other."""
+    """The label of an edge: its text becomes its name, and its number distinguishes it from all others."""
 
     text: str
     number: int
@@ -307,17 +307,17 @@ class _Bond:
 
 @dataclass(slots=True)
 class _Names:
-    """One valid name per label, given out in order of mention."""
+    """A valid name for each label, assigned in order of mention."""
 
     letter: str
     taken: dict[Hashable, str] = field(default_factory=dict)
     used: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.used = {each for name in self.taken.values() for each in (name, *folders(name))}
+        self.used = {prefix for name in self.taken.values() for prefix in (name, *folders(name))}
 
     def of(self, label: Hashable, text: str | None = None) -> str:
-        """The name of a label, the same each time, made from its text."""
+        """Return the name of a label, the same at every call, derived from its text."""
         if label not in self.taken:
             name = self.fresh(str(label) if text is None else text)
             self.taken[label] = name
@@ -325,7 +325,7 @@ class _Names:
         return self.taken[label]
 
     def fresh(self, text: str) -> str:
-        """A name like this text that no label has."""
+        """Return a name that resembles a text and that no label has."""
         keeps = is_dotted_name(text) and self.used.isdisjoint(folders(text))
         clean = text if keeps else re.sub(r"\W+|_+", "_", text, flags=re.ASCII).strip("_")
         base = (clean if clean and not clean[0].isdigit() else f"{self.letter}{clean}")[: LONGEST_NAME - 8]
@@ -343,7 +343,7 @@ def _network(
     sizes: Mapping[Any, SizeLike],
     defaults: Mapping[str, int],
 ) -> Network:
-    """The network whose one equation is the product of all tensors."""
+    """Return the network whose only equation is the product of all tensors."""
     if not tensors:
         raise NetworkError("there are no tensors here", "a network has at least one")
     if len(tensors) >= TENSORS:
@@ -359,7 +359,7 @@ def _network(
     _check_labels(labels, output, sizes)
     names = _Names("i")
     for label in labels:
-        # The name of an index without a size is that of its size, and those have no dots.
+        # An index without a size has a size of the same name, and names of sizes have no dots.
         names.of(label, str(label).replace(".", "_") if sizes[label] is None else None)
     indices = {label: Index(names.of(label), _size(names.of(label), sizes[label])) for label in labels}
     _check_runtime(tensors, indices, defaults)
@@ -378,12 +378,12 @@ def _network(
 
 
 def _own_legs(tensor: _Tensor, indices: Mapping[Hashable, Index], names: _Names) -> tuple[Index, ...]:
-    """A tensor's legs under names of their own: a label that stands twice on it is two legs of one size."""
+    """Return a tensor's legs under names of their own: a label that it has twice is two legs of one size."""
     legs: list[Index] = []
-    for number, label in enumerate(tensor.legs):
+    for k, label in enumerate(tensor.legs):
         index = indices[label]
-        if label in tensor.legs[:number]:
-            index = Index(names.of((tensor.name, number), index.name), index.size)
+        if label in tensor.legs[:k]:
+            index = Index(names.of((tensor.name, k), index.name), index.size)
         legs.append(index)
     return tuple(legs)
 

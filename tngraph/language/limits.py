@@ -1,4 +1,4 @@
-"""What a spec may not exceed: each bound is checked before it can cost memory or time."""
+"""Limits on a spec, each checked before exceeding it can cost memory or time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FACTORS = 10_000
 ARITHMETIC = 300
 """The most terms under ``//``, ``%``, ``min`` and ``max`` over named sizes in one file: sympy is slow there."""
 COMPOSED = 200
-"""The most operations in a derived run-time size, those of the sizes that it is derived from included."""
+"""The most operations in a derived run-time size, including those of the sizes that it is derived from."""
 TENSORS = 10_000
 """The most cores and equations of one network."""
 LEGS = 64
@@ -31,21 +31,21 @@ DIGITS = 18
 LITERAL = 40
 """The longest number literal [characters]."""
 PROBLEMS = 50
-"""Errors reported together before the rest of a file is left unread."""
+"""The most errors reported together; after them the rest of a file is not read."""
 FAILURES = 200
-"""Statements that may fail, follow-ups of reported errors included, before the rest is left unread."""
+"""The most statements that may fail, silent follow-ups included; after them the rest of a file is not read."""
 SYNTAX_PROBLEMS = 20
-"""Syntax errors reported together."""
+"""The most syntax errors reported together."""
 
 
 class Budget:
-    """Counts what the expansion of one file has cost, all its networks together, and refuses to pass the bounds."""
+    """A count of what the expansion of one file has cost, over all its networks, that refuses to exceed the limits."""
 
     def __init__(self) -> None:
         self._statements = self._names = self._terms = 0
 
     def statement(self, at: object) -> None:
-        """Count one statement or one turn of a loop.
+        """Count one statement or one iteration of a loop.
 
         Raises:
             LimitError: beyond `STATEMENTS`.

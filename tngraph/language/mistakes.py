@@ -1,7 +1,7 @@
-"""What a valid network can have that its author hardly meant: what nothing uses, and an index that joins nothing.
+"""Likely mistakes in a valid network: what nothing uses, and an index that joins nothing.
 
-Each is told as a `NetworkError` that is not raised, at the name that it is about. Where several readings are likely
-nothing is told: a term of one tensor may sum what it likes, and a size of 1 sums nothing.
+Each is a `NetworkError` that is not raised, placed at the name that it is about. Where several readings are likely,
+nothing is reported: a term of one tensor may sum any of its legs, and a size of 1 sums nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tngraph.language.sizes import is_same
 
 _UNUSED = "use it, or take it away"
 _COMPARED = 200
-"""So many indices are looked at for the one that was meant."""
+"""The most indices that are compared to find the one that was meant."""
 _SUMMED = "put it on the left, or sum it in an equation of its own"
 
 
 def find_mistakes(network: Network, declared: Mapping[str, sympy.Expr] | None = None) -> Iterator[NetworkError]:
-    """What is likely a mistake, in the order of the kinds.
+    """Yield likely mistakes, one kind after another.
 
     Args:
-        network: a valid one.
-        declared: the indices that were declared, with their sizes, whether or not they stand on a tensor.
+        network: a valid network.
+        declared: the indices that were declared, with their sizes, whether or not a tensor has them.
     """
     declared = declared or {}
     yield from _unused_sizes(network, declared)
@@ -62,7 +62,10 @@ def _read_legs(network: Network) -> Iterator[Index | Read]:
 
 
 def _unused_tensors(network: Network) -> Iterator[NetworkError]:
-    """The tensors that no equation reads and no output puts out, but for an input that tells a run-time size."""
+    """Yield an error for each tensor that no equation reads and no output returns.
+
+    An input that binds a run-time size counts as used.
+    """
     used = {access.source for equation in network.equations for term in equation.terms for access in term.accesses}
     used |= {port.name for port in network.outputs}
     sources: tuple[Core | Equation, ...] = (*network.cores, *network.equations)
@@ -77,7 +80,7 @@ def _unused_tensors(network: Network) -> Iterator[NetworkError]:
 
 @dataclass(frozen=True, slots=True)
 class _Lone:
-    """An index that one access of a term has, once, and that is summed there."""
+    """An index that only one access of a term has, and that is summed there."""
 
     index: Index
     access: Access
@@ -91,17 +94,17 @@ class _Lone:
 
     @property
     def text(self) -> str:
-        """The index and its tensor."""
+        """The index and its tensor, as errors write them."""
         return f"{str(self.index.name)!r} on {str(self.access.source)!r}"
 
 
 def _lone_indices(sources: Mapping[str, Core | Equation], equation: Equation, term: Term) -> Iterator[NetworkError]:
-    """The indices of a term that were likely to join two tensors, or to stand on the left."""
+    """Yield errors for the indices of a term that were probably meant to join two tensors, or to stay on the left."""
     lone = list(_find_lone(sources, equation, term))
     if len(term.accesses) == 1:
         yield from _broadcast_sums(equation, term, lone)
         return
-    rest = sorted(lone, key=lambda one: one.is_own)  # a name that was chosen here is the likelier mistake
+    rest = sorted(lone, key=lambda one: one.is_own)  # a name that this access gave is the likelier mistake
     while rest:
         one = rest.pop(0)
         other = _partner(one, rest)
@@ -114,7 +117,10 @@ def _lone_indices(sources: Mapping[str, Core | Equation], equation: Equation, te
 
 
 def _partner(one: _Lone, others: Sequence[_Lone]) -> _Lone | None:
-    """Another lone index that may have been meant: of the same size on another tensor, and not both in windows."""
+    """Return another lone index that may have been meant, of the same size and on another tensor.
+
+    Two indices that both stand in windows are never partners.
+    """
     for other in others[:_COMPARED]:
         is_fitting = other.access is not one.access and not (one.is_read and other.is_read)
         if is_fitting and one.index.size == other.index.size:
@@ -123,9 +129,12 @@ def _partner(one: _Lone, others: Sequence[_Lone]) -> _Lone | None:
 
 
 def _broadcast_sums(equation: Equation, term: Term, lone: Sequence[_Lone]) -> Iterator[NetworkError]:
-    """A tensor that is added, and summed over a leg while it is broadcast over another: a bias under a wrong name."""
+    """Yield errors for a tensor of a sum that is itself summed over one leg and broadcast over another.
+
+    That is typical of a bias with a wrong name.
+    """
     (access,) = term.accesses
-    readings = sum(access.source == other.source for each in equation.terms for other in each.accesses)
+    readings = sum(access.source == other.source for summand in equation.terms for other in summand.accesses)
     lacking = [leg for leg in equation.legs if leg not in access.indices]
     if len(equation.terms) == 1 or readings > 1 or not lacking:
         return

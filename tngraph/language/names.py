@@ -1,4 +1,4 @@
-"""What names and expressions in a file stand for: templates, ranges, sizes and positions under loop variables."""
+"""The meaning of names and expressions in a file: templates, ranges, sizes and positions under loop variables."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tngraph.language.network import check_dotted_name, check_name
 
 
 class Name(str):
-    """A name with its place in the file: what a check of the builder hands back as the error's ``at``."""
+    """A name with its place in the file, which the builder's checks return as the error's ``at``."""
 
     __slots__ = ("column", "line")
     line: int
     column: int
 
     def __new__(cls, text: str, token: Token) -> Name:
-        """The text as a name that stands where a token does."""
+        """Create the name with this text at the place of a token."""
         name = super().__new__(cls, text)
         name.line, name.column = token.line or 1, token.column or 1
         return name
@@ -38,7 +38,7 @@ Loop = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The names in force at one statement: the builder's, the loop variables, the left-hand side's indices."""
+    """The names visible to one statement: the builder's, the loop variables, the indices on its left."""
 
     builder: Builder
     budget: Budget
@@ -46,20 +46,20 @@ class Scope:
     left: Collection[str] = ()
 
     def inside(self, variable: Token, value: int) -> Scope:
-        """The scope of a loop's body."""
+        """Return the scope of a loop's body."""
         return Scope(self.builder, self.budget, {**self.loop, str(variable): value}, self.left)
 
     def turns(self, variable: Token, first: Syntax, last: Syntax) -> range:
-        """The numbers that a loop variable takes."""
+        """Return the values that a loop variable takes."""
         check_name(Name(str(variable), variable), "a loop variable")
         return self.range(first, last)
 
     def under(self, left: Collection[str]) -> Scope:
-        """The scope of the right-hand side of an equation with these indices on its left."""
+        """Return the scope of the right-hand side of an equation with these indices on its left."""
         return Scope(self.builder, self.budget, self.loop, left)
 
     def names(self, tree: Tree[Token]) -> list[Name]:
-        """The names that one template stands for: one, or as many as its range has members."""
+        """Return the names that one template stands for: one, or one per member of its range."""
         token = cast(Token, tree.children[0])
         ranges = [part for part in tree.children if isinstance(part, Tree) and part.children[1] is not None]
         if len(ranges) > 1:
@@ -69,12 +69,12 @@ class Scope:
         return [self._name(tree, token, number) for number in count]
 
     def _numbers(self, slot: Tree[Token], token: Token) -> range:
-        numbers = self.range(slot.children[0], slot.children[1])
-        if not numbers:
+        members = self.range(slot.children[0], slot.children[1])
+        if not members:
             raise NetworkError(
-                f"the range {numbers.start}..{numbers.stop - 1} is empty", "a..b includes both", at=token
+                f"the range {members.start}..{members.stop - 1} is empty", "a..b includes both", at=token
             )
-        return numbers
+        return members
 
     def _name(self, tree: Tree[Token], token: Token, number: int) -> Name:
         text = "".join(map(str, self._parts(tree, number)))
@@ -92,18 +92,18 @@ class Scope:
                 yield self.integer(part.children[0])
 
     def name(self, tree: Tree[Token]) -> Name:
-        """The one name that a template stands for."""
+        """Return the only name that a template stands for."""
         names = self.names(tree)
         if len(tree.children) > 1 and len(names) > 1:
             raise NetworkError(f"{names[0]!r} to {names[-1]!r} stand where one name is expected", at=names[0])
         return names[0]
 
     def range(self, first: Syntax, last: Syntax) -> range:
-        """The integers from one expression to another, both included."""
+        """Return the integers from one expression to another, both included."""
         return range(self.integer(first), self.integer(last) + 1)
 
     def integer(self, tree: Syntax) -> int:
-        """An expression that has to be known when the file is read."""
+        """Return the value of an expression that has to be known when the file is read."""
         value = self.amount(tree).value
         if value is None:
             token = next((t for t in names_in(tree) if self._is_runtime(t)), first_token(tree))
@@ -118,14 +118,14 @@ class Scope:
         return token not in self.loop and token in self.builder.sizes and token not in self.builder.defaults
 
     def number(self, tree: Syntax) -> int | float:
-        """An argument of an initialisation: an integer expression, or a decimal with its sign."""
+        """Return an argument of an initialisation: an integer expression, or a decimal with its sign."""
         leaves = _tokens(tree)
         if leaves[-1].type == "FLOAT" and all(leaf.type == "MINUS" for leaf in leaves[:-1]):
             return literal(leaves[-1]) * (-1 if len(leaves) % 2 == 0 else 1)
         return self.integer(tree)
 
     def amount(self, tree: Syntax) -> Amount:
-        """An expression over sizes."""
+        """Return the meaning of an expression over sizes."""
         return amount(evaluate(tree, Reading(self._size, self._size, self.budget.arithmetic)))
 
     def _size(self, syntax: Syntax) -> Operand:
@@ -138,7 +138,7 @@ class Scope:
         return Amount.of(expr, int(expr) if expr.is_Integer else self.builder.defaults.get(name))
 
     def position(self, tree: Syntax) -> Position:
-        """A place on a leg."""
+        """Return the meaning of an expression as a position on a leg."""
         value = evaluate(tree, Reading(self._index_or_size, self._size, self.budget.arithmetic))
         return value if isinstance(value, Position) else Position((), value.expr)
 
@@ -151,15 +151,15 @@ class Scope:
         raise unknown("index", name, (*self.builder.index_sizes, *self.left))
 
     def own_legs(self, items: Tree[Token] | None) -> list[Axis]:
-        """The axes of a declaration: an index takes the size of its name where none is given."""
+        """Return the axes of a declaration; an index without a size takes the size of the same name."""
         return self._axes(items, lambda tree: tuple(map(self.builder.index, self._plain_names(tree))))
 
     def left_legs(self, items: Tree[Token] | None) -> list[Axis]:
-        """The axes of a left-hand side or a result: names, known or not."""
+        """Return the axes of a left-hand side or an output: names, declared or not."""
         return self._axes(items, lambda tree: tuple(map(Position.of, self._plain_names(tree))))
 
     def read_legs(self, items: Tree[Token] | None) -> list[Position]:
-        """The places at which an access reads."""
+        """Return the positions at which an access reads."""
         legs: list[Position] = []
         trees = items.children if items is not None else []
         for _, positions in self._items(trees, self._read, groups=False):
@@ -196,7 +196,10 @@ class Scope:
     def _items(
         self, trees: Sequence[Syntax], read: _Reader, groups: bool
     ) -> Iterator[tuple[Syntax, tuple[Position, ...]]]:
-        """Each item with its positions; the sizes that follow a family's first one belong to it."""
+        """Yield each item with its positions.
+
+        The sizes that follow the first size of a family, as in ``i{1..3}: 2, 3, 4``, belong to the family.
+        """
         rest = list(reversed(trees))
         while rest:
             tree = rest.pop()
@@ -205,12 +208,12 @@ class Scope:
             elif groups and isinstance(tree, Tree) and tree.data == "group":
                 inner = cast("Tree[Token] | None", tree.children[1])
                 within = inner.children if inner is not None else ()
-                yield tree, tuple(p for _, each in self._items(within, read, groups=False) for p in each)
+                yield tree, tuple(p for _, inside in self._items(within, read, groups=False) for p in inside)
             else:
                 yield tree, read(tree)
 
     def _declare(self, tree: Tree[Token], rest: list[Syntax]) -> tuple[Position, ...]:
-        """Declare an index or a family, taking the sizes after the first off the rest."""
+        """Declare an index or a family, and remove the family's further sizes from ``rest``."""
         if isinstance(tree.children[0], Tree) and tree.children[0].data == "group":
             hint = "give each of its indices one, as in (i:2, j:3)"
             raise NetworkError("a group of indices has a size", hint, at=first_token(tree))
@@ -226,7 +229,10 @@ class Scope:
         return self.builder.indices(names, *(self.amount(size).expr for size in sizes))
 
     def _is_size(self, tree: Syntax) -> bool:
-        """Whether an item after a family's size can be one more: integers, loop variables, compile-time sizes."""
+        """Return whether an item after a family's size can be its next size.
+
+        Such an item has only integers, loop variables and compile-time sizes.
+        """
         if is_declaration(tree) or any(True for _ in _subtrees(tree, "slot")):
             return False
         return all(
@@ -242,7 +248,7 @@ _Reader = Callable[[Syntax], tuple[Position, ...]]
 
 
 def literal(token: Token) -> int | float:
-    """The number of a literal."""
+    """Return the number that a literal stands for."""
     value = float(token) if token.type == "FLOAT" else int(token)
     if value in (float("inf"), float("-inf")):
         raise NetworkError(f"the number {token} is not finite", "the largest is about 1.8e308", at=token)
@@ -250,7 +256,7 @@ def literal(token: Token) -> int | float:
 
 
 def names_in(tree: Syntax) -> list[Token]:
-    """The names in an expression, those of ``min`` and ``max`` apart."""
+    """Return the names in an expression, except ``min`` and ``max`` themselves."""
     if isinstance(tree, Token):
         return [tree] if tree.type == "NAME" else []
     functions = {id(bound.children[0]) for bound in _subtrees(tree, "bound")}

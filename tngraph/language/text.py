@@ -1,7 +1,6 @@
-"""From the text of a spec to its networks: bounds, syntax, then meaning statement by statement.
+"""The parser of specs: limits, syntax, then meaning statement by statement.
 
-All errors that are independent of each other are reported together: a statement that cannot be parsed is
-blanked out and the rest goes on.
+All independent errors are reported together: a statement that cannot be parsed is blanked out, and parsing goes on.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ _LONE_NUMBER = re.compile(r"[-+=(]\s*[0-9][0-9.eE]*\s*\Z")
 
 
 class _Lines(PostLex):
-    """Drops the newlines inside round and square brackets."""
+    """A filter that drops the newlines inside round and square brackets."""
 
     always_accept = ("_SEP",)
 
@@ -84,16 +83,16 @@ def _parser() -> Lark:
 
 
 def parse(text: str, name: str | None = None, sizes: Mapping[str, int] | None = None, file: str = "<text>") -> Network:
-    """The network that a spec describes.
+    """Return the network that a spec describes.
 
     Args:
         text: the spec.
-        name: which of its networks; the last one when absent.
-        sizes: values in place of the defaults of compile-time sizes.
-        file: what errors call the text.
+        name: the name of the wanted network; the last one of the spec if absent.
+        sizes: values that replace the defaults of compile-time sizes.
+        file: the name that errors give the text.
 
     Raises:
-        SpecError: everything that is wrong with the text, in order.
+        SpecError: all errors in the text, in order of their places.
         LimitError: the text or what it expands to is beyond a limit.
         NetworkError: no network of this name, or no such size to set.
 
@@ -108,21 +107,23 @@ def parse(text: str, name: str | None = None, sizes: Mapping[str, int] | None = 
 def parse_with_warnings(
     text: str, name: str | None = None, sizes: Mapping[str, int] | None = None, file: str = "<text>"
 ) -> tuple[Network, tuple[Problem, ...]]:
-    """The network that a spec describes, and what is likely a mistake in the text though it is valid, in order.
+    """Return the network that a spec describes, and likely mistakes in the text, in order of their places.
 
-    Args: and errors as those of `parse`; a rank that is cut is among the problems and not warned of.
+    A rank that is cut is among the mistakes, and gives no Python warning.
+
+    Args: as for `parse`, with the same errors.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
         network, elaborators = _elaborate(text, name, sizes, file)
-    found = [problem for elaborator in elaborators for problem in elaborator.warnings()]
-    return network, tuple(_ordered(found)[:PROBLEMS])
+    mistakes = [problem for elaborator in elaborators for problem in elaborator.warnings()]
+    return network, tuple(_ordered(mistakes)[:PROBLEMS])
 
 
 def _elaborate(
     text: str, name: str | None, sizes: Mapping[str, int] | None, file: str
 ) -> tuple[Network, list[Elaborator]]:
-    """The wanted network of a text, and what read each."""
+    """Return the wanted network of a text, and the elaborators of all its networks."""
     if not isinstance(text, str):
         raise NetworkError(f"{text!r} is not the text of a network", "tg.load reads a file")
     if name is not None and not isinstance(name, str):
@@ -134,8 +135,8 @@ def _elaborate(
     wanted = _wanted(names, name) if names and not problems else None
     networks: dict[str, Network] = {}
     budget, elaborators = Budget(), list[Elaborator]()
-    for number, tree in enumerate(trees):
-        overrides = dict(sizes or {}) if number == wanted else {}
+    for k, tree in enumerate(trees):
+        overrides = dict(sizes or {}) if k == wanted else {}
         elaborators.append(elaborator := Elaborator(source, tree, suspects, overrides, budget))
         network = elaborator.run()
         problems.extend(elaborator.problems)
@@ -149,15 +150,15 @@ def _elaborate(
 
 
 def _ordered(problems: Iterable[Problem]) -> list[Problem]:
-    """Problems in the order of their places."""
+    """Return problems in order of their places."""
     return sorted(problems, key=lambda p: (p.place.line, p.place.column) if p.place else (0, 0))
 
 
 def load(path: str | Path, name: str | None = None, sizes: Mapping[str, int] | None = None) -> Network:
-    """The network of a spec file; as `parse`.
+    """Return the network of a spec file, read as `parse` reads text.
 
     Raises:
-        SpecError: everything that is wrong with the file, in order.
+        SpecError: all errors in the file, in order of their places.
         LimitError: the file or what it expands to is beyond a limit.
         NetworkError: no such file, no network of this name, or no such size to set.
     """
@@ -167,16 +168,16 @@ def load(path: str | Path, name: str | None = None, sizes: Mapping[str, int] | N
 def check(
     network: Network | str | Path, name: str | None = None, sizes: Mapping[str, int] | None = None
 ) -> tuple[Problem, ...]:
-    """Return what is likely a mistake in a valid network, each with what would mend it.
+    """Return likely mistakes in a valid network, each with a cure.
 
-    That is what nothing uses (a size, a tensor, a result), an index that stands on one tensor of a product alone and is
-    summed there, and a rank that is cut. Where several readings are likely nothing is said: a term of one tensor may
-    sum what it likes, and a size of 1 sums nothing.
+    Those are a size, tensor or result that nothing uses, an index that only one tensor of a product has and that is
+    summed there, and a rank that is cut. Where several readings are likely, nothing is reported: a term of one tensor
+    may sum any of its legs, and a size of 1 sums nothing.
 
     Args:
-        network: it, or the path of a spec file, whose problems have their places there.
-        name: which network of the file is set; all are looked at.
-        sizes: values in place of the defaults of its compile-time sizes.
+        network: the network, or the path of a spec file; mistakes then have their places in the file.
+        name: the network of the file whose sizes are set; all networks are checked.
+        sizes: values that replace the defaults of its compile-time sizes.
 
     Raises: as `load`.
 
@@ -192,7 +193,7 @@ def check(
 
 
 def read(path: str | Path, stream: BinaryIO | None = None) -> str:
-    """The text of a spec file, or of a stream that errors call by this path.
+    """Return the text of a spec file, or of a stream that errors call by this path.
 
     Raises:
         NetworkError: a file that cannot be read or is not UTF-8.
@@ -206,7 +207,7 @@ def read(path: str | Path, stream: BinaryIO | None = None) -> str:
 
 
 def decode(path: str | Path, data: bytes) -> str:
-    """The text of a spec file that has been read.
+    """Return the text of a spec file whose bytes have been read.
 
     Raises:
         NetworkError: it is not UTF-8.
@@ -241,14 +242,14 @@ def _repeated(source: Source, trees: Iterable[Tree[Token]]) -> Iterator[Problem]
 
 
 def _syntax(source: Source) -> tuple[list[Tree[Token]], list[Problem], frozenset[str]]:
-    """The networks of a text, its syntax errors, and the names that the broken statements were about."""
+    """Return the networks of a text, its syntax errors, and the names that the broken statements were about."""
     problems: list[Problem] = []
     suspects: set[str] = set()
     text = source.text
-    # Each attempt reads the whole text again, so a long one gets fewer.
+    # Each attempt reads the whole text again, so a long text gets fewer attempts.
     for _ in range(max(1, min(SYNTAX_PROBLEMS, 2 * TOKENS // (len(text) + 1)))):
         try:
-            found = scan(Source(source.file, text))
+            scanned = scan(Source(source.file, text))
             tree = _parser().parse(text)
             return [child for child in tree.children if isinstance(child, Tree)], problems, frozenset(suspects)
         except BracketError as error:
@@ -256,7 +257,7 @@ def _syntax(source: Source) -> tuple[list[Tree[Token]], list[Problem], frozenset
             start, end = error.start, error.end
         except UnexpectedInput as error:
             offset = error.pos_in_stream if error.pos_in_stream is not None and error.pos_in_stream >= 0 else len(text)
-            start, end = found.statement(offset)
+            start, end = scanned.statement(offset)
             meant = _meant(text[start:end])
             suspects.update([meant] if meant else [])
             problems.append(_describe(source, error, offset, text[start:offset], meant))
@@ -269,7 +270,7 @@ def _syntax(source: Source) -> tuple[list[Tree[Token]], list[Problem], frozenset
 
 
 def _meant(statement: str) -> str | None:
-    """The word that a statement begins with if it were spelt right."""
+    """Return the keyword that a statement's misspelt first word was probably meant to be, or None."""
     match = _MISSPELT.match(statement)
     near = get_close_matches(match[1], _KEYWORDS, 1) if match else []
     return near[0] if match and near and near[0] != match[1] else None

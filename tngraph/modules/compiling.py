@@ -1,4 +1,4 @@
-"""From a network to a module in one call: planned for the time of its calls, measured where asked."""
+"""Compilation of a network to a module in one call: planned for the time of its calls, and measured on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tngraph.plans.pipeline import plan as plan_network
 from tngraph.plans.plans import Plan
 
 Inputs = torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[torch.Tensor]]
-"""What a layer is called with: a tensor, one per input, or several such calls."""
+"""The inputs of a call: one tensor, or one per input; or a list of several such calls."""
 
 
 def compile(
@@ -40,19 +40,19 @@ def compile(
         sizes: numbers to plan at and to build with, as for `tngraph.plan`; with a plan, other compile-time sizes to
             build its module with.
         mode: ``infer``, for calls; ``train``, for calls with their backward pass; ``serve``, for weights that never
-            change. It decides which plan is the best; the module does all of it either way.
-        minimize: the objective, as for `tngraph.plan`; ``time`` is that of the device, if it was calibrated.
-        tune: inputs of the calls that are to be fast: a tensor, or one per input; or a list of such calls, as of
-            several batch sizes. The ways that the model likes best are measured on them and the fastest are kept (see
-            `tngraph.modules.tuning.tune`).
+            change. It decides which plan is the best; every module supports calls and backward passes.
+        minimize: the objective, as for `tngraph.plan`; ``time`` is the device's, if it was calibrated.
+        tune: inputs of the calls that have to be fast: a tensor, or one per input; or a list of such calls, as of
+            several batch sizes. The candidates that the machine model predicts to be fastest are measured on them, and
+            the fastest are kept (see `tngraph.modules.tuning.tune`).
         search: seed and effort of the planning.
-        device: where the params live.
-        dtype: their type; complex ones work wherever the functions do.
+        device: device of the params.
+        dtype: type of the params, which may be complex if all functions of the network can be.
 
     Raises:
-        NetworkError: a complex type, and a function that has no meaning for complex numbers.
+        NetworkError: a complex type, if a function of the network has no meaning for complex numbers.
         SizeError: an unknown size, a run-time size along with a plan, or a number that is not a positive integer.
-        PlanError: a mode or an objective there is not, or inputs to tune for that do not say for which size.
+        PlanError: an unknown mode or objective, or tuning inputs that leave several sizes open.
     """
     check_numbers(device, dtype)
     if isinstance(network, Plan):
@@ -70,17 +70,17 @@ def compile(
 
 
 def _calls(inputs: Inputs, count: int) -> list[tuple[torch.Tensor, ...]]:
-    """The calls that some inputs are, each one tensor per input."""
+    """Return inputs to tune for as a list of calls, each with one tensor per input."""
     if isinstance(inputs, torch.Tensor):
         return [(inputs,)]
-    given = [each if isinstance(each, torch.Tensor) else _call(each) for each in _listed(inputs)]
-    if count > 1 and len(given) == count and all(isinstance(x, torch.Tensor) for x in given):
-        return [tuple(given)]  # type: ignore[arg-type]
-    return [(each,) if isinstance(each, torch.Tensor) else each for each in given]
+    items = [item if isinstance(item, torch.Tensor) else _call(item) for item in _listed(inputs)]
+    if count > 1 and len(items) == count and all(isinstance(x, torch.Tensor) for x in items):
+        return [tuple(items)]  # type: ignore[arg-type]
+    return [(item,) if isinstance(item, torch.Tensor) else item for item in items]
 
 
 def _call(inputs: object) -> tuple[torch.Tensor, ...]:
-    """One call as a tuple of its inputs."""
+    """Return one call as a tuple of its inputs."""
     call = tuple(_listed(inputs))
     for number, x in enumerate(call, 1):
         check_tensor(f"input {number} of a call to tune for", x)

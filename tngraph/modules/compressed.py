@@ -1,4 +1,4 @@
-"""What every layer that stands for a dense one has, linear or convolutional: a network of cores, and a bias."""
+"""The common part of all layers that replace a dense one, linear or convolutional: a network of cores, and a bias."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Compressed(nn.Module):
 
     Attributes:
         network: the compiled network, which holds the cores.
-        bias: added to what it puts out, `(out,)`; or None.
-        recipe: the dense weight it stands for, and how that is built.
-        planned: the sizes of the input that counts are shown at; what was given, and is planned for alone, among them.
+        bias: added to the output, `(out,)`; or None.
+        recipe: the dense weight that the layer replaces, and how the cores build it.
+        planned: the sizes of the input that counts are shown at. They include the sizes that the caller fixed.
     """
 
     network: Layer
@@ -51,7 +51,7 @@ class Compressed(nn.Module):
         """Call the layer, as `nn.Module` does.
 
         Raises:
-            SizeError: something else than a tensor, or one of another device or type than the params.
+            SizeError: an input that is not a tensor, or is of another device or type than the params.
         """
         try:
             return super().__call__(*args, **named)
@@ -71,67 +71,67 @@ class Compressed(nn.Module):
         search: Search | None = None,
         **window: Any,
     ) -> None:
-        """Plan and compile the network, and draw everything."""
+        """Plan and compile the network, and draw the initial cores and bias."""
         self.recipe = recipe
         network = recipe.layer(**window)
         if sizes is not None and not isinstance(sizes, Mapping):
             raise SizeError(f"sizes is {sizes!r}\n  it maps names to numbers, as {{'batch': 64}}")
-        given = dict(sizes or {})
-        self.planned = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | given
-        self.network = compile(network, self._inner_sizes(given), search=search, device=device, dtype=dtype)
-        drawn = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
-        self.register_parameter("bias", drawn)
+        fixed = dict(sizes or {})
+        self.planned = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | fixed
+        self.network = compile(network, self._inner_sizes(fixed), search=search, device=device, dtype=dtype)
+        parameter = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", parameter)
         self._draw_bias()
         recipe.warn_of_growth(sum(p.numel() for p in self.parameters()), recipe.shape[0] if bias else 0)
 
     def _inner_sizes(self, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The sizes of what the network sees, for sizes of the layer's input."""
+        """Return the sizes of the network's input, for sizes of the layer's input."""
         return sizes
 
     def _enter(self, input: Tensor) -> Tensor:
-        """What the network is called with, `(batch, channels, *axes)`; its surplus rows are zero."""
+        """Return the network's input, `(batch, channels, *axes)`, with zeros in surplus rows."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Draw the cores and the bias anew."""
+        """Draw new initial values for the cores and the bias."""
         cast(Any, self.network).reset_parameters()
         self._draw_bias()
 
     def _draw_bias(self) -> None:
-        """As ``torch.nn.Linear`` and ``Conv2d`` do."""
+        """Draw a new bias from the distribution that ``torch.nn.Linear`` and ``Conv2d`` use."""
         if self.bias is not None:
             bound = prod(self.recipe.shape[1:]) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
     def _pad_channels(self, x: Tensor) -> Tensor:
-        """`(batch, groups * in, *axes)`, every group with its surplus rows."""
+        """Return the input padded with zeros to `(batch, groups * rows, *axes)`, the surplus rows after each group."""
         surplus = self.recipe.surplus[0]
         if not surplus:
             return x
         return F.pad(self._by_group(x), (0, 0) * (x.dim() - 2) + (0, surplus)).flatten(1, 2)
 
     def _by_group(self, x: Tensor) -> Tensor:
-        """`(batch, groups, channels of one, *axes)`."""
+        """Return a tensor with its channels split by group: `(batch, groups, channels of one group, *axes)`."""
         groups = self.recipe.groups
         return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
 
     def _leave(self, y: Tensor) -> Tensor:
-        """`(batch, out, *axes)`: what the network puts out, without its surplus columns and with the bias."""
+        """Return the output `(batch, out, *axes)`: the network's without its surplus columns, plus the bias."""
         columns = self.recipe.shape[0] // self.recipe.groups
         if self.recipe.surplus[1]:
             y = self._by_group(y)[:, :, :columns].flatten(1, 2)
         if self.bias is None:
             return y
-        return y + self.bias.type_as(y).view(-1, *(1,) * (y.dim() - 2))  # in mixed precision y is narrow, and stays so
+        return y + self.bias.type_as(y).view(-1, *(1,) * (y.dim() - 2))  # in mixed precision y stays narrow
 
     def fold(self, memory_limit: int | None = None) -> Self:
-        """This layer for serving, as `Layer.fold`: with the same params in memory, which take no gradient.
+        """Return this layer for serving, as `Layer.fold` does: it shares the params, and they take no gradient.
 
         Args:
-            memory_limit: of the folded buffers together; None for none [bytes].
+            memory_limit: the most memory for all folded buffers together; None for no limit [bytes].
 
         Raises:
-            PlanError: a limit that is no positive integer.
+            PlanError: a limit that is not a positive integer.
         """
         served = copy(self)
         served._modules = {**self._modules, "network": self.network.fold(memory_limit)}
@@ -140,10 +140,10 @@ class Compressed(nn.Module):
         return served
 
     def at(self, /, **sizes: int) -> Self:
-        """This layer, with the same params, always in the order that is best at some sizes of its input.
+        """Return a layer that shares the params and always runs the order that is best at some sizes of its input.
 
         Raises:
-            SizeError: a name that is no size of the input, or a number that is not a positive integer.
+            SizeError: a name that is not a size of the input, or a number that is not a positive integer.
         """
         alone = copy(self)
         alone.planned = {**self.planned, **sizes}
@@ -152,35 +152,36 @@ class Compressed(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """How the network is contracted; the bias is not in it."""
+        """The plan of the network, which does not include the bias."""
         return self.network.plan
 
     def counts(self, /, **sizes: int) -> Counts:
-        """The exact counts of a call, the bias included, padding as it runs: ``layer.counts(batch=128)``.
+        """Return the exact counts of a call, with the bias and the padding: ``layer.counts(batch=128)``.
 
-        Peak and saved are those of the network: what pads its input, crops its output and adds the bias is beside it.
+        Peak and saved are those of the network alone. Padding its input, cropping its output and adding the bias come
+        on top.
 
         Args:
-            sizes: of the input; those not given are as planned.
+            sizes: sizes of the input; absent ones are as in ``planned``.
 
         Raises:
-            SizeError: a name that is no size of the input, or a number that is not a positive integer.
+            SizeError: a name that is not a size of the input, or a number that is not a positive integer.
         """
         inner = self._inner_sizes({**self.planned, **sizes})
         counts = self.plan.at(**inner)
         if self.bias is None:
             return counts
-        kept = self._output_size(self.plan.values(**inner))
+        output = self._output_size(self.plan.values(**inner))
         return replace(
             counts,
             params=counts.params + self.bias.numel(),
-            elementwise=counts.elementwise + kept,
-            cost=counts.cost + self.plan.goal.rate(Work(kept, kept, self.bias.numel(), kept, 0, 0)),
-            largest=max(counts.largest, kept),
+            elementwise=counts.elementwise + output,
+            cost=counts.cost + self.plan.goal.rate(Work(output, output, self.bias.numel(), output, 0, 0)),
+            largest=max(counts.largest, output),
         )
 
     def _output_size(self, numbers: Mapping[str, int]) -> int:
-        """What the layer puts out [elements]."""
+        """Return the size of the layer's output [elements]."""
         batch, _, *axes = self.plan.network.outputs[0].axes
         places = prod(evaluate_size(index.size, numbers) for axis in (batch, *axes) for index in axis)
         return places * self.recipe.shape[0]
@@ -189,9 +190,9 @@ class Compressed(nn.Module):
         """Compare the network with the reference, as `Layer.verify` does.
 
         Args:
-            inputs: an input of the layer; a random one of small sizes when absent.
-            sizes: of the random input, where small ones will not do.
-            seed: of random inputs and of the direction gradients are taken in.
+            inputs: an input of the layer; a random one of small sizes if absent.
+            sizes: sizes of the random input, where small ones will not do.
+            seed: the seed of random inputs and of the direction in which gradients are taken.
 
         Raises:
             SizeError: inputs or sizes that do not fit.
@@ -201,28 +202,31 @@ class Compressed(nn.Module):
         return self.network.verify(*entered, sizes=self._small_sizes() | dict(sizes or {}), seed=seed)
 
     def _small_sizes(self) -> dict[str, int]:
-        """Sizes of what the network sees that are small, and still large enough for it."""
+        """Return sizes of the network's input that are small, but no smaller than the network allows."""
         return {}
 
     @cached_property
     def _dense(self) -> Layer:
-        """The network that puts out the weight; it runs on the cores of this layer and has none of its own.
+        """The network whose output is the weight; it runs on the cores of this layer and has none of its own.
 
-        A cached property is no submodule: it is in no state, and moves nowhere.
+        A cached property is not a submodule, so this network is not in the layer's state dict and does not move with
+        the layer.
         """
         return compile(self.recipe.weight_again(), device="meta")
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight this layer applies, `(out, in / groups, *kernel)`, built at each look; gradients flow.
+        """The dense weight that this layer applies, `(out, in / groups, *kernel)`, rebuilt at each access.
 
-        A layer whose family is no weight has no such attribute.
+        Gradients flow through it to the cores.
+
+        A layer has no such attribute if its family is not linear in the input.
         """
         if self.recipe.family.is_map:
-            raise AttributeError  # of which nn.Module says that there is no attribute 'weight'
+            raise AttributeError  # nn.Module turns it into: no attribute 'weight'
         try:
             return self.build_weight()
-        except AttributeError as error:  # nn.Module would say the same of any other
+        except AttributeError as error:  # nn.Module would hide its cause the same way
             raise RuntimeError(f"the weight of {type(self).__name__} cannot be built: {error}") from error
 
     @weight.setter
@@ -236,17 +240,17 @@ class Compressed(nn.Module):
         """Register a parameter as PyTorch does, unless it is called ``weight``.
 
         Raises:
-            NetworkError: the weight takes no value.
+            NetworkError: the name is ``weight``.
         """
-        if name == "weight":  # this is what nn.Module does where a parameter is assigned
+        if name == "weight":  # nn.Module calls this when a parameter is assigned
             Compressed.weight.fset(self, param)  # type: ignore[attr-defined]
         super().register_parameter(name, param)
 
     def build_weight(self) -> Tensor:
-        """Build what `weight` is, in the type of the cores under autocast too.
+        """Build the tensor of `weight`, in the type of the cores even under autocast.
 
         Raises:
-            NetworkError: the family is no weight.
+            NetworkError: the family is not linear in its input.
         """
         names = [name for name, _ in chain(self._dense.named_parameters(), self._dense.named_buffers())]
         cores = {name: attrgetter(name)(self.network) for name in names}
@@ -256,7 +260,7 @@ class Compressed(nn.Module):
             return self.recipe.crop(functional_call(self._dense, cores, ()))
 
     def _to_dense(self, dense: nn.Module) -> nn.Module:
-        """An ordinary layer, built on the meta device, with copies of the weight and the bias of this one."""
+        """Return an ordinary layer, built on the meta device, with copies of this layer's weight and bias."""
         for name, tensor in (("weight", self.build_weight()), ("bias", self.bias)):
             if tensor is not None:
                 copy = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -264,18 +268,21 @@ class Compressed(nn.Module):
         return dense.train(self.training)
 
     def _like(self, dense: nn.Module) -> Self:
-        """This layer in the mode of another."""
+        """Set this layer to the training or evaluation mode of another one, and return it."""
         return self.train(dense.training)
 
     def extra_repr(self) -> str:
-        """The sizes of the layer, how its weight is built, and what that saves."""
+        """Return the layer's sizes, how its weight is built, and how many params that saves."""
         params = sum(p.numel() for p in self.parameters())
         dense = prod(self.recipe.shape) + (0 if self.bias is None else self.bias.numel())
         saved = f"params={params:,} of {dense:,} ({dense / params:.1f}x)"
         return f"{self._shape_repr()}, {self.recipe}\n{saved}, MAC={self._macs()}"
 
     def _macs(self) -> str:
-        """The multiply-adds of a call in the sizes of the layer's input, in the regime that was planned at [MAC]."""
+        """Return the multiply-adds of a call as a formula in the sizes of the layer's input [MAC].
+
+        With several regimes the formula is that of the regime at ``planned``.
+        """
         regimes, regime = self.plan.regimes, self.plan.regime(**self._inner_sizes(self.planned))
         inner = self._inner_sizes({name: symbol(name) for name in self.plan.network.runtime_sizes()})
         formula = str(regime.macs.xreplace({symbol(name): size for name, size in inner.items()}))
@@ -290,11 +297,11 @@ class Compressed(nn.Module):
 
 
 def settings(layer: nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """What an ordinary layer was made with: the named attributes, and what every layer has."""
+    """Return the arguments that an ordinary layer was made with: the named attributes, bias, device and type."""
     weight = getattr(layer, "weight", None)
     missing = [name for name in names if not hasattr(layer, name)]
     if missing or not isinstance(weight, Tensor):
         lacks = ", ".join([*missing, *["weight"] * (weight is None)])
         raise NetworkError(f"a layer cannot be made like {layer!r}", f"it has no {lacks}")
-    made = {name: getattr(layer, name) for name in names}
-    return made | {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}
+    attributes = {name: getattr(layer, name) for name in names}
+    return attributes | {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}

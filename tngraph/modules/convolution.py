@@ -1,4 +1,4 @@
-"""Convolutions whose weight is built of cores, in the place of ``torch.nn.Conv1d`` to ``ConvTranspose3d``."""
+"""Convolutions whose weight is built of cores, which replace ``torch.nn.Conv1d`` to ``ConvTranspose3d``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Padding = PerAxis | Literal["same", "valid"]
 PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
 _PADDING_MODES = {"zeros": "constant", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
 _PLAIN = {"padding": 0, "output_padding": 0, "dilation": 1}
-"""What settings are where nothing is said, on each axis."""
+"""Defaults of settings, on each axis."""
 
 
 class _Windowed(Compressed):
-    """What every layer with a window has, transposed or not."""
+    """The common part of all layers with a window, transposed or not."""
 
     axes: ClassVar[int]
     ordinary: ClassVar[Callable[..., nn.Module]]
@@ -61,37 +61,37 @@ class _Windowed(Compressed):
         return self._to_dense(self.ordinary(**arguments, bias=self.bias is not None, device="meta"))
 
     def _shape_repr(self) -> str:
-        plain = {name: (number,) * self.axes for name, number in _PLAIN.items()} | {
+        plain = {name: (default,) * self.axes for name, default in _PLAIN.items()} | {
             "groups": 1,
             "padding_mode": "zeros",
         }
         shown = {name: getattr(self, name) for name in self.arguments[2:]}
-        kept = [f"{name}={value!r}" for name, value in shown.items() if plain.get(name) != value]
-        return ", ".join([f"{self.in_channels}, {self.out_channels}", *kept, f"bias={self.bias is not None}"])
+        changed = [f"{name}={value!r}" for name, value in shown.items() if plain.get(name) != value]
+        return ", ".join([f"{self.in_channels}, {self.out_channels}", *changed, f"bias={self.bias is not None}"])
 
 
 class _Convolution(_Windowed):
-    """What a convolution is, whatever the number of its axes.
+    """A convolution with any number of axes.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: of the window, one number or one per axis; `stride`, `padding` and `dilation` likewise.
-        stride: of the window.
-        padding: on each side of every axis; ``"valid"`` is none, and ``"same"`` as much as keeps the size.
+        kernel_size: size of the window, one number or one per axis; `stride`, `padding` and `dilation` likewise.
+        stride: stride of the window.
+        padding: padding on each side of every axis; ``"valid"`` is none, and ``"same"`` keeps the size.
         dilation: distance between the positions of the window.
-        groups: of the channels.
-        bias: whether there is one, a parameter `(out_channels,)`.
+        groups: number of groups of channels.
+        bias: whether to add a bias, a parameter `(out_channels,)`.
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
-        device: where the parameters live.
-        dtype: their type.
-        family: of the weight: a word, as ``"cp"``, or a `Family`.
-        modes: those of the rows (inputs) and of the columns (outputs) of one group. Where they multiply to more than
-            the channels, the input is padded with zeros and the surplus outputs are dropped.
-        sites: how many modes each side has, where the family chooses them.
+        device: device of the parameters.
+        dtype: type of the parameters.
+        family: family of the weight: a word, as ``"cp"``, or a `Family`.
+        modes: modes of the rows (inputs) and of the columns (outputs) of one group. If they multiply to more than the
+            channels, the input is padded with zeros and the surplus outputs are dropped.
+        sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
-        options: of the family, as ``rank=8``.
+        options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
@@ -140,17 +140,17 @@ class _Convolution(_Windowed):
 
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, family: str | Family = "cp", **options: Any) -> Self:
-        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
 
         Args:
             conv: the ordinary layer.
-            family: of the weight.
-            options: what this class takes by keyword.
+            family: family of the weight.
+            options: keyword arguments of this class.
         """
         return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
 
     def _check(self) -> None:
-        """Refuse what PyTorch's convolution refuses too."""
+        """Refuse settings that PyTorch's convolution refuses too."""
         self._check_channels()
         if self.padding_mode not in _PADDING_MODES:
             raise SizeError(f"padding_mode is {self.padding_mode!r}\n  it is one of {', '.join(_PADDING_MODES)}")
@@ -160,17 +160,18 @@ class _Convolution(_Windowed):
             raise SizeError(f"padding='same' keeps the size, and stride is {self.stride}\n  give padding as numbers")
 
     def _split_padding(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The padding that is put around the input (as ``F.pad`` takes it), and what the network itself pads.
+        """Return the padding to put around the input, as ``F.pad`` takes it, and the padding left to the network.
 
-        Zeros that are as many on both sides are not put there: the network reads past the border, which costs less.
+        The network reads past the border, which costs less than padding the input. It can do so for zeros of equal
+        number on both sides.
         """
         sides = [self._sides(axis) for axis in range(self.axes)]
         if self.padding_mode == "zeros" and all(before == after for before, after in sides):
             return (), tuple(before for before, _ in sides)
-        return tuple(number for pair in reversed(sides) for number in pair), (0,) * self.axes
+        return tuple(width for pair in reversed(sides) for width in pair), (0,) * self.axes
 
     def _sides(self, axis: int) -> tuple[int, int]:
-        """The padding before and after an axis; ``same`` puts an odd one after it, as PyTorch does."""
+        """Return the padding before and after an axis; ``same`` puts an odd one after it, as PyTorch does."""
         if not isinstance(self.padding, str):
             return self.padding[axis], self.padding[axis]
         total = self.dilation[axis] * (self.kernel_size[axis] - 1) if self.padding == "same" else 0
@@ -195,7 +196,7 @@ class _Convolution(_Windowed):
             `(batch, out_channels, *axes)`, or without the batch.
 
         Raises:
-            SizeError: another number of axes or channels.
+            SizeError: the input has another number of axes or channels.
         """
         return self._run(input)
 
@@ -204,9 +205,9 @@ _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")
 
 
 def _per_axis(name: str, value: PerAxis, axes: int, least: int = 1) -> tuple[int, ...]:
-    """One number per axis."""
+    """Return a setting as one number per axis."""
     every = tuple(value) if isinstance(value, Iterable) else (value,) * axes
-    numbers = tuple(number for each in every if (number := as_integer(each)) is not None)
+    numbers = tuple(number for item in every if (number := as_integer(item)) is not None)
     if len(every) != axes or numbers != every or min(numbers) < least:
         raise SizeError(f"{name} is {value}\n  it is one number or {axes}, each {least} or more")
     return numbers
@@ -218,7 +219,7 @@ class Conv1d(_Convolution):
     axes, ordinary = 1, nn.Conv1d
 
     def to_dense(self) -> nn.Conv1d:
-        """An ordinary layer with a copy of this one's weight and bias."""
+        """Return an ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.Conv1d, self._to_ordinary())
 
 
@@ -228,7 +229,7 @@ class Conv2d(_Convolution):
     axes, ordinary = 2, nn.Conv2d
 
     def to_dense(self) -> nn.Conv2d:
-        """An ordinary layer with a copy of this one's weight and bias."""
+        """Return an ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.Conv2d, self._to_ordinary())
 
 
@@ -238,33 +239,33 @@ class Conv3d(_Convolution):
     axes, ordinary = 3, nn.Conv3d
 
     def to_dense(self) -> nn.Conv3d:
-        """An ordinary layer with a copy of this one's weight and bias."""
+        """Return an ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.Conv3d, self._to_ordinary())
 
 
 class _Transposed(_Windowed):
-    """What a transposed convolution is, whatever the number of its axes.
+    """A transposed convolution with any number of axes.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: of the window, one number or one per axis; all that follows likewise.
+        kernel_size: size of the window, one number or one per axis; so are all settings below.
         stride: distance on the output between the windows of two neighbouring positions of the input.
         padding: positions left out on each side of every axis of the output.
         output_padding: positions added after every axis, fewer than the stride.
-        groups: of the channels.
-        bias: whether there is one, a parameter `(out_channels,)`.
+        groups: number of groups of channels.
+        bias: whether to add a bias, a parameter `(out_channels,)`.
         dilation: 1, since a window of cores has no gaps.
         padding_mode: ``"zeros"``, as in PyTorch.
-        device: where the parameters live.
-        dtype: their type.
-        family: of the weight: a word, as ``"cp"``, or a `Family`.
-        modes: those of the rows (inputs) and of the columns (outputs) of one group. Where they multiply to more than
-            the channels, the input is padded with zeros and the surplus outputs are dropped.
-        sites: how many modes each side has, where the family chooses them.
+        device: device of the parameters.
+        dtype: type of the parameters.
+        family: family of the weight: a word, as ``"cp"``, or a `Family`.
+        modes: modes of the rows (inputs) and of the columns (outputs) of one group. If they multiply to more than the
+            channels, the input is padded with zeros and the surplus outputs are dropped.
+        sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
-        options: of the family, as ``rank=8``.
+        options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
@@ -319,17 +320,17 @@ class _Transposed(_Windowed):
         family: str | Family = "cp",
         **options: Any,
     ) -> Self:
-        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
 
         Args:
             conv: the ordinary layer.
-            family: of the weight.
-            options: what this class takes by keyword.
+            family: family of the weight.
+            options: keyword arguments of this class.
         """
         return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
 
     def _check(self) -> None:
-        """Refuse what PyTorch's transposed convolution refuses too, and a dilation."""
+        """Refuse settings that PyTorch's transposed convolution refuses too, and a dilation."""
         self._check_channels()
         if self.padding_mode != "zeros":
             raise SizeError(f"padding_mode is {self.padding_mode!r}\n  a transposed convolution has 'zeros'")
@@ -350,13 +351,13 @@ class _Transposed(_Windowed):
 
         Args:
             input: `(batch, in_channels, *axes)` or `(in_channels, *axes)`.
-            output_size: None, since `output_padding` says it once for all calls.
+            output_size: None, since `output_padding` sets it once for all calls.
 
         Returns:
             `(batch, out_channels, *axes)`, or without the batch.
 
         Raises:
-            SizeError: another number of axes or channels, or a size of the output.
+            SizeError: the input has another number of axes or channels, or the call has an ``output_size``.
         """
         if output_size is not None:
             raise SizeError(
@@ -372,7 +373,7 @@ class ConvTranspose1d(_Transposed):
     axes, ordinary = 1, nn.ConvTranspose1d
 
     def to_dense(self) -> nn.ConvTranspose1d:
-        """An ordinary layer with a copy of this one's weight and bias."""
+        """Return an ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.ConvTranspose1d, self._to_ordinary())
 
 
@@ -382,7 +383,7 @@ class ConvTranspose2d(_Transposed):
     axes, ordinary = 2, nn.ConvTranspose2d
 
     def to_dense(self) -> nn.ConvTranspose2d:
-        """An ordinary layer with a copy of this one's weight and bias."""
+        """Return an ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.ConvTranspose2d, self._to_ordinary())
 
 
@@ -392,5 +393,5 @@ class ConvTranspose3d(_Transposed):
     axes, ordinary = 3, nn.ConvTranspose3d
 
     def to_dense(self) -> nn.ConvTranspose3d:
-        """An ordinary layer with a copy of this one's weight and bias."""
+        """Return an ordinary layer with a copy of this one's weight and bias."""
         return cast(nn.ConvTranspose3d, self._to_ordinary())

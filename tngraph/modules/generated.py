@@ -1,6 +1,6 @@
-"""Weights that cores generate, as parametrisations of any layer: one weight each, or one vector for several layers.
+"""Parametrisations that generate weights from cores, for any layer: one weight, or one vector shared by several layers.
 
-What is done with them is PyTorch's: ``torch.nn.utils.parametrize``.
+They are used through PyTorch's ``torch.nn.utils.parametrize``.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from tngraph.plans.plans import Plan
 class Generated(nn.Module):
     """A dense weight that cores generate at each call.
 
-    As a parametrisation it takes the place of the weight: what is trained is the cores, and the weight is no
-    parameter any more. With ``residual`` the weight stays, and the generated one is added to it.
+    As a parametrisation it replaces the weight: the cores are trained, and the weight is no longer a parameter. With
+    ``residual`` the weight stays a parameter, and the generated one is added to it.
 
     Args:
-        shape: of the weight, `(out, in, *kernel)` or `(out,)`; where modes multiply to more, the surplus is cropped.
+        shape: shape of the weight, `(out, in, *kernel)` or `(out,)`; if modes multiply to more, the surplus is cropped.
         family: a word, as ``"adtn"``, or a `Family`.
-        residual: add the generated weight to the original one, and start where that is: the last core starts as zeros.
-            Where that would stop the other cores (``quanta``), or cannot be (a core at every site), it starts as drawn,
-            and the original is lowered by a frozen copy of that start.
-        modes: those of the rows (inputs) and of the columns (outputs); of a vector, ``((), columns)``.
-        sites: how many modes each side has, where the family chooses them.
+        residual: add the generated weight to the original one, and start with the original: the last core starts as
+            zeros. If that would keep the other cores from learning (``quanta``), or there is no last core (a core at
+            every site), all cores start as drawn, and the initial generated weight is subtracted from the original.
+        modes: modes of the rows (inputs) and of the columns (outputs); for a vector, ``((), columns)``.
+        sites: number of modes on each side, if the family chooses them.
         search: seed and effort of the planning.
-        device: where the cores live.
-        dtype: their type.
-        options: of the family, as ``layers=2``.
+        device: device of the cores.
+        dtype: type of the cores.
+        options: options of the family, as ``layers=2``.
 
     Raises:
-        NetworkError: no such family, one that is no weight, or options or modes that it does not take.
-        SizeError: a shape that is none, or modes that do not reach it.
+        NetworkError: no such family, one that is not linear in its input, or options or modes that it does not take.
+        SizeError: a value that is not a shape, or modes whose product is too small for it.
 
     Example:
         >>> layer = nn.Linear(784, 256)
@@ -75,23 +75,26 @@ class Generated(nn.Module):
 
     @classmethod
     def like(cls, weight: Tensor, family: str | Family = "adtn", **options: Any) -> Generated:
-        """A generator of the shape, device and type of a weight.
+        """Return a generator with the shape, device and type of a weight.
 
         Args:
-            weight: whose place it takes, or which it is added to.
+            weight: the weight that it replaces, or is added to.
             family: a word or a `Family`.
-            options: what this class takes by keyword.
+            options: keyword arguments of this class.
         """
         check_tensor("the weight", weight)
         return cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
 
     def reset_parameters(self) -> None:
-        """Draw the cores anew, as those of a layer of this shape."""
+        """Draw new initial values for the cores, as for a layer of this shape."""
         cast(Any, self.network).reset_parameters()
         self._start()
 
     def _start(self) -> None:
-        """A residual starts as zeros, because its last core does, or for `right_inverse`."""
+        """Zero the last core of a residual, so that the residual starts as zeros.
+
+        Without such a core, `right_inverse` subtracts the start from the original.
+        """
         is_circuit = "base" in self.recipe.family.options
         last = _last_core(self.plan) if self.residual and not is_circuit else None
         if last is not None:
@@ -99,14 +102,14 @@ class Generated(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """How the weight is contracted."""
+        """The plan by which the weight is contracted."""
         return self.network.plan
 
     def forward(self, original: Tensor | None = None) -> Tensor:
-        """The weight, added to the original one if this is a residual.
+        """Return the weight, added to the original one if this is a residual.
 
         Args:
-            original: a weight of the same shape; used by a residual alone.
+            original: a weight of the same shape; only a residual uses it.
 
         Returns:
             A tensor of the shape of the weight.
@@ -115,18 +118,21 @@ class Generated(nn.Module):
         return weight if original is None or not self.residual else original + weight
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What ``parametrize`` keeps of a weight: for a residual what it is added to, and else nothing."""
+        """Return what ``parametrize`` stores for a weight: a residual's original, or nothing."""
         return weight - self.forward() if self.residual else ()
 
     def extra_repr(self) -> str:
-        """The shape, and how it is built."""
+        """Return the weight's shape, and how it is built."""
         params, dense = sum(p.numel() for p in self.parameters()), prod(self.recipe.shape)
         residual = ", residual=True" if self.residual else ""
         return f"{self.recipe.shape}, {self.recipe}{residual}, params={params:,} of {dense:,}"
 
 
 def _last_core(plan: Plan) -> str | None:
-    """The last param that is read once: with it at zero the weight is, and its gradient is not."""
+    """Return the last param that is read once, or None.
+
+    If this param is zero, so is the weight, but the param's gradient is not.
+    """
     network = plan.network
     if any(core.role == "buffer" for core in network.cores):
         return None
@@ -138,7 +144,8 @@ def _last_core(plan: Plan) -> str | None:
 class _Part(nn.Module):
     """A slice of a shared vector as the weight of one layer.
 
-    The first layer holds the generator, and with it the cores; the others only know it (a tuple is no submodule).
+    The first layer holds the generator, and with it the cores. The other layers only refer to it, in a tuple, which
+    PyTorch does not register as a submodule.
     """
 
     def __init__(self, holder: nn.Module, start: int, shape: Sequence[int], is_owner: bool) -> None:
@@ -150,43 +157,43 @@ class _Part(nn.Module):
             self.generator = holder
 
     def forward(self) -> Tensor:
-        """The weight: entries of variance 1/3 at the start, times fan-in^(-1/2)."""
+        """Return the weight. Entries of the vector start with variance 1/3, and are scaled by fan-in^(-1/2)."""
         vector = cast(Tensor, self._known[0].vector)
         part = vector[self.start : self.start + prod(self.shape)].view(self.shape)
         return part * self.scale
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Nothing is kept of the weight."""
+        """Return nothing, since nothing of the weight is stored."""
         return ()
 
 
 def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn", **options: Any) -> Generated:
-    """Generate the weights of several layers by one generator: slices of one vector, in the order of the names.
+    """Generate the weights of several layers by one generator, as slices of one vector in the order of the names.
 
     Each slice is scaled by the fan-in of its layer, fan-in^(-1/2). Under ``parametrize.cached()`` the generator runs
     once for all of them; without it, once for each.
 
     Args:
-        model: whose layers are changed in place.
-        names: of layers with a parameter ``weight``; the first one holds the generator.
+        model: the model whose layers are changed in place.
+        names: names of layers with a parameter ``weight``; the first layer holds the generator.
         family: a word or a `Family`.
-        options: what `Generated` takes by keyword, but for ``residual``.
+        options: what `Generated` takes by keyword, except ``residual``.
 
     Returns:
         The generator.
 
     Raises:
-        NetworkError: names of no such layers; as for `Generated`.
+        NetworkError: names of other modules than such layers; otherwise as for `Generated`.
         SizeError: weights of several devices or types.
 
-    Source: Qing et al., arXiv 2305.06058, which generates the weights of several layers by one network.
+    Source: Qing et al., arXiv 2305.06058, who generate the weights of several layers by one network.
     """
     if options.get("residual"):
         raise NetworkError("a generator of several layers is no residual", "leave out residual, or adapt each layer")
     weights = [_weight_of(model, name) for name in _distinct(names)]
     if len({(weight.device, weight.dtype) for weight in weights}) > 1:
-        found = ", ".join(f"{name} on {w.device} as {w.dtype}" for name, w in zip(names, weights, strict=True))
-        raise SizeError(f"the weights are not alike: {found}\n  one vector has one device and one type")
+        listed = ", ".join(f"{name} on {w.device} as {w.dtype}" for name, w in zip(names, weights, strict=True))
+        raise SizeError(f"the weights are not alike: {listed}\n  one vector has one device and one type")
     total = sum(weight.numel() for weight in weights)
     generator = Generated.like(weights[0].new_empty(total, device="meta"), family, device=weights[0].device, **options)
     holder = nn.Module()
@@ -207,7 +214,7 @@ def _distinct(names: Sequence[str]) -> Sequence[str]:
 
 
 def _weight_of(model: nn.Module, name: str) -> nn.Parameter:
-    layers = {each: module for each, module in model.named_modules() if module._parameters.get("weight") is not None}
+    layers = {place: module for place, module in model.named_modules() if module._parameters.get("weight") is not None}
     if name not in layers:
         reason = "is generated already" if _is_generated(model, name) else "is no layer with a weight of its own"
         raise NetworkError(f"{name!r} {reason}", f"such layers are: {', '.join(layers) or 'none'}")

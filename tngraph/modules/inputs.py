@@ -1,7 +1,7 @@
-"""What is wrong with what a layer is called with, found once a call has failed: a call that works pays nothing.
+"""Diagnosis of a layer's inputs after a call has failed, so that a successful call pays nothing for it.
 
-PyTorch refuses a tensor of another type in the words of the kernel that meets it, and Python what is no tensor in those
-of an attribute. Both are said here in the names of the layer's inputs.
+PyTorch refuses a tensor of another type in the words of the kernel that meets it, and Python refuses other values in
+the words of a missing attribute. The messages here use the names of the layer's inputs instead.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from tngraph.errors import PlanError, SizeError
 
 RAW = (AttributeError, TypeError, RuntimeError)
-"""What Python and PyTorch raise where a layer meets something else than a tensor of its type."""
+"""The errors that Python and PyTorch raise if a layer's input is not a tensor of the right type."""
 
 
 def find_fault(layer: nn.Module, names: Sequence[str], args: Sequence[Any], named: Mapping[str, Any]) -> str | None:
-    """Find what a layer does not take.
+    """Return what is wrong with the inputs of a layer whose call failed.
 
     Args:
-        layer: whose call has failed.
-        names: of its inputs.
-        args: what it was called with by position.
-        named: by name.
+        layer: the layer.
+        names: the names of its inputs.
+        args: the positional arguments of the call.
+        named: the keyword arguments of the call.
 
     Returns:
         A message with a hint; None if the inputs are not at fault.
@@ -50,7 +50,10 @@ def _describe(value: object) -> str:
 
 
 def _find_stranger(kind: str, values: Mapping[str, Any], stored: Tensor | None) -> str | None:
-    """Find an input of another device or type than the params; in mixed precision floating-point types are alike."""
+    """Return a message about an input of another device or type than the params, or None.
+
+    In mixed precision, floating-point types do not have to match.
+    """
     for name, x in values.items():
         own = next(iter(values.values())) if stored is None else stored
         if x.device != own.device:
@@ -66,15 +69,18 @@ def _find_stranger(kind: str, values: Mapping[str, Any], stored: Tensor | None) 
 
 
 def _is_mixed(x: Tensor) -> bool:
-    """Whether autocast is on where a tensor is; PyTorch refuses to say so of the meta device."""
+    """Return whether autocast is on for a tensor's device.
+
+    PyTorch raises an error when it is asked this about the meta device.
+    """
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def check_numbers(device: object, dtype: object) -> None:
-    """Refuse a device that there is not, and a type that params cannot have.
+    """Refuse an unknown device, or a type that params cannot have.
 
     Raises:
-        PlanError: it says which.
+        PlanError: the message says which.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
         raise PlanError(
@@ -89,10 +95,10 @@ def check_numbers(device: object, dtype: object) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor.
+    """Refuse a value that is not a tensor.
 
     Raises:
-        SizeError: it says what it is.
+        SizeError: the message says what the value is.
     """
     if not isinstance(value, Tensor):
         raise SizeError(f"{name} is {_describe(value)}, and not a tensor\n  torch.as_tensor makes one of numbers")

@@ -55,7 +55,7 @@ class Layer(nn.Module):
         """Call the layer, as `nn.Module` does.
 
         Raises:
-            SizeError: something else than a tensor, or one of another device or type than the params.
+            SizeError: an input that is not a tensor, or is of another device or type than the params.
         """
         try:
             return super().__call__(*args, **named)
@@ -67,7 +67,7 @@ class Layer(nn.Module):
 
     @property
     def _inputs(self) -> Sequence[str]:
-        """The names of the inputs in ``forward``, which come first in its signature."""
+        """The names that ``forward`` gives the inputs, which come first in its signature."""
         return [*inspect.signature(self.forward).parameters][: len(self.plan.network.inputs)]
 
     def flops(self, *input_shapes: Sequence[int], backward: bool = False) -> int:

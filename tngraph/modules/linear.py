@@ -1,4 +1,4 @@
-"""A linear layer whose weight is built of cores, in the place of ``torch.nn.Linear``."""
+"""A linear layer whose weight is built of cores, which replaces ``torch.nn.Linear``."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Linear(Compressed):
     Args:
         in_features: size of the last axis of the input.
         out_features: size of the last axis of the output.
-        bias: whether there is one, a parameter `(out_features,)`.
-        device: where the parameters live.
-        dtype: their type.
-        family: of the weight: a word, as ``"mpo"``, or a `Family`.
-        modes: those of the rows (inputs) and of the columns (outputs). Where they multiply to more than the features,
-            the input is padded with zeros and the surplus outputs are dropped.
-        sites: how many modes each side has, where the family chooses them.
+        bias: whether to add a bias, a parameter `(out_features,)`.
+        device: device of the parameters.
+        dtype: type of the parameters.
+        family: family of the weight: a word, as ``"mpo"``, or a `Family`.
+        modes: modes of the rows (inputs) and of the columns (outputs). If they multiply to more than the features, the
+            input is padded with zeros and the surplus outputs are dropped.
+        sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128}``.
         search: seed and effort of the planning.
-        options: of the family, as ``bond=8``.
+        options: options of the family, as ``bond=8``.
 
     Raises:
         NetworkError: no such family, or options or modes that it does not take.
@@ -66,12 +66,12 @@ class Linear(Compressed):
 
     @classmethod
     def like(cls, linear: nn.Linear, family: str | Family = "mpo", **options: Any) -> Self:
-        """A layer of the sizes, bias, device and type of an ordinary one; its parameters are drawn.
+        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
 
         Args:
             linear: the ordinary layer.
-            family: of the weight.
-            options: what this class takes by keyword.
+            family: family of the weight.
+            options: keyword arguments of this class.
         """
         return cls(**settings(linear, _SETTINGS), family=family, **options)._like(linear)
 
@@ -85,7 +85,7 @@ class Linear(Compressed):
             `(*, out_features)`.
 
         Raises:
-            SizeError: a last axis of another size.
+            SizeError: the input has a last axis of another size.
         """
         y = self._leave(self.network(self._enter(input)))
         return y.reshape(*input.shape[:-1], self.out_features)
@@ -96,10 +96,10 @@ class Linear(Compressed):
         return self._pad_channels(input.reshape(-1, self.in_features))
 
     def to_dense(self) -> nn.Linear:
-        """An ordinary layer with a copy of this one's weight and bias.
+        """Return an ordinary layer with a copy of this one's weight and bias.
 
         Raises:
-            NetworkError: the family is no weight.
+            NetworkError: the family is not linear in its input.
         """
         has_bias = self.bias is not None
         dense = nn.Linear(self.in_features, self.out_features, has_bias, device="meta")

@@ -1,4 +1,4 @@
-"""How a dense weight is built of cores: the family, its modes and options, and the weight it stands for."""
+"""The recipe of a dense weight built of cores: the family, its modes and options, and the shape of the weight."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Recipe:
     """A dense weight and how it is built.
 
     Attributes:
-        family: what builds it.
-        shape: of the dense weight in PyTorch's layout, `(out, in / groups, *kernel)`, or `(out,)`.
+        family: the family that builds it.
+        shape: shape of the dense weight in PyTorch's layout, `(out, in / groups, *kernel)`, or `(out,)`.
         rows: modes whose product is ``in / groups`` or more; none for a vector.
         columns: modes whose product is ``out / groups`` or more.
-        groups: of the channels.
-        options: of the family.
-        is_transposed: whether PyTorch keeps the weight as that of a transposed convolution, `(in, out / groups,
+        groups: number of groups of channels.
+        options: options of the family.
+        is_transposed: whether PyTorch stores the weight as that of a transposed convolution, `(in, out / groups,
             *kernel)`.
     """
 
@@ -49,28 +49,32 @@ class Recipe:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the modes multiply to the features, so that nothing is padded."""
+        """True if the modes multiply to the features, so that nothing is padded."""
         return self.surplus == (0, 0)
 
     @property
     def surplus(self) -> tuple[int, int]:
-        """How many rows and columns a group has beyond the features; the rows see zeros, the columns are dropped."""
+        """The number of rows and columns of a group beyond the features.
+
+        Surplus rows read zeros, and surplus columns are dropped.
+        """
         needed = prod(self.shape[1:2]), self.shape[0] // self.groups
         return prod(self.rows) - needed[0], prod(self.columns) - needed[1]
 
     def layer(self, **window: Any) -> Network:
-        """The network that applies the weight; a window has ``stride``, ``padding`` and ``dilation``.
+        """Return the network that applies the weight.
 
-        A transposed one has ``output_padding``, too.
+        Args:
+            window: ``stride``, ``padding`` and ``dilation``; for a transposed convolution ``output_padding`` too.
         """
         window = {**window, "transposed": self.is_transposed}
         return self.family(self.rows, self.columns, self.shape[2:], **window, **self._shared())
 
     def weight(self) -> Network:
-        """The network that puts out the weight, surplus rows and columns included.
+        """Return the network whose output is the weight, surplus rows and columns included.
 
         Raises:
-            NetworkError: the family is no weight.
+            NetworkError: the family is not linear in its input.
         """
         if self.family.is_map:
             raise NetworkError(
@@ -80,16 +84,19 @@ class Recipe:
         return self.family.weight(self.rows, self.columns, self.shape[2:], **self._shared())
 
     def _shared(self) -> dict[str, Any]:
-        """What both networks take by keyword; padded rows are no inputs."""
+        """Return the keyword arguments of both networks.
+
+        The fan-in leaves out padded rows, which always read zeros.
+        """
         fan_in = prod(self.shape[1:]) if self.surplus[0] else None
         return {"groups": self.groups, "fan_in": fan_in, **self.options}
 
     def weight_again(self) -> Network:
-        """`weight`, for a layer that has warned of its ranks when it was made."""
+        """Return the network of `weight`, without warning about its ranks a second time."""
         return _quietly(self.weight)
 
     def warn_of_growth(self, params: int, bias: int = 0) -> None:
-        """Warn where a layer has more params than the dense one, biases included in both [elements]."""
+        """Warn if a layer has more params than the dense one, biases included [elements]."""
         dense = prod(self.shape) + bias
         if params > dense:
             warnings.warn(
@@ -100,7 +107,7 @@ class Recipe:
             )
 
     def crop(self, weight: Tensor) -> Tensor:
-        """The weight of `shape` in what `weight` puts out, as PyTorch keeps it."""
+        """Return the weight of `shape`, cut from the output of `weight`, in PyTorch's layout."""
         if self.is_exact and not self.is_transposed:
             return weight
         groups = weight.reshape(self.groups, -1, *weight.shape[1:])[:, : self.shape[0] // self.groups]
@@ -124,7 +131,7 @@ class Recipe:
 
 
 def _quietly(build: Callable[[], Network]) -> Network:
-    """A network, without a word about its ranks."""
+    """Return a network, without warnings about its ranks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
         return build()
@@ -140,28 +147,28 @@ def make_recipe(
     *,
     is_transposed: bool = False,
 ) -> Recipe:
-    """A recipe with modes as asked, or as its family chooses them.
+    """Return a recipe with the given modes, or with modes that its family chooses.
 
     Args:
         family: a word or a family.
-        shape: of the dense weight, `(out, in / groups, *kernel)`, or `(out,)`.
-        groups: of the channels.
-        modes: of rows and columns.
-        sites: how many modes each has.
-        options: of the family.
+        shape: shape of the dense weight, `(out, in / groups, *kernel)`, or `(out,)`.
+        groups: number of groups of channels.
+        modes: modes of rows and columns.
+        sites: number of modes on each side.
+        options: options of the family.
         is_transposed: whether it is the weight of a transposed convolution.
 
     Raises:
         NetworkError: no such family, or an option that it does not have.
-        SizeError: modes that do not reach the features, or another number of sites than the family has.
+        SizeError: modes whose product is less than the features, or another number of sites than the family has.
     """
     if not isinstance(shape, Sequence):
         raise SizeError(f"the shape is {shape!r}\n  it is a tuple: (out, in, *kernel) or (out,)")
     named, size = named_family(family), tuple(shape)
-    named.check_options(options or {})  # a word of Family.__call__, as stride, is none
+    named.check_options(options or {})  # so that an argument of Family.__call__, as stride, is refused
     if not 1 <= len(size) <= 5:
         raise SizeError(f"a weight of shape {size} has {len(size)} axes\n  it has 1 to 5: (out, in, *kernel) or (out,)")
-    check_positive(**{f"axis {axis} of the weight": number for axis, number in enumerate(size)})
+    check_positive(**{f"axis {axis} of the weight": length for axis, length in enumerate(size)})
     if sites is not None:
         check_positive(sites=sites)
         if sites > LEGS:
@@ -182,20 +189,21 @@ def _given(recipe: Recipe, modes: Modes) -> Recipe:
 
 
 def check_positive(**numbers: object) -> None:
-    """Refuse what is no positive integer.
+    """Refuse a value that is not a positive integer.
 
     Raises:
-        SizeError: it is none; it says which.
+        SizeError: the message names the value.
     """
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise SizeError(f"{name} is {number!r}\n  it is an integer from 1")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SizeError(f"{name} is {value!r}\n  it is an integer from 1")
 
 
 def _choose(recipe: Recipe, sites: int | None) -> Recipe:
-    """A recipe with modes that its family chooses; around one core as many as make it smallest.
+    """Return a recipe with modes that its family chooses.
 
-    With a window there is one row and one column: the core is then the window between fewer channels (Tucker-2).
+    A family with one central core gets the number of modes with the fewest params. With a window there is one row and
+    one column: the core is then the window between fewer channels (Tucker-2).
 
     Source: Kim et al., arXiv 1511.06530, for the convolution.
     """
@@ -213,7 +221,7 @@ def _with_modes(recipe: Recipe, sites: int | None) -> Recipe:
 
 
 def _params(recipe: Recipe) -> float:
-    """How many params a weight has; infinitely many where there are not as many ranks as factors."""
+    """Return the number of params of a weight, or infinity if its ranks do not fit its factors."""
     try:
         return float(param_count(_quietly(recipe.weight)))
     except NetworkError:

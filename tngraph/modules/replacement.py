@@ -1,4 +1,4 @@
-"""Putting layers built of cores in the place of those of a whole model."""
+"""Replacement of a model's layers by layers built of cores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tngraph.modules.linear import Linear
 from tngraph.modules.recipe import Recipe
 
 Choice = str | Family | Mapping[str, Any] | None
-"""What is put in the place of a layer: a family, a family with its options, or None for the layer itself."""
+"""The replacement of a layer: a family, a family with its options, or None to leave the layer as it is."""
 
 _LIKE: dict[type[nn.Module], Callable[..., Compressed]] = {
     nn.Linear: Linear.like,
@@ -36,13 +36,13 @@ _LIKE: dict[type[nn.Module], Callable[..., Compressed]] = {
     nn.ConvTranspose2d: ConvTranspose2d.like,
     nn.ConvTranspose3d: ConvTranspose3d.like,
 }
-"""The layers that can be replaced, and what makes a layer of cores like one."""
+"""The constructor of a layer of cores, for each type of layer that can be replaced."""
 
 _UNLIKE: dict[type[nn.Module], str] = {
     nn.Embedding: "an Embedding looks up rows of its weight, and no layer of cores does",
     NonDynamicallyQuantizableLinear: "its MultiheadAttention reads its weight and never calls it",
 }
-"""Why layers that somebody may expect to be replaced are not."""
+"""Reasons not to replace some layers that a user may expect to be replaced."""
 
 WIDTH = 80
 MOST_NAMES = 8
@@ -54,10 +54,10 @@ class Replaced:
     """A layer that was replaced.
 
     Attributes:
-        names: of the layer in the model; several where it stands at several places.
-        dense_params: its parameters before, biases included [elements].
-        params: its parameters now [elements].
-        recipe: how its weight is built: ``family``, ``options``, and the modes of ``rows`` and ``columns``.
+        names: the layer's names in the model; several if it is used in several places.
+        dense_params: number of its parameters before, bias included [elements].
+        params: number of its parameters now [elements].
+        recipe: the ``family``, the ``options``, and the modes of ``rows`` and ``columns`` of its new weight.
     """
 
     names: tuple[str, ...]
@@ -67,13 +67,13 @@ class Replaced:
 
     @property
     def name(self) -> str:
-        """All its names as one text."""
+        """The names of the layer as one text."""
         return " = ".join(self.names)
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """A layer that was left as it is, and why."""
+    """A layer that was left as it is, and the reason."""
 
     name: str
     reason: str
@@ -81,13 +81,13 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Replacements:
-    """What `replace` did to a model: it prints as a table, and is a sequence of what was replaced.
+    """The result of `replace`: a sequence of the replaced layers, which prints as a table.
 
     Attributes:
         replaced: the layers that were replaced, in the order of the model.
-        passed_over: the layers with a weight that were not, each with the reason.
-        dense_params: the parameters of the whole model before, each tensor counted once [elements].
-        params: those of the whole model now [elements].
+        passed_over: the layers with a weight that were not replaced, each with the reason.
+        dense_params: number of parameters of the whole model before, each tensor counted once [elements].
+        params: number of parameters of the whole model now [elements].
     """
 
     replaced: tuple[Replaced, ...]
@@ -118,8 +118,8 @@ class Replacements:
         by_reason: dict[str, list[str]] = {}
         for layer in self.passed_over:
             by_reason.setdefault(layer.reason, []).append(layer.name or "the model")
-        kept = [_wrap(f"  {', '.join(names)}: {reason}") for reason, names in by_reason.items()]
-        return "\n".join([*lines, *(["left as they are", *kept] if kept else [])])
+        unchanged = [_wrap(f"  {', '.join(names)}: {reason}") for reason, names in by_reason.items()]
+        return "\n".join([*lines, *(["left as they are", *unchanged] if unchanged else [])])
 
 
 def _wrap(line: str) -> str:
@@ -128,19 +128,19 @@ def _wrap(line: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a pattern says of the modules that it matches: how they are built, or nothing where they stay."""
+    """A pattern, and the options of the layers that replace its matches, or None if they stay."""
 
     pattern: str
     options: Mapping[str, Any] | None
 
     def matches(self, name: str) -> bool:
-        """Whether the pattern matches a module, or one that it is inside of."""
+        """Return whether the pattern matches a module, or another one that contains it."""
         parts = name.split(".")
         return any(fnmatchcase(".".join(parts[:count]), self.pattern) for count in range(1, len(parts) + 1))
 
 
 _ELSE = _Rule("", None)
-"""What decides about a layer that no pattern matches."""
+"""The rule for a layer that no pattern matches."""
 
 
 def replace(
@@ -153,27 +153,28 @@ def replace(
     """Replace the linear and convolutional layers of a model, in place, by layers of a family.
 
     These are ``nn.Linear``, ``nn.Conv1d`` to ``Conv3d`` and ``nn.ConvTranspose1d`` to ``ConvTranspose3d``. Sizes,
-    biases, devices, types and modes are those of the old layers; the parameters are drawn. A module that stands at
-    several places is replaced by one that does. Left alone are layers without sizes yet (``Lazy…``), with a weight that
-    is shared with another module or computed from other parameters, with hooks, and subclasses, which may do more: what
-    is returned names each with its reason. If one layer cannot be built, none is replaced.
+    biases, devices, types and modes are those of the old layers; the parameters are newly drawn. A module that is used
+    in several places is replaced by one new module in all of them. These layers are left as they are: layers without
+    sizes yet (``Lazy…``), layers whose weight is shared with another module or computed from other parameters, layers
+    with hooks, and subclasses, which may do more. The result names each with the reason. If one layer cannot be built,
+    none is replaced.
 
     Args:
-        model: whose layers are replaced.
+        model: the model whose layers are replaced.
         family: a word or a `Family` for all layers; or a mapping from patterns to what each layer that they match is
             built of: a family, ``dict(family="mpo", bond=8)``, or None to leave it alone. The first pattern that
             matches decides, and layers that none matches stay. A pattern matches dotted names of modules, with ``*``,
             ``?`` and ``[…]`` as in names of files, and everything inside these modules.
         skip: patterns of modules to leave alone.
-        options: what all the layers take by keyword, as ``bond=8``.
+        options: keyword arguments of all new layers, as ``bond=8``.
 
     Returns:
-        What was replaced, in the order of the model, and what was not; printed it is a table.
+        The layers that were replaced, in the order of the model, and those that were not. It prints as a table.
 
     Raises:
-        SizeError: modes that do not fit a layer (it says which).
+        SizeError: modes that do not fit a layer, which the message names.
         NetworkError: a pattern that matches nothing, or nothing that can be replaced; a family or options that do not
-            fit a layer (it says which); or a model that is such a layer itself.
+            fit a layer, which the message names; or a model that is such a layer itself.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
@@ -200,6 +201,7 @@ def replace(
     for name, module in layers.items():
         if not reasons[name]:
             places[module] = (*places.get(module, ()), name)
+    # All layers are built before the first is replaced, so that an error leaves the model as it was.
     built = {
         module: (names, _build(names[0], module, deciding[names[0]].options or {})) for module, names in places.items()
     }
@@ -211,7 +213,7 @@ def _put(
     built: Mapping[nn.Module, tuple[tuple[str, ...], Compressed]],
     passed_over: tuple[PassedOver, ...],
 ) -> Replacements:
-    """Put what was built where the old layers stand, and count."""
+    """Put the new layers in the places of the old ones, and return what was replaced."""
     before = _params(model)
     rows = [Replaced(names, _params(old), _params(new), new.recipe) for old, (names, new) in built.items()]
     for names, new in built.values():
@@ -237,7 +239,7 @@ def _read_choice(pattern: str, choice: Choice, options: Mapping[str, Any]) -> Ma
 
 
 def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module that holds a weight, by name, in the order of the model; shared ones once per place."""
+    """Yield every module that holds a weight, with its name, in the order of the model; a shared one once per place."""
     if _has_weight(module):
         yield name, module
     if isinstance(module, Compressed):
@@ -248,7 +250,11 @@ def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def _has_weight(module: nn.Module) -> bool:
-    """Whether a module is a layer: it has a matrix of its own, or will have one, or one is computed for it."""
+    """Return whether a module counts as a layer.
+
+    It does if it has a matrix of its own, will have one once its sizes are known, or has one computed from other
+    parameters.
+    """
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
     if any(map(is_lazy, own)):
         return getattr(module, "cls_to_become", None) in _LIKE
@@ -260,10 +266,10 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 def _decide(layers: Mapping[str, nn.Module], rules: Sequence[_Rule]) -> dict[str, _Rule]:
-    """The first rule that matches each layer, under any of its names.
+    """Return the first rule that matches each layer, under any of its names.
 
     Raises:
-        NetworkError: several rules decide about one module, under several names.
+        NetworkError: several rules match one module under several names.
     """
     deciding: dict[nn.Module, tuple[str, _Rule]] = {}
     for name, module in layers.items():
@@ -280,7 +286,7 @@ def _decide(layers: Mapping[str, nn.Module], rules: Sequence[_Rule]) -> dict[str
 
 
 Holders = Mapping[nn.Parameter, Sequence[tuple[str, nn.Module]]]
-"""The modules that hold each parameter, with their names; a module at several places is one."""
+"""The modules that hold each parameter, with their names; a module in several places is listed once."""
 
 
 def _holders(model: nn.Module) -> Holders:
@@ -293,7 +299,7 @@ def _holders(model: nn.Module) -> Holders:
 
 
 def _reason(module: nn.Module, rule: _Rule, holders: Holders) -> str:
-    """Why a layer is not replaced; nothing where it is."""
+    """Return why a layer is not replaced, or "" if it is."""
     if rule is _ELSE:
         return "no pattern matches it"
     if rule.options is None:
@@ -359,7 +365,7 @@ def _names(names: Iterable[str], comma: str = ", ") -> str:
 
 
 def _build(name: str, module: nn.Module, options: Mapping[str, Any]) -> Compressed:
-    """A layer of cores like another; what it warns of is told with the name of the layer."""
+    """Return a layer of cores like an ordinary one. Warnings and errors get the name of the layer in front."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -375,5 +381,5 @@ def _build(name: str, module: nn.Module, options: Mapping[str, Any]) -> Compress
 
 
 def _params(module: nn.Module) -> int:
-    """The entries of all parameters, each once; those without a size yet are none [elements]."""
+    """Return the entries of all parameters, each counted once; one without sizes yet counts as 0 [elements]."""
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))

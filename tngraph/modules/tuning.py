@@ -1,6 +1,6 @@
-"""Measuring the few ways that the model of a machine likes best, and keeping the fastest: for sizes that are called.
+"""Measurement of the candidates that the machine model predicts to be fastest, at the sizes that will be called.
 
-A plan that was tuned says what was measured, where, and what the model had said.
+A tuned plan records what was measured, on which device, and what the model had predicted.
 """
 
 from __future__ import annotations
@@ -31,36 +31,37 @@ from tngraph.plans.plans import Measured, Plan
 from tngraph.plans.timed import Candidate, TimedSearch, by_autograd
 
 TRIED = 6
-"""The most ways that are measured at one size."""
+"""The most candidates that are measured at one size."""
 NEAR = 4.0
-"""A way that the model gives more than this many times the least time is not measured."""
+"""A candidate that the model predicts to take more than this many times the least time is not measured."""
 ROUNDS = (5, 21)
-"""The least and the most turns that a way gets; its time is the median."""
+"""The fewest and the most turns that a candidate gets; its time is the median of its turns."""
 SECONDS = 0.2
-"""About so long a way runs within these turns, and at most as long again in calls that are not counted [s]."""
+"""The approximate time that a candidate runs in its turns; uncounted calls take at most as long again [s]."""
 SECONDS_PER_TURN = 0.005
-"""A turn lasts at least about so long: a fast call is repeated [s]."""
+"""The approximate least length of a turn, in which a fast call is repeated [s]."""
 BEHIND, SOME = (3.0, 1.5), 2
-"""A way that has taken so many times as long as the fastest, at first or after some turns, gets no more of them, unless
-its calls are shorter than a turn."""
+"""A candidate that is this many times slower than the fastest gets no more turns, unless its calls are shorter than a
+turn. The first factor is for the first ``SOME`` turns, the second for later ones.
+"""
 TIE, MOST_TIED = 1.15, 3
-"""Ways that took no more than so many times as long as the fastest, and so many of them, are measured once more."""
+"""Candidates within this factor of the fastest are measured once more, up to this many of them."""
 CLOSE, AGAIN = 2.0, 2
-"""A dense weight that takes neither twice the time of the fastest way nor half of it is measured so often again."""
+"""A dense weight that takes between half and twice the time of the fastest candidate is measured this often again."""
 MOST_DENSE = 2**28
 """A larger dense weight is not measured [bytes]."""
 MOST_DENSE_SECONDS = 1.0
-"""Nor is one of which the model says that it takes longer [s]."""
+"""A dense weight that the model predicts to take longer is not measured [s]."""
 
 Sizes = tuple[tuple[str, int], ...]
 """Run-time sizes by name."""
 Run = tuple[Candidate, Measured]
-"""A way, and what was measured of it."""
+"""A candidate and its measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """A tuned plan, and all that was measured for it."""
+    """A tuned plan, and every measurement that was made for it."""
 
     plan: Plan
     trials: tuple[Measured, ...]
@@ -68,7 +69,7 @@ class Tuning:
     def __str__(self) -> str:
         header = ("at", "way", "model [ms]", "measured [ms]", "measured / model", "")
         rows = [header, *(_row(trial, trial in self.plan.measured) for trial in self.trials)]
-        rows += [_dense_row(each) for each in self.plan.measured if each.dense is not None]
+        rows += [_dense_row(compared) for compared in self.plan.measured if compared.dense is not None]
         widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -98,31 +99,33 @@ def tune(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tuning:
-    """Measure the best few ways to run a network, and plan it for the fastest.
+    """Measure the fastest candidates for running a network, and plan the network for the best of them.
 
-    That is measured beside the network with a dense weight in place of its params, where it is a linear map.
+    If the network is a linear map, its best candidate is also compared with a dense weight in place of the params.
 
     Args:
         network: what to plan.
         sizes: as for `tngraph.plan`.
-        inputs: what the layer is called with: one sequence of tensors per size that counts. With one run-time size,
-            the fastest way at each holds up to the middle, on a log scale, between it and the next.
+        inputs: inputs of the calls that count: one sequence of tensors per call. With one run-time size, the fastest
+            candidate at a measured value is used up to the middle, on a log scale, between it and the next value.
         mode: ``infer`` measures a call, ``train`` a call with its backward pass, ``serve`` a call on folded weights.
-        machine: whose model proposes; that of the device, if it was calibrated, when absent.
-        search: seed and effort.
-        device: where it runs; that of the inputs when absent.
-        dtype: of the params; that of the inputs when absent.
+        machine: the model that proposes candidates; if absent, that of the device, if it was calibrated.
+        search: seed and effort of the planning.
+        device: device to run on; that of the inputs if absent.
+        dtype: type of the params; that of the inputs if absent.
 
     Raises:
-        PlanError: no inputs, or several where several sizes vary.
+        PlanError: no inputs, or several inputs between which several sizes vary.
         SizeError: inputs that do not fit.
     """
     if not inputs:
         raise PlanError("there is nothing to tune for\n  give the inputs of the calls that are to be fast")
     runner = _Runner(torch.device(device or inputs[0][0].device), dtype or inputs[0][0].dtype, mode)
-    bound = [_bind(network, given, sizes) for given in inputs]
+    bound = [_bind(network, tensors, sizes) for tensors in inputs]
     names = [name for name in network.runtime_sizes() if name not in (sizes or {})]
-    points = {tuple((name, each[name]) for name in names): given for each, given in zip(bound, inputs, strict=True)}
+    points = {
+        tuple((name, numbers[name]) for name in names): tensors for numbers, tensors in zip(bound, inputs, strict=True)
+    }
     fixed = dict(sizes or {})
     if len(names) != 1:
         if len(points) > 1:
@@ -134,49 +137,53 @@ def tune(
     bench = MeasuredMachine.like(machine, kernels)
     finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
     trials: list[Measured] = []
-    kept: list[Run] = []
+    fastest_runs: list[Run] = []
     try:
-        for at, given in sorted(points.items(), key=lambda point: point[0]):
-            made, fastest = _try(finder, runner, given, at)
-            trials.extend(measured for _, measured in made)
-            kept.append(fastest)
+        for at, tensors in sorted(points.items(), key=lambda point: point[0]):
+            runs, fastest = _try(finder, runner, tensors, at)
+            trials.extend(measured for _, measured in runs)
+            fastest_runs.append(fastest)
     finally:
         kernels.release()
-    values = [trial.sizes[0][1] for _, trial in kept] if len(names) == 1 else [1]
+    values = [trial.sizes[0][1] for _, trial in fastest_runs] if len(names) == 1 else [1]
     ends = [isqrt(low * high) for low, high in pairwise(values)]
-    ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], kept, strict=True)
-    found = [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
-    return Tuning(finder.plan(found, [trial for _, trial in kept]), tuple(trials))
+    ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], fastest_runs, strict=True)
+    intervals = [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
+    return Tuning(finder.plan(intervals, [trial for _, trial in fastest_runs]), tuple(trials))
 
 
 def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
-    """The ways that are tried for some inputs, as the model likes them, and the fastest of them.
+    """Return the candidates measured for some inputs, in the model's order, and the fastest of them.
 
-    Those that took about as long are measured once more, each beside itself with the other backward pass, and the
-    fastest beside a dense weight; what all these take of its time in the same turns counts.
+    Candidates nearly as fast as the fastest are measured once more, together with their variants that have the other
+    backward pass. Their times count relative to the fastest one's in the same turns. Finally the fastest is compared
+    with a dense weight.
     """
     candidates = finder.candidates(**dict(at))
     tried = choose_tried(candidates)
-    made = dict(zip(tried, runner.measure(finder, tried, given, at), strict=True))
-    fastest, *others = sorted(made, key=lambda each: made[each].seconds)
-    close = [each for each in others if made[each].seconds <= TIE * made[fastest].seconds][:MOST_TIED]
+    runs = dict(zip(tried, runner.measure(finder, tried, given, at), strict=True))
+    fastest, *others = sorted(runs, key=lambda each: runs[each].seconds)
+    close = [each for each in others if runs[each].seconds <= TIE * runs[fastest].seconds][:MOST_TIED]
     kinds = {by_autograd(each.trees) for each in (fastest, *close)}
     again = [each for each in candidates if by_autograd(each.trees) in kinds]
-    if close or not all(each in made for each in again):
-        found = dict(zip(again, runner.measure(finder, again, given, at), strict=True))
-        share = made[fastest].seconds / found[fastest].seconds
-        for each, measured in found.items():
-            before = [made[each].seconds] if each in made else []
-            made[each] = replace(measured, seconds=statistics.mean([*before, share * measured.seconds]))
-        fastest = min(again, key=lambda each: made[each].seconds)
-    made[fastest] = replace(made[fastest], dense=_time_dense(finder, runner, given, (fastest, made[fastest])))
-    return [(each, made[each]) for each in candidates if each in made], (fastest, made[fastest])
+    if close or not all(each in runs for each in again):
+        second = dict(zip(again, runner.measure(finder, again, given, at), strict=True))
+        share = runs[fastest].seconds / second[fastest].seconds
+        for each, measured in second.items():
+            before = [runs[each].seconds] if each in runs else []
+            runs[each] = replace(measured, seconds=statistics.mean([*before, share * measured.seconds]))
+        fastest = min(again, key=lambda each: runs[each].seconds)
+    runs[fastest] = replace(runs[fastest], dense=_time_dense(finder, runner, given, (fastest, runs[fastest])))
+    return [(each, runs[each]) for each in candidates if each in runs], (fastest, runs[fastest])
 
 
 def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], way: Run) -> float | None:
-    """What the network takes with a dense weight, as much as it took of the way in the same turns [s].
+    """Return the time of the network with a dense weight [s].
 
-    None where that is nothing else, as if it is folded anyway, or far too large.
+    It is the candidate's time, multiplied by the ratio of both in the same turns.
+
+    Return None if there is no other dense network to compare with, as if the weight is folded anyway, or if the dense
+    weight is far too large.
     """
     candidate, measured = way
     task, goal = finder.task, finder.task.goal
@@ -198,47 +205,52 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
 
 
 def _has_factors(network: Network) -> bool:
-    """Whether a weight of a linear map is a product of several, and not dense as it is."""
+    """Return whether a weight of a linear map is a product of several tensors, and not already dense."""
     inputs = {port.name for port in network.inputs}
     (equation,) = network.equations
     return any(sum(access.source not in inputs for access in term.accesses) > 1 for term in equation.terms)
 
 
 def choose_tried(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The ways that are measured, fastest first: the best of each kind, and one of every order.
+    """Return the candidates to measure, fastest first: the best of each kind, and one of every order.
 
-    A kind is whether all runs whole, and whose backward pass it has.
+    Candidates are of one kind if they agree in whether they run without tiles, and in whether the plan or autograd
+    defines their backward pass.
 
     Args:
-        candidates: the fastest first; those that the model gives far more time than that are left out.
+        candidates: all candidates, fastest first by the model; those far slower than the first are left out.
     """
     kinds: dict[object, Candidate] = {}
     orders: dict[object, Candidate] = {}
-    for each in candidates:
-        kinds.setdefault((each.is_whole, each.is_planned), each)
-        orders.setdefault(each.orders, each)
+    for candidate in candidates:
+        kinds.setdefault((candidate.is_whole, candidate.is_planned), candidate)
+        orders.setdefault(candidate.orders, candidate)
     wanted = dict.fromkeys([*kinds.values(), *orders.values(), *candidates])
-    tried = [each for each in wanted if each.seconds <= NEAR * candidates[0].seconds][:TRIED]
-    return [each for each in candidates if each in tried]
+    tried = [candidate for candidate in wanted if candidate.seconds <= NEAR * candidates[0].seconds][:TRIED]
+    return [candidate for candidate in candidates if candidate in tried]
 
 
 def random_calls(
     network: Network, sizes: Mapping[str, int], values: Iterable[int], seed: int = 0
 ) -> list[list[torch.Tensor]]:
-    """Random inputs of a network for several values of its first run-time size that has no number; one call if all do.
+    """Return random inputs for several values of the network's first run-time size without a number.
+
+    There is one call per value, or a single call if all run-time sizes have numbers.
 
     Args:
-        network: whose inputs they are.
-        sizes: numbers for the other run-time sizes, and compile-time ones.
-        values: of the size.
-        seed: of the numbers.
+        network: the network that takes the inputs.
+        sizes: numbers for the other run-time sizes, and for compile-time ones.
+        values: values of the first run-time size.
+        seed: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     runtime = {name: number for name, number in sizes.items() if name in network.runtime_sizes()}
-    known = compile_time_sizes(network, {name: sizes[name] for name in sizes if name not in runtime})
+    compile_time = compile_time_sizes(network, {name: sizes[name] for name in sizes if name not in runtime})
     free = [name for name in network.runtime_sizes() if name not in runtime][:1]
     points = [dict.fromkeys(free, value) for value in values] if free else [{}]
-    return [[x.float() for x in random_inputs(network, known, generator, {**runtime, **point})] for point in points]
+    return [
+        [x.float() for x in random_inputs(network, compile_time, generator, {**runtime, **point})] for point in points
+    ]
 
 
 def _bind(network: Network, given: Sequence[torch.Tensor], sizes: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -249,7 +261,7 @@ def _bind(network: Network, given: Sequence[torch.Tensor], sizes: Mapping[str, i
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """Where and how ways are measured."""
+    """The device, type and mode in which candidates are measured."""
 
     device: torch.device
     dtype: torch.dtype
@@ -257,44 +269,47 @@ class _Runner:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the device and of the type of numbers, as a plan keeps them."""
+        """The names of the device and of the type of numbers, as a plan stores them."""
         return describe_device(self.device), name_dtype(self.dtype, self.device)
 
     def measure(
         self, finder: TimedSearch, tried: Sequence[Candidate], inputs: Sequence[torch.Tensor], at: Sizes
     ) -> list[Measured]:
-        """What each way takes."""
-        times = self.time([finder.plan([(1, None, each.trees)]) for each in tried], inputs)
+        """Return the measurement of each candidate."""
+        times = self.time([finder.plan([(1, None, candidate.trees)]) for candidate in tried], inputs)
         return [
-            Measured(*self.names, at, finder.describe(each), each.seconds, seconds)
-            for each, seconds in zip(tried, times, strict=True)
+            Measured(*self.names, at, finder.describe(candidate), candidate.seconds, seconds)
+            for candidate, seconds in zip(tried, times, strict=True)
         ]
 
     def compare(self, plans: Sequence[Plan], inputs: Sequence[torch.Tensor]) -> float:
-        """What the second of two takes, in times of the first."""
+        """Return the time of the second of two plans as a multiple of the first one's."""
         first, second = self.time(plans, inputs)
         return second / first
 
     def time(self, plans: Sequence[Plan], inputs: Sequence[torch.Tensor]) -> list[float]:
-        """Median seconds of a call of each, in turns."""
+        """Return the median time of a call of each plan, where the plans take turns [s]."""
         settle_memory(self.device)
-        given = [x.to(self.device, self.dtype if x.is_floating_point() else None) for x in inputs]
-        layers = [layer_class(each)(device=self.device, dtype=self.dtype) for each in plans]
-        calls = [_make_call(layer, given, self.mode) for layer in layers]
+        moved = [x.to(self.device, self.dtype if x.is_floating_point() else None) for x in inputs]
+        layers = [layer_class(variant)(device=self.device, dtype=self.dtype) for variant in plans]
+        calls = [_make_call(layer, moved, self.mode) for layer in layers]
         first = [min(self._time(call, 1) for _ in range(2)) for call in calls]
         repeats = [max(1, round(SECONDS_PER_TURN / seconds)) for seconds in first]
         least, most = ROUNDS
         rounds = min(most, max(least, round(SECONDS / max(SECONDS_PER_TURN, min(first)))))
         least_seconds, times = [*first], [list[float]() for _ in calls]
-        for number in range(rounds):
+        for turn in range(rounds):
             for k, call in enumerate(calls):
-                if least_seconds[k] <= max(SECONDS_PER_TURN, BEHIND[number >= SOME] * min(least_seconds)):
+                if least_seconds[k] <= max(SECONDS_PER_TURN, BEHIND[turn >= SOME] * min(least_seconds)):
                     times[k].append(self._time(call, repeats[k]))
                     least_seconds[k] = min(least_seconds[k], times[k][-1])
         return [statistics.median(taken or [seconds]) for taken, seconds in zip(times, first, strict=True)]
 
     def _time(self, call: Callable[[], object], count: int) -> float:
-        """Mean seconds of so many calls, after one that finds memory as another way has left it."""
+        """Return the mean time of some calls [s].
+
+        An uncounted call comes first, since another candidate has left the memory in another state.
+        """
         wait = waiting(self.device)
         call()
         wait()
@@ -306,9 +321,9 @@ class _Runner:
 
 
 def settle_memory(device: torch.device) -> None:
-    """Bring the memory of the process to where it is after some work: blocks that are freed are kept and used again.
+    """Bring the memory of the process to the state it has after some work, in which freed blocks are kept and reused.
 
-    The C library of Linux hands small blocks back to the system until it has seen a large one freed, up to 32 MiB.
+    The C library of Linux returns freed blocks to the system until it has seen a large one freed, up to 32 MiB.
     """
     if device.type == "cpu":
         torch.empty(31 << 20, dtype=torch.uint8)

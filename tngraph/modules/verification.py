@@ -1,8 +1,8 @@
-"""Checking a layer against the reference meaning and against what PyTorch counts.
+"""Verification of a layer against the reference meaning and against what PyTorch counts.
 
-Values and gradients are compared in float64 with `tngraph.evaluate` and `tngraph.gradients`; FLOPs, forward and forward
-with backward, with what ``torch.utils.flop_counter`` counts, see `measuring`, equal to the last unit; params with the
-module's; the peak and what autograd saves with the storages of a run, to the last byte.
+Values and gradients are compared in float64 with `tngraph.evaluate` and `tngraph.gradients`. FLOPs, forward and with
+backward, have to equal what ``torch.utils.flop_counter`` counts (see `measuring`), to the last unit. Params have to
+equal the module's. The peak and what autograd saves have to equal the storages of a run, to the last byte.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from tngraph.plans.plans import Plan
 TOLERANCE = 1e-8
 """The largest error of a value or gradient in float64, relative to the largest entry compared.
 
-A product of a few hundred numbers errs by 1e-14; saturated functions in a chain amplify that by their condition.
+A product of a few hundred numbers has an error of about 1e-14, which saturated functions in a chain amplify.
 """
 SMALLEST = 1e-6
-"""Entries smaller than this are compared as if this large: a saturated function leaves only rounding of 1."""
+"""Errors are relative to this if all entries are smaller, since a saturated function leaves only rounding of 1."""
 SMALL_GRADIENT = 1e-3
-"""A gradient smaller than this part of the largest one is compared as if that large, for the same reason."""
+"""Errors of a gradient smaller than this fraction of the largest one are relative to that, for the same reason."""
 
 Shown = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison and whether it came out equal.
+    """One comparison, and whether both sides agree.
 
     Attributes:
         what: the value, gradient or count that was compared.
-        unit: of both numbers; of a tensor they are the largest error allowed and the one there is.
-        expected: what the reference or the plan says.
-        found: what the layer does.
+        unit: unit of both numbers; for a tensor they are the largest allowed error and the actual error.
+        expected: the value from the reference or the plan.
+        found: the value from the layer.
         is_equal: whether they agree.
     """
 
@@ -60,7 +60,7 @@ class Check:
     is_equal: bool
 
     def row(self) -> tuple[str, str, str, str]:
-        """The cells of a table."""
+        """Return the cells of the check's row in a table."""
         expected = f"<= {self.expected:g}" if isinstance(self.expected, float) else _show(self.expected)
         return f"{self.what} [{self.unit}]", expected, _show(self.found), "ok" if self.is_equal else "DIFFERS"
 
@@ -81,7 +81,7 @@ class Verification:
 
     @property
     def is_equal(self) -> bool:
-        """Whether everything agrees."""
+        """True if everything agrees."""
         return all(check.is_equal for check in self.checks)
 
     def __str__(self) -> str:
@@ -96,9 +96,13 @@ class Verification:
 
 
 def join_verifications(found: Mapping[str, Verification]) -> Verification:
-    """The checks of several regimes, each with where it runs."""
+    """Return the checks of several regimes as one verification, each check with where its regime runs."""
     first = next(iter(found.values()))
-    checks = (replace(check, what=f"{check.what}, {where}") for where, each in found.items() for check in each.checks)
+    checks = (
+        replace(check, what=f"{check.what}, {where}")
+        for where, verification in found.items()
+        for check in verification.checks
+    )
     return Verification(first.name, first.sizes, tuple(checks))
 
 
@@ -106,35 +110,36 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Reference:
-    """What a network means, asked for by several layers of it: evaluated once for the same arrays."""
+    """The meaning of a network, which several layers compare with; it is evaluated once for the same arrays."""
 
     def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
         self.network, self.sizes = network, sizes
         self._known: dict[str, tuple[list[Any] | None, Any]] = {}
 
     def values(self, arrays: Arrays) -> tuple[Any, ...]:
-        """The results, one per output."""
-        found: tuple[Any, ...] = self._once(
+        """Return the results, one per output."""
+        results: tuple[Any, ...] = self._once(
             "values", list(arrays.values()), lambda: as_tuple(evaluate(self.network, arrays, self.sizes))
         )
-        return found
+        return results
 
     def gradients(self, arrays: Arrays, cotangents: Sequence[Any]) -> dict[str, Any]:
-        """The gradients by tensor, in a direction per output."""
+        """Return the gradient of each tensor, for one cotangent per output."""
         direction = cotangents if len(cotangents) > 1 else cotangents[0]
-        found: dict[str, Any] = self._once(
+        results: dict[str, Any] = self._once(
             "gradients",
             [*arrays.values(), *cotangents],
             lambda: gradients(self.network, arrays, direction, self.sizes),
         )
-        return found
+        return results
 
     def _once(self, what: str, given: list[Any], compute: Callable[[], Any]) -> Any:
-        before, found = self._known.get(what, (None, None))
+        """Return a cached result if it was computed for equal arrays, and compute it otherwise."""
+        before, result = self._known.get(what, (None, None))
         if before is None or len(before) != len(given) or not all(map(np.array_equal, before, given)):
-            found = compute()
-            self._known[what] = given, found
-        return found
+            result = compute()
+            self._known[what] = given, result
+        return result
 
 
 def verify_layer(
@@ -147,12 +152,13 @@ def verify_layer(
     runtime: Mapping[str, int] | None = None,
     reference: Reference | None = None,
 ) -> Verification:
-    """Compare a layer with the reference and with what executes; see `Layer.verify`.
+    """Compare a layer with the reference and with the costs of a run; see `Layer.verify`.
 
-    What a layer stores as zeros (buffers, and params that start so) is compared as noise: zeros hide every error.
+    Tensors that a layer stores as zeros (buffers, and params that start so) are filled with noise first, since zeros
+    would hide every error.
 
     Raises:
-        SizeError: inputs that do not fit, or run-time sizes that are none or not positive.
+        SizeError: inputs that do not fit, or run-time sizes that are unknown or not positive.
         VerificationError: something does not agree; its argument is the `Verification`.
     """
     network = plan.network
@@ -184,7 +190,7 @@ def verify_layer(
 def random_inputs(
     network: Network, sizes: Mapping[str, int], generator: torch.Generator, runtime: Mapping[str, int] | None = None
 ) -> list[torch.Tensor]:
-    """Normal inputs at the given run-time sizes, the others small and distinct [float64].
+    """Return normally distributed inputs at some run-time sizes; the others are small and distinct [float64].
 
     Raises:
         SizeError: a run-time size that the network does not have, or that is not positive.
@@ -193,8 +199,8 @@ def random_inputs(
     runtime = runtime or {}
     for name, value in runtime.items():
         if name not in small:
-            known = ", ".join(small) or "none"
-            raise SizeError(f"{network.name} has no run-time size {name!r}\n  its run-time sizes: {known}")
+            options = ", ".join(small) or "none"
+            raise SizeError(f"{network.name} has no run-time size {name!r}\n  its run-time sizes: {options}")
         check_size(name, value)
     numbers = {**sizes, **small, **runtime}
     for size in network.sizes:
@@ -209,37 +215,37 @@ def _port_shape(port: Port, numbers: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _widen(layer: nn.Module) -> nn.Module:
-    """A copy on the CPU in double precision."""
+    """Return a copy of a layer on the CPU in double precision."""
     wide = copy.deepcopy(layer).cpu()
     for tensor in (*wide.parameters(), *wide.buffers()):
         tensor.data = _in_order(tensor)
     if not any(p.is_complex() for p in wide.parameters()):
         return wide.double()
-    with warnings.catch_warnings():  # PyTorch's that complex modules are new
+    with warnings.catch_warnings():  # PyTorch warns that complex modules are new
         warnings.simplefilter("ignore")
         return wide.to(torch.complex128)
 
 
 def _in_order(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU as PyTorch lays out what is new, which is what the plan counts with."""
+    """Return a copy on the CPU that is contiguous like a new tensor, which is what the plan assumes."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Where a layer of a plan keeps its tensors."""
+    """The tensors of a layer by the names they were declared under."""
 
     plan: Plan
     attributes: Mapping[str, str]
 
     def of(self, layer: nn.Module, *roles: str) -> dict[str, torch.Tensor]:
-        """The tensors of some roles by the names they were declared under."""
+        """Return the tensors of some roles by name."""
         cores = [core for core in self.plan.network.cores if core.role in roles]
         return {core.name: attrgetter(self.attributes[core.name])(layer) for core in cores}
 
 
 def _fill_zeros(tensors: Mapping[str, torch.Tensor], generator: torch.Generator) -> None:
-    """Normal noise in every tensor that is all zero."""
+    """Fill every tensor that is all zero with normal noise."""
     for tensor in tensors.values():
         if not tensor.detach().any():
             tensor.detach().normal_(generator=generator)
@@ -252,9 +258,10 @@ def _check_meaning(
     inputs: Sequence[torch.Tensor],
     generator: torch.Generator,
 ) -> list[Check]:
-    """Values, and gradients of every input and of every param that takes one.
+    """Return the checks of values, and of the gradients of every input and of every param that takes one.
 
-    PyTorch conjugates the derivative of a complex function; the reference does not, so both its ends are conjugated.
+    PyTorch conjugates the derivative of a complex function, and the reference does not. So the cotangents and the
+    gradients are conjugated.
     """
     network = stored.plan.network
     leaves = dict(zip((port.name for port in network.inputs), _leaves(stored.plan, inputs), strict=True))
@@ -268,7 +275,7 @@ def _check_meaning(
     directions = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
     tensors = {name: t for name, t in (stored.of(layer, "param") | leaves).items() if t.requires_grad}
     trained = [k for k, output in enumerate(outputs) if output.requires_grad]
-    found = torch.autograd.grad(
+    computed = torch.autograd.grad(
         [outputs[k] for k in trained],
         list(tensors.values()),
         [directions[k] for k in trained],
@@ -277,26 +284,26 @@ def _check_meaning(
     cotangents = [direction.numpy().conj() for direction in directions]
     wanted = reference.gradients(arrays, cotangents)
     least = SMALL_GRADIENT * max(float(np.abs(wanted[name]).max(initial=0.0)) for name in tensors)
-    for name, gradient in zip(tensors, found, strict=True):
+    for name, gradient in zip(tensors, computed, strict=True):
         checks.append(_compare(f"gradient of {name}", wanted[name], gradient.conj().resolve_conj(), least))
     return checks
 
 
 def _leaves(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Inputs that take a gradient where the plan says so."""
+    """Return the inputs, with a gradient for those that the plan trains."""
     pairs = zip(plan.network.inputs, inputs, strict=True)
     return [x.clone().requires_grad_(port.name in plan.goal.trained) for port, x in pairs]
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """What a layer puts out, one output as well as several."""
+    """Return the outputs of a layer as a tuple, even if there is only one."""
     return value if isinstance(value, tuple) else (value,)
 
 
 def _compare(what: str, expected: Any, found: torch.Tensor, least: float = SMALLEST) -> Check:
-    """The largest difference over the largest finite entry, which has to stay within `TOLERANCE`.
+    """Return the check of the largest difference, relative to the largest finite entry, against `TOLERANCE`.
 
-    Outside a function's domain both have to be infinite or nan in the same places.
+    Outside a function's domain, both have to be infinite or nan in the same places.
     """
     array = found.detach().numpy()
     if expected.shape != array.shape:
@@ -312,7 +319,7 @@ def _compare(what: str, expected: Any, found: torch.Tensor, least: float = SMALL
 
 
 def _convolves(plan: Plan) -> bool:
-    """Whether a plan has convolutions, transposed ones included."""
+    """Return whether a plan has convolutions, including transposed ones."""
     return any(op.kind in ("conv", "conv_transpose") for regime in plan.regimes for op in regime.operations)
 
 
@@ -325,7 +332,7 @@ def _count(what: str, unit: str, expected: int, found: int) -> Check:
 
 
 def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mapping[str, int]) -> list[Check]:
-    """What the buffers hold, in elements of the size planned for."""
+    """Return the check of the bytes in folded buffers, with elements of the size planned for."""
     if plan.goal.mode != "serve":
         return []
     elements = sum(layer.get_buffer(name).numel() for name in printed.buffers)
@@ -335,9 +342,10 @@ def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mappin
 def _check_costs(
     layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor], is_complex: bool
 ) -> list[Check]:
-    """What a call costs, FLOPs and bytes, where PyTorch does with complex numbers what it does with real ones.
+    """Return the checks of a call's FLOPs and bytes, as far as PyTorch treats complex numbers like real ones.
 
-    It runs a complex convolution as three real ones, and makes a real value of ``abs`` before it is complex again.
+    PyTorch runs a complex convolution as three real ones, so neither is checked then. The ``abs`` of a complex tensor
+    is real before it becomes complex again, so bytes are not checked with it.
     """
     if is_complex and _convolves(plan):
         return []
@@ -348,9 +356,9 @@ def _check_costs(
 def _check_flops(
     layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
 ) -> list[Check]:
-    """What PyTorch counts for a call, and for a call with its backward pass.
+    """Return the checks of what PyTorch counts for a call, and for a call with its backward pass.
 
-    It is ``forward`` that is called: the counter's module hooks fail on modules that return a param.
+    ``forward`` is called directly, because the counter's module hooks fail on modules that return a param.
     """
     counts = plan.regime_of(numbers).counts(numbers)
     leaves = _leaves(plan, inputs)
@@ -371,7 +379,10 @@ def _check_flops(
 def _check_memory(
     layer: nn.Module, plan: Plan, numbers: Mapping[str, int], inputs: Sequence[torch.Tensor]
 ) -> list[Check]:
-    """The most bytes a call holds, and those that autograd keeps of one with gradients for params and inputs."""
+    """Return the checks of the most bytes a call holds, and of the bytes that autograd saves.
+
+    The bytes saved are those of a call with gradients for params and inputs.
+    """
     stored = [*layer.parameters(), *layer.buffers()]
     itemsize = max((tensor.itemsize for tensor in (*stored, *inputs)), default=torch.get_default_dtype().itemsize)
     expected = plan.regime_of(numbers).memory(numbers, itemsize)

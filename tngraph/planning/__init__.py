@@ -1,1 +1,1 @@
-"""In which order to contract a region: what a step costs, trees, searches, proofs, at every size."""
+"""The search for contraction orders: what a step costs, trees, searches and proofs, at every size."""

@@ -1,15 +1,14 @@
-"""Regions, steps and trees: what the search sees, and what one step does to the legs.
+"""Regions, steps and trees: the input and the result of the search, and what one step does to the legs.
 
-A `Region` is one product of accesses to be contracted. Its leaves are first *prepared* (repeated indices and
-irregular reads laid out, indices that stand on one access alone summed); from then on each value is a set of
-plain indices and *folded* reads. A folded read is a leg still addressed by a position Σ c·i; joining it with
-the tensor that holds one of its indices resolves that index (a convolution step). Every position of the result may
-collect what it reads, or every position of the leg may be spread over the results that read it, as a transposed
-convolution does. Opening a read lays its indices out as plain ones (an unfold), after which ordinary steps apply. All
-of that is part of the search.
+A `Region` is one product of accesses to contract. Its leaves are first *prepared*: repeated indices and irregular reads
+are laid out, and indices of one access alone are summed. From then on each value is a set of plain indices and *folded*
+reads. A folded read is a leg that is still addressed by a position Σ c·i. Joining it with a tensor that has one of its
+indices resolves that index, which is a convolution step. In a convolution every position of the result collects what it
+reads. In a transposed convolution every position of the leg is added to all results that read it. Opening a read lays
+its indices out as plain ones (an unfold), after which ordinary steps apply. The search chooses between all of these.
 
-Source: the folded/opened distinction is ours; with no reads this is the ordinary contraction tree of
-opt_einsum and cotengra, hyperedges included.
+Source: the distinction of folded and opened reads is ours. Without reads this is the ordinary contraction tree of
+opt_einsum and cotengra, including hyperedges.
 """
 
 from __future__ import annotations
@@ -31,15 +30,16 @@ from tngraph.planning.machine import Work
 from tngraph.planning.objectives import Price, Pricing
 
 Rename = Callable[[Iterable[Leg]], tuple[Leg, ...]]
-"""What gives legs other names, one by one."""
+"""A function that renames legs one by one."""
 StepKind = Literal["read", "sum", "contract", "mul", "conv", "conv_transpose"]
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One merged term between barriers: accesses, and the indices its result keeps.
+    """One merged term between barriers: its accesses, and the indices of its result.
 
-    Every leg of an access is as `bare_leg` makes it, so that what searches, slices, writes and loads it sees the same.
+    Every leg of an access has the form that `bare_leg` returns, so that search, slicing, schedule and kernels see the
+    same.
     """
 
     accesses: tuple[Access, ...]
@@ -56,12 +56,12 @@ class Step:
 
 
 class Form(NamedTuple):
-    """How a step is one kernel, and the order its result lies in: `outer`, `rows`, `columns`.
+    """The matmul layout of a step, and the order of its result in memory: `outer`, `rows`, `columns`.
 
-    A contraction is as many matrix products as the outer legs have values; one operand gives the rows, the other the
-    columns, and the legs `summed` lie in that order in both. A matrix that is `turned` lies transposed: that of the
-    rows with the summed legs before its rows, that of the columns with them after its columns. Every other step has
-    an order alone, as its columns.
+    A contraction is one matrix product per value of the outer legs. One operand has the rows, the other the columns,
+    and both have the legs `summed` in this order. `turned` says which matrix lies transposed in memory: the one with
+    the rows has the summed legs before its rows, the one with the columns has them after its columns. Every other step
+    has only an order, stored as its columns.
     """
 
     outer: tuple[Leg, ...]
@@ -77,23 +77,25 @@ class Form(NamedTuple):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is a product of matrices, and not of entries."""
+        """True for a product of matrices, and false for a product of entries."""
         return bool(self.outer or self.rows or self.summed)
 
     def renamed(self, rename: Rename) -> Form:
-        """The same with other legs."""
+        """Return the same form with other legs."""
         return Form(rename(self.outer), rename(self.rows), rename(self.columns), rename(self.summed), self.turned)
 
 
 class Gradient(NamedTuple):
-    """How the gradient of an operand of a step is made: of that of the step's result and the other operand.
+    """The product that computes the gradient of one operand of a step.
+
+    Its factors are the gradient of the step's result and the other operand.
 
     Attributes:
         step: the number of the step.
         operand: the value whose gradient it is.
-        form: of the product; that of the tree's result lies in the order of the region.
-        is_arranged: whether the other operand is taken as the step's own product takes it, in an order of its own.
-        added: the outer legs of the form, where its products are added up: then it needs no copies to sum over these.
+        form: matmul layout of the product; the gradient of the tree's result lies in the order of the region.
+        is_arranged: whether the other operand is read in the copied order that the step's own product reads.
+        added: the outer legs of the form, if the products along them are added up, so that no copy is needed to sum.
     """
 
     step: int
@@ -103,17 +105,18 @@ class Gradient(NamedTuple):
     added: tuple[Leg, ...] = ()
 
     def renamed(self, rename: Rename) -> Gradient:
-        """The same with other legs."""
+        """Return the same gradient with other legs."""
         return self._replace(form=self.form.renamed(rename), added=rename(self.added))
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """An index that the steps on it run for so many values of at a time, one after the other.
+    """An index that steps process in tiles, a number of its values at a time.
 
     Attributes:
-        index: of a run-time size of its own, or of a number; then what stands on it is made of params alone.
-        size: how many values a part has, but for the last one.
+        index: an index with a run-time size of its own, or with a number as its size; then every value that has it is
+            computed from params alone.
+        size: the number of values in a tile; the last tile may have fewer.
     """
 
     index: Index
@@ -121,36 +124,39 @@ class Tile:
 
     @property
     def is_runtime(self) -> bool:
-        """Whether it is known at each call only how many values there are."""
+        """True if the size of the index is known only at each call."""
         return not self.index.size.is_Integer
 
     @property
     def part(self) -> Index:
-        """The index in a part. One of run time is the same there, since a part is run as a smaller whole."""
+        """The index inside a tile. A run-time index is the same there, since a tile runs like a smaller whole."""
         return self.index if self.is_runtime else Index(self.index.name, symbol(f"{self.index.name} part"))
 
     def enter(self, legs: Iterable[Leg]) -> tuple[Leg, ...]:
-        """Legs as they are in a part."""
+        """Return legs as they are inside a tile."""
         return tuple(self.part if leg == self.index else leg for leg in legs)
 
     def leave(self, legs: Iterable[Leg]) -> tuple[Leg, ...]:
-        """The same legs of the whole."""
+        """Return legs from inside a tile as they are outside."""
         return tuple(self.index if leg == self.part else leg for leg in legs)
 
 
 @dataclass(frozen=True, slots=True)
 class ContractionTree:
-    """Single assignment: values 0…n-1 are the region's accesses, step k makes value n+k; the last is the result.
+    """A contraction order in single assignment.
+
+    Values 0…n-1 are the region's accesses, step k computes value n+k, and the last value is the result.
 
     Attributes:
-        region: what is contracted.
-        steps: how.
+        region: the product to contract.
+        steps: the steps in order.
         is_proven: whether no other tree is cheaper.
         is_pinned: whether its order was given by hand.
-        sliced: indices that the steps run for one value at a time, and that stand on none of them.
-        forms: of every step; empty where each step takes its operands as they come.
-        tile: what the steps run for in parts, so that a part stays in cache.
-        gradients: of every value but the result, from the last step to the first; empty where PyTorch finds them.
+        sliced: indices that the steps run for one value at a time; no step has them among its legs.
+        forms: the matmul layout of every step; empty if each step takes its operands as they are.
+        tile: the tile that the steps run in, so that a tile stays in cache; None if they run whole.
+        gradients: the gradient of every value except the result, from the last step to the first; empty if PyTorch
+            computes them.
     """
 
     region: Region
@@ -164,37 +170,37 @@ class ContractionTree:
 
     @property
     def way(self) -> tuple[object, ...]:
-        """All that decides what runs."""
+        """The parts of the tree that decide what runs."""
         return self.steps, self.forms, self.tile, self.gradients
 
     def renamed(self, rename: Rename) -> ContractionTree:
-        """The same with other legs."""
+        """Return the same tree with other legs."""
         accesses = tuple(replace(access, legs=rename(access.legs)) for access in self.region.accesses)
         return replace(
             self,
             region=Region(accesses, rename(self.region.legs)),  # type: ignore[arg-type]
             steps=tuple(replace(step, legs=rename(step.legs)) for step in self.steps),
             forms=tuple(form.renamed(rename) for form in self.forms),
-            gradients=tuple(each.renamed(rename) for each in self.gradients),
+            gradients=tuple(gradient.renamed(rename) for gradient in self.gradients),
         )
 
     def legs_of(self, value: int) -> tuple[Leg, ...]:
-        """The legs of a value in no order."""
+        """Return the legs of a value in no particular order."""
         count = len(self.region.accesses)
         return bare_legs(self.region.accesses[value]) if value < count else self.steps[value - count].legs
 
     def order(self, value: int) -> tuple[Leg, ...]:
-        """The legs of a value in memory order, where the tree is laid out."""
+        """Return the legs of a value in memory order, if the tree has layouts."""
         count = len(self.region.accesses)
         return bare_legs(self.region.accesses[value]) if value < count else self.forms[value - count].legs
 
 
 MOST_FOLDED = 6
-"""Reads of one region that may stay folded; further ones are laid out first, since each doubles what is searched."""
+"""The most reads of a region that may stay folded. Further reads are laid out first, since each doubles the search."""
 
 
 class Value(NamedTuple):
-    """The legs of an intermediate by number: leaves below it, plain indices, folded reads with what remains of them."""
+    """The legs of an intermediate by number: leaves below it, plain indices, and the rest of folded reads."""
 
     leaves: int
     plain: tuple[int, ...]
@@ -202,22 +208,25 @@ class Value(NamedTuple):
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """All that it has, those of folded reads last."""
+        """The indices of the value, those of folded reads last."""
         return (*self.plain, *(i for _, rest in self.folded for i in rest))
 
 
 def is_unit(index: Index) -> bool:
-    """Whether an index has the literal size 1: it carries nothing and stands on no step."""
+    """Return whether an index has the literal size 1. Such an index carries nothing, and no step has it."""
     return bool(index.size == 1)
 
 
 def bare_legs(access: Access) -> tuple[Leg, ...]:
-    """The legs of an access of a region without its unit indices."""
+    """Return the legs of an access of a region without its unit indices."""
     return tuple(leg for leg in access.legs if not (isinstance(leg, Index) and is_unit(leg)))
 
 
 def bare_leg(leg: Leg) -> Leg:
-    """Return a leg as regions have it: a read lacks unit indices, and is the index where it only names one."""
+    """Return a leg in the form that regions have.
+
+    A read has no unit indices. It is replaced by the index if it only names one.
+    """
     if not isinstance(leg, Read):
         return leg
     read = with_terms(leg, tuple(term for term in leg.terms if not is_unit(term[1])))
@@ -229,27 +238,27 @@ def bare_leg(leg: Leg) -> Leg:
 
 
 def leg_size(leg: Leg) -> sympy.Expr:
-    """The elements along a leg."""
+    """Return the number of elements along a leg."""
     return leg.leg.size if isinstance(leg, Read) else leg.size
 
 
 def legs_size(legs: Sequence[Leg]) -> sympy.Expr:
-    """The elements of a tensor with these legs."""
+    """Return the number of elements of a tensor with these legs."""
     return product(leg_size(leg) for leg in legs)
 
 
 def depends_on(legs: Iterable[Leg], names: Collection[str]) -> bool:
-    """Whether the size of a leg is made of one of some named sizes."""
+    """Return whether the size of a leg depends on one of some named sizes."""
     return any(str(size) in names for leg in legs for size in leg_size(leg).free_symbols)
 
 
 def sliced_legs(access: Access, sliced: Sequence[Index]) -> tuple[Leg, ...]:
-    """The bare legs of an access at one value of some indices."""
+    """Return the bare legs of an access at one value of some indices."""
     return tuple(leg for leg in bare_legs(access) if leg not in sliced)
 
 
 def with_terms(read: Read, terms: tuple[tuple[int, Index], ...]) -> Read:
-    """A read at other terms; a cyclic one that has none left is at a constant position."""
+    """Return a read with other terms. A cyclic read without terms is at a constant position."""
     if terms or not read.wrap:
         return replace(read, terms=terms)
     return Read(read.leg, (), sympy.Mod(read.offset, read.leg.size))
@@ -259,41 +268,41 @@ T = TypeVar("T")
 
 
 def arrangements(outer: tuple[T, ...], first: tuple[T, ...], second: tuple[T, ...]) -> tuple[tuple[T, ...], ...]:
-    """The orders in which matrices with these sides are taken as they lie; a copy is made in the first one.
+    """Return the orders in which a product reads matrices with these sides; a copy takes the first one.
 
-    Vectors with gaps are not taken: PyTorch multiplies them one by one.
+    Vectors with gaps are excluded, because PyTorch multiplies them one by one.
     """
     copied = (*outer, *first, *second)
     return copied, (*first, *outer, *second) if second else copied
 
 
 def leg_indices(legs: Iterable[Leg]) -> tuple[Index, ...]:
-    """Every index legs depend on, once, in order of mention."""
+    """Return every index that legs depend on, once, in order of mention."""
     return tuple(dict.fromkeys(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,))))
 
 
 def counted_legs(kind: str, operands: Iterable[Sequence[Leg]], legs: Sequence[Leg]) -> tuple[Leg, ...]:
-    """The legs whose sizes multiply to the operations of a step: those of its result, and the indices it sums.
+    """Return the legs whose sizes multiply to the operations of a step: those of its result, and the indices it sums.
 
-    A transposed convolution meets every position of its operands instead.
+    A transposed convolution counts every position of its operands instead.
 
     Args:
-        kind: of the step.
-        operands: the legs of each.
-        legs: of the result.
+        kind: the kind of the step.
+        operands: the legs of each operand.
+        legs: the legs of the result.
     """
-    every = tuple(leg for each in operands for leg in each)
+    every = tuple(leg for own in operands for leg in own)
     if kind == "conv_transpose":
         return tuple(dict.fromkeys(every))
-    kept = leg_indices(legs)
-    return (*legs, *(index for index in leg_indices(every) if index not in kept))
+    remaining = leg_indices(legs)
+    return (*legs, *(index for index in leg_indices(every) if index not in remaining))
 
 
 def prepare(legs: tuple[Leg, ...], lone: frozenset[Index], most: int) -> list[tuple[StepKind, tuple[Leg, ...]]]:
-    """The unary steps that make an access with these legs regular, with the legs each leaves behind.
+    """Return the unary steps that make an access with these legs regular, each with the legs of its result.
 
-    A read stays folded only if it has two indices or more, none of which stands elsewhere on the access or on
-    this access alone; and at most so many do.
+    A read stays folded only if it has at least two indices, each of which occurs once on this access, and also on
+    another one or in the result. At most ``most`` reads stay folded.
     """
     counts = Counter(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,)))
     regular_reads = [
@@ -309,12 +318,12 @@ def prepare(legs: tuple[Leg, ...], lone: frozenset[Index], most: int) -> list[tu
             laid_out.extend(leg.indices if isinstance(leg, Read) else (leg,))
     regular = tuple(dict.fromkeys(laid_out))
     steps: list[tuple[StepKind, tuple[Leg, ...]]] = [] if regular == legs else [("read", regular)]
-    kept = tuple(leg for leg in regular if leg not in lone)
-    return steps if kept == regular else [*steps, ("sum", kept)]
+    remaining = tuple(leg for leg in regular if leg not in lone)
+    return steps if remaining == regular else [*steps, ("sum", remaining)]
 
 
 class Topology:
-    """A region by number: who holds which index, at numeric sizes, and what a step costs. Made once per search."""
+    """A region by number for one search: which leaf has which index, the numeric sizes, and the price of a step."""
 
     def __init__(
         self,
@@ -325,13 +334,13 @@ class Topology:
     ) -> None:
         self.region, self.named, self.sliced = region, sizes, sliced
         self.pricing = pricing or Pricing()
-        given = [sliced_legs(access, sliced) for access in region.accesses]
-        holders = Counter(i for legs in given for i in leg_indices(legs))
+        bare_accesses = [sliced_legs(access, sliced) for access in region.accesses]
+        holders = Counter(i for legs in bare_accesses for i in leg_indices(legs))
         lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
         self.preparation = []
         self.leaf_legs = []
         folded = 0
-        for bare in given:
+        for bare in bare_accesses:
             steps = prepare(bare, lone, MOST_FOLDED - folded)
             legs = steps[-1][1] if steps else bare
             folded += sum(isinstance(leg, Read) for leg in legs)
@@ -348,7 +357,7 @@ class Topology:
         self.holders = self._find_holders(self.leaves)
 
     def _find_holders(self, leaves: Iterable[Value]) -> list[int]:
-        """The set of leaves that have an index, for every index."""
+        """Return for every index the set of leaves that have it."""
         holders = [0] * len(self.indices)
         for leaf in leaves:
             for i in leaf.indices:
@@ -365,40 +374,40 @@ class Topology:
 
     @cached_property
     def everything(self) -> int:
-        """The set of all leaves."""
+        """The set of all leaves, one bit per leaf."""
         return (1 << len(self.leaves)) - 1
 
     def priced(self, pricing: Pricing) -> Topology:
-        """The same region with other prices."""
-        made = copy(self)
-        for name in ("everything", "unfit"):
-            made.__dict__.pop(name, None)
-        made.pricing = pricing
-        return made
+        """Return the same region with other prices."""
+        topology = copy(self)
+        for name in ("everything", "unfit"):  # the cached properties depend on prices and leaves
+            topology.__dict__.pop(name, None)
+        topology.pricing = pricing
+        return topology
 
     def part(self, values: Sequence[Value]) -> Topology:
-        """What joins some values, as if these were the leaves; indices keep their numbers.
+        """Return the topology that has some values as its leaves; indices keep their numbers.
 
         Args:
-            values: of different leaves, without folded reads.
+            values: values without folded reads or common leaves.
         """
-        known = self.pricing
-        trained = sum(1 << k for k, value in enumerate(values) if value.leaves & known.trained)
-        fixed = sum(1 << k for k, value in enumerate(values) if not value.leaves & ~known.fixed)
-        made = self.priced(replace(known, trained=trained, fixed=fixed))
+        pricing = self.pricing
+        trained = sum(1 << k for k, value in enumerate(values) if value.leaves & pricing.trained)
+        fixed = sum(1 << k for k, value in enumerate(values) if not value.leaves & ~pricing.fixed)
+        topology = self.priced(replace(pricing, trained=trained, fixed=fixed))
         below = sum(value.leaves for value in values)
-        made.is_output = [self.is_alive(i, below) for i in range(len(self.indices))]
-        made.leaves = [Value(1 << k, value.plain, ()) for k, value in enumerate(values)]
-        made.preparation = [[] for _ in values]
-        made.holders = self._find_holders(made.leaves)
-        return made
+        topology.is_output = [self.is_alive(i, below) for i in range(len(self.indices))]
+        topology.leaves = [Value(1 << k, value.plain, ()) for k, value in enumerate(values)]
+        topology.preparation = [[] for _ in values]
+        topology.holders = self._find_holders(topology.leaves)
+        return topology
 
     def is_alive(self, index: int, leaves: int) -> bool:
-        """Whether an index is still needed once these leaves are joined."""
+        """Return whether an index is still needed once these leaves are joined."""
         return self.is_output[index] or bool(self.holders[index] & ~leaves)
 
     def span(self, read: int, rest: Sequence[int]) -> int:
-        """The positions a folded read still ranges over [elements]."""
+        """Return the number of positions that a folded read still ranges over [elements]."""
         coefficients = self.coefficients[read]
         if len(rest) == len(coefficients):
             return self.axis_sizes[read]
@@ -406,17 +415,17 @@ class Topology:
         return sum(abs(coefficients[i]) // step * (self.sizes[i] - 1) for i in rest) + 1
 
     def size(self, value: Value) -> int:
-        """The elements of a value."""
+        """Return the number of elements of a value [elements]."""
         return prod(self.sizes[i] for i in value.plain) * prod(self.span(r, rest) for r, rest in value.folded)
 
     def open(self, value: Value, read: int) -> Value:
-        """A value with one folded read laid out along its indices."""
+        """Return a value with one of its folded reads laid out along its indices."""
         opened = next(rest for r, rest in value.folded if r == read)
         folded = tuple(entry for entry in value.folded if entry[0] != read)
         return Value(value.leaves, value.plain + opened, folded)
 
     def join(self, left: Value, right: Value) -> Value | None:
-        """The value one step makes of two, or None where a folded read stands in the way."""
+        """Return the value that one step computes from two, or None if a folded read does not allow it."""
         leaves = left.leaves | right.leaves
         plain = [i for i in dict.fromkeys(left.plain + right.plain) if self.is_alive(i, leaves)]
         folded = []
@@ -425,35 +434,37 @@ class Topology:
             for read, rest in side.folded:
                 dead = [i for i in rest if not self.is_alive(i, leaves)]
                 met = [i for i in rest if i in other.plain]
+                # A step resolves at most one index of a read: one that the other value has as a plain index, and that
+                # nothing else needs.
                 if met != dead or len(met) > 1 or not busy.isdisjoint(rest):
                     return None
-                kept = tuple(i for i in rest if i not in dead)
-                if len(kept) >= 2:
-                    folded.append((read, kept))
+                remaining = tuple(i for i in rest if i not in dead)
+                if len(remaining) >= 2:
+                    folded.append((read, remaining))
                 else:
-                    plain.extend(kept)
+                    plain.extend(remaining)
         return Value(leaves, tuple(plain), tuple(folded))
 
     def kinds(self, left: Value, right: Value, result: Value) -> tuple[StepKind, ...]:
-        """What the step may be that makes a value of two."""
+        """Return the kinds of step that can compute a value from two others."""
         resolved = [[entry for entry in side.folded if entry not in result.folded] for side in (left, right)]
         if not any(resolved):
-            kept = set(result.plain)
-            return ("mul" if kept.issuperset(left.plain) and kept.issuperset(right.plain) else "contract",)
+            remaining = set(result.plain)
+            return ("mul" if remaining.issuperset(left.plain) and remaining.issuperset(right.plain) else "contract",)
         can_transpose = not all(resolved) and all(
             self.is_dense(read, [i for i in rest if self.is_alive(i, result.leaves)]) for read, rest in chain(*resolved)
         )
         return ("conv", "conv_transpose") if can_transpose else ("conv",)
 
     def is_dense(self, read: int, rest: Iterable[int]) -> bool:
-        """Whether what remains of a read reaches neighbouring positions of a leg that ends.
+        """Return whether the rest of a read reaches neighbouring positions of a leg that is not cyclic.
 
-        Then every position of the leg has a place in the result for each value of the index that is resolved.
+        Then every position of the leg has a place in the result for each value of the resolved index.
         """
         return not self.reads[read][1].wrap and gcd(*(self.coefficients[read][i] for i in rest)) == 1
 
     def volume(self, left: Value, right: Value, result: Value, kind: StepKind) -> int:
-        """The multiplications of a step: those of the sizes of `counted_legs` [MAC]."""
+        """Return the multiplications of a step, the product of the sizes of its `counted_legs` [MAC]."""
         if kind == "conv_transpose":
             involved, folded = {*left.plain, *right.plain}, {*left.folded, *right.folded}
         else:
@@ -461,7 +472,10 @@ class Topology:
         return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in folded)
 
     def is_too_large(self, value: Value) -> bool:
-        """Whether a value has more elements than one may have; the result of all has what it has."""
+        """Return whether a value exceeds the limit on elements.
+
+        The result of all leaves never does, since it has to be written.
+        """
         most = self.pricing.most_elements
         if most is None or value.leaves == self.everything:
             return False
@@ -485,11 +499,11 @@ class Topology:
         )
 
     def is_folded(self, value: Value) -> bool:
-        """Whether a value is made before the first call."""
+        """Return whether a value is computed before the first call."""
         return not value.leaves & ~self.pricing.fixed and self.pricing.is_folded(value.leaves, self.size(value))
 
     def price(self, left: Value, right: Value, result: Value) -> Price:
-        """What the objective says of a step of the cheapest kind; nothing where its result is folded."""
+        """Return the objective's price of the cheapest kind of step, or 0 if the result is folded."""
         if self.is_folded(result):
             return 0
         return min(self._price_as(kind, left, right, result) for kind in self.kinds(left, right, result))
@@ -501,19 +515,19 @@ class Topology:
         return price
 
     def kind(self, left: Value, right: Value, result: Value) -> StepKind:
-        """The cheapest kind of step that makes a value of two, the first of equals."""
+        """Return the cheapest kind of step that computes a value from two others, the first of equals."""
         kinds = self.kinds(left, right, result)
         if len(kinds) == 1:
             return kinds[0]
         return min(kinds, key=lambda kind: self._price_as(kind, left, right, result))
 
     def legs(self, value: Value) -> tuple[Leg, ...]:
-        """The symbolic legs of a value."""
+        """Return the symbolic legs of a value."""
         plain: list[Leg] = [self.indices[i] for i in value.plain]
         return (*plain, *(self.folded_leg(read, rest) for read, rest in value.folded))
 
     def folded_leg(self, read: int, rest: Sequence[int]) -> Read:
-        """What remains of a read once its other indices are resolved: positions 0…span-1 of its own axis."""
+        """Return the rest of a read after its other indices are resolved: positions 0…span-1 of an axis of its own."""
         original = self.reads[read][1]
         if len(rest) == len(original.terms):
             return original
@@ -524,7 +538,7 @@ class Topology:
 
 
 def position_range(terms: Iterable[tuple[int, Index]]) -> tuple[sympy.Expr, sympy.Expr]:
-    """The least and the greatest value of Σ c·i over the indices' ranges."""
+    """Return the least and the greatest value of Σ c·i over the indices' ranges."""
     pairs = tuple(terms)
     least = sympy.Add(*(c * (i.size - 1) for c, i in pairs if c < 0))
     greatest = sympy.Add(*(c * (i.size - 1) for c, i in pairs if c > 0))

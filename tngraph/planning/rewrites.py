@@ -1,8 +1,10 @@
 """Rewrites of a network before the search: merging linear equations, and cleaning a term into a region.
 
-Every rewrite returns new values and keeps the meaning. Nothing moves across a function. An equation that is read at
-affine positions is zero outside its range, and its definition need not be: it is merged into its reader only where each
-of its terms has the index that is read so on one tensor alone, as a whole leg. That is zero there, too.
+Every rewrite returns new values and keeps the meaning. No rewrite moves anything across a function.
+
+An equation that is read at affine positions is zero outside its range, but its definition need not be. So it is merged
+into its reader only if, in each of its terms, the index that is read this way is a whole leg of only one tensor. The
+term is then zero outside the range too.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ from tngraph.language.sizes import is_same
 from tngraph.planning.region import Region, bare_leg, is_unit, with_terms
 
 MOST_TERMS = 16
-"""Distributing a product over sums stops before an equation has more terms than this."""
+"""The most terms that an equation may get when products are distributed over sums."""
 
 MOST_GROWTH = 2**20
-"""An equation that makes its readers grow by more is not inlined where a file says so (see `_growth`)."""
+"""The most growth of a reader when a file requests to inline an equation (see `_growth`)."""
 
 Renaming = Mapping[Index, Index]
 Sources = Mapping[str, Core | Equation]
-"""What an access may name."""
+"""The tensors that an access may name."""
 
 
 def drop_unused(network: Network) -> Network:
-    """Remove the equations no output depends on (their params stay: they are part of the module)."""
+    """Remove the equations that no output depends on. Their params stay, as parts of the module."""
     needed = {port.name for port in network.outputs}
     for equation in reversed(network.equations):
         if equation.name in needed:
@@ -37,25 +39,26 @@ def drop_unused(network: Network) -> Network:
 
 
 def reached(network: Network, names: Iterable[str]) -> frozenset[str]:
-    """These tensors, and every equation that depends on one of them."""
-    found = set(names)
+    """Return these tensors, and every equation that depends on one of them."""
+    names_reached = set(names)
     for equation in network.equations:
-        if any(access.source in found for term in equation.terms for access in term.accesses):
-            found.add(equation.name)
-    return frozenset(found)
+        if any(access.source in names_reached for term in equation.terms for access in term.accesses):
+            names_reached.add(equation.name)
+    return frozenset(names_reached)
 
 
 def merge_chains(network: Network) -> Network:
-    """Inline every linear equation of one term that is used once: no order is lost by it."""
+    """Inline every linear equation that has one term and is used once, which loses no contraction order."""
     uses = Counter(a.source for e in network.equations for t in e.terms for a in t.accesses)
     uses.update(port.name for port in network.outputs)
-    known = {equation.name: equation for equation in network.equations}
-    once = {name for name, e in known.items() if uses[name] == len(e.terms) == 1 and e.function is None}
+    remaining = {equation.name: equation for equation in network.equations}
+    once = {name for name, e in remaining.items() if uses[name] == len(e.terms) == 1 and e.function is None}
     taken, sources = {index.name for index in network.indices()}, network.sources()
     merged = []
+    # Readers come first, and take the equations that only they use out of the remaining ones.
     for equation in reversed(network.equations):
-        if equation.name in known:
-            terms = tuple(_expand(term, equation, known, once, taken, sources) for term in equation.terms)
+        if equation.name in remaining:
+            terms = tuple(_expand(term, equation, remaining, once, taken, sources) for term in equation.terms)
             merged.append(equation if terms == equation.terms else replace(equation, terms=terms))
     return replace(network, equations=tuple(reversed(merged)))
 
@@ -63,7 +66,10 @@ def merge_chains(network: Network) -> Network:
 def _expand(
     term: Term, reader: Equation, known: dict[str, Equation], once: set[str], taken: set[str], sources: Sources
 ) -> Term:
-    """A term with the equations that it alone uses written out; these are taken from the known ones."""
+    """Return a term in which the equations that only it uses are replaced by their terms.
+
+    These equations are removed from ``known``.
+    """
     scale, done, ahead = term.scale, list[Access](), list(reversed(term.accesses))
     busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
     while ahead:
@@ -72,7 +78,7 @@ def _expand(
             equation = known.pop(access.source)
             scale *= equation.terms[0].scale
             written = _instantiate(equation.terms[0], equation, access, busy, taken, sources)
-            busy.update(i for each in written for i in each.indices)
+            busy.update(i for other in written for i in other.indices)
             ahead.extend(reversed(written))
         else:
             done.append(access)
@@ -80,7 +86,7 @@ def _expand(
 
 
 def can_inline(network: Network, equation: Equation) -> bool:
-    """Whether an equation may be replaced by its terms wherever it is read (and is read at all)."""
+    """Return whether an equation is read, and may be replaced by its terms wherever it is read."""
     readers = [e for e in network.equations if any(a.source == equation.name for t in e.terms for a in t.accesses)]
     sources = network.sources()
     return (
@@ -89,7 +95,7 @@ def can_inline(network: Network, equation: Equation) -> bool:
 
 
 def _fits_everywhere(equation: Equation, reader: Equation, sources: Sources) -> bool:
-    """Whether a reader can take the terms of an equation, and does not become too long a sum by it."""
+    """Return whether a reader can take the terms of an equation without becoming too long a sum."""
     for term in reader.terms:
         own = [access for access in term.accesses if access.source == equation.name]
         others = [access for access in term.accesses if access.source != equation.name]
@@ -103,9 +109,9 @@ def _fits_everywhere(equation: Equation, reader: Equation, sources: Sources) -> 
 def _fits(
     equation: Equation, legs: Iterable[Index], others: Iterable[Access], access: Access, sources: Sources
 ) -> bool:
-    """Whether every index of an access stands in each term of the equation it reads, or elsewhere in the reader.
+    """Return whether every index of an access occurs in each term of the equation it reads, or elsewhere in the reader.
 
-    Elsewhere is what stays: the left-hand side, and the accesses of other sources.
+    Elsewhere means where it stays: the left-hand side, and the accesses of other sources.
     """
     if not _keeps_indices(equation, access, sources):
         return False
@@ -119,7 +125,10 @@ def _fits(
 
 
 def _keeps_indices(equation: Equation, access: Access, sources: Sources) -> bool:
-    """Whether an access reads what may be read in its place, and none of its indices cancels in a read there."""
+    """Return whether an equation's terms may be read as an access reads the equation.
+
+    No index may then cancel in a read.
+    """
     placed = [own for own, leg in zip(equation.legs, access.legs, strict=True) if isinstance(leg, Read)]
     if not all(_is_on_one_leg(own, term, sources) for own in placed for term in equation.terms):
         return False
@@ -135,7 +144,10 @@ def _keeps_indices(equation: Equation, access: Access, sources: Sources) -> bool
 
 
 def _is_on_one_leg(index: Index, term: Term, sources: Sources) -> bool:
-    """Whether an index stands once in a term, as a whole leg, and not on a delta, which ties it to others."""
+    """Return whether an index occurs once in a term, as a whole leg.
+
+    A leg of a delta does not count, since the delta ties it to other indices.
+    """
     holders = [access for access in term.accesses if index in access.indices]
     return (
         len(holders) == 1
@@ -146,24 +158,27 @@ def _is_on_one_leg(index: Index, term: Term, sources: Sources) -> bool:
 
 
 def merge(network: Network, inlined: Iterable[str]) -> Network:
-    """A network without what is unused, linear chains merged, and these equations inlined one by one.
+    """Return a network without unused equations, with linear chains merged and with some equations inlined one by one.
 
     Raises:
-        PlanError: one of them cannot be inlined, or makes an equation too long.
+        PlanError: one of these equations cannot be inlined, or would make an equation too long.
     """
     merged = merge_chains(drop_unused(network))
     for name in inlined:
-        known = {equation.name: equation for equation in merged.equations}
-        if name not in known or not can_inline(merged, known[name]):
+        equations = {equation.name: equation for equation in merged.equations}
+        if name not in equations or not can_inline(merged, equations[name]):
             raise PlanError(f"the equation {name!r} cannot be written into its readers")
-        if _growth(merged, known[name]) > MOST_GROWTH:
+        if _growth(merged, equations[name]) > MOST_GROWTH:
             raise PlanError(f"the equation {name!r} is read too often to be written into its readers")
-        merged = merge_chains(drop_unused(inline(merged, known[name])))
+        merged = merge_chains(drop_unused(inline(merged, equations[name])))
     return merged
 
 
 def _growth(network: Network, equation: Equation) -> int:
-    """How often a term reads an equation, times the factors it has in its place; of the term with the most."""
+    """Return the growth of the term that grows most if an equation is inlined.
+
+    The growth is the number of readings times the number of factors afterwards.
+    """
     longest = max((len(term.accesses) for term in equation.terms), default=0)
     most = 0
     for term in (term for reader in network.equations for term in reader.terms):
@@ -173,10 +188,10 @@ def _growth(network: Network, equation: Equation) -> int:
 
 
 def find_inlined(network: Network, merged: Network) -> tuple[str, ...]:
-    """The equations that were inlined, in order, where `merge` made the one network of the other.
+    """Return the equations that were inlined, in order, given the networks before and after `merge`.
 
-    An equation is inlined where nothing reads it afterwards: what is inlined later reads what stands before it, so that
-    it neither brings a reading back nor takes the last one away.
+    An equation was inlined if nothing reads it afterwards. Equations inlined later read only earlier ones, so they
+    neither bring a reading back nor remove the last one.
     """
     reads = {access.source for e in merged.equations for term in e.terms for access in term.accesses}
     network = merge_chains(drop_unused(network))
@@ -189,7 +204,7 @@ def find_inlined(network: Network, merged: Network) -> tuple[str, ...]:
 
 
 def inline(network: Network, equation: Equation) -> Network:
-    """Replace every reading of an equation by its terms; the equation goes unless it is an output."""
+    """Replace every reading of an equation by its terms, and remove the equation unless it is an output."""
     taken, sources = {index.name for index in network.indices()}, network.sources()
     equations = []
     for reader in network.equations:
@@ -203,7 +218,7 @@ def inline(network: Network, equation: Equation) -> Network:
 def _distribute(
     term: Term, legs: tuple[Index, ...], equation: Equation, taken: set[str], sources: Sources
 ) -> Iterable[Term]:
-    """The terms a term of a reader with these legs becomes when every reading of an equation is replaced."""
+    """Yield the terms that a reader's term becomes when every reading of an equation is replaced."""
     ahead = [(term, 0)]
     while ahead:
         term, done = ahead.pop()
@@ -214,17 +229,17 @@ def _distribute(
             continue
         before, access, after = term.accesses[:position], term.accesses[position], term.accesses[position + 1 :]
         busy = {*legs, *(i for other in term.accesses for i in other.indices)}
-        made = []
+        replaced = []
         for inner in equation.terms:
             middle = _instantiate(inner, equation, access, busy, taken, sources)
-            made.append((Term(term.scale * inner.scale, (*before, *middle, *after)), position + len(middle)))
-        ahead.extend(reversed(made))
+            replaced.append((Term(term.scale * inner.scale, (*before, *middle, *after)), position + len(middle)))
+        ahead.extend(reversed(replaced))
 
 
 def _instantiate(
     inner: Term, equation: Equation, access: Access, busy: set[Index], taken: set[str], sources: Sources
 ) -> tuple[Access, ...]:
-    """The accesses of a term under the reader's indices; its own summed indices are renamed where they clash."""
+    """Return the accesses of a term under the reader's indices. Its own summed indices are renamed if they clash."""
     renaming: dict[Index, Index] = {}
     placed: dict[Index, Read] = {}
     for own, leg in zip(equation.legs, access.legs, strict=True):
@@ -239,7 +254,7 @@ def _instantiate(
 
 
 def _place(access: Access, renaming: Renaming, placed: Mapping[Index, Read], own: Sequence[Index]) -> Access:
-    """An access under other indices, some of its legs read at positions."""
+    """Return an access under other indices, with some of its legs read at positions."""
     legs = (
         replace(placed[leg], leg=stored) if isinstance(leg, Index) and leg in placed else _rename_leg(leg, renaming)
         for leg, stored in zip(access.legs, own, strict=True)
@@ -248,7 +263,7 @@ def _place(access: Access, renaming: Renaming, placed: Mapping[Index, Read], own
 
 
 def _fresh(name: str, taken: set[str]) -> str:
-    """A name like this one that no index of the network has."""
+    """Return a name similar to this one that no index of the network has."""
     stem = name.rstrip("0123456789").rstrip("_")[: LONGEST_NAME - 10] or "i"
     count = 1
     while f"{stem}_{count}" in taken:
@@ -258,7 +273,7 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def rename(access: Access, renaming: Renaming) -> Access:
-    """An access under other indices; a read whose indices fall together adds their coefficients."""
+    """Return an access under other indices. If indices of a read become equal, their coefficients are added."""
     return replace(access, legs=tuple(_rename_leg(leg, renaming) for leg in access.legs))
 
 
@@ -273,16 +288,16 @@ def _rename_leg(leg: Leg, renaming: Renaming) -> Leg:
 
 
 def clean_term(term: Term, legs: tuple[Index, ...], sources: Sources) -> tuple[Region, tuple[tuple[Index, Index], ...]]:
-    """A term as a region without deltas and unit legs.
+    """Return a term as a region without deltas and unit legs.
 
     Args:
-        term: the term, its scale left aside.
+        term: the term; its scale is ignored.
         legs: the left-hand side.
-        sources: what an access may name.
+        sources: the tensors that an access may name.
 
     Returns:
-        The region, and each left-hand index the term has (units aside) with the region's index that stands for
-        it: one may stand for several, the term being zero off their diagonal.
+        The region, and each left-hand index of the term, except units, with the region's index that stands for it. One
+            index may stand for several; the term is then zero off their diagonal.
     """
     deltas = [access for access in term.accesses if _is_delta(access, sources)]
     others = [access for access in term.accesses if access not in deltas]
@@ -292,10 +307,10 @@ def clean_term(term: Term, legs: tuple[Index, ...], sources: Sources) -> tuple[R
     accesses = [replace(access, legs=tuple(map(bare_leg, access.legs))) for access in renamed]
     standing = {i for access in accesses for i in access.indices}
     for delta in deltas:
-        kept = rename(delta, renaming)
-        if not standing.issuperset(kept.indices):
-            accesses.append(kept)
-            standing.update(kept.indices)
+        delta_access = rename(delta, renaming)
+        if not standing.issuperset(delta_access.indices):
+            accesses.append(delta_access)
+            standing.update(delta_access.indices)
     pattern = tuple((leg, renaming[leg]) for leg in legs if leg in renaming and not is_unit(leg))
     return Region(tuple(accesses), tuple(dict.fromkeys(inner for _, inner in pattern))), pattern
 
@@ -310,7 +325,10 @@ def _is_delta(access: Access, sources: Sources) -> bool:
 
 
 def _merge_deltas(deltas: Iterable[Access], legs: tuple[Index, ...]) -> Callable[[Index], Index]:
-    """Which index stands for each: left-hand ones first, so that results keep the user's names."""
+    """Return a function from each index to the one that stands for it.
+
+    Left-hand indices come first, so that results keep the user's names.
+    """
     parent: dict[Index, Index] = {}
 
     def find(index: Index) -> Index:

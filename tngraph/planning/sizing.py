@@ -1,4 +1,4 @@
-"""The numbers of all sizes of a network: as given, by default, derived from others."""
+"""The numbers of all sizes of a network: given, by default, or derived from other sizes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST, evaluate_size
 
 DEFAULT_RUNTIME_SIZE = 64
-"""Counts are shown at this value of a run-time size that nobody gave a number for."""
+"""The value of a run-time size without a number, for showing counts."""
 
 
 def number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
-    """An integer for every size: as given, by default, derived; run-time ones default to 64."""
+    """Return an integer for every size: given, by default, or derived; run-time sizes default to 64."""
     runtime = network.runtime_sizes()
-    known = [size.name for size in network.sizes]
+    names = [size.name for size in network.sizes]
     for name, value in given.items():
-        if name not in known:
-            raise unknown_size(network, name, known)
+        if name not in names:
+            raise unknown_size(network, name, names)
         if name in runtime:
             check_size(name, value)
     numbers = compile_time_sizes(network, {n: v for n, v in given.items() if n not in runtime})
@@ -26,11 +26,11 @@ def number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
     for size in network.sizes:
         if size.name not in numbers and size.value is not None:
             numbers[size.name] = evaluate_size(size.value, numbers, LARGEST)
-    return {name: numbers[name] for name in known}
+    return {name: numbers[name] for name in names}
 
 
 def given_sizes(network: Network, numbers: Mapping[str, int]) -> dict[str, int]:
-    """What is to be given so that `number_sizes` has these numbers: all but what is derived as it says."""
+    """Return the numbers to give to `number_sizes` so that it returns these: all except those it would derive."""
     return {
         size.name: numbers[size.name]
         for size in network.sizes

@@ -1,8 +1,8 @@
-"""From an order of joining to a tree of steps, with the cheapest choice of what to unfold when.
+"""Contraction trees from an order of joins, with the cheapest choice of when to unfold reads.
 
-An order is a list of pairs in single-assignment numbering, as every contraction-order library gives it. With
-convolved legs an order alone does not say whether a read is resolved in place or unfolded first; `best_states`
-finds the cheapest consistent choice along a fixed order exactly, `build_tree` writes it down as steps.
+An order is a list of pairs in single-assignment numbering, as every contraction-order library returns it. With
+convolved legs an order alone does not say whether a read is resolved in place or unfolded first. `best_states` finds
+the cheapest consistent choice along a fixed order exactly, and `build_tree` returns it as steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Order = Sequence[tuple[int, int]]
 
 
 class State(NamedTuple):
-    """How a value came about: its price so far and the two operands as they were when joined."""
+    """The origin of a value: its price so far, and its two operands as they were when joined."""
 
     cost: Price
     operands: tuple[Value, Value] | None
 
 
 def opened(topology: Topology, value: Value) -> Iterable[Value]:
-    """A value with every choice of its folded reads laid out, itself included."""
+    """Yield a value with every subset of its folded reads laid out, including none."""
     reads = [read for read, _ in value.folded]
     for count in range(len(reads) + 1):
         for chosen in combinations(reads, count):
@@ -37,24 +37,24 @@ def opened(topology: Topology, value: Value) -> Iterable[Value]:
 
 
 def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
-    """For every node of an order, its reachable values with the cheapest way to each.
+    """Return, for every node of an order, the values it may have with the cheapest way to compute each.
 
     Returns:
-        One mapping per value in single-assignment numbering; a mapping may hold several values where reads are
-        folded in some and laid out in others.
+        One mapping per node in single-assignment numbering. A mapping has several values if reads are folded in some
+            and laid out in others.
     """
     nodes: list[dict[Value, State]] = [
         {} if leaf.leaves & topology.unfit else {leaf: State(0, None)} for leaf in topology.leaves
     ]
     for left, right in order:
-        found: dict[Value, State] = {}
+        states: dict[Value, State] = {}
         for a, b, cost in _operand_pairs(topology, nodes[left], nodes[right]):
             result = topology.join(a, b)
             if result is not None and not topology.is_too_large(result):
                 total = (0 if topology.is_folded(result) else cost) + topology.price(a, b, result)
-                if result not in found or total < found[result].cost:
-                    found[result] = State(total, (a, b))
-        nodes.append(found)
+                if result not in states or total < states[result].cost:
+                    states[result] = State(total, (a, b))
+        nodes.append(states)
     return nodes
 
 
@@ -69,17 +69,17 @@ def _operand_pairs(
 
 
 def _within(topology: Topology, value: Value) -> Iterable[Value]:
-    """A value as it is, and laid out where that does not write more than may be written."""
-    return (each for each in opened(topology, value) if each == value or not topology.is_too_large(each))
+    """Return a value as it is, and with reads laid out, as far as no result exceeds the limit on elements."""
+    return (result for result in opened(topology, value) if result == value or not topology.is_too_large(result))
 
 
 def order_cost(topology: Topology, order: Order) -> Price:
-    """The price of an order with its best choice of unfolding; infinite where a value gets larger than it may."""
+    """Return the price of an order with its best choice of unfolding, or infinity if a value would be too large."""
     return min((state.cost for state in best_states(topology, order)[-1].values()), default=inf)
 
 
 def build_tree(topology: Topology, order: Order, is_proven: bool) -> ContractionTree:
-    """Write an order down as steps, unfolding where that is cheapest."""
+    """Return an order as a tree of steps, with reads unfolded where that is cheapest."""
     nodes = best_states(topology, order)
     chosen = _choose(topology, nodes, order)
     leaves = len(topology.leaves)
@@ -95,7 +95,7 @@ def build_tree(topology: Topology, order: Order, is_proven: bool) -> Contraction
 
 
 def _choose(topology: Topology, nodes: list[dict[Value, State]], order: Order) -> list[Value]:
-    """The value each node takes in the cheapest tree, from the root down."""
+    """Return the value that each node has in the cheapest tree, chosen from the root down."""
     chosen = [min(node, key=lambda value, node=node: node[value].cost) for node in nodes]  # type: ignore[misc]
     for k in range(len(order) - 1, -1, -1):
         node = nodes[len(topology.leaves) + k]
@@ -106,7 +106,7 @@ def _choose(topology: Topology, nodes: list[dict[Value, State]], order: Order) -
 
 
 def prepare_leaves(topology: Topology) -> tuple[list[Step], list[int]]:
-    """The steps every tree of a region begins with, and the number of each access once it is prepared."""
+    """Return the steps that every tree of a region begins with, and the number of each access after them."""
     steps: list[Step] = []
     where = list(range(len(topology.leaves)))
     for leaf, preparation in enumerate(topology.preparation):
