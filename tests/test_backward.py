@@ -68,6 +68,20 @@ def test_the_gradient_of_a_product_that_lies_in_another_order_is_the_whole_produ
     assert layer.verify().is_equal
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "param p[c:2]; buffer b[]; const d[c] = delta; y[c] = p + d * b; output y[c]",
+        "input x[i:2]; param p[c:2]; buffer b[]; const d[c] = delta; y[c] = x[c] + p + d * b; output y[c]",
+        "param p[a:2]; const d[a, b:2] = delta; const e[c:2] = delta; s[] = d[a, b]; y[c] = s * e + s; output y[c]",
+    ],
+)
+def test_a_constant_that_is_made_in_a_planned_region_takes_the_type_of_what_is_given(text: str):
+    layer = tg.compile(tg.parse(f"network n {{ {text} }}"), mode="train", dtype=torch.float64)
+    assert "PlannedBackward" in layer.source
+    assert layer.verify().is_equal
+
+
 @pytest.mark.parametrize("machine", [None, SMALL_CACHE], ids=["whole", "parts"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_gradients_counts_and_bytes_are_those_of_the_plan(name: str, machine: Machine | None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import tngraph as tg
 from tngraph.language.families.family import Family
-from tngraph.modules import Conv2d, Generated, Linear, share
+from tngraph.modules import Conv2d, Generated, Linear, replace, share
 
 NET = tg.parse(
     "network n { size batch\n input x[batch, i:6]\n param w[i, o:4]\n y[batch, o] = x * w\n output y[batch, o] }"
@@ -61,7 +62,22 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
         tg.SizeError,
         "z is of torch.int64, and two is of torch.float32\n  convert one of them: z.to(torch.float32)",
     ),
+    (
+        lambda: tg.compile(NET, device="meta")(torch.ones(2, 6, device="meta", dtype=torch.int64)),
+        tg.SizeError,
+        "x is of torch.int64, and n is of torch.float32\n  convert one of them: x.to(torch.float32)",
+    ),
     (lambda: tg.compile(TWO)(torch.ones(2, 6)), tg.SizeError, "two takes x, z\n  it was called with 1 inputs"),
+    (lambda: tg.load(None), tg.NetworkError, "None: not a path\n  give the path of a spec file"),
+    (lambda: tg.check(3), tg.NetworkError, "3: not a path\n  give the path of a spec file"),
+    (lambda: tg.load_plan(3), tg.PlanError, "3: not a path\n  give the path of a saved plan"),
+    (lambda: tg.plan(NET).save(3), tg.PlanError, "3 cannot be written: not a path"),
+    (
+        lambda: tg.parse(tg.format(NET), 3),
+        tg.NetworkError,
+        "3 is not the name of a network\n  give its name, or None for the last one",
+    ),
+    (lambda: replace(None, "mpo"), tg.NetworkError, "replace takes a torch.nn.Module, and not None"),
     (
         lambda: linear()(None),
         tg.SizeError,
@@ -250,3 +266,80 @@ def test_an_error_that_is_not_the_input_s_comes_through() -> None:
         own(torch.ones(2, 6), scale=-1.0)
     with pytest.raises(tg.SizeError, match=r"^the input has shape \(2, 7\), and Linear takes \(\*, 6\)$"):
         own(torch.ones(2, 7))
+
+
+VALUES: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "a text": lambda: "abc",
+    "an integer of NumPy": lambda: np.int64(3),
+    "a number of NumPy": lambda: np.float32(2.0),
+    "an array": lambda: np.ones((2, 3)),
+    "a generator": modes,
+    "a fraction": lambda: 2.5,
+    "a whole float": lambda: 4.0,
+    "a truth value": lambda: True,
+    "a negative": lambda: -1,
+    "zero": lambda: 0,
+    "no number": lambda: float("nan"),
+    "a huge integer": lambda: 10**30,
+    "a list": lambda: [2, 2],
+    "a mapping": lambda: {"a": 1},
+}
+ENTRIES: dict[str, Callable[[Any], object]] = {
+    "a layer": lambda v: layer()(v),
+    "a linear layer": lambda v: linear()(v),
+    "features": lambda v: Linear(v, 4),
+    "modes": lambda v: Linear(4, 4, modes=v),
+    "the modes of a side": lambda v: Linear(4, 4, modes=(v, (2, 2))),
+    "a rank": lambda v: Linear(4, 4, bond=v),
+    "layers": lambda v: Linear(4, 4, family="adtn", layers=v),
+    "sites": lambda v: Linear(4, 4, sites=v),
+    "a family": lambda v: Linear(4, 4, family=v),
+    "sizes of a layer": lambda v: Linear(4, 4, sizes=v),
+    "a size of a layer": lambda v: Linear(4, 4, sizes={"batch": v}),
+    "a type": lambda v: Linear(4, 4, dtype=v),
+    "a device": lambda v: tg.compile(NET, device=v),
+    "a window": lambda v: Conv2d(4, 4, v, rank=1),
+    "a stride": lambda v: Conv2d(4, 4, 3, v, rank=1),
+    "a padding": lambda v: Conv2d(4, 4, 3, 1, v, rank=1),
+    "groups": lambda v: Conv2d(4, 4, 3, groups=v, rank=1),
+    "a shape": Generated,
+    "a weight": Generated.like,
+    "a dense layer": Linear.like,
+    "names to share": lambda v: share(nn.Sequential(nn.Linear(2, 2)), v),
+    "arrays": lambda v: tg.evaluate(NET, v),
+    "an array": lambda v: tg.evaluate(NET, {"x": v, "w": np.ones((6, 4))}),
+    "inputs to tune for": lambda v: tg.compile(NET, tune=v),
+    "an input to verify": lambda v: layer().verify(v),
+    "a shape of an input": lambda v: layer().flops(v),
+    "the order of a size": lambda v: layer().at(batch=v),
+    "a size to plan at": lambda v: tg.plan(NET, {"batch": v}),
+    "a mode": lambda v: tg.plan(NET, mode=v),
+    "a limit": lambda v: tg.plan(NET, {"batch": 3}, largest=v),
+    "trials": lambda v: tg.Search(trials=v),
+    "a text": tg.parse,
+    "sizes of a text": lambda v: tg.parse("network n { input x[i:2]; y[] = x; output y[] }", sizes=v),
+    "tensors": lambda v: tg.from_indices(v, ["a"], {"a": 2}),
+    "labels": lambda v: tg.from_indices([v], ["a"], {"a": 2}),
+    "an output": lambda v: tg.from_indices([["a"]], v, {"a": 2}),
+    "a size of a label": lambda v: tg.from_indices([["a"]], ["a"], {"a": v}),
+    "roles": lambda v: tg.from_indices([["a"]], ["a"], {"a": 2}, roles=v),
+    "an einsum": lambda v: tg.from_einsum(v, {"a": 2}),
+    "a graph": tg.from_networkx,
+    "rows": lambda v: tg.families.mpo(v, (2, 2)),
+    "a kernel": lambda v: tg.families.cp((2, 2), (2, 2), v),
+    "a stride of a family": lambda v: tg.families.cp((2, 2), (2, 2), (3,), stride=v),
+    "a function": lambda v: tg.families.cp((2, 2), (2, 2), function=v),
+    "a function that makes a family": Family,
+    "a compression": lambda v: tg.choose_rank(tg.families.cp, 4, 4, compression=v),
+    "a size of a builder": lambda v: tg.Builder("n").size("D", v),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::tngraph.RankWarning")
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_is_given_is_taken_or_refused_in_our_words(entry: str, value: str) -> None:
+    with suppress(tg.TngraphError):
+        ENTRIES[entry](VALUES[value]())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -235,3 +236,25 @@ def test_a_front_is_drawn():
     assert sum(line.count("*") for line in lines[:12]) == len(front.points)
     assert lines[-1].endswith("made anew")
     assert str(Front(front.points[:1])).splitlines()[0] == ""
+
+
+def test_a_front_reports_every_plan_that_it_tries():
+    seen: list[tuple[int, int | None, float]] = []
+    front = tg.front(tg.load(NTT), {"batch": 2}, search=tg.Search(progress=lambda *state: seen.append(state)))
+    assert [done for done, _, _ in seen] == [*range(1, len(seen)), len(seen) - 1]
+    assert {total for _, total, _ in seen[:-1]} == {None}
+    assert seen[-1] == (len(seen) - 1, len(seen) - 1, front.points[0].cost)
+
+
+def test_a_chain_too_long_for_a_proof_is_cut_for_smaller_bounds_too():
+    text = "network c { size batch; index s{1..16}: 2; index b{1..15}: 3; param a1[s1, b1]; param a16[b15, s16]\n"
+    text += "for k in 2..15 { param a{k}[b{k-1}, s{k}, b{k}] }\n input x[batch, s{1..15}]; "
+    text += "y[batch, s16] = a{1..16} * x; output y[batch, s16] }"
+    front = tg.front(tg.parse(text), {"batch": 2}, search=tg.Search(trials=1))
+    whole, smaller = front.points[:2]
+    assert front.points[-1].bytes < smaller.bytes < whole.bytes
+    first, second = (tg.compile(point.plan) for point in (whole, smaller))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, *[2] * 15)
+    torch.testing.assert_close(second(x), first(x))
+    assert [measure_peak(partial(layer, x)) for layer in (first, second)] == [whole.bytes, smaller.bytes]

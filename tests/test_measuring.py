@@ -70,3 +70,41 @@ def test_without_the_correction_a_depthwise_layer_is_rejected(monkeypatch: pytes
     monkeypatch.setattr(verification, "measure_flops", plain_flops)
     with pytest.raises(tg.VerificationError, match=r"forward and backward.*DIFFERS"):
         layer.verify()
+
+
+class Turned(torch.nn.Module):
+    """A module of PyTorch alone that returns a view of its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, 3))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight.mT
+
+
+VIEWS = {
+    "windows": "y[k:3, p:4, i] = w[i, 3*p + 2*k]; output y[k, p, i]",
+    "transposed": "y[j, i] = w[i, j]; output y[j, i]",
+    "fused": "y[i, j] = w[i, j]; output y[(i, j)]",
+    "a diagonal": "y[i] = w[i, i]; output y[i]",
+    "one position": "y[i] = w[i, 2]; output y[i]",
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_networks_that_only_view_a_param_are_counted_with_their_gradients(name: str):
+    size = 3 if name == "a diagonal" else 20
+    layer = tg.compile(tg.parse(f"network n {{ index i: 3; index j: {size}; param w[a:3, b:{size}]; {VIEWS[name]} }}"))
+    assert measure_flops(lambda: layer().sum().backward()) == 0
+    assert layer.verify().is_equal
+
+
+def test_a_view_of_a_param_without_gradients_stops_the_counter_for_any_module():
+    """This is PyTorch's to mend, and docs/pytorch.md says so: as soon as it is mended, this test fails."""
+    layer = tg.compile(
+        tg.parse("network n { index i: 3; index j: 20; param w[a:3, b:20]; y[j, i] = w[i, j]; output y[j, i] }")
+    )
+    for module in (Turned(), layer):
+        with pytest.raises(AssertionError, match="Expected gradient function to be set"), torch.no_grad():
+            measure_flops(module)

@@ -15,6 +15,8 @@ import tngraph as tg
 from tests.instances import NAMES, load_instance
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning import proposals, refining, workers
+from tngraph.planning.annealing import anneal_order, log_operations
+from tngraph.planning.bounds import least_cost
 from tngraph.planning.exact import prove_order
 from tngraph.planning.greedy import join_greedily
 from tngraph.planning.machine import Machine, Work
@@ -23,7 +25,7 @@ from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED, propose
 from tngraph.planning.reducing import join_alike
 from tngraph.planning.refining import refine_order
 from tngraph.planning.region import Region, Topology, legs_size
-from tngraph.planning.search import hypergraph, search_tree
+from tngraph.planning.search import find_order, hypergraph, search_tree
 from tngraph.planning.trees import order_cost
 from tngraph.planning.workers import run_tasks
 from tngraph.plans.plans import Plan
@@ -310,6 +312,85 @@ def test_sizes_beyond_any_float_have_a_time():
     assert Machine()(Work(10**400, 10**200, 10**200, 10**200, 1, 1)) > 1e50
 
 
+# ---------------------------------------------------------------------------------- what a default search does
+
+
+@pytest.mark.parametrize("network", [regular(30), tg.from_networkx(nx.complete_graph(16), bond=3)])
+def test_the_plan_of_a_default_search_is_the_same_in_one_process_and_in_two(network: tg.Network):
+    one, two = (tg.plan(network, search=tg.Search(parallel=parallel)) for parallel in (1, 2))
+    assert one == two
+
+
+def test_a_default_search_ends_once_two_trials_agree_and_asks_cotengra_for_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(proposals, "_propose", None)
+    seen = []
+    tg.plan(
+        tg.from_networkx(nx.complete_graph(16), bond=2),
+        search=tg.Search(progress=lambda done, of, cost: seen.append((done, of))),
+    )
+    assert seen == [(1, 4), (2, 4)]
+
+
+def test_trials_that_are_asked_for_are_all_run_and_never_worse():
+    seen: list[int] = []
+    asked = tg.Search(samples=4, trials=3, progress=lambda done, of, cost: seen.append(done))
+    topology = priced(tg.from_networkx(nx.complete_graph(16), bond=2), Pricing())
+    costs = [order_cost(topology, find_order(topology, search)[0]) for search in (asked, tg.Search(samples=4))]
+    assert seen == [1, 2, 3]
+    assert costs[0] <= costs[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 12), st.booleans())
+def test_an_annealed_order_is_an_order_with_the_operations_that_it_says(seed: int, count: int, many_sizes: bool):
+    generator = random.Random(seed)
+    names = [f"e{k}" for k in range(count)]
+    inputs = [generator.sample(names, generator.randint(1, 3)) for _ in range(count)]
+    used = sorted({name for legs in inputs for name in legs})
+    sizes = {name: 2 ** generator.randint(0, 12 if many_sizes else 3) for name in used}
+    topology = priced(tg.from_indices(inputs, generator.sample(used, len(used) // 3), sizes), Pricing())
+    graph = hypergraph(topology)
+    start = [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
+    ring = graph.legs, graph.output, graph.sizes
+    least, order = anneal_order(*ring, start, (1.0, 0.1), 5, generator.random)
+    assert sorted(operand for pair in order for operand in pair) == list(range(2 * count - 2))
+    assert all(operand < count + k for k, pair in enumerate(order) for operand in pair)
+    assert 2**least == pytest.approx(order_cost(topology, order)) == pytest.approx(2 ** log_operations(*ring, order))
+    assert order_cost(topology, order) <= order_cost(topology, start)
+
+
+# --------------------------------------------------------------------------------------- a bound below every order
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 7), st.integers(0, 127), st.sampled_from("ftawsl"))
+def test_the_bound_is_never_above_the_cheapest_order(seed: int, count: int, bits: int, kind: str):
+    bits &= (1 << count) - 1
+    pricing = {
+        "f": Pricing(),
+        "t": Pricing(trained=bits),
+        "a": Pricing(trained=(1 << count) - 1),
+        "w": Pricing(Weighted(2, 3), trained=bits),
+        "s": Pricing(fixed=bits, trained=bits >> 1 & ~bits, most_folded=6),
+        "l": Pricing(most_elements=12),
+    }[kind]
+    topology = alike(count, 5, seed, pricing)
+    in_turn = [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
+    cheapest, is_proven = prove_order(topology, in_turn)
+    assert is_proven
+    assert least_cost(topology) <= order_cost(topology, cheapest)
+
+
+def test_a_chain_on_one_row_is_proven_by_the_bound(monkeypatch: pytest.MonkeyPatch):
+    """Every matrix is read once, by the row: 100 steps of 64 multiplications, and three times that in training."""
+    monkeypatch.setattr("tngraph.planning.search.run_tasks", None)
+    legs = [["b0"], *([f"b{k}", f"b{k + 1}"] for k in range(100))]
+    chain = tg.from_indices(legs, ["b100"], {f"b{k}": 8 for k in range(101)}, roles="param")
+    for mode, factor in (("infer", 1), ("train", 3)):
+        found = tg.plan(chain, mode=mode)  # type: ignore[arg-type]
+        assert (found.at().cost, found.is_proven) == (100 * 64 * factor, True)
+
+
 # --------------------------------------------------------------------------------------- thousands of tensors
 
 
@@ -407,7 +488,7 @@ def test_a_proposal_that_fails_is_the_greedy_order(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(proposals, "_propose", fail)
     topology = Topology(region(regular(20)), {})
     graph = hypergraph(topology)
-    (order,) = proposals.propose(graph, proposals.Trial(0, 0, 4))
+    _, order = proposals.propose(graph, proposals.Trial(0, 0, 4))
     assert order_cost(topology, order) == order_cost(topology, join_greedily(graph.legs, graph.output, graph.sizes))
 
 
@@ -427,6 +508,11 @@ def test_counts_beyond_any_float_are_planned(minimize: object, mode: str):
     plan = tg.plan(wide(2), mode=mode, minimize=minimize)  # type: ignore[arg-type]
     assert plan.macs == (0 if mode == "serve" else 4 * 2 ** (62 * 18) + 2 * 2 ** (62 * 27))
     assert plan.table()
+
+
+def test_counts_beyond_any_float_are_sliced():
+    (regime,) = tg.plan(wide(2), largest=2**62).regimes
+    assert all(tree.sliced for stage in regime.stages for tree in stage.trees)
 
 
 def test_a_large_region_beyond_any_float_is_planned():

@@ -34,6 +34,7 @@ from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.planning import layouts
+from tngraph.planning.gradients import lay_out_gradients
 from tngraph.planning.layouts import Run, lay_out
 from tngraph.planning.machine import Copy, Machine
 from tngraph.planning.region import ContractionTree, Tile
@@ -691,3 +692,24 @@ def test_wrong_batches_are_errors_of_the_command_line(batches: str):
     result = CliRunner().invoke(app, ["tune", FC2, "--batch", batches])
     assert result.exit_code == 2
     assert "positive integers" in result.stderr
+
+
+def test_planning_for_time_reports_every_size_that_it_compares():
+    seen: list[tuple[int, int | None, float]] = []
+    search = tg.Search(progress=lambda *state: seen.append(state))
+    tg.plan(tg.parse(CHAIN), minimize="time", search=search)
+    assert [state[:2] for state in seen] == [(k, len(SAMPLED)) for k in range(1, len(SAMPLED) + 1)]
+    assert all(seconds > 0 for _, _, seconds in seen)
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_what_is_known_of_steps_that_are_alike_changes_no_layout(mode: str):
+    known: dict[object, object] = {}
+    for network in (tg.families.ring((4, 4, 4), (4, 4, 4), bond=3), tg.parse(CHAIN), tg.load(FC2)):
+        tree = tg.plan(network, {"batch": 8}).regimes[0].trees[0]
+        trained = 2 ** len(tree.region.accesses) - 1 if mode == "train" else 0
+        run = Run({**tg.plan(network).values(batch=8)}, Machine(), trained)
+        for _ in range(2):
+            shared = lay_out(tree, run._replace(known=known))
+            assert shared.forms == lay_out(tree, run).forms
+            assert lay_out_gradients(shared, run._replace(known=known)) == lay_out_gradients(shared, run)

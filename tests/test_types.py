@@ -111,6 +111,13 @@ def test_weights_are_folded_outside_of_mixed_precision() -> None:
     assert layer.verify().is_equal
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_layer_runs_on_the_meta_device(way: str) -> None:
+    net = network(NARROW["a bias"])
+    layer = tg.compile(plan_of(net, way), device="meta")
+    assert layer(*(x.to("meta") for x in inputs_of(net))).is_meta
+
+
 class Scatter(nn.Module):
     """A layer whose values are added into rows, and put where a mask says."""
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.test_memory import held_as_predicted
+from tngraph.language.sizes import symbol
 
 
 def network(body: str, output: str) -> tg.Network:
@@ -311,6 +312,27 @@ def test_a_long_transposed_convolution_costs_what_the_dense_one_does():
     plan = tg.plan(network(body, "batch, r, o"))
     assert plan.at(batch=1).flops == 2 * 2048 * 64 * 64 * 4
     assert all(tree.is_proven for regime in plan.regimes for stage in regime.stages for tree in stage.trees)
+
+
+DENSE = {
+    "of one tensor": ("param w[c, r:4, k:5]; y[batch, r, o:18] = x * w[c, r, o - 2*l + 1]", 3 * 4 * 5, 9),
+    "of three": (
+        "param a[c, d:2]; param w[d, k:5]; param b[d, r:4]; y[batch, r, o:18] = x * a * w[d, o - 2*l + 1] * b",
+        3 * 4 * 5,
+        9,
+    ),
+    "as long as the result": ("param w[c, r:4, k:26]; y[batch, r, o:18] = x * w[c, r, o - l + 8]", 3 * 4 * 9 * 18, 1),
+}
+"""Weights of a transposed convolution, the entries of the dense one, and how often each is used for a sample."""
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_dense_weight_of_a_transposed_convolution_is_its_kernel(name: str):
+    body, params, uses = DENSE[name]
+    plan = tg.plan(network(f"{BATCH}c:3, l:9]; {body}", "batch, r, o"))
+    assert plan.dense is not None
+    assert (plan.dense.params, plan.dense.macs.subs(symbol("batch"), 7)) == (params, 7 * params * uses)
+    assert tg.compile(tg.plan(plan.dense.network)).verify().is_equal
 
 
 def test_a_kernel_as_long_as_the_result_is_read_where_it_is_met():

@@ -9,10 +9,10 @@ copied where the backward of the next call cannot read it that way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tngraph.kernels.expressions import Call
 from tngraph.kernels.strides import Ints, Layout, contiguous_strides, reshaped_strides
@@ -52,15 +52,24 @@ class Clock:
         machine: the machine that runs them.
         times: the number of times that the current calls run.
         seconds: the sum so far [s].
+        known: the seconds of kernels on this machine, by what they are; clocks of one machine may share them.
     """
 
     machine: Machine
     times: int = 1
     seconds: float = 0.0
+    known: dict[Hashable, Any] = field(default_factory=dict)
 
     def add(self, seconds: float) -> None:
         """Add some time, multiplied by how often the current calls run."""
         self.seconds += self.times * float(seconds)
+
+    def _ask(self, kind: str, *numbers: Any, **named: int) -> Any:
+        """Return what the machine says of a kernel, which is asked once."""
+        key = kind, numbers, *named.values()
+        if key not in self.known:
+            self.known[key] = getattr(self.machine, kind)(*numbers, **named)
+        return self.known[key]
 
     def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool]) -> None:
         """Add the time of a call that is not a view, and of its gradients."""
@@ -71,12 +80,12 @@ class Clock:
             forward = self._convolution(operands, operands[0].sizes if is_transposed else sizes)
             backward = sum(needs) * forward
         elif code.function in ("reshape", "contiguous"):
-            forward, backward = self.machine.rearrange(copy_of(operands[0])), 0.0  # its gradient is a view, see `undo`
+            forward, backward = self._ask("rearrange", copy_of(operands[0])), 0.0  # its gradient is a view, see `undo`
         else:
             given, written = [prod(each.sizes) for each in operands], prod(sizes)
-            forward = backward = self.machine.elementwise(*given, written=written)
+            forward = backward = self._ask("elementwise", *given, written=written)
             if code.function == "pointwise_":
-                forward = self.machine.elementwise(*given, written)
+                forward = self._ask("elementwise", *given, written)
             backward = backward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
         self._run(forward, backward, any(needs))
 
@@ -104,11 +113,11 @@ class Clock:
             return
         seen = gradient.strides if gradient.sizes == made.sizes else reshaped_strides(gradient, made.sizes)
         if seen is None:
-            self.add(self.machine.rearrange(copy_of(gradient)))
+            self.add(self._ask("rearrange", copy_of(gradient)))
         elif made.gradients and not _is_read_as_it_lies(Layout(made.sizes, seen)):
             each = self.machine.seconds_per_kernel + self.machine.seconds_per_product
             matrices = made.sizes[0] if len(made.sizes) == 3 else 1
-            copied = self.machine.rearrange(copy_of(Layout(made.sizes, seen)))
+            copied = self._ask("rearrange", copy_of(Layout(made.sizes, seen)))
             self.add(made.gradients * (_IN_SLICES * copied + matrices * each))
 
     def module(self, is_trained: bool) -> None:
@@ -121,7 +130,7 @@ class Clock:
 
     def copy(self, given: Layout) -> None:
         """Add the time of a copy into the order of the axes that has no backward."""
-        self.add(self.machine.rearrange(copy_of(given)))
+        self.add(self._ask("rearrange", copy_of(given)))
 
     def part(self) -> None:
         """Add the time to cut a tile and to call a method with it."""
@@ -136,10 +145,10 @@ class Clock:
         batch = left.sizes[0] if len(left.sizes) == 3 else 1
         rows, summed, columns = left.sizes[-2], left.sizes[-1], right.sizes[-1]
         of_rows, of_columns = map(is_turned, operands)
-        forward = self.machine.product(batch, rows, columns, summed, of_rows, of_columns)
+        forward = self._ask("product", batch, rows, columns, summed, of_rows, of_columns)
         backward = 0.0
         if any(needs):
-            undone = self.machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
+            undone = self._ask("undo_product", batch, rows, columns, summed, of_rows, of_columns)
             for operand, seconds, is_wanted in zip(operands, undone, needs, strict=True):
                 backward += is_wanted * (float(seconds) + self._spread(operand))
         return float(forward), backward
@@ -147,13 +156,13 @@ class Clock:
     def _spread(self, operand: Layout) -> float:
         """Return the time to sum the gradient of one shared matrix over all products."""
         is_shared = len(operand.sizes) == 3 and operand.strides[0] == 0 and operand.sizes[0] > 1
-        return float(self.machine.elementwise(prod(operand.sizes))) if is_shared else 0.0
+        return float(self._ask("elementwise", prod(operand.sizes))) if is_shared else 0.0
 
     def _convolution(self, operands: Sequence[Layout], sizes: Ints) -> float:
         """Return the time of a convolution, taken as the matrix product of all windows with the kernel."""
         _, kernel = operands
         positions = sizes[0] * prod(sizes[2:])
-        return float(self.machine.product(1, positions, kernel.sizes[0], prod(kernel.sizes[1:])))
+        return float(self._ask("product", 1, positions, kernel.sizes[0], prod(kernel.sizes[1:])))
 
 
 def is_turned(layout: Layout) -> bool:

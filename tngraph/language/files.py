@@ -16,6 +16,7 @@ def read_bytes(path: str | Path, most: int, stream: BinaryIO | None = None) -> b
         OSError: it cannot be read.
         ValueError: the path is none.
     """
+    _check_path(path)
     with open(path, "rb") if stream is None else nullcontext(stream) as source:
         return source.read(most + 1)
 
@@ -25,7 +26,9 @@ def write_whole(path: str | Path, text: str) -> None:
 
     Raises:
         OSError: it cannot be written.
+        ValueError: the path is none.
     """
+    _check_path(path)
     place = Path(os.path.realpath(path))
     beside = place.with_name(f".tngraph-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -34,6 +37,12 @@ def write_whole(path: str | Path, text: str) -> None:
     finally:
         with suppress(OSError):
             beside.unlink()
+
+
+def _check_path(path: object) -> None:
+    """Refuse anything but text and path objects: Python would take an integer for an open file."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError("not a path")
 
 
 def explain(error: OSError | ValueError) -> str:

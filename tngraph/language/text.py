@@ -125,6 +125,8 @@ def _elaborate(
     """The wanted network of a text, and what read each."""
     if not isinstance(text, str):
         raise NetworkError(f"{text!r} is not the text of a network", "tg.load reads a file")
+    if name is not None and not isinstance(name, str):
+        raise NetworkError(f"{name!r} is not the name of a network", "give its name, or None for the last one")
     check_mapping("sizes", sizes)
     source = Source(file, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
     trees, problems, suspects = _syntax(source)

@@ -256,8 +256,11 @@ class Body:
 
     def _planned(self, regime: Regime, block: Block, end: str) -> Method:
         """Return the forward and backward methods of a planned block. They are static, and sizes are passed to them."""
-        kernels, words = regime.kernels, replace(self.words, is_static=True)
+        kernels = regime.kernels
         backward = kernels.backward[block.first]
+        words = replace(self.words, is_static=True)
+        if backward.given:  # a static method knows what it is given, and no other tensor
+            words = replace(words, anchor=print_expression(backward.given[0], words))
         stem = self._stem(block, end)
         forward = list(self._forward(kernels, block, backward, words))
         slopes = list(self._slopes(regime, backward, words))
@@ -379,7 +382,7 @@ class Body:
         yield f"    torch.distributed.all_reduce({name})"
         if find_types(self.plan.network, kernels.operations)[line.number] == "product":
             device = f"{name}.device.type"
-            yield f"if torch.is_autocast_enabled({device}):  # added up wide, put out as a product"
+            yield f"if not {name}.is_meta and torch.is_autocast_enabled({device}):  # added up wide"
             yield f"    {name} = {name}.to(torch.get_autocast_dtype({device}))"
 
     def _call_branch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:

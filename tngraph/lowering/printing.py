@@ -50,6 +50,7 @@ def contract(forward, backward, sizes, *tensors):
     if (
         not torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or tensors[0].is_meta
         or torch.is_autocast_enabled(tensors[0].device.type)
         or torch._C._are_functorch_transforms_active()
         or any(map(torch.is_complex, tensors))

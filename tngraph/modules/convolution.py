@@ -337,24 +337,32 @@ class _Transposed(_Windowed):
             raise SizeError(f"dilation is {self.dilation}\n  a transposed convolution of cores has a dilation of 1")
         for added, step in zip(self.output_padding, self.stride, strict=True):
             if added >= step:
-                raise SizeError(f"output_padding is {self.output_padding}, and stride is {self.stride}\n  give less")
+                raise SizeError(
+                    f"output_padding is {self.output_padding}, and stride is {self.stride}\n  give less than the stride"
+                )
 
     def _small_sizes(self) -> dict[str, int]:
         per_axis = zip(_AXES[self.axes], self.kernel_size, self.padding, strict=True)
         return {name: 2 + k + max(0, 2 * padding - window + 1) for k, (name, window, padding) in enumerate(per_axis)}
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: object = None) -> Tensor:
         """Apply the layer.
 
         Args:
             input: `(batch, in_channels, *axes)` or `(in_channels, *axes)`.
+            output_size: None, since `output_padding` says it once for all calls.
 
         Returns:
             `(batch, out_channels, *axes)`, or without the batch.
 
         Raises:
-            SizeError: another number of axes or channels.
+            SizeError: another number of axes or channels, or a size of the output.
         """
+        if output_size is not None:
+            raise SizeError(
+                f"output_size is {output_size!r}, and {type(self).__name__} has one size of output for each input\n"
+                "  give output_padding when the layer is made"
+            )
         return self._run(input)
 
 

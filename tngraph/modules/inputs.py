@@ -58,12 +58,16 @@ def _find_stranger(kind: str, values: Mapping[str, Any], stored: Tensor | None) 
                 f"{name} is on the device {x.device}, and {kind} is on {own.device}\n"
                 f"  move one of them: {name}.to({str(own.device)!r})"
             )
-        is_mixed = torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and own.is_floating_point()
-        if x.dtype != own.dtype and not is_mixed:
+        if x.dtype != own.dtype and not (x.is_floating_point() and own.is_floating_point() and _is_mixed(x)):
             return (
                 f"{name} is of {x.dtype}, and {kind} is of {own.dtype}\n  convert one of them: {name}.to({own.dtype})"
             )
     return None
+
+
+def _is_mixed(x: Tensor) -> bool:
+    """Whether autocast is on where a tensor is; PyTorch refuses to say so of the meta device."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def check_numbers(device: object, dtype: object) -> None:

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from tngraph.errors import PlanError, SizeError, TngraphError
+from tngraph.errors import PlanError, SizeError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.functions import check_complex
 from tngraph.language.network import Network
@@ -59,9 +59,9 @@ class Layer(nn.Module):
         """
         try:
             return super().__call__(*args, **named)
-        except RAW as error:
+        except RAW:
             fault = find_fault(self, self._inputs, args, named)
-            if fault is None or isinstance(error, TngraphError):
+            if fault is None:
                 raise
         raise SizeError(fault)
 

@@ -184,6 +184,8 @@ def replace(
         left as they are
           2: '2' says so
     """
+    if not isinstance(model, nn.Module):
+        raise NetworkError(f"replace takes a torch.nn.Module, and not {model!r}")
     if type(model) in _LIKE:
         name = type(model).__name__
         raise NetworkError(f"the model is a {name} itself, with nothing around it", f"use {name}.like(model, family)")

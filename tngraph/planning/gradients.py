@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tngraph.planning.forms import arranged_axes
-from tngraph.planning.layouts import Order, Program, Run, Way, most_orders, time_products
-from tngraph.planning.machine import Copy
+from tngraph.planning.layouts import Join, Order, Program, Run, Way, most_orders, time_products
+from tngraph.planning.machine import Copy, Machine
 from tngraph.planning.region import ContractionTree, Form, Gradient
 
 MOST_ORDERS = 6
@@ -91,7 +91,7 @@ class _Backward:
             others = self._orders_of(value - self.count, other_operand(operands, operand))
             found: dict[Order, float] = {}
             for order, before in fastest[value].items():
-                made = self._make(order, operand, others)
+                made = self._make(order, operand, value - self.count, others)
                 self.made[value, order, operand] = made
                 for each in made:
                     found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
@@ -107,21 +107,22 @@ class _Backward:
         arranged = tuple(self.program.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
         return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
 
-    def _make(self, order: Order, operand: int, others: tuple[Order, ...]) -> list[_Made]:
-        """The fastest ways to the gradient of an operand, in different orders or of different copies.
+    def _make(self, order: Order, operand: int, step: int, others: tuple[Order, ...]) -> list[_Made]:
+        """The fastest ways to the gradient of an operand of a step, in different orders or of different copies.
 
         The other operand is there in any of some orders.
         """
-        program, kept = self.program, frozenset(self.orders[operand])
-        if is_elementwise(self.tree, operand):
+        program = self.program
+        if is_elementwise(self.tree, step, operand):
             seconds = self.run.machine.elementwise(
                 program.sizes.of(order), program.sizes.of(others[0]), written=program.sizes.of(order)
             )
             return [_Made(float(seconds), order)]
-        rank = {leg: k for k, leg in enumerate(self.orders[operand])}
-        ways = [way for other in others for way in program.ways(order, other, kept, rank)]
-        times = time_products(ways, self.run.machine).tolist()
-        alone = (_Made(seconds, way.order, way) for way, seconds in zip(ways, times, strict=True))
+        alone = (
+            _Made(seconds, way.order, way)
+            for other in others
+            for seconds, way in self._products(order, other, self.orders[operand])
+        )
         found: dict[tuple[Order, Copy | None], _Made] = {}
         least: dict[Order, float] = {}
         for made in (*alone, *self._add_up(order, others, self.orders[operand])):
@@ -133,6 +134,21 @@ class _Backward:
         is_leaf = operand < self.count
         fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
         return fastest[: 2 * self.most]
+
+    def _products(self, order: Order, other: Order, own: Order, added: Order = ()) -> Iterator[tuple[float, Way]]:
+        """The fastest ways to contract a gradient with an operand, to each order and of each copy, with their seconds.
+
+        Args:
+            order: of the gradient.
+            other: of the operand.
+            own: the legs that are made.
+            added: more legs that are kept, as all outer ones.
+        """
+        join, legs = self.program.join(order, other, frozenset((*own, *added)), own)
+        key = join, tuple(legs.index(leg) for leg in added)
+        if key not in self.program.known:
+            self.program.known[key] = _find_fastest(*key, self.run.machine)
+        return ((seconds, way.renamed(legs)) for seconds, way in self.program.known[key])
 
     def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
         """Whether a way is faster than all to its order if its copy is there, for the gradient of the other operand."""
@@ -153,10 +169,8 @@ class _Backward:
         for added in dict.fromkeys(run[:count] for count in (1, len(run)) if run):
             if sizes.of(added) > small:
                 continue
-            rank, kept = {leg: k for k, leg in enumerate(own)}, frozenset({*own, *added})
-            found = (way for other in others for way in self.program.ways(order, other, kept, rank))
-            ways = [way for way in found if {*way.order[: way.form[0]]} == {*added}]
-            for way, seconds in zip(ways, time_products(ways, machine).tolist() if ways else (), strict=True):
+            found = (each for other in others for each in self._products(order, other, own, added))
+            for seconds, way in found:
                 total = machine.elementwise(sizes.of(way.order), written=sizes.of(own))
                 yield _Made(seconds + float(total), way.order[len(added) :], way, way.order[: len(added)])
 
@@ -203,15 +217,26 @@ class _Backward:
                     yield Gradient(step, operand, self.program.form(made.way), is_arranged, added)
 
 
+def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[float, Way]]:
+    """The fastest ways of a join to each order and of each copy of its first operand, with their seconds."""
+    ways = [way for way in join.ways() if not added or {*way.order[: way.form[0]]} == {*added}]
+    fastest: dict[tuple[Order, Copy | None], tuple[float, Way]] = {}
+    for way, seconds in zip(ways, time_products(ways, machine).tolist() if ways else (), strict=True):
+        key = way.order, way.copies[0]
+        if key not in fastest or seconds < fastest[key][0]:
+            fastest[key] = seconds, way
+    return list(fastest.values())
+
+
 def _least_pair(costs: Sequence[Sequence[tuple[float, _Made]]]) -> tuple[float, tuple[_Made, ...]]:
     """The least time to the gradients of two operands, each made by itself."""
     (a, left), (b, right) = (min(each, key=lambda way: way[0]) for each in costs)
     return a + b, (left, right)
 
 
-def is_elementwise(tree: ContractionTree, operand: int) -> bool:
-    """Whether the gradient of an operand is a product of entries: nothing of the other operand's is summed."""
-    step = next(step for step in tree.steps if operand in step.operands)
+def is_elementwise(tree: ContractionTree, number: int, operand: int) -> bool:
+    """Whether the gradient of an operand of a step is a product of entries, so that nothing is summed."""
+    step = tree.steps[number]
     return step.kind == "mul" and set(step.legs) == set(tree.legs_of(operand))
 
 

@@ -13,11 +13,11 @@ value has more than `MOST_ORDERS`, or a tree many steps, the fastest are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product, takewhile
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,8 @@ SMALL = 8
 """An operand that has so many times fewer entries than the other is worth a copy that makes the product faster."""
 MOST_PAIRS = 16
 """The pairs of orders of two operands that are joined, those of the least time together."""
+FASTER = 1 - 1e-12
+"""Of two ways that differ by rounding alone the first is taken."""
 _LAID_OUT = {"contract", "mul", "sum"}
 """The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
 
@@ -50,12 +52,14 @@ class Run(NamedTuple):
         machine: on which it runs.
         trained: the leaves that a gradient flows to, as bits.
         fixed: the leaves that are arranged before the first call, as bits.
+        known: what is known of kernels on this machine, by what they are; runs on one machine may share it.
     """
 
     numbers: Mapping[str, int]
     machine: Machine
     trained: int = 0
     fixed: int = 0
+    known: dict[Hashable, Any] | None = None
 
 
 def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
@@ -122,6 +126,12 @@ class Way(NamedTuple):
     turned: tuple[bool, bool]
     is_left: bool
 
+    def renamed(self, legs: Sequence[int]) -> Way:
+        """The same with other numbers for its legs."""
+        first, second = (tuple(legs[k] for k in order) for order in self.operands)
+        order, summed = (tuple(legs[k] for k in each) for each in (self.order, self.summed))
+        return self._replace(operands=(first, second), order=order, summed=summed)
+
 
 class _Best(NamedTuple):
     """The least time to a value in one order, and the way there."""
@@ -131,6 +141,43 @@ class _Best(NamedTuple):
     form: tuple[int, int] = (0, 0)
     summed: Order = ()
     turned: tuple[bool, bool] = (False, False)
+
+
+class Join(NamedTuple):
+    """Two operands that are contracted, their legs numbered by where they stand, so that joins that are alike are one.
+
+    Attributes:
+        operands: the orders of the two operands.
+        sizes: the elements along every leg.
+        kept: the legs of the result, in ascending order.
+        rank: the order in which legs of the result are put out.
+    """
+
+    operands: tuple[Order, Order]
+    sizes: Order
+    kept: Order
+    rank: Order
+
+    def ways(self) -> Iterator[Way]:
+        """Every way to contract them."""
+        rank = {leg: place for place, leg in enumerate(self.rank)}
+        return _ways(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
+
+
+class Passes(NamedTuple):
+    """What a step runs for.
+
+    Attributes:
+        copied: how often each operand's copy is made.
+        trained: whether a gradient flows to each operand.
+        put_out: how often the result is copied into the order in which it is put out.
+        is_called: whether the step runs in a call, and not before the first.
+    """
+
+    copied: tuple[int, int]
+    trained: tuple[bool, bool]
+    put_out: int
+    is_called: bool
 
 
 class _Sizes(tuple[int, ...]):
@@ -164,6 +211,7 @@ class Program:
 
     def __post_init__(self) -> None:
         given = [bare_legs(access) for access in self.tree.region.accesses]
+        self.known = {} if self.run.known is None else self.run.known
         self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
         self.number = {leg: k for k, leg in enumerate(self.legs)}
         self.rank = {self.number[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.number}
@@ -208,49 +256,53 @@ class Program:
         first, second = (self.nodes[o] for o in operands)
         pairs = sorted(product(first, second), key=lambda pair: first[pair[0]].seconds + second[pair[1]].seconds)
         is_root = self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1
+        passes = self._passes(operands, is_root)
         most = most_orders(self.tree, MOST_ORDERS)
         found: dict[Order, _Best] = {}
         for pair in pairs[:MOST_PAIRS]:
             before = first[pair[0]].seconds + second[pair[1]].seconds
             if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
                 break  # nothing that follows is among the fastest
-            ways = list(_ways(*pair, kept, self.sizes, self.rank))
-            seconds = before + self._time(ways, operands)
-            if is_root:
-                seconds = seconds + self._put_out(ways)
-            for way, total in zip(ways, seconds.tolist(), strict=True):
-                if way.order not in found or total < found[way.order].seconds:
-                    found[way.order] = _Best(total, way.operands, way.form, way.summed, way.turned)
+            join, legs = self.join(*pair, kept, self.rank)
+            for seconds, put_out, way in self._fastest(join, passes):
+                order, total = tuple(legs[k] for k in way.order), before + seconds + put_out
+                if order not in found or total < found[order].seconds:
+                    found[order] = _Best(total, pair, way.form, tuple(legs[k] for k in way.summed), way.turned)
         return found
 
-    def _time(self, ways: Sequence[Way], operands: Sequence[int]) -> np.ndarray:
-        """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
-        machine, leaves = self.run.machine, [self.leaves[o] for o in operands]
-        if not self.leaves[-1] & ~self.run.fixed:
-            return np.zeros(len(ways))
-        passes = [bool(bits & ~self.run.fixed) * (1 + bool(bits & self.run.trained)) for bits in leaves]
-        total = time_products(ways, machine, passes)
-        batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
-        of_rows, of_columns = np.array([way.turned for way in ways]).T
-        trained = [bool(bits & self.run.trained) for bits in leaves]
-        if any(trained):
-            left, right = machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
-            is_left = np.array([way.is_left for way in ways])
-            for gives_rows, is_wanted in zip((is_left, ~is_left), trained, strict=True):
-                total = total + is_wanted * np.where(gives_rows, left, right)
-        return np.asarray(total)
+    def _passes(self, operands: Sequence[int], is_root: bool) -> Passes:
+        leaves, fixed, trained = [self.leaves[o] for o in operands], self.run.fixed, self.run.trained
+        copied = [bool(bits & ~fixed) * (1 + bool(bits & trained)) for bits in leaves]
+        put_out = is_root * (1 + bool(self.leaves[-1] & trained))
+        return Passes(
+            (copied[0], copied[1]),
+            (bool(leaves[0] & trained), bool(leaves[1] & trained)),
+            put_out,
+            bool(self.leaves[-1] & ~fixed),
+        )
 
-    def _put_out(self, ways: Sequence[Way]) -> np.ndarray:
-        """The seconds of the copies into the order of the result."""
-        wanted = tuple(self.rank)
-        passes = 1 + bool(self.leaves[-1] & self.run.trained)
-        seconds = {order: self.seconds_to(order, wanted) for order in {way.order for way in ways}}
-        return np.array([passes * seconds[way.order] for way in ways])
+    def join(self, first: Order, second: Order, kept: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
+        """The contraction of two operands that lie so, of whose legs some are kept, and the legs by its numbers."""
+        legs = tuple(dict.fromkeys((*first, *second)))
+        place = {leg: k for k, leg in enumerate(legs)}
+        join = Join(
+            (tuple(place[leg] for leg in first), tuple(place[leg] for leg in second)),
+            tuple(self.sizes[leg] for leg in legs),
+            tuple(k for k, leg in enumerate(legs) if leg in kept),
+            tuple(place[leg] for leg in rank if leg in place),
+        )
+        return join, legs
+
+    def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, Way]]:
+        """The fastest way to each order of a result, with its seconds and those of putting that out."""
+        if (join, passes) not in self.known:
+            self.known[join, passes] = _find_fastest(join, passes, self.run.machine)
+        fastest: Sequence[tuple[float, float, Way]] = self.known[join, passes]
+        return fastest
 
     def seconds_to(self, order: Order, wanted: Order) -> float:
         """The seconds of a copy into another order; of none, where it is the same."""
-        copy = self.sizes.copy(order, wanted)
-        return 0.0 if len(copy.order) < 2 else self.run.machine.rearrange(copy)
+        return _seconds_of(self.sizes.copy(order, wanted), self.run.machine)
 
     def forms(self) -> tuple[Form, ...]:
         """The forms of the fastest way to the result."""
@@ -266,10 +318,6 @@ class Program:
             chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
         return tuple(reversed(forms))
 
-    def ways(self, first: Order, second: Order, kept: frozenset[int], rank: Mapping[int, int]) -> Iterator[Way]:
-        """Every way to contract two operands that lie so, of whose legs some are kept."""
-        return _ways(first, second, kept, self.sizes, rank)
-
     def form(self, way: Way) -> Form:
         """A way in the legs of the tree."""
         return self._form(way.order, way.form, way.summed, way.turned)
@@ -282,6 +330,38 @@ class Program:
         outer, rows = form
         first, second, third = order[:outer], order[outer : outer + rows], order[outer + rows :]
         return Form(self.named(first), self.named(second), self.named(third), self.named(summed), turned)
+
+
+def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[float, float, Way]]:
+    """The fastest way to each order of a result, with its seconds and those of putting that out."""
+    ways = list(join.ways())
+    fastest: dict[Order, tuple[float, Way]] = {}
+    for way, seconds in zip(ways, _time(ways, passes, machine).tolist(), strict=True):
+        if way.order not in fastest or seconds < FASTER * fastest[way.order][0]:
+            fastest[way.order] = seconds, way
+    copies = {order: _Sizes(join.sizes).copy(order, join.rank) for order in fastest if passes.put_out}
+    put_out = {order: passes.put_out * _seconds_of(copy, machine) for order, copy in copies.items()}
+    return [(seconds, put_out.get(way.order, 0.0), way) for seconds, way in fastest.values()]
+
+
+def _seconds_of(copy: Copy, machine: Machine) -> float:
+    """The seconds of a copy; of none, where the order stays."""
+    return 0.0 if len(copy.order) < 2 else machine.rearrange(copy)
+
+
+def _time(ways: Sequence[Way], passes: Passes, machine: Machine) -> np.ndarray:
+    """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
+    if not passes.is_called:
+        return np.zeros(len(ways))
+    total = time_products(ways, machine, passes.copied)
+    if any(passes.trained):
+        batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
+        of_rows, of_columns = np.array([way.turned for way in ways]).T
+        left, right = machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
+        is_left = np.array([way.is_left for way in ways])
+        for gives_rows, is_wanted in zip((is_left, ~is_left), passes.trained, strict=True):
+            total = total + is_wanted * np.where(gives_rows, left, right)
+    return np.asarray(total)
 
 
 def time_products(ways: Sequence[Way], machine: Machine, passes: Sequence[int] = (1, 1)) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Finding an order for a region: cotengra proposes, our own cost decides, the exact program proves.
+"""Finding an order for a region: annealing and cotengra propose, our own cost decides, the exact program proves.
 
 What is proposed is for an ordinary network (every read laid out along its indices); each proposal is priced again by
 `order_cost`, convolutions included. The best is the cheapest, the first of equals in the order of the trials, so
@@ -13,10 +13,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import count as count_from
+from math import inf, log2
 from numbers import Real
 
 from tngraph.errors import PlanError
 from tngraph.language.sizes import as_integer
+from tngraph.planning.annealing import log_operations
+from tngraph.planning.bounds import least_cost
 from tngraph.planning.exact import MOST_LEAVES, prove_order
 from tngraph.planning.objectives import Price
 from tngraph.planning.pinning import Pin
@@ -26,6 +29,7 @@ from tngraph.planning.proposals import (
     Partitioner,
     Trial,
     check_partitioner,
+    join_all,
     propose,
     propose_greedy,
 )
@@ -37,8 +41,13 @@ from tngraph.planning.workers import Parallel, count_cores, run_tasks
 
 DEFAULT_TRIALS = 4
 """The trials of a search that was given neither trials nor seconds."""
+ABOUT = log2(1.01)
+"""Two trials of a default search whose costs are this close, in factors of two, end it."""
 PAYS = 200
-"""From this many tensors on, a search uses every core unless it is told how many: a worker takes a second to start."""
+"""From this many tensors on, a search with cotengra uses every core unless it is told how many.
+
+A worker takes a second to start.
+"""
 
 MOST_KEPT = 16
 """So many networks have their proposals kept, those asked for last."""
@@ -53,16 +62,19 @@ class Search:
 
     Attributes:
         seed: of every random choice.
-        samples: greedy orders drawn per trial; fewer in proportion above 1,000 tensors.
-        trials: for a region too large for a proof, how many orders are proposed and refined; 4 when neither these
-            nor seconds are given.
+        samples: effort of a trial: moves of the annealing in proportion, and greedy orders that cotengra draws; fewer
+            in proportion above 1,000 tensors.
+        trials: for a region too large for a proof, how many trials are run, each with proposals of cotengra. When
+            neither these nor seconds are given, up to 4 without any, until two of them cost about the same.
         seconds: no trial of a region begins later than this; then how many there are, and with it the plan, depends
             on the machine. The first always runs.
         parallel: how many processes share the trials (1 is this one), ``"processes"`` for one per core, or ``"ray"``
-            for a Ray cluster; when absent one per core where that pays. The plan is the same.
+            for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
+            the same.
         partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
-        progress: called as ``progress(done, total, cost)`` after each trial of a large region: their number (None
-            where only the clock ends them) and the cost of the best order so far [operations].
+        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which ways
+            are compared for time, and each plan tried for a front: their number (None while it is open) and the cost of
+            the best so far.
     """
 
     seed: int = 0
@@ -88,9 +100,14 @@ class Search:
         check_partitioner(self.partitioner)
 
     @property
+    def is_quick(self) -> bool:
+        """Whether nothing says how hard to look: then large regions are ordered without cotengra."""
+        return self.trials is None and self.seconds is None
+
+    @property
     def most_trials(self) -> int | None:
         """The trials of a large region; None where only the clock ends them."""
-        return DEFAULT_TRIALS if self.trials is None and self.seconds is None else self.trials
+        return DEFAULT_TRIALS if self.is_quick else self.trials
 
 
 def find_order(
@@ -129,13 +146,22 @@ def _find_rest(topology: Topology, search: Search, known: Sequence[Order], propo
 def _find_connected(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
     """The best order found for a region as it is."""
     graph = hypergraph(topology)
-    is_large = len(graph.legs) > MOST_LEAVES
-    orders = list(known)
-    if not orders or (is_large and proposes):
-        propose_orders = _large_orders if is_large else _small_orders
-        proposed = _cheapest(topology, graph, search, propose_orders, lambda order: order)
-        orders.append(refine_order(topology, proposed) if is_large else proposed)
+    if len(graph.legs) > MOST_LEAVES:
+        return _find_large(topology, graph, search, known, proposes)
+    orders = known or [_cheapest(topology, graph, search, _small_orders, lambda order: order)]
     return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
+
+
+def _find_large(
+    topology: Topology, graph: Hypergraph, search: Search, known: Sequence[Order], proposes: bool
+) -> tuple[Order, bool]:
+    """The best order found for a region beyond the exact program; proven where its cost is the least possible."""
+    least, orders = least_cost(topology), list(known)
+    if not orders or proposes:
+        proposed = _cheapest(topology, graph, search, _large_orders, lambda order: order, least)
+        orders.append(proposed if order_cost(topology, proposed) == least else refine_order(topology, proposed))
+    cost, number = min((order_cost(topology, order), k) for k, order in enumerate(orders))
+    return orders[number], bool(cost == least)
 
 
 def search_tree(topology: Topology, search: Search) -> ContractionTree:
@@ -158,7 +184,7 @@ def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = No
 
 def parallel_for(search: Search, graph: Hypergraph) -> Parallel:
     """Where the trials for a network run: as the search says, else on every core if it is large."""
-    return search.parallel or (count_cores() if len(graph.legs) >= PAYS else 1)
+    return search.parallel or (count_cores() if len(graph.legs) >= PAYS and not search.is_quick else 1)
 
 
 def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> ContractionTree:
@@ -208,10 +234,17 @@ def _cheapest(
     search: Search,
     propose_orders: Callable[[Hypergraph, Search], Found],
     complete: Callable[[Order], Order],
+    least: Price = 0,
 ) -> Order:
-    """The cheapest of the orders proposed, of those before an interruption where there is one."""
-    order, done = _in_turn(len(graph.legs)), 0
-    best = (order_cost(topology, complete(order)), -1)
+    """The cheapest of the orders proposed, of those before an interruption where there is one.
+
+    Nothing is proposed where a plain order costs the least possible.
+    """
+    plain = [_in_turn(len(graph.legs)), join_all(graph)]
+    best, order = min(((order_cost(topology, complete(each)), k - 2), each) for k, each in enumerate(plain))
+    done = 0
+    if best[0] <= least:
+        return order
     with suppress(KeyboardInterrupt), closing(_remembered(propose_orders, graph, search)) as proposed:
         for found in proposed:
             if found is not None:
@@ -252,11 +285,29 @@ def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hy
 
 
 def _large_orders(graph: Hypergraph, search: Search) -> Found:
+    """The orders of trial after trial; by default no more once one costs about as much as the cheapest before it."""
+    least = inf
     with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
-        for trial, orders in results:
+        for trial, orders in _in_sequence(results) if search.is_quick else results:
             for k, order in enumerate(orders):
                 yield trial.number * MOST_ORDERS + k, order
             yield None
+            if search.is_quick:
+                operations = log_operations(graph.legs, graph.output, graph.sizes, orders[0])
+                if abs(operations - least) <= ABOUT:
+                    return
+                least = min(operations, least)
+
+
+def _in_sequence(results: Iterator[tuple[Trial, tuple[Order, ...]]]) -> Iterator[tuple[Trial, tuple[Order, ...]]]:
+    """The results of trials by their numbers, each as soon as those before it are there."""
+    waiting: dict[int, tuple[Trial, tuple[Order, ...]]] = {}
+    upcoming = 0
+    for trial, orders in results:
+        waiting[trial.number] = trial, orders
+        while upcoming in waiting:
+            yield waiting.pop(upcoming)
+            upcoming += 1
 
 
 def _trials(search: Search) -> Iterator[Trial]:
@@ -265,4 +316,4 @@ def _trials(search: Search) -> Iterator[Trial]:
     for number in count_from() if search.most_trials is None else range(search.most_trials):
         if number and end is not None and time.monotonic() >= end:
             return
-        yield Trial(number, search.seed, search.samples, search.partitioner)
+        yield Trial(number, search.seed, search.samples, search.partitioner, search.is_quick)

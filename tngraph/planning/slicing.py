@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from math import prod
+from math import log2, prod
 
 import numpy as np
 
 from tngraph.errors import PlanError
 from tngraph.language.network import Index, Read
 from tngraph.language.sizes import evaluate_size
+from tngraph.planning.machine import BEYOND, clip
 from tngraph.planning.proposals import Cut, CutTrial, propose_cut
 from tngraph.planning.region import ContractionTree, Topology, bare_legs, counted_legs, leg_indices, leg_size
 from tngraph.planning.search import Search, hypergraph, parallel_for
@@ -183,7 +184,10 @@ def _lines(tree: ContractionTree, sizes: Mapping[str, int]) -> Iterator[_Line]:
 
 
 class _Tables:
-    """The lines of a tree as arrays over steps and allowed indices, to compare all next choices at once."""
+    """The lines of a tree as arrays over steps and allowed indices, to compare all next choices at once.
+
+    Sizes are logarithms to base 2, for they decide when to stop and may be larger than any float. Volumes are clipped.
+    """
 
     def __init__(self, own: Sliceable) -> None:
         held = [(line.involved, line.kept, line.reach) for line in own.lines]
@@ -192,18 +196,18 @@ class _Tables:
             np.array([[index in sets[k] for index in own.allowed] for sets in held], dtype=bool).reshape(shape)
             for k in range(3)
         )
-        self.numbers = np.array([float(own.numbers[index]) for index in own.allowed])
+        self.numbers = np.array([clip(own.numbers[index]) for index in own.allowed])
         self.shrink = np.where(involved, 1 / self.numbers, 1.0)
-        self.volumes = np.array([float(line.volume) for line in own.lines])
-        self.sizes = np.array([float(line.size) for line in own.lines])
+        self.volumes = np.array([clip(line.volume) for line in own.lines])
+        self.sizes = np.array([log2(line.size) for line in own.lines])
 
     def choose(self, limit: int, noise: np.random.Generator, temperature: float) -> list[int]:
         """Index after index of the largest value, each the one that adds least to the logarithm of the total."""
         chosen: list[int] = []
         volumes, sizes, inside = self.volumes.copy(), self.sizes[:-1].copy(), np.zeros(len(self.volumes), dtype=bool)
         slices = 1.0
-        while len(sizes) and sizes.max() > limit * (1 + 1e-9):
-            open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.argmax()]) if k not in chosen]
+        while len(sizes) and sizes.max() > log2(limit) + 1e-9:
+            open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.round(9).argmax()]) if k not in chosen]
             if not open_to:  # what is left of the largest value is read at positions
                 break
             reached = inside[:, None] | self.reach[:, open_to]
@@ -215,8 +219,8 @@ class _Tables:
             chosen.append(best)
             inside |= self.reach[:, best]
             volumes *= self.shrink[:, best]
-            sizes /= np.where(self.kept[:-1, best], self.numbers[best], 1.0)
-            slices *= self.numbers[best]
+            sizes -= np.where(self.kept[:-1, best], np.log2(self.numbers[best]), 0.0)
+            slices = min(slices * self.numbers[best], BEYOND)
         return chosen
 
 

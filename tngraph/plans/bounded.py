@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 from tngraph.errors import PlanError
@@ -12,7 +12,7 @@ from tngraph.planning.exact import MOST_LEAVES
 from tngraph.planning.objectives import Pricing, Rate
 from tngraph.planning.region import ContractionTree, Topology
 from tngraph.planning.search import find_order
-from tngraph.planning.slicing import slice_tree, tree_order
+from tngraph.planning.slicing import Sliceable, Slicing, slice_tree, tree_order
 from tngraph.planning.trees import Order, build_tree, order_cost
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.fronts import FrontSearch
@@ -58,13 +58,14 @@ def check_given(task: Task) -> None:
 def front_search(task: Task, merged: Network) -> FrontSearch:
     """How the trees of a network are found, cut and put together."""
     cleaned, slots = clean_slots(task, merged)
+    cutters = [_Cutter(task, slot) for slot in slots]
 
     def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
         trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]
         return tuple(tree for tree in trees if tree is not None) if None not in trees else None
 
     def cut(trees: tuple[ContractionTree, ...], most: int) -> Iterator[tuple[ContractionTree, ...]]:
-        pairs = [_cut_tree(task, slot, tree, most) for slot, tree in zip(slots, trees, strict=True)]
+        pairs = [cutter.cut(tree, most) for cutter, tree in zip(cutters, trees, strict=True)]
         yield from dict.fromkeys(zip(*pairs, strict=True))
 
     def make(trees: tuple[ContractionTree, ...]) -> Regime:
@@ -86,18 +87,59 @@ def _find_tree_within(task: Task, slot: Slot, pricing: Pricing) -> ContractionTr
     return replace(build_tree(topology, order, is_proven), is_pinned=slot.pin is not None)
 
 
-def _cut_tree(task: Task, slot: Slot, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
-    """A tree in slices, in the order that was sliced and in the best one of a slice."""
-    if len(slot.region.accesses) == 1:
-        return tree, tree
-    found = slice_tree(tree, task.numbers, most, task.search)
-    if found.tree == tree and not found.indices:
-        return tree, tree
-    topology = Topology(slot.region, task.numbers, replace(slot.pricing, most_elements=most), found.indices)
-    cut: Order = tuple(tree_order(found.tree))
-    if slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES:
-        best: Order = cut
-    else:
-        best, _ = find_order(topology, task.search, [cut])
-    first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
-    return first, second
+@dataclass
+class _Cutter:
+    """Cuts the trees of a slot into slices under one bound after the other.
+
+    A large tree is rearranged with all trials for its first bound, and what that gives with one more for each bound
+    that follows.
+
+    Attributes:
+        task: what to plan.
+        slot: whose trees they are.
+        rearranged: the tree that a large one was rearranged into for the bound before.
+    """
+
+    task: Task
+    slot: Slot
+    rearranged: ContractionTree | None = None
+
+    def cut(self, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
+        """A tree in slices: in the order that was sliced and in the best one of a slice; a large one in two orders."""
+        if len(self.slot.region.accesses) == 1:
+            return tree, tree
+        if len(self.slot.region.accesses) > MOST_LEAVES:
+            first, second = (self._build(tree, slicing, most)[0] for slicing in self._slice_large(tree, most))
+            return first, second
+        return self._build(tree, slice_tree(tree, self.task.numbers, most, self.task.search), most)
+
+    def _build(self, tree: ContractionTree, slicing: Slicing, most: int) -> tuple[ContractionTree, ContractionTree]:
+        """A slicing of a tree as trees: in the order that was sliced and, unless that is large, in the best one."""
+        slot = self.slot
+        if slicing.tree == tree and not slicing.indices:
+            return tree, tree
+        pricing = replace(slot.pricing, most_elements=most)
+        topology = Topology(slot.region, self.task.numbers, pricing, slicing.indices)
+        cut: Order = tuple(tree_order(slicing.tree))
+        is_kept = slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES
+        best = cut if is_kept else find_order(topology, self.task.search, [cut])[0]
+        first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
+        return first, second
+
+    def _slice_large(self, tree: ContractionTree, most: int) -> tuple[Slicing, Slicing]:
+        """The cheapest slicing found, and that of the tree as it is.
+
+        Nothing is searched where the tree as it is costs no more in slices than whole.
+        """
+        numbers, search = self.task.numbers, self.task.search
+        own = replace(slice_tree(replace(tree, is_pinned=True), numbers, most), tree=tree)
+        if tree.is_pinned or own.total <= Sliceable(tree, numbers).slicing(()).total:
+            return own, own
+        if self.rearranged is not None:
+            search = replace(search, trials=1)
+        try:
+            other = slice_tree(self.rearranged or tree, numbers, most, search)
+        except PlanError:  # of the tree before; this one can be sliced so far
+            return own, own
+        self.rearranged = other.tree
+        return min(other, own, key=lambda slicing: (slicing.total, slicing.slices)), own

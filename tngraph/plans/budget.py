@@ -112,7 +112,7 @@ def choose_rank(
     dense = _volume(rows) * _volume(columns) * _volume(kernel) * int(options.get("groups", 1))
     count, most = (count_flops, flops) if flops is not None else (count_params, params)
     if most is None:
-        most = _entries(compression or 0, dense)
+        most = _entries(0 if compression is None else compression, dense)
     rank = _largest(count, most, "FLOPs" if flops is not None else "params", family.name)
     spent = count_flops(rank) if flops is not None else None
     return RankChoice(family.name, option, rank, count_params(rank), dense, spent, compression)

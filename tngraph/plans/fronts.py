@@ -19,6 +19,7 @@ from tngraph.kernels.memory import Memory
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.objectives import Price, Rate, Weighted
 from tngraph.planning.region import ContractionTree, legs_size
+from tngraph.planning.search import Progress
 from tngraph.plans.plans import Plan, Regime
 from tngraph.plans.table import draw_stages
 
@@ -132,11 +133,18 @@ def draw_points(points: Sequence[Point]) -> list[str]:
     return ["bytes", *drawn, axis, f"{' ' * width}  {low:,}{f'{high:,} cost'.rjust(WIDTH - len(f'{low:,}'))}"]
 
 
-def find_front(search: FrontSearch, numbers: Mapping[str, int]) -> Front:
-    """The front of all candidates at these numbers of all sizes."""
-    points = [make_point(Plan((regime,)), numbers) for regime in dict.fromkeys(_candidates(search, numbers))]
+def find_front(search: FrontSearch, numbers: Mapping[str, int], progress: Progress | None = None) -> Front:
+    """The front of all candidates at these numbers of all sizes; `progress` is told of each as of a trial."""
+    points: dict[Regime, Point] = {}
+    for regime in _candidates(search, numbers):
+        if regime not in points:
+            points[regime] = make_point(Plan((regime,)), numbers)
+            if progress is not None:
+                progress(len(points), None, min(point.cost for point in points.values()))
+    if progress is not None:
+        progress(len(points), len(points), min(point.cost for point in points.values()))
     kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, point.bytes)):
+    for point in sorted(points.values(), key=lambda point: (point.cost, point.bytes)):
         if not kept or point.bytes < kept[-1].bytes:
             kept.append(point)
     return Front(tuple(kept))

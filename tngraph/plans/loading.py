@@ -446,7 +446,7 @@ def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -
         _check_made(form, at, (*own, *added))
         if fields["added"] and not (added and {*added} == {*form.outer}):
             raise PlanError(f"{at} adds up products along legs that are no sum")
-        is_fitting = not form.is_matrix if is_elementwise(tree, operand) else is_product(form, above, beside)
+        is_fitting = not form.is_matrix if is_elementwise(tree, step, operand) else is_product(form, above, beside)
         if not is_fitting:
             raise PlanError(f"{at} is no product of that of its step's result and the other operand")
         if fields["arranged"] and not arranged_axes(tree, step, other):

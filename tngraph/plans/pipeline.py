@@ -196,7 +196,8 @@ def _find_front(task: Task, merged: Network) -> Front:
     """The front of a network, from the folder of searches where it was found before."""
 
     def search() -> list[Plan]:
-        return [point.plan for point in find_front(front_search(task, merged), task.numbers).points]
+        found = find_front(front_search(task, merged), task.numbers, task.search.progress)
+        return [point.plan for point in found.points]
 
     return Front(tuple(make_point(each, task.numbers) for each in remember_plans(task, "front", search)))
 

@@ -7,12 +7,13 @@ expressions in all sizes of the network; `Plan.at` turns them into integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import sympy
 
@@ -217,14 +218,20 @@ class Regime:
         """
         return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
 
-    def seconds(self, numbers: Mapping[str, int], machine: Machine | None = None) -> float:
+    def seconds(
+        self,
+        numbers: Mapping[str, int],
+        machine: Machine | None = None,
+        known: dict[Hashable, Any] | None = None,
+    ) -> float:
         """Return the predicted time of a call, in training with its backward pass, by the model of a machine [s].
 
         Args:
             numbers: an integer for every named size.
             machine: the model to use; when absent, the request's.
+            known: what the model said of kernels before, for all that are asked about one machine.
         """
-        clock = Clock(machine or self.goal.machine)
+        clock = Clock(machine or self.goal.machine, known={} if known is None else known)
         trained = self.goal.trained if self.goal.mode == "train" else ()
         clock.module(bool(trained))
         trace_memory(self.kernels, numbers, trained, self.goal.itemsize, clock)

@@ -8,8 +8,9 @@ of each, copies included, and the fastest is taken. Dense reconstruction is a tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tngraph.language.network import Access, Index, Network, Read
 from tngraph.language.sizes import evaluate_size
@@ -23,7 +24,7 @@ from tngraph.planning.region import ContractionTree, Region, Tile, Topology, bar
 from tngraph.planning.search import search_tree
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.cache import cache_key, find_cached
-from tngraph.plans.plans import Measured, Plan
+from tngraph.plans.plans import Measured, Plan, Regime
 from tngraph.plans.table import draw_stages
 from tngraph.plans.tasks import Slot, Task, clean_slots
 
@@ -97,6 +98,8 @@ class TimedSearch:
     bench: Machine | None = None
     _trees: dict[object, ContractionTree] = field(default_factory=dict)
     _laid: dict[object, ContractionTree] = field(default_factory=dict)
+    _regimes: dict[Trees, Regime] = field(default_factory=dict)
+    _known: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cleaned, self.slots = clean_slots(self.task, self.merged)
@@ -134,21 +137,22 @@ class TimedSearch:
 
     def seconds(self, trees: Trees, numbers: dict[str, int]) -> float:
         """What the model says of some trees at some sizes [s]."""
-        made = assemble_plan(
-            self.task.network, self.merged, self.cleaned, [(1, None, trees)], numbers, self.task.goal, ()
-        )
-        return made.regimes[0].seconds(numbers, self.machine)
+        if trees not in self._regimes:
+            self._regimes[trees] = self.plan([(1, None, trees)]).regimes[0]
+        return self._regimes[trees].seconds(numbers, self.machine, self._known)
 
     def _ways(self, numbers: dict[str, int], is_for_step: bool) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
         machines: tuple[Rate, ...] = (self.machine, self.task.goal.machine)
         rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
+        is_beyond_cache = False  # else nothing is gained by parts
         for rate in rates:
             trees = tuple(self._tree(slot, rate, is_for_step, numbers, numbers) for slot in self.slots)
             yield trees
+            is_beyond_cache = is_beyond_cache or self._is_beyond_cache(trees, numbers)
             if is_for_step:
                 yield from self._blocked(trees, numbers)  # laid out anew, and always for the step
-        for part in PARTS:
+        for part in PARTS if is_beyond_cache else ():
             cut = {name: min(part, numbers[name]) for name in sizes}
             if any(cut[name] < numbers[name] for name in sizes):
                 smaller = self.task.numbers_at(**cut)
@@ -157,6 +161,14 @@ class TimedSearch:
                         self._tile(self._tree(slot, rate, is_for_step, smaller, numbers), index, part)
                         for slot, index in zip(self.slots, self.tiles, strict=True)
                     )
+
+    def _is_beyond_cache(self, trees: Trees, numbers: dict[str, int]) -> bool:
+        """Whether a value of some trees is too large for the cache, or for memory that is used again."""
+        legs = {
+            each for tree in trees for each in (*map(bare_legs, tree.region.accesses), *(s.legs for s in tree.steps))
+        }
+        largest = max((evaluate_size(legs_size(each), numbers) for each in legs), default=0)
+        return largest > min(self.machine.cache, self.machine.reused)
 
     def _blocked(self, trees: Trees, numbers: dict[str, int]) -> Iterator[Trees]:
         """The same trees, those that make large dense weights in blocks."""
@@ -224,7 +236,7 @@ class TimedSearch:
         self, slot: Slot, tree: ContractionTree, numbers: dict[str, int], is_for_step: bool = True
     ) -> ContractionTree:
         """A tree with the axes of its values in order: for all of a training step, or for its forward pass alone."""
-        run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed)
+        run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed, self._known)
         key = slot, tree, is_for_step, tuple(Topology(tree.region, numbers).sizes)
         if key not in self._laid:
             laid = lay_out(tree, run if is_for_step else run._replace(trained=0))
@@ -253,8 +265,10 @@ def find_timed(search: TimedSearch) -> list[Range]:
 
     points = [value for value in SAMPLED if is_there(value)] or [task.numbers[name]]
     chosen: list[tuple[int, Trees]] = []
-    for value in points:
+    for number, value in enumerate(points, 1):
         best = search.candidates(**{name: value})[0]
+        if task.search.progress is not None:
+            task.search.progress(number, len(points), best.seconds)
         if not chosen:
             chosen.append((1, best.trees))
         elif best.trees != chosen[-1][1] and best.price < WORTH * price(chosen[-1][1], value):

@@ -90,8 +90,7 @@ def show_progress(done: int, total: int | None, cost: Price) -> None:
     """Show on standard error how far a search is, in a line that disappears when the search is done."""
     end = "\r\033[K" if done == total else ""
     of = "" if total is None else f" of {total}"
-    best = f"best {Decimal(cost):.2e} [operations]"
-    print(f"\r\033[Ksearching: {done}{of}, {best}{end}", end="", file=sys.stderr, flush=True)
+    print(f"\r\033[Ksearching: {done}{of}, best {Decimal(cost):.2e}{end}", end="", file=sys.stderr, flush=True)
 
 
 def _table(header: Sequence[str], numbers: Sequence[int]) -> Table:

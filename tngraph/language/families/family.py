@@ -267,9 +267,12 @@ class Family:
         """
         assembly = _Assembly(self, rows, columns, kernel, groups, sizes, fan_in)
         if transposed:
-            return assembly.transposed_layer(options, (stride, padding, output_padding), dilation, bias, function)
+            assembly.check_transposed(dilation)
+            return assembly.transposed_layer(options, (stride, padding, output_padding), bias, function)
         if output_padding != 0:
-            raise NetworkError(f"output_padding is {output_padding}", "it is for a transposed convolution")
+            raise NetworkError(
+                f"output_padding is {output_padding}", "it is for a transposed convolution: transposed=True"
+            )
         return assembly.layer(options, (stride, padding, dilation), bias, function)
 
 
@@ -330,24 +333,28 @@ class _Assembly:
             total = read * self._dense(weight, options)
         return self._leave(left, total, bias, function)
 
+    def check_transposed(self, dilation: PerAxis) -> None:
+        """Refuse what no transposed convolution has.
+
+        Raises:
+            NetworkError: a family without a dense weight, no window, or a dilation.
+        """
+        if self.family.is_map:
+            reason = f"{self.family.name} has no dense weight: it is not linear in its input"
+            raise NetworkError(reason, "a transposed convolution is for the other families")
+        if not self.kernel:
+            raise NetworkError("a transposed convolution has a window", "give the sizes of its axes: kernel=(3, 3)")
+        if any(each != 1 for each in _per_axis(dilation, len(self.kernel))):
+            raise NetworkError(f"dilation is {dilation}", "a transposed convolution of cores has a dilation of 1")
+
     def transposed_layer(
-        self,
-        options: Mapping[str, Any],
-        window: Sequence[PerAxis],
-        dilation: PerAxis,
-        bias: bool,
-        function: Call | None,
+        self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
     ) -> Network:
         """Return the network of a transposed convolution.
 
         The dense weight is read at the position of the result minus where the stride puts the input.
         """
-        name, builder = self.family.name, self.builder
-        if self.family.is_map or not self.kernel:
-            reason = "has no dense weight" if self.family.is_map else "was given no window"
-            raise NetworkError(f"{name} {reason}, and a transposed convolution reads its window at positions")
-        if any(each != 1 for each in _per_axis(dilation, len(self.kernel))):
-            raise NetworkError(f"dilation is {dilation}", "a transposed convolution of cores has a dilation of 1")
+        builder = self.builder
         batch, axes = self._enter()
         per_axis = zip(axes, self.kernel, *(_per_axis(each, len(axes)) for each in window), strict=True)
         outs, places = [], []
