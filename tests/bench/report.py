@@ -146,9 +146,9 @@ def introduction(results: Results) -> str:
         passes = results["summary"]["contenders"][GRAPH]
         share = " and ".join(f"{_percent(passes[each]['geometric_mean'])} ({each})" for each in PASSES)
         paragraphs += (
-            "**Kernels and calls.** The time of most cells is that of Python and PyTorch starting kernels, one after "
-            f"the other, and hardly grows with the batch. As one CUDA graph the same module takes {share} of it, "
-            "and that is what the GPU itself needs.",
+            "**Kernels and calls.** In most cells Python and PyTorch start one kernel after the other, and that takes "
+            "most of the time. So the time hardly grows with the batch. As one CUDA graph the same module takes "
+            f"{share} of that time: this is what the GPU itself needs.",
         )
     missing = [case.name for case in CASES if case.name not in {each["name"] for each in results["cases"]}]
     if missing:
