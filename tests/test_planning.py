@@ -136,8 +136,8 @@ def test_counts_that_subtract_bound_nothing():
       a[q:h - 2] = exp(x[q + k] * w); b[p] = exp(a[p + k - 2] * w); output b[p] }"""
     plan = tg.plan(tg.parse(text))
     counts = plan.at(h=10)
-    assert (counts.largest, counts.peak) == (10, 4 * (10 + 10))
-    assert plan.peak == 8 * symbol("h")
+    assert (counts.largest, counts.peak) == (10, 4 * (8 + 3 + 10))  # a, the turned kernel, and b before its function
+    assert plan.peak == 4 * (symbol("h") - 2) + 4 * 3 + 4 * symbol("h")
 
 
 def test_a_plan_is_a_value():

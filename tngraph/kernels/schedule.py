@@ -229,7 +229,8 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
     arranged = {
         (g.step, other_operand(tree.steps[g.step].operands, g.operand)) for g in tree.gradients if g.is_arranged
     }
-    scalable = [k for k in range(len(legs)) if scale != 1 and (k >= count or not loops[k])]
+    # A load inside of a loop is scaled only where no step follows: the factor costs as often as the loop runs.
+    scalable = [k for k in range(len(legs)) if scale != 1 and (k >= count or not loops[k] or not tree.steps)]
     smallest = min(scalable, key=lambda k: evaluate_size(legs_size(legs[k]), writer.sizes), default=-1)
     where: dict[int, int] = {}
     start = len(writer.operations)

@@ -11,7 +11,7 @@ from tngraph.errors import PlanError
 from tngraph.language.network import Network
 from tngraph.modules.calibration import machine_for
 from tngraph.modules.inputs import check_numbers, check_tensor
-from tngraph.modules.layer import Layer, build, layer_class
+from tngraph.modules.layer import Layer, build, check_functions, layer_class
 from tngraph.modules.tuning import tune as tune_network
 from tngraph.planning.objectives import Mode, Objective
 from tngraph.planning.search import Search
@@ -59,6 +59,8 @@ def compile(
         if tune is not None:
             raise PlanError("a plan has been made, and is not tuned\n  give the network it was made for")
         return build(network, sizes, device, dtype)
+    if isinstance(network, Network):  # before anything is planned or measured
+        check_functions(network, dtype)
     if tune is None:
         numbers = dtype or torch.get_default_dtype()
         objective = machine_for(device or "cpu", numbers) if minimize == "time" else minimize

@@ -196,8 +196,7 @@ def build(
         SizeError: a size is unknown or a run-time size, or its value is not a positive integer.
     """
     check_numbers(device, dtype)
-    if dtype is not None and dtype.is_complex:
-        _check_complex(plan.network)
+    check_functions(plan.network, dtype)
     loaded = layer_class(plan)
     numbers = compile_time_sizes(plan.network, sizes)
     check_sizes(plan.network, plan.values(**{name: numbers[name] for name in sizes or {}}))
@@ -205,10 +204,12 @@ def build(
     return loaded(**arguments, device=device, dtype=dtype)
 
 
-def _check_complex(network: Network) -> None:
-    for equation in network.equations:
-        if equation.function is not None:
-            check_complex(equation.function.name, equation.name)
+def check_functions(network: Network, dtype: torch.dtype | None) -> None:
+    """Raise `NetworkError` if a type is complex and a function of a network has no meaning for complex numbers."""
+    if dtype is not None and dtype.is_complex:
+        for equation in network.equations:
+            if equation.function is not None:
+                check_complex(equation.function.name, equation.name)
 
 
 def layer_class(plan: Plan) -> type[Layer]:

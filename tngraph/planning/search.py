@@ -240,7 +240,9 @@ def _cheapest(
 
     Nothing is proposed where a plain order costs the least possible.
     """
-    plain = [_in_turn(len(graph.legs)), join_all(graph)]
+    plain = [_in_turn(len(graph.legs))]
+    if len(graph.legs) > MOST_LEAVES:  # small ones are proposed in no time, and keep the one of equals that is proposed
+        plain.append(join_all(graph))
     best, order = min(((order_cost(topology, complete(each)), k - 2), each) for k, each in enumerate(plain))
     done = 0
     if best[0] <= least:
