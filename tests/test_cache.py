@@ -73,6 +73,14 @@ def test_a_second_plan_searches_nothing(text: str, sizes: dict[str, int], search
     assert plan_without(tg.parse(text), sizes=sizes) == first
 
 
+def test_a_region_without_sizes_is_not_that_of_many_points():
+    """One search is of the points of a grid, as there are two free sizes; the other is of one."""
+    grid = "size a; size b; input x[i:a, j:b]; param s[]; param t[]; y[] = relu(s * t); z[i, j] = x * y; output z[i, j]"
+    one = "param s[]; param t[]; y[] = relu(s * t); output y[]"
+    for text in (grid, one, grid):
+        assert tg.plan(tg.parse(f"network n {{ {text} }}")).is_proven
+
+
 def test_names_do_not_matter(searches: list[str]):
     tg.plan(tg.parse(CHAIN))
     searches.clear()

@@ -65,7 +65,7 @@ def find_cached(topology: Topology, key: str | None, search_pieces: Callable[[],
 
 
 def cache_key(
-    region: Region, pricing: Pricing, search: Search, show_size: Callable[[sympy.Expr], object]
+    region: Region, pricing: Pricing, search: Search, show_size: Callable[[sympy.Expr], object], points: int = 1
 ) -> str | None:
     """The name of all that a search depends on; None where a user's function is one of it.
 
@@ -74,11 +74,12 @@ def cache_key(
         pricing: what a step costs.
         search: seed and effort.
         show_size: a size as the search sees it: its number, or numbers, or its formula in a free size.
+        points: how many numbers that are, which a region without sizes does not tell.
     """
     if isinstance(pricing.rate, PerStep):
         return None
     effort = repr(replace(search, progress=None, parallel=None))  # which change no plan
-    parts = [code_version(), effort, repr(pricing), _describe(region, show_size)]
+    parts = [code_version(), effort, repr(pricing), points, _describe(region, show_size)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -325,8 +325,9 @@ def _solver(task: Task, slot: Slot, numbers: Sequence[Mapping[str, int]]) -> Sol
     if slot.pin is not None:
         trees = [find_tree(task, slot)] * len(numbers)
     else:
+        points = len(numbers)
         key = cache_key(
-            slot.region, slot.pricing, task.search, lambda size: [evaluate_size(size, each) for each in numbers]
+            slot.region, slot.pricing, task.search, lambda size: [evaluate_size(size, each) for each in numbers], points
         )
         topology = Topology(slot.region, task.numbers, slot.pricing)
         trees = [piece.tree for piece in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
