@@ -17,7 +17,7 @@ from tests.networks import TABLE, networks, random_arrays
 from tests.test_exact import random_order, regions
 from tests.test_memory import held_as_predicted
 from tngraph.kernels.schedule import Stage
-from tngraph.language.network import Network
+from tngraph.language.network import Equation, Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.region import Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains
@@ -50,6 +50,16 @@ def test_a_network_of_constants_alone_is_verified():
     network = tg.parse("network two { const unit[i:2, j:2] = eye; y[] = unit; output y[] }")
     assert tg.evaluate(network, {}) == 2
     assert tg.compile(network).verify().is_equal
+    layer = tg.compile(network, dtype=torch.float64)
+    assert layer().dtype == torch.float64
+    assert layer.float()().dtype == torch.float32
+    assert not layer.state_dict()
+
+
+def test_an_equation_has_a_term():
+    with pytest.raises(tg.NetworkError) as error:
+        Equation("y", (), ())
+    assert str(error.value) == "the equation 'y' has no terms\n  an empty sum cannot be written"
 
 
 @given(networks())

@@ -273,6 +273,8 @@ class Equation:
 
     def __post_init__(self) -> None:
         check_dotted_name(self.name, "a result")
+        if not self.terms:
+            raise NetworkError(f"the equation {self.name!r} has no terms", "an empty sum cannot be written", self.name)
 
 
 @dataclass(frozen=True, slots=True)

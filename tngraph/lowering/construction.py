@@ -36,6 +36,9 @@ def print_constructor(plan: Plan, names: Names) -> str:
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
     lines.extend(f"self.{path} = nn.Module()" for path in paths)
     lines.extend(_register(core, names, plan.goal.trained) for core in stored)
+    if names.anchor:
+        empty = "torch.empty((), device=device, dtype=dtype)"
+        lines.append(f'self.register_buffer("{names.anchor}", {empty}, persistent=False)  # what results are like')
     if any(op.loops for op in operations(plan)):
         lines.append("self.first_slice, self.slice_step = 0, 1  # the slices that this process adds up")
     lines.append("self.reset_parameters()")

@@ -66,7 +66,7 @@ class Body:
     def _stored_anchor(self) -> str:
         """Return the tensor whose device and dtype new tensors take, chosen among the stored ones."""
         stored = [core for core in self.plan.network.cores if core.role in ("param", "buffer")]
-        return self.names.stored(stored[0].name) if stored else "torch.empty(())"
+        return self.names.stored(stored[0].name) if stored else f"self.{self.names.anchor}"
 
     @cached_property
     def methods(self) -> Mapping[tuple[object, ...], Method]:

@@ -81,6 +81,7 @@ class Names:
     costs: list[str] = field(default_factory=list)
     order: str = "order"
     number: str = "number"
+    anchor: str = ""
     methods: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -130,6 +131,9 @@ class Names:
                     self.loops[index.name] = _variable(index.name, in_forward)
         self.number = _variable("number", in_forward) if self.loops else self.number
         self.folder_locals = {folder: _variable(folder, in_forward) for folder in self.folders}
+        if not any(core.role in ("input", "param", "buffer") for core in network.cores):
+            # Nothing else of the module knows its device and type.
+            self.anchor = escape("anchor", MODULE_ATTRIBUTES | KEYWORDS, taken[""])
         self.methods = taken[""]
 
     def method(self, stem: str) -> str:
