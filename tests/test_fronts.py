@@ -202,18 +202,22 @@ def intervals(regime: Regime, seed: int) -> tuple[int, int] | None:
     return found[seed % len(found)] if found else None
 
 
-def test_a_window_of_run_time_size_keeps_its_positions():
-    """PyTorch gathers it, so that recomputing the block ends there, and the product before it runs twice."""
-    network = tg.parse(
-        """network n { size n; size D = 2; input x[i:2*D + 2*n - 2, d:1]; input w[(g:2*n, h:2*n)]
-        y[a:1, d, g] = x[2*a + h, d] * w + x[i, d - h + 2*g + 1]; output y[d, a, g] }"""
-    )
-    (regime,) = tg.plan(network, {"n": 4, "D": 1}, mode="train").regimes
-    (read,) = regime.kernels.gathering
-    last = next(k for k, op in enumerate(regime.operations) if op.kind == "add")
-    chosen = (next(k for k, op in enumerate(regime.operations) if op.kind != "load"), last)
-    assert chosen[0] < read < last
-    assert tg.compile(Plan((replace(regime, recomputed=(chosen,)),))).verify().is_equal
+GATHERED = {
+    "a window of run-time size": "input x[i:2*k - 1]; y[a] = u * w + x[a + b]",
+    "a diagonal": "input x[i:6, j:4]; y[a] = u * w + x[a + j, j]",
+    "a cyclic leg": "input x[i:4, j:2]; y[a] = u * w + x[(a + j) % 4, j]",
+}
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_a_read_that_keeps_its_positions_is_recomputed_up_to_there(name: str):
+    network = tg.parse(f"network n {{ size k; input u[a:k, b:k]; input w[b]; {GATHERED[name]}; output y[a] }}")
+    (regime,) = tg.plan(network, {"k": 4}, mode="train").regimes
+    lines = [k for k, op in enumerate(regime.operations) if op.kind != "load"]
+    plan = Plan((replace(regime, recomputed=((lines[0], lines[-1]),)),))
+    product = 2 * 4 * 4  # FLOPs of u * w: forward, its two gradients, and once more on the way to the read
+    assert plan.at(k=4).training_flops == product * (1 + 2 + 1)
+    assert tg.compile(plan).verify().is_equal
 
 
 @settings(max_examples=40)
