@@ -1,11 +1,11 @@
-"""A greedy order for networks of many thousand tensors, in a time that grows with little but their number."""
+"""Greedy orders for networks of many thousand tensors, in a time that grows with little but their number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import combinations
-from math import prod
+from math import log2, prod
 
 MOST_HOLDERS = 8
 """An index that more tensors than this share does not pair them, since there are too many pairs."""
@@ -37,6 +37,76 @@ def join_greedily(
             for other in pool.neighbours(value):
                 heappush(queue, pool.rate(other, value))
     return joined
+
+
+def grow_order(
+    legs: Sequence[Sequence[int]], output: Sequence[int], sizes: Mapping[int, int], draw: Callable[[], float]
+) -> list[tuple[int, int]]:
+    """Join one tensor after the other to a single value, always the one that lets it grow by the least.
+
+    In a lattice this sweeps a front across it, which joining pairs of small values never does.
+
+    Args:
+        legs: the indices of each tensor.
+        output: the indices of the result.
+        sizes: the size of each index [elements].
+        draw: gives random numbers from 0 to 1; they choose the first tensor, and among those that are about as good.
+
+    Returns:
+        Pairs in single-assignment numbering that join all tensors.
+    """
+    front = _Front(legs, output, sizes, draw)
+    tensors = [int(draw() * len(legs))]
+    front.take(tensors[0])
+    while front.untaken:
+        tensors.append(front.nearest())
+        front.take(tensors[-1])
+    values = [tensors[0], *range(len(legs), 2 * len(legs) - 2)]
+    return list(zip(values, tensors[1:], strict=False))
+
+
+class _Front:
+    """A value that takes tensor after tensor, and by how many bits each of the others would let it grow."""
+
+    def __init__(
+        self,
+        legs: Sequence[Sequence[int]],
+        output: Sequence[int],
+        sizes: Mapping[int, int],
+        draw: Callable[[], float],
+    ) -> None:
+        self.legs, self.bits = legs, {i: log2(size) for i, size in sizes.items()}
+        self.holders: dict[int, dict[int, None]] = {}
+        for tensor, indices in enumerate(legs):
+            for i in indices:
+                self.holders.setdefault(i, {})[tensor] = None
+        self.kept, self.met = frozenset(output), set[int]()
+        self.growth: list[float] = [draw() / 2 + sum(self.bits[i] for i in set(indices)) for indices in legs]
+        self.untaken: dict[int, None] = dict.fromkeys(range(len(legs)))
+        self.queue: list[tuple[float, int]] = []
+
+    def take(self, tensor: int) -> None:
+        """Join a tensor to the value."""
+        del self.untaken[tensor]
+        touched: dict[int, None] = {}
+        for i in set(self.legs[tensor]):
+            others = self.holders[i]
+            del others[tensor]
+            is_last = len(others) == 1 and i not in self.kept
+            for other in others if i not in self.met or is_last else ():
+                self.growth[other] -= self.bits[i] * ((i not in self.met) + is_last)
+                touched[other] = None
+            self.met.add(i)
+        for other in touched:
+            heappush(self.queue, (self.growth[other], other))
+
+    def nearest(self) -> int:
+        """Return the tensor that lets the value grow by the least; any where no other shares an index with it."""
+        while self.queue:
+            growth, tensor = heappop(self.queue)
+            if tensor in self.untaken and growth == self.growth[tensor]:
+                return tensor
+        return next(iter(self.untaken))
 
 
 class _Pool:

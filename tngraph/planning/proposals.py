@@ -22,8 +22,8 @@ from typing import Any, Literal
 import cotengra
 
 from tngraph.errors import PlanError
-from tngraph.planning.annealing import anneal_order
-from tngraph.planning.greedy import join_greedily
+from tngraph.planning.annealing import anneal_order, log_operations
+from tngraph.planning.greedy import grow_order, join_greedily
 from tngraph.planning.trees import Order
 
 Partitioner = Literal["labels", "kahypar"]
@@ -41,11 +41,19 @@ MOST_SAMPLED = 5000
 MOST_ORDERS = 4
 """The most orders of one trial."""
 MOVES = 2**11
-"""The moves of our own annealing for each tensor, with 32 samples; in proportion with other numbers of these."""
-MOST_MOVES = 2**18 + 2**17
-"""The most moves with 32 samples; they take half a second."""
-STARTS = 8
+"""The most moves of our own annealing for each tensor, with 32 samples; in proportion with other numbers of these."""
+LEAST_MOVES = 2**9
+"""For each tensor so many moves, with 32 samples, come on top of `SHARED_MOVES`."""
+SHARED_MOVES = 2**18
+"""These, for all tensors, take a third of a second."""
+MOST_MOVES = 2**20
+"""With 32 samples there are never more moves than this."""
+STARTS = 4
 """So many greedy orders are annealed with half of the moves, the best of them then with the other half."""
+ABOUT = log2(1.01)
+"""Costs this close, in factors of two, are about the same."""
+GROWN, SWEPT = 2, 8
+"""So many of the starts join tensor after tensor to one value, each the best of so many."""
 HOT, WARM, COLD = 1.0, 0.4, 0.1
 """The temperatures of both at first and at last, for bonds of two; higher in proportion to the bits of others."""
 JITTER = 3.0
@@ -130,21 +138,29 @@ def join_all(graph: Hypergraph) -> Order:
 def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
     """The best of some random greedy orders of ours, annealed.
 
-    What is joined last is mostly decided by the start, for moves that change it cost too much in between.
+    What is joined last is mostly decided by the start, for moves that change it cost too much in between. Where all
+    starts come to about the same cost, more moves are not expected to help.
     """
     draw, count = random.Random(trial.seed + trial.number).random, len(graph.legs)
-    sweeps = trial.samples * min(MOVES, MOST_MOVES // count) // 64
+    sweeps = trial.samples * min(MOVES, LEAST_MOVES + SHARED_MOVES // count, MOST_MOVES // count) // 64
     bits = max(1.0, sum(map(log2, graph.sizes.values())) / max(1, len(graph.sizes)))
 
     def anneal(order: Order, hot: float, sweeps: int) -> tuple[float, Order]:
         return anneal_order(graph.legs, graph.output, graph.sizes, order, (hot * bits, COLD * bits), sweeps, draw)
 
-    def start() -> tuple[float, Order]:
+    def join_pairs() -> Order:
         jittered = {i: round(64 * size * 2 ** (JITTER * bits * draw())) for i, size in graph.sizes.items()}
-        return anneal(join_all(replace(graph, sizes=jittered)), HOT, sweeps // STARTS)
+        return join_all(replace(graph, sizes=jittered))
 
-    _, order = min((start() for _ in range(STARTS)), key=lambda each: each[0])
-    return anneal(order, WARM, sweeps)[1]
+    def grow() -> Order:
+        orders = [grow_order(graph.legs, graph.output, graph.sizes, draw) for _ in range(SWEPT)]
+        return min(orders, key=lambda order: log_operations(graph.legs, graph.output, graph.sizes, order))
+
+    starts = [grow if k < GROWN else join_pairs for k in range(STARTS)]
+    annealed = [anneal(start(), HOT, sweeps // STARTS) for start in starts]
+    least, order = min(annealed, key=lambda each: each[0])
+    agree = all(operations - least <= ABOUT for operations, _ in annealed)
+    return order if agree else anneal(order, WARM, sweeps)[1]
 
 
 def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Order, ...]]) -> tuple[Order, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import count as count_from
-from math import inf, log2
+from math import inf
 from numbers import Real
 
 from tngraph.errors import PlanError
@@ -24,6 +24,7 @@ from tngraph.planning.exact import MOST_LEAVES, prove_order
 from tngraph.planning.objectives import Price
 from tngraph.planning.pinning import Pin
 from tngraph.planning.proposals import (
+    ABOUT,
     MOST_ORDERS,
     Hypergraph,
     Partitioner,
@@ -41,8 +42,6 @@ from tngraph.planning.workers import Parallel, count_cores, run_tasks
 
 DEFAULT_TRIALS = 4
 """The trials of a search that was given neither trials nor seconds."""
-ABOUT = log2(1.01)
-"""Two trials of a default search whose costs are this close, in factors of two, end it."""
 PAYS = 200
 """From this many tensors on, a search with cotengra uses every core unless it is told how many.
 
