@@ -69,29 +69,21 @@ class _Tree:
         self.count = len(legs)
         self.root = self.count + len(order) - 1
         self.weights = _weights(sizes)
-        self.masks = [sum(1 << i for i in set(each)) for each in legs]
-        self.children: list[tuple[int, int]] = [(0, 0)] * self.count
-        self._keep(legs, set(output), order)
+        self.children: list[tuple[int, int]] = [*[(0, 0)] * self.count, *order]
+        self.masks = self._find_kept([_mask(each) for each in legs], _mask(output))
         self.volumes = [0.0] * self.count
-        for left, right in order:
-            self.volumes.append(self.measure(self.masks[left] | self.masks[right]))
+        self.volumes += [self.measure(self.masks[left] | self.masks[right]) for left, right in order]
 
-    def _keep(self, legs: Sequence[Sequence[int]], output: set[int], order: Order) -> None:
-        """Find the masks of what the steps make: from an index's first mention to the step that has all of it."""
-        holders: dict[int, int] = {}
-        for each in legs:
-            for i in set(each):
-                holders[i] = holders.get(i, 0) + 1
-        counts: list[dict[int, int]] = [dict.fromkeys(each, 1) for each in legs]
-        for left, right in order:
-            small, large = sorted((counts[left], counts[right]), key=len)
-            for i, below in small.items():
-                large[i] = large.get(i, 0) + below
-            for i in [i for i in small if large[i] == holders[i] and i not in output]:
-                del large[i]
-            counts.append(large)
-            self.children.append((left, right))
-            self.masks.append(sum(1 << i for i in large))
+    def _find_kept(self, below: list[int], output: int) -> list[int]:
+        """Return the mask of every value: of what is below it, that which is needed elsewhere or in the result."""
+        for left, right in self.children[self.count :]:
+            below.append(below[left] | below[right])
+        elsewhere = [output] * len(below)
+        for step in range(self.root, self.count - 1, -1):
+            left, right = self.children[step]
+            elsewhere[left] = elsewhere[step] | below[right]
+            elsewhere[right] = elsewhere[step] | below[left]
+        return [held & needed for held, needed in zip(below, elsewhere, strict=True)]
 
     def measure(self, mask: int) -> float:
         """Return the logarithm of the elements under a mask."""
@@ -138,6 +130,14 @@ class _Tree:
         place = {step: self.count + k for k, step in enumerate(steps)}
         pairs = (self.children[step] for step in steps)
         return [(place.get(left, left), place.get(right, right)) for left, right in pairs]
+
+
+def _mask(indices: Iterable[int]) -> int:
+    """Return the bits of some indices."""
+    mask = 0
+    for i in indices:
+        mask |= 1 << i
+    return mask
 
 
 def _weights(sizes: Mapping[int, int]) -> list[tuple[int, float]]:
