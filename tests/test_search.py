@@ -18,7 +18,7 @@ from tngraph.planning import proposals, refining, workers
 from tngraph.planning.annealing import anneal_order, log_operations
 from tngraph.planning.bounds import least_cost
 from tngraph.planning.exact import prove_order
-from tngraph.planning.greedy import join_greedily
+from tngraph.planning.greedy import grow_order, join_greedily
 from tngraph.planning.machine import Machine, Work
 from tngraph.planning.objectives import PerStep, Pricing, Weighted, read_objective
 from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED, propose_greedy
@@ -399,6 +399,16 @@ def test_the_greedy_order_of_a_chain_costs_what_the_chain_costs():
     pairs = join_greedily(legs, (0, 100), dict.fromkeys(range(101), 2))
     assert len(pairs) == 99
     assert sorted(v for pair in pairs for v in pair) == list(range(198))
+
+
+def test_a_swept_chain_is_joined_along_itself_and_parts_that_share_nothing_follow():
+    """From any first tensor, every result of the first ten keeps at most the two ends of what was swept."""
+    legs = [(k, k + 1) for k in range(10)] + [(20,), (20,)]
+    sizes = dict.fromkeys((*range(11), 20), 2)
+    for seed in range(5):
+        pairs = grow_order(legs, (0, 10), sizes, random.Random(seed).random)
+        assert sorted(value for pair in pairs for value in pair) == list(range(22))
+        assert 2 ** log_operations(legs, (0, 10), sizes, pairs) <= 9 * 2**3 + 2 * 2**3
 
 
 @pytest.mark.slow

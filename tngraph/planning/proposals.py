@@ -46,8 +46,8 @@ LEAST_MOVES = 2**9
 """For each tensor so many moves, with 32 samples, come on top of `SHARED_MOVES`."""
 SHARED_MOVES = 2**18
 """These, for all tensors, take a third of a second."""
-MOST_MOVES = 2**20
-"""With 32 samples there are never more moves than this."""
+MOST_BITS = 2**30
+"""With 32 samples, there are never more moves than this over the number of indices, which a move looks at."""
 STARTS = 4
 """So many greedy orders are annealed with half of the moves, the best of them then with the other half."""
 ABOUT = log2(1.01)
@@ -142,7 +142,8 @@ def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
     starts come to about the same cost, more moves are not expected to help.
     """
     draw, count = random.Random(trial.seed + trial.number).random, len(graph.legs)
-    sweeps = trial.samples * min(MOVES, LEAST_MOVES + SHARED_MOVES // count, MOST_MOVES // count) // 64
+    most = MOST_BITS // (count * max(1, len(graph.sizes)))
+    sweeps = trial.samples * min(MOVES, LEAST_MOVES + SHARED_MOVES // count, most) // 64
     bits = max(1.0, sum(map(log2, graph.sizes.values())) / max(1, len(graph.sizes)))
 
     def anneal(order: Order, hot: float, sweeps: int) -> tuple[float, Order]:
