@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tngraph as tg
@@ -54,6 +54,7 @@ def plan_without(network: Network, **options: Any) -> tg.Plan:
         return tg.plan(network, **options)
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(networks(), st.sampled_from(["infer", "train", "serve"]), st.sampled_from(["flops", "writes", "time"]))
 def test_a_hit_is_what_the_search_would_give(network: Network, mode: Any, minimize: str):
     searched = plan_without(network, mode=mode, minimize=minimize)

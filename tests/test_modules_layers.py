@@ -133,7 +133,7 @@ def test_ntt_has_no_weight() -> None:
 
 
 @pytest.mark.parametrize("family", ["mpo", "cp", "adtn", "monarch", "tied_ring"])
-@pytest.mark.parametrize(("ins", "outs"), [(1, 1), (3, 13), (13, 10), (10, 3), (1009, 2), (7, 1000)])
+@pytest.mark.parametrize(("ins", "outs"), [(1, 1), (3, 13), (13, 10), (10, 3), (257, 2), (7, 250)])
 def test_odd_sizes_are_padded_and_cropped(family: str, ins: int, outs: int) -> None:
     layer = Linear(ins, outs, family=family, **DOUBLE)
     x = torch.randn(2, ins, **DOUBLE)
