@@ -17,7 +17,7 @@ from tests.networks import TABLE, networks, random_arrays
 from tests.test_exact import random_order, regions
 from tests.test_memory import held_as_predicted
 from tngraph.kernels.schedule import Stage
-from tngraph.language.network import Equation, Network
+from tngraph.language.network import Equation, Network, Term
 from tngraph.language.sizes import evaluate_size
 from tngraph.planning.region import Topology
 from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains
@@ -54,6 +54,12 @@ def test_a_network_of_constants_alone_is_verified():
     assert layer().dtype == torch.float64
     assert layer.float()().dtype == torch.float32
     assert not layer.state_dict()
+
+
+def test_a_term_has_a_tensor():
+    with pytest.raises(tg.NetworkError) as error:
+        Term(2, ())
+    assert str(error.value) == "the term 2 has no tensor\n  multiply the number by a const of ones"
 
 
 def test_an_equation_has_a_term():

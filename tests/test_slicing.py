@@ -189,3 +189,16 @@ def test_a_read_of_one_tensor_keeps_within_the_limit_or_is_refused():
         "no slicing keeps every value within 15 elements\n"
         "  the least possible is 16: an index read at a position such as x + k is not sliced"
     )
+
+
+def test_a_sum_before_the_read_of_one_tensor_keeps_within_the_limit_or_is_refused():
+    """It writes 10 elements, and the read after it the 12 of the result."""
+    network = tg.parse("network n { input x[i:10, b:5]; y[h:3, k:2, m:2] = x[h + k + m, b]; output y[h, k, m] }")
+    plan = tg.plan(network, largest=10)
+    assert [op.kind for op in plan.regime().operations] == ["load", "sum", "read"]
+    with pytest.raises(tg.PlanError) as error:
+        tg.plan(network, largest=9)
+    assert str(error.value) == (
+        "no slicing keeps every value within 9 elements\n"
+        "  the least possible is 10: an index read at a position such as x + k is not sliced"
+    )

@@ -253,6 +253,10 @@ class Term:
     scale: int | float
     accesses: tuple[Access, ...]
 
+    def __post_init__(self) -> None:
+        if not self.accesses:
+            raise NetworkError(f"the term {self.scale} has no tensor", "multiply the number by a const of ones")
+
 
 @dataclass(frozen=True, slots=True)
 class Function:

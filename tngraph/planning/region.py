@@ -483,20 +483,20 @@ class Topology:
 
     @cached_property
     def unfit(self) -> int:
-        """The set of the leaves that are prepared in steps which write more than one may.
-
-        The last step of a leaf that is alone writes the result, which has what it has.
-        """
+        """The set of the leaves that are prepared in steps which write more than one may."""
         most = self.pricing.most_elements
         if most is None:
             return 0
-        inner = slice(-1) if len(self.leaves) == 1 else slice(None)
         return sum(
             leaf.leaves
             for leaf, steps in zip(self.leaves, self.preparation, strict=True)
             if not self.is_folded(leaf)
-            and any(evaluate_size(legs_size(legs), self.named) > most for _, legs in steps[inner])
+            and any(evaluate_size(legs_size(legs), self.named) > most for _, legs in steps if not self._is_result(legs))
         )
+
+    def _is_result(self, legs: Sequence[Leg]) -> bool:
+        """Whether a step on the only leaf writes the result, which may have any size: no read is left to lay out."""
+        return len(self.leaves) == 1 and {*legs} == {leg for leg in self.region.legs if leg not in self.sliced}
 
     def is_folded(self, value: Value) -> bool:
         """Return whether a value is computed before the first call."""
