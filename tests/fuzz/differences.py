@@ -123,11 +123,11 @@ def _excesses(plan: Plan) -> Iterator[Difference]:
 
 
 def _inner_steps(plan: Plan) -> Iterator[Step]:
-    """The steps of products that run whole, without those that join the last two values and lay out the result."""
+    """The steps of regions that run whole, without those that join the last two values and lay out the result."""
     for tree in plan.regimes[0].trees:
         joins = [k for k, step in enumerate(tree.steps) if len(step.operands) == 2]
-        if joins and not tree.sliced:
-            yield from tree.steps[: joins[-1]]
+        if not tree.sliced:
+            yield from tree.steps[: joins[-1]] if joins else tree.steps[:-1]
 
 
 # ---------------------------------------------------------------------------------------------- what is expected
