@@ -123,7 +123,7 @@ def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
 def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
     """The orders of one trial: our own, then what cotengra makes of it by itself, then that refined.
 
-    Our own is greedy, then annealed. Of cotengra's, even trials draw greedy orders, odd ones partition the network from
+    A quick trial is our own alone. Of cotengra's, even trials draw greedy orders, odd ones partition the network from
     the top.
     """
     own = _propose_own(graph, trial)
