@@ -240,7 +240,8 @@ class TimedSearch:
         key = slot, tree, is_for_step, tuple(Topology(tree.region, numbers).sizes)
         if key not in self._laid:
             laid = lay_out(tree, run if is_for_step else run._replace(trained=0))
-            is_planned = self.task.goal.mode == "train" and can_plan_backward(self.merged, slot.region)
+            is_trained = self.task.goal.mode == "train" and bool(slot.pricing.trained)
+            is_planned = is_trained and can_plan_backward(self.merged, slot.region)
             self._laid[key] = lay_out_gradients(laid, run) if is_planned else laid
         return self._laid[key]
 
