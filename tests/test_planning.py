@@ -136,7 +136,7 @@ def test_counts_that_subtract_bound_nothing():
       a[q:h - 2] = exp(x[q + k] * w); b[p] = exp(a[p + k - 2] * w); output b[p] }"""
     plan = tg.plan(tg.parse(text))
     counts = plan.at(h=10)
-    assert (counts.largest, counts.peak) == (10, 4 * (8 + 3 + 10))  # a, the turned kernel, and b before its function
+    assert (counts.largest, counts.peak) == (10, 4 * (8 + 3 + 10))  # a, the flipped kernel, and b before its function
     assert plan.peak == 4 * (symbol("h") - 2) + 4 * 3 + 4 * symbol("h")
 
 
