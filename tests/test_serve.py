@@ -22,6 +22,7 @@ from tests.networks import TABLE, is_steady, networks
 from tngraph.kernels.folding import merge_foldings
 from tngraph.language.network import Network
 from tngraph.modules import Conv2d, Linear
+from tngraph.modules.measuring import measure_flops
 
 SPECS = sorted((Path(__file__).parents[1] / "examples" / "specs").glob("*.tn"))
 FC2 = next(path for path in SPECS if path.stem == "fc2_mpo")
@@ -140,6 +141,22 @@ def test_what_a_run_time_size_goes_into_is_not_folded():
         }""")
     assert plan.folded == 0
     assert tg.compile(plan).verify().is_equal
+
+
+def test_a_convolution_of_weights_is_counted_where_only_its_padding_varies():
+    """The transposed convolution runs at every call: it is not computed in advance behind the back of the counts."""
+    plan = serve("""network padded {
+      size m
+      input x[i:m]
+      param w[d:1, j:2]
+      buffer b[e:2, d]
+      y[h:m] = w[d, h + 2*e - 1] * b[e, d]
+      output y[h]
+    }""")
+    layer = tg.compile(plan)
+    for m in (1, 4, 5):
+        with torch.no_grad():
+            assert plan.at(m=m).flops == measure_flops(lambda m=m: layer(torch.zeros(m))) > 0
 
 
 def test_a_network_without_weights_has_nothing_to_serve():

@@ -227,9 +227,10 @@ def _size(tensor: Tensor) -> float:
 def _error(expected: Tensor, actual: Tensor, least: float) -> float:
     """Return the largest difference, relative to the largest entry. Entries are not finite in the same places.
 
-    A complex function overflows soon, and then the order decides whether infinity meets a zero: these are left out.
+    Once a value overflows, the order decides whether infinity meets another one or a zero: infinite is as good as nan.
+    A complex function overflows soon, and all entries that are not finite are left out.
     """
-    same = (expected == actual) | (expected.isnan() & actual.isnan())
+    same = (expected == actual) | ~(expected.isfinite() | actual.isfinite())
     if expected.is_complex():
         same |= ~expected.isfinite()
     difference = torch.where(same, 0.0, (expected - actual).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)

@@ -60,6 +60,9 @@ class Call:
 
 Expression = Variable | Call
 
+COUNTED = frozenset({"mm", "bmm", "conv", "conv_transpose"})
+"""The functions whose FLOPs PyTorch counts. A line that calls one is an operation whose work the plan counts."""
+
 
 def reshape(operand: Expression, shape: Sequence[sympy.Expr]) -> Call:
     """Return a tensor with its entries under other axes: a view where the strides allow one."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import sympy
 
-from tngraph.kernels.expressions import Call, Expression, Variable, substitute, variables
+from tngraph.kernels.expressions import COUNTED, Call, Expression, Variable, functions_in, substitute, variables
 from tngraph.kernels.kernels import Kernel, Kernels, find_drops
 from tngraph.kernels.layout import call_sizes
 from tngraph.kernels.schedule import Block, Operation, Schedule
@@ -249,7 +249,8 @@ class _Hoist:
     def replace_operands(self, code: Expression) -> Expression:
         """Return a line's expression with buffers as operands where it can.
 
-        The outermost call stays, because the counts of the plan include it.
+        The outermost call stays, and the product or convolution of the line wherever it stands in it (a transposed
+        convolution is padded to a run-time size): the counts of the plan include them.
         """
         if isinstance(code, Call):
             return replace(code, operands=tuple(map(self.replace, code.operands)))
@@ -259,7 +260,7 @@ class _Hoist:
         """Return whether to keep an expression in a buffer: a folded value, or a stored tensor in another order."""
         if isinstance(code, Variable):
             return code.kind == "value" and code.name in self.folded
-        if code.function == "expand":  # a view of what may be stored
+        if code.function == "expand" or functions_in(code) & COUNTED:  # a view of what may be stored, or counted work
             return False
         names = [*variables(code)]
         is_fixed = bool(names) and all(v.kind == "stored" or v.name in self.folded for v in names)

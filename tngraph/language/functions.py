@@ -1,7 +1,8 @@
 """The pointwise functions of the language, with their values, derivatives and counts of numbers.
 
-Values and derivatives agree with torch, even at kinks (the derivative of ``relu`` and ``abs`` at 0 is 0). Outside its
-domain a function is nan or infinite without a warning, as in torch.
+Values and derivatives agree with torch, even at kinks (the derivative of ``relu`` and ``abs`` at 0 is 0) and where
+torch rounds (``softplus`` is the identity above 20, with a derivative of exactly 1). Outside its domain a function is
+nan or infinite without a warning, as in torch.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Pointwise:
     is_real: bool = False
 
 
+_LINEAR_SOFTPLUS = 20.0
+"""From here on ``torch.nn.functional.softplus`` returns its argument."""
+
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -55,6 +59,14 @@ def _silu_derivative(x: Array) -> Array:
     return np.asarray(sigmoid * (1.0 + x * (1.0 - sigmoid)))
 
 
+def _softplus(x: Array) -> Array:
+    return np.where(x > _LINEAR_SOFTPLUS, x, np.logaddexp(0.0, x))
+
+
+def _softplus_derivative(x: Array) -> Array:
+    return np.where(x > _LINEAR_SOFTPLUS, 1.0, _sigmoid(x))
+
+
 def _elu(x: Array, alpha: float) -> Array:
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0)))
 
@@ -69,7 +81,7 @@ FUNCTIONS: Mapping[str, Pointwise] = {
     "silu": Pointwise(lambda x: x * _sigmoid(x), _silu_derivative),  # PyTorch has no gradient of a complex one
     "tanh": Pointwise(np.tanh, lambda x: 1.0 - np.tanh(x) ** 2, on_complex=True),
     "sigmoid": Pointwise(_sigmoid, lambda x: _sigmoid(x) * (1.0 - _sigmoid(x)), on_complex=True),
-    "softplus": Pointwise(lambda x: np.logaddexp(0.0, x), _sigmoid),
+    "softplus": Pointwise(_softplus, _softplus_derivative),
     "exp": Pointwise(np.exp, np.exp, on_complex=True),
     "log": Pointwise(np.log, lambda x: 1.0 / x, on_complex=True),
     "sqrt": Pointwise(np.sqrt, lambda x: 0.5 / np.sqrt(x), on_complex=True),
