@@ -16,7 +16,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from tngraph.language.network import Index, Read
-from tngraph.planning.region import ContractionTree
+from tngraph.search.region import ContractionTree
 
 Line = tuple[int, int]
 """A size or a price: at batch 0, and so much more per batch."""

@@ -35,9 +35,9 @@ ROOMS = {
     "platformdirs": {"plans"},
 }
 FILES_OF = {
-    "cotengra": {"planning/proposals.py"},
+    "cotengra": {"search/proposals.py"},
     "networkx": {"language/graphs.py"},
-    "platformdirs": {"plans/cache.py"},
+    "platformdirs": {"compiler/cache.py"},
 }
 
 

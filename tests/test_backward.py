@@ -14,12 +14,12 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import tngraph as tg
-from tngraph.kernels.expressions import Call
+from tngraph.compiler.pipeline import timed_search
+from tngraph.compiler.timed import by_autograd
 from tngraph.language.network import Network
-from tngraph.planning.machine import Machine
-from tngraph.plans.pipeline import timed_search
-from tngraph.plans.plans import Plan
-from tngraph.plans.timed import by_autograd
+from tngraph.plans.plan import Plan
+from tngraph.program.expressions import Call
+from tngraph.search.machine import Machine
 
 SMALL_CACHE = Machine(cache=2e3, elements_per_second=1e8, reused=4e3, fresh_per_second=1e8, seconds_per_product=1e-7)
 NETWORKS = {

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.test_time import SMALL_CACHE
+from tngraph.compiler.pipeline import timed_search
 from tngraph.language.network import Network
 from tngraph.modules.verification import random_inputs
-from tngraph.plans.pipeline import timed_search
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 
 SEARCH = tg.Search(trials=1, parallel=1)
 SIZES = (1, 1, 2, 3)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.networks import networks
+from tngraph.compiler import cache, pipeline, tasks, timed
 from tngraph.language.network import Network
-from tngraph.plans import cache, pipeline, tasks, timed
 
 RING = "examples/specs/ring_tied.tn"
 CHAIN = """network chain { size batch; size D = 4; input x[batch, b0:D]; index b{1..5}: D
@@ -322,8 +322,8 @@ def test_writers_that_are_killed_do_not_disturb_readers(cache_folder: Path):
 def test_plans_for_time_and_fronts_are_read_back(searches: list[str], monkeypatch: pytest.MonkeyPatch):
     network = tg.parse(CHAIN)
     first = tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})
-    monkeypatch.setattr("tngraph.plans.pipeline.find_timed", None)
-    monkeypatch.setattr("tngraph.plans.pipeline.find_front", None)
+    monkeypatch.setattr("tngraph.compiler.pipeline.find_timed", None)
+    monkeypatch.setattr("tngraph.compiler.pipeline.find_front", None)
     assert (tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})) == first
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import tngraph as tg
 from tngraph.cli import app
+from tngraph.compiler.machines import built_in_machine, load_machine, save_machine
 from tngraph.errors import PlanError
 from tngraph.modules import calibration
 from tngraph.modules.calibration import (
@@ -32,8 +33,7 @@ from tngraph.modules.calibration import (
     predict,
     run_calibration,
 )
-from tngraph.planning.machine import Machine, Work
-from tngraph.plans.machines import built_in_machine, load_machine, save_machine
+from tngraph.search.machine import Machine, Work
 
 FC2 = "examples/specs/fc2_mpo.tn"
 CPU = "cpu Some Processor @ 2 GHz, 2 threads"
@@ -288,7 +288,7 @@ def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def test_the_users_own_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("TNGRAPH_CACHE")
-    monkeypatch.setattr("tngraph.plans.cache._default_folder", lambda: str(tmp_path / "tngraph" / "searches"))
+    monkeypatch.setattr("tngraph.compiler.cache._default_folder", lambda: str(tmp_path / "tngraph" / "searches"))
     place = save_machine(GPU, CPU, "float32")
     assert place is not None
     assert place.parent == tmp_path / "tngraph" / "machines"

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import tngraph as tg
 from tests.test_pytorch import CASES, WIDE, Case, _assert_close, _grads, _outputs
+from tngraph.compiler.machines import BUILT_IN
 from tngraph.modules.calibration import calibrate, computing_in, machine_for
 from tngraph.modules.measuring import measure_flops, measure_saved
 from tngraph.modules.tuning import tune
-from tngraph.planning.machine import Machine
-from tngraph.plans.machines import BUILT_IN
+from tngraph.search.machine import Machine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=[name.replace(" ", "_") for name in CASES])

@@ -11,9 +11,9 @@ import pytest
 
 import tngraph as tg
 from tngraph.errors import LimitError, NetworkError, PlanError, SpecError
-from tngraph.language import limits
 from tngraph.language.builder import Builder
-from tngraph.language.text import load, parse
+from tngraph.language.text import limits
+from tngraph.language.text.parsing import load, parse
 
 END = "y[] = x\noutput y[]"
 

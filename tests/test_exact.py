@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import tngraph as tg
 from tests.networks import networks
 from tngraph.language.network import Index, Network, Read
-from tngraph.planning.exact import MOST_LEAVES, prove_order
-from tngraph.planning.machine import Work
-from tngraph.planning.objectives import Pricing
-from tngraph.planning.region import Region, Topology, Value
-from tngraph.planning.rewrites import clean_term
-from tngraph.planning.search import Search, search_tree
-from tngraph.planning.trees import build_tree, opened, order_cost
+from tngraph.search.cleaning import clean_term
+from tngraph.search.exact import MOST_LEAVES, prove_order
+from tngraph.search.machine import Work
+from tngraph.search.objectives import Pricing
+from tngraph.search.orders import Search, search_tree
+from tngraph.search.region import Region, Topology, Value
+from tngraph.search.trees import build_tree, opened, order_cost
 
 
 def regions(network: Network) -> list[Region]:

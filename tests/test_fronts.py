@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.networks import TABLE, is_steady, networks
-from tngraph.kernels.cost import keeps_values, needs_gradient
+from tngraph.compiler.fronts import Front
+from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.modules.measuring import measure_peak, measure_saved
-from tngraph.planning.region import legs_size
-from tngraph.plans.fronts import Front
-from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.plan import Plan, Regime
+from tngraph.program.counts import keeps_values, needs_gradient
 
 FC2 = "examples/specs/fc2_mpo.tn"
 NTT = "examples/specs/fc_ntt.tn"

@@ -11,11 +11,11 @@ import sympy
 
 from tngraph.errors import NetworkError
 from tngraph.language.builder import Builder
-from tngraph.language.format import format_network, format_size
 from tngraph.language.network import Core, Index, Init, Network, Read
 from tngraph.language.reference import evaluate
 from tngraph.language.sizes import symbol
-from tngraph.language.text import load, parse
+from tngraph.language.text.format import format_network, format_size
+from tngraph.language.text.parsing import load, parse
 
 SPECS = Path(__file__).parents[1] / "examples" / "specs"
 EVERY_SPEC = sorted(SPECS.glob("*.tn"))

@@ -16,13 +16,13 @@ import tngraph as tg
 from tests.networks import TABLE, networks, random_arrays
 from tests.test_exact import random_order, regions
 from tests.test_memory import held_as_predicted
-from tngraph.kernels.schedule import Stage
 from tngraph.language.network import Equation, Network, Term
+from tngraph.language.rewrites import can_inline, drop_unused, inline, merge_chains
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.region import Topology
-from tngraph.planning.rewrites import can_inline, drop_unused, inline, merge_chains
-from tngraph.planning.trees import build_tree, order_cost
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.program.operations import Stage
+from tngraph.search.region import Topology
+from tngraph.search.trees import build_tree, order_cost
 
 
 def same_values(left: Any, right: Any) -> None:

@@ -16,10 +16,14 @@ from torch.nn import functional as F  # noqa: N812
 import tngraph as tg
 from tests.networks import TABLE
 from tests.test_families import CASES, Case, build
-from tngraph.kernels import memory
-from tngraph.kernels.cost import evaluate_count
-from tngraph.kernels.memory import generic_sizes
-from tngraph.kernels.strides import (
+from tngraph.language.sizes import symbol
+from tngraph.modules.measuring import measure_peak, measure_saved
+from tngraph.modules.verification import random_inputs
+from tngraph.plans.plan import Plan
+from tngraph.program import memory
+from tngraph.program.counts import evaluate_count
+from tngraph.program.memory import generic_sizes
+from tngraph.program.strides import (
     Layout,
     elementwise_strides,
     is_contiguous,
@@ -28,10 +32,6 @@ from tngraph.kernels.strides import (
     suggested_strides,
     suggests_channels_last,
 )
-from tngraph.language.sizes import symbol
-from tngraph.modules.measuring import measure_peak, measure_saved
-from tngraph.modules.verification import random_inputs
-from tngraph.plans.plans import Plan
 
 SPECS = sorted(Path("examples/specs").glob("*.tn"))
 

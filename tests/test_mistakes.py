@@ -11,7 +11,7 @@ import tngraph as tg
 from tests.networks import networks
 from tests.test_examples import PAGES, read_blocks
 from tngraph.language.families import FAMILIES
-from tngraph.language.text import parse_with_warnings
+from tngraph.language.text.parsing import parse_with_warnings
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "examples").rglob("*.tn"))

@@ -18,9 +18,10 @@ import tngraph as tg
 from tests.networks import is_steady, networks
 from tngraph.cli import app
 from tngraph.language.network import Network
+from tngraph.language.rewrites import drop_unused, merge_chains
 from tngraph.language.sizes import symbol
-from tngraph.planning.pinning import DEEPEST_ORDER, LONGEST_ORDER, MOST_WORDS
-from tngraph.planning.rewrites import clean_term, drop_unused, merge_chains
+from tngraph.search.cleaning import clean_term
+from tngraph.search.pinning import DEEPEST_ORDER, LONGEST_ORDER, MOST_WORDS
 
 
 def load(name: str, **sizes: int) -> tg.Network:

@@ -12,7 +12,7 @@ from tngraph.errors import NetworkError, SizeError
 from tngraph.language.functions import ARITY, FUNCTIONS, apply, differentiate, pointwise, pull_back
 from tngraph.language.network import Function, Index, Init, Read
 from tngraph.language.reference import bind_sizes, compile_time_sizes, evaluate, gradients
-from tngraph.language.text import parse
+from tngraph.language.text.parsing import parse
 
 # ------------------------------------------------------------------------------------------ functions
 

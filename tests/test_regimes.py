@@ -17,10 +17,10 @@ import pytest
 
 import tngraph as tg
 from tests.brute_force import Line, Product, Step, Tensor, Window, at_batch, flops, trees, writes
-from tngraph.planning.machine import Machine
-from tngraph.planning.region import ContractionTree
-from tngraph.plans.pipeline import GRID
-from tngraph.plans.plans import Plan
+from tngraph.compiler.pipeline import GRID
+from tngraph.plans.plan import Plan
+from tngraph.search.machine import Machine
+from tngraph.search.region import ContractionTree
 
 SEARCHED = 2**20
 """Up to here regimes are promised to be the best."""

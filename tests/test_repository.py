@@ -15,10 +15,10 @@ import pytest
 
 from examples import data
 from tngraph.cli import app
-from tngraph.language import limits
 from tngraph.language.families import FAMILIES
 from tngraph.language.network import LONGEST_NAME
-from tngraph.planning.exact import MOST_LEAVES
+from tngraph.language.text import limits
+from tngraph.search.exact import MOST_LEAVES
 
 
 def test_importing_tngraph_does_not_import_torch():

@@ -15,13 +15,13 @@ from hypothesis import given
 import tngraph as tg
 from tests.networks import TABLE, networks
 from tngraph.language.network import Core, Network
-from tngraph.planning.machine import Machine
-from tngraph.planning.region import Topology
-from tngraph.planning.trees import build_tree
 from tngraph.plans import loading
 from tngraph.plans.loading import parse_plan
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.plans.saving import digest, format_plan_file
+from tngraph.search.machine import Machine
+from tngraph.search.region import Topology
+from tngraph.search.trees import build_tree
 
 FC2 = "examples/specs/fc2_mpo.tn"
 SHARED = """network shared { size batch; input x[batch, i:40]; param a[i, j:40]; param b[j, k:2]; param c[j, k]

@@ -13,22 +13,23 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.instances import NAMES, load_instance
+from tngraph.language.legs import legs_size
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning import proposals, refining, workers
-from tngraph.planning.annealing import anneal_order, log_operations
-from tngraph.planning.bounds import least_cost
-from tngraph.planning.exact import prove_order
-from tngraph.planning.greedy import grow_order, join_greedily
-from tngraph.planning.machine import Machine, Work
-from tngraph.planning.objectives import PerStep, Pricing, Weighted, read_objective
-from tngraph.planning.proposals import MOST_LABELLED, MOST_RECONFIGURED, propose_greedy
-from tngraph.planning.reducing import join_alike
-from tngraph.planning.refining import refine_order
-from tngraph.planning.region import Region, Topology, legs_size
-from tngraph.planning.search import find_order, hypergraph, search_tree
-from tngraph.planning.trees import order_cost
-from tngraph.planning.workers import run_tasks
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.search import proposals, refining, workers
+from tngraph.search.annealing import anneal_order, log_operations
+from tngraph.search.bounds import least_cost
+from tngraph.search.exact import prove_order
+from tngraph.search.greedy import grow_order, join_greedily
+from tngraph.search.machine import Machine, Work
+from tngraph.search.objectives import PerStep, Pricing, Weighted, read_objective
+from tngraph.search.orders import find_order, hypergraph, search_tree
+from tngraph.search.proposals import MOST_LABELLED, MOST_RECONFIGURED, propose_greedy
+from tngraph.search.reducing import join_alike
+from tngraph.search.refining import refine_order
+from tngraph.search.region import Region, Topology
+from tngraph.search.trees import order_cost
+from tngraph.search.workers import run_tasks
 
 
 def regular(nodes: int, seed: int = 0) -> tg.Network:
@@ -383,7 +384,7 @@ def test_the_bound_is_never_above_the_cheapest_order(seed: int, count: int, bits
 
 def test_a_chain_on_one_row_is_proven_by_the_bound(monkeypatch: pytest.MonkeyPatch):
     """Every matrix is read once, by the row: 100 steps of 64 multiplications, and three times that in training."""
-    monkeypatch.setattr("tngraph.planning.search.run_tasks", None)
+    monkeypatch.setattr("tngraph.search.orders.run_tasks", None)
     legs = [["b0"], *([f"b{k}", f"b{k + 1}"] for k in range(100))]
     chain = tg.from_indices(legs, ["b100"], {f"b{k}": 8 for k in range(101)}, roles="param")
     for mode, factor in (("infer", 1), ("train", 3)):
@@ -463,7 +464,7 @@ def test_an_untrained_tensor_is_not_joined_with_a_trained_one_first():
 
 
 def test_tensors_on_one_index_are_planned_without_a_search(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tngraph.planning.search.run_tasks", None)
+    monkeypatch.setattr("tngraph.search.orders.run_tasks", None)
     vectors = tg.plan(tg.from_indices([["i"]] * 400, ["i"], {"i": 4}))
     assert (vectors.at().cost, vectors.is_proven) == (399 * 4, True)
     own = {f"k{n}": 3 for n in range(500)}

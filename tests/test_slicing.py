@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tngraph as tg
-from tngraph.planning.proposals import Cut, CutTrial, Hypergraph, propose_cut
-from tngraph.planning.region import ContractionTree
-from tngraph.planning.slicing import Sliceable, Slicing, slice_tree
+from tngraph.search.proposals import Cut, CutTrial, Hypergraph, propose_cut
+from tngraph.search.region import ContractionTree
+from tngraph.search.slicing import Sliceable, Slicing, slice_tree
 
 SEARCH = tg.Search(trials=2, parallel=1)
 

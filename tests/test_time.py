@@ -24,24 +24,24 @@ from typer.testing import CliRunner
 import tngraph as tg
 from tests.bench.running import KEEPING
 from tngraph.cli import app
-from tngraph.kernels.clock import Clock, Made, is_turned
-from tngraph.kernels.cost import evaluate_count
-from tngraph.kernels.expressions import Call, Variable
-from tngraph.kernels.strides import Layout, contiguous_strides
+from tngraph.compiler.pipeline import timed_search
+from tngraph.compiler.timed import IN_PARTS, SAMPLED
 from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
-from tngraph.planning import layouts
-from tngraph.planning.gradients import lay_out_gradients
-from tngraph.planning.layouts import Run, lay_out
-from tngraph.planning.machine import Copy, Machine
-from tngraph.planning.region import ContractionTree, Tile
 from tngraph.plans.dense import dense_equivalent
-from tngraph.plans.pipeline import timed_search
-from tngraph.plans.plans import Measured, Plan
-from tngraph.plans.timed import IN_PARTS, SAMPLED
+from tngraph.plans.plan import Measured, Plan
+from tngraph.program.clock import Clock, Made, is_turned
+from tngraph.program.counts import evaluate_count
+from tngraph.program.expressions import Call, Variable
+from tngraph.program.strides import Layout, contiguous_strides
+from tngraph.search import layouts
+from tngraph.search.gradients import lay_out_gradients
+from tngraph.search.layouts import Run, lay_out
+from tngraph.search.machine import Copy, Machine
+from tngraph.search.region import ContractionTree, Tile
 
 FC2 = "examples/specs/fc2_mpo.tn"
 NTT = "examples/specs/fc_ntt.tn"

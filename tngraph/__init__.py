@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tngraph.compiler.budget import RankChoice, choose_rank
+from tngraph.compiler.pipeline import front, plan
 from tngraph.errors import (
     GrowthWarning,
     LimitError,
@@ -23,17 +25,15 @@ from tngraph.errors import (
 )
 from tngraph.language import families
 from tngraph.language.builder import Builder
-from tngraph.language.format import format_network as format
 from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
 from tngraph.language.network import Network
 from tngraph.language.reference import evaluate, gradients
-from tngraph.language.text import check, load, parse
+from tngraph.language.text.format import format_network as format
+from tngraph.language.text.parsing import check, load, parse
 from tngraph.lowering.printing import emit
-from tngraph.planning.search import Search
-from tngraph.plans.budget import RankChoice, choose_rank
 from tngraph.plans.loading import load_plan
-from tngraph.plans.pipeline import front, plan
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.search.orders import Search
 
 if TYPE_CHECKING:
     from tngraph.modules.compiling import compile

@@ -22,17 +22,16 @@ from typing import Annotated, Any
 import typer
 
 import tngraph
+from tngraph.compiler.machines import save_machine
 from tngraph.errors import NetworkError, PlanError, Problem, SizeError, TngraphError, VerificationError
-from tngraph.kernels.memory import DOUBLE
+from tngraph.files import explain, write_whole
 from tngraph.language.families import named_family
-from tngraph.language.files import explain, write_whole
+from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
-from tngraph.planning.machine import Machine
-from tngraph.planning.region import legs_size
-from tngraph.plans.machines import save_machine
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.plans.saving import format_plan_file
+from tngraph.program.memory import DOUBLE
 from tngraph.report.gallery import describe, entries, first_spec, format_entry, format_list, record
 from tngraph.report.records import (
     Record,
@@ -74,6 +73,7 @@ from tngraph.request import (
     parse_orders,
     parse_sizes,
 )
+from tngraph.search.machine import Machine
 
 MOST_ELEMENTS = 2**27
 """The most elements of inputs, params and values that `verify` accepts: 1 GiB in float64 [elements]."""

@@ -11,17 +11,17 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import tngraph
+from tngraph.compiler.fronts import Front
 from tngraph.errors import NetworkError, Problem, SizeError
-from tngraph.language.files import explain, read_bytes
+from tngraph.files import explain, read_bytes
 from tngraph.language.network import Network
 from tngraph.language.sizes import LARGEST
-from tngraph.language.text import decode, parse_with_warnings
-from tngraph.planning.machine import Machine
-from tngraph.planning.search import Search
-from tngraph.plans.fronts import Front
+from tngraph.language.text.parsing import decode, parse_with_warnings
 from tngraph.plans.loading import LONGEST_PLAN, is_plan_file, parse_plan
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.report.terminal import show_progress, show_warning
+from tngraph.search.machine import Machine
+from tngraph.search.orders import Search
 
 File = Annotated[
     str,

@@ -15,11 +15,12 @@ import tngraph as tg
 from tests.fuzz.meaning import Meaning
 from tests.fuzz.ways import Way
 from tngraph.errors import PlanError
+from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.modules.measuring import measure_flops, measure_peak, measure_saved
-from tngraph.planning.region import Step, legs_size
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.search.region import Step
 
 TOLERANCE = 1e-9
 """The largest error of a value or gradient, relative to the largest entry."""

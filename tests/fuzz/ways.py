@@ -14,7 +14,7 @@ import torch
 import tngraph as tg
 from tests.fuzz.generator import HOLOMORPHIC
 from tngraph.language.network import Network
-from tngraph.planning.machine import Machine
+from tngraph.search.machine import Machine
 
 SMALL_CACHE = Machine(cache=16, elements_per_second=1e6, reused=16, fresh_per_second=1e6, seconds_per_product=1e-7)
 """A machine on which parts pay for small layers."""

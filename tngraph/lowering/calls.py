@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import sympy
 
-from tngraph.kernels.expressions import Call, Expression
 from tngraph.language.network import Index
 from tngraph.lowering.names import Names
+from tngraph.program.expressions import Call, Expression
 
 WIDTH = 100
 """A call longer than this is printed with one argument per line [characters]."""

@@ -8,12 +8,12 @@ from textwrap import indent
 
 import sympy
 
-from tngraph.kernels.kernels import is_diagonal
-from tngraph.kernels.schedule import Operation
 from tngraph.language.network import Core, Size
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.program.lines import is_diagonal
+from tngraph.program.operations import Operation
 
 
 def print_constructor(plan: Plan, names: Names) -> str:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import sympy
 
+from tngraph.language.legs import legs_size
 from tngraph.language.network import Access, Core, Equation, Index, Network
+from tngraph.language.rewrites import drop_unused, merge_chains
 from tngraph.language.sizes import product
-from tngraph.planning.region import legs_size
-from tngraph.planning.rewrites import clean_term, drop_unused, merge_chains
+from tngraph.search.cleaning import clean_term
 
 SMALLEST_SCALE = 1e-30
 """A term scaled by less than this is as good as absent, and its params are drawn as if it were not scaled."""

@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import sympy
 
-from tngraph.kernels.backward import Backward
-from tngraph.kernels.cost import volume, work_unit
-from tngraph.kernels.expressions import Call, Expression, Variable, variables
-from tngraph.kernels.kernels import Kernel, Kernels
-from tngraph.kernels.schedule import Block
-from tngraph.kernels.types import find_types
+from tngraph.language.legs import leg_size
 from tngraph.language.sizes import product, symbol
 from tngraph.lowering.calls import Words, print_expression, wrap
 from tngraph.lowering.names import Names, names_in
-from tngraph.planning.region import leg_size
-from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.plan import Plan, Regime
 from tngraph.plans.table import draw_tree, format_formula, format_range, format_step, format_value
+from tngraph.program.backward import Backward
+from tngraph.program.counts import volume, work_unit
+from tngraph.program.expressions import Call, Expression, Variable, variables
+from tngraph.program.lines import Kernel, Kernels
+from tngraph.program.operations import Block
+from tngraph.program.types import find_types
 
 LONGEST_DOC = 90
 """A tree longer than this is cut in a method's docstring [characters]."""

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from tngraph.kernels.backward import GRADIENT, LAID
-from tngraph.kernels.layout import call_sizes
-from tngraph.language.format import format_size
 from tngraph.language.network import Core
 from tngraph.language.sizes import symbol
-from tngraph.plans.plans import Plan
+from tngraph.language.text.format import format_size
+from tngraph.language.varying import call_sizes
+from tngraph.plans.plan import Plan
+from tngraph.program.backward import GRADIENT, LAID
 
 MODULE_ATTRIBUTES = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches

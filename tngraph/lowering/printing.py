@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 import sympy
 
+from tngraph.compiler.pipeline import plan as plan_network
 from tngraph.errors import SizeError
-from tngraph.kernels.layout import call_sizes
 from tngraph.language.binding import in_basic_sizes
 from tngraph.language.network import Index, Network, Port, Size
 from tngraph.language.sizes import product
+from tngraph.language.varying import call_sizes
 from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
 from tngraph.lowering.methods import Body
 from tngraph.lowering.names import Names
-from tngraph.plans.pipeline import plan as plan_network
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes, format_formula
 
 PLANNED = '''class PlannedBackward(torch.autograd.Function):

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tngraph.compiler.machines import built_in_machine, load_machine, save_machine
 from tngraph.errors import PlanError
-from tngraph.planning.machine import Machine
-from tngraph.plans.machines import built_in_machine, load_machine, save_machine
+from tngraph.search.machine import Machine
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", TF32 := "tf32")
 LARGEST = 36_000_000

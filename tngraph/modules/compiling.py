@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from tngraph.compiler.pipeline import plan as plan_network
 from tngraph.errors import PlanError
 from tngraph.language.network import Network
 from tngraph.modules.calibration import machine_for
 from tngraph.modules.inputs import check_numbers, check_tensor
 from tngraph.modules.layer import Layer, build, check_functions, layer_class
 from tngraph.modules.tuning import tune as tune_network
-from tngraph.planning.objectives import Mode, Objective
-from tngraph.planning.search import Search
-from tngraph.plans.pipeline import plan as plan_network
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.search.objectives import Mode, Objective
+from tngraph.search.orders import Search
 
 Inputs = torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[torch.Tensor]]
 """The inputs of a call: one tensor, or one per input; or a list of several such calls."""

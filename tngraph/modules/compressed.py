@@ -18,18 +18,18 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from tngraph.errors import NetworkError, SizeError
-from tngraph.kernels.cost import Counts
 from tngraph.language.sizes import evaluate_size, symbol
+from tngraph.language.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import RAW, find_fault
 from tngraph.modules.layer import Layer
 from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
-from tngraph.planning.machine import Work
-from tngraph.planning.search import Search
-from tngraph.planning.sizing import DEFAULT_RUNTIME_SIZE
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes
+from tngraph.program.counts import Counts
+from tngraph.search.machine import Work
+from tngraph.search.orders import Search
 
 
 class Compressed(nn.Module):

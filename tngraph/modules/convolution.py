@@ -14,7 +14,7 @@ from tngraph.language.families.family import Family
 from tngraph.language.sizes import as_integer
 from tngraph.modules.compressed import Compressed, settings
 from tngraph.modules.recipe import Modes, check_positive, make_recipe
-from tngraph.planning.search import Search
+from tngraph.search.orders import Search
 
 PerAxis = int | Sequence[int]
 Padding = PerAxis | Literal["same", "valid"]

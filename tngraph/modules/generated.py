@@ -19,8 +19,8 @@ from tngraph.language.families.family import Family
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import check_tensor
 from tngraph.modules.recipe import Modes, make_recipe
-from tngraph.planning.search import Search
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.search.orders import Search
 
 
 class Generated(nn.Module):

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from tngraph.compiler.pipeline import plan_for_serving
 from tngraph.errors import PlanError, SizeError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.functions import check_complex
@@ -26,8 +27,7 @@ from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
 from tngraph.modules.inputs import RAW, check_numbers, check_tensor, find_fault
 from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
-from tngraph.plans.pipeline import plan_for_serving
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes
 
 _loaded: WeakValueDictionary[str, type[Layer]] = WeakValueDictionary()

@@ -12,7 +12,7 @@ from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
 from tngraph.modules.compressed import Compressed, settings
 from tngraph.modules.recipe import Modes, check_positive, make_recipe
-from tngraph.planning.search import Search
+from tngraph.search.orders import Search
 
 _SETTINGS = ("in_features", "out_features")
 

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from tngraph.errors import GrowthWarning, NetworkError, RankWarning, SizeError
-from tngraph.kernels.cost import param_count
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
 from tngraph.language.families.weight import outside
 from tngraph.language.limits import LEGS
 from tngraph.language.network import Network
 from tngraph.language.sizes import as_integer
+from tngraph.program.counts import param_count
 
 Modes = tuple[Sequence[int], Sequence[int]]
 """The modes of the rows and those of the columns."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tngraph.modules.calibration import waiting
-from tngraph.planning.machine import Copy, Machine
+from tngraph.search.machine import Copy, Machine
 
 try:
     import resource

@@ -14,21 +14,21 @@ from math import isqrt
 
 import torch
 
+from tngraph.compiler.pipeline import plan, timed_search
+from tngraph.compiler.timed import Candidate, TimedSearch, by_autograd
 from tngraph.errors import PlanError
-from tngraph.kernels.cost import evaluate_count
 from tngraph.language.binding import bind_sizes, compile_time_sizes
 from tngraph.language.network import Network
 from tngraph.modules.calibration import describe_device, machine_for, name_dtype, waiting
 from tngraph.modules.layer import Layer, layer_class
 from tngraph.modules.timing import MeasuredMachine, in_this_process, kernels_of
 from tngraph.modules.verification import as_tuple, random_inputs
-from tngraph.planning.machine import Machine
-from tngraph.planning.objectives import Mode
-from tngraph.planning.search import Search
 from tngraph.plans.dense import dense_equivalent
-from tngraph.plans.pipeline import plan, timed_search
-from tngraph.plans.plans import Measured, Plan
-from tngraph.plans.timed import Candidate, TimedSearch, by_autograd
+from tngraph.plans.plan import Measured, Plan
+from tngraph.program.counts import evaluate_count
+from tngraph.search.machine import Machine
+from tngraph.search.objectives import Mode
+from tngraph.search.orders import Search
 
 TRIED = 6
 """The most candidates that are measured at one size."""

@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from tngraph.errors import SizeError, VerificationError
-from tngraph.kernels.cost import evaluate_count
 from tngraph.language.binding import bind_sizes, check_size
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.lowering.printing import Source
 from tngraph.modules.measuring import measure_flops, measure_peak, measure_saved
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
+from tngraph.program.counts import evaluate_count
 
 TOLERANCE = 1e-8
 """The largest error of a value or gradient in float64, relative to the largest entry compared.

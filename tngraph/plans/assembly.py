@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tngraph.kernels.schedule import Stage
 from tngraph.language.network import Equation, Index, Network
-from tngraph.planning.objectives import Goal
-from tngraph.planning.regimes import Range
-from tngraph.planning.region import ContractionTree, Region
-from tngraph.planning.rewrites import clean_term
-from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.plan import Plan, Regime
+from tngraph.program.operations import Stage
+from tngraph.search.cleaning import clean_term
+from tngraph.search.objectives import Goal
+from tngraph.search.regimes import Range
+from tngraph.search.region import ContractionTree, Region
 
 
 class Cleaned(NamedTuple):

@@ -9,8 +9,8 @@ from itertools import count
 
 import sympy
 
+from tngraph.language.legs import depends_on, leg_indices, legs_size
 from tngraph.language.network import Access, Core, Index, Leg, Network, Read, Term
-from tngraph.planning.region import depends_on, leg_indices, legs_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import sympy
 
-from tngraph.kernels.cost import evaluate_count, volume, work_unit
-from tngraph.kernels.schedule import Operation
 from tngraph.plans.table import count_rows, format_formula, format_range, window_names
+from tngraph.program.counts import evaluate_count, volume, work_unit
+from tngraph.program.operations import Operation
 
 if TYPE_CHECKING:
-    from tngraph.plans.plans import Plan, Regime
+    from tngraph.plans.plan import Plan, Regime
 
 LONGEST_NAME = 60
 """The description of what a step contracts is cut to this length [characters]."""

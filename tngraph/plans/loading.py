@@ -15,26 +15,27 @@ from textwrap import shorten
 from typing import Any, NoReturn
 
 from tngraph.errors import PlanError, TngraphError
+from tngraph.files import explain, read_bytes
 from tngraph.language.binding import check_sizes
-from tngraph.language.files import explain, read_bytes
+from tngraph.language.legs import bare_legs
 from tngraph.language.network import Index, Leg, Network, Read
+from tngraph.language.rewrites import merge
 from tngraph.language.sizes import LARGEST
-from tngraph.language.text import parse
-from tngraph.planning.forms import arranged_axes
-from tngraph.planning.gradients import can_differentiate, is_elementwise, other_operand
-from tngraph.planning.layouts import can_lay_out, is_possible, is_product
-from tngraph.planning.machine import Machine
-from tngraph.planning.objectives import Goal, Objective, Weighted, make_goal
-from tngraph.planning.regimes import Range
-from tngraph.planning.region import ContractionTree, Form, Gradient, Region, Tile, Topology, bare_legs
-from tngraph.planning.rewrites import merge
-from tngraph.planning.sizing import given_sizes, number_sizes
+from tngraph.language.sizing import given_sizes, number_sizes
+from tngraph.language.text.parsing import parse
 from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
-from tngraph.plans.plans import Measured, Plan, Regime
-from tngraph.plans.replay import Replay, ReplayError, find_move
+from tngraph.plans.plan import Measured, Plan, Regime
 from tngraph.plans.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
 from tngraph.plans.table import format_leg
-from tngraph.plans.timed import can_tile
+from tngraph.search.forms import arranged_axes
+from tngraph.search.gradients import can_differentiate, is_elementwise, other_operand
+from tngraph.search.layouts import can_lay_out, is_possible, is_product
+from tngraph.search.machine import Machine
+from tngraph.search.objectives import Goal, Objective, Weighted, make_goal
+from tngraph.search.regimes import Range
+from tngraph.search.region import ContractionTree, Form, Gradient, Region, Tile, Topology
+from tngraph.search.replay import Replay, ReplayError, find_move
+from tngraph.search.tiling import can_tile
 
 LONGEST_PLAN = 2**26
 """The longest file of a plan [bytes]."""

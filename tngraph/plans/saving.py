@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tngraph.errors import NetworkError, PlanError
-from tngraph.language.files import explain, write_whole
-from tngraph.language.format import format_network
+from tngraph.files import explain, write_whole
 from tngraph.language.network import Network
-from tngraph.language.text import parse
-from tngraph.planning.machine import Machine
-from tngraph.planning.objectives import Goal
-from tngraph.planning.region import ContractionTree, Form, Gradient, Region, Step
-from tngraph.planning.rewrites import find_inlined, merge
+from tngraph.language.rewrites import find_inlined, merge
+from tngraph.language.text.format import format_network
+from tngraph.language.text.parsing import parse
 from tngraph.plans.table import format_leg, format_value
+from tngraph.search.machine import Machine
+from tngraph.search.objectives import Goal
+from tngraph.search.region import ContractionTree, Form, Gradient, Region, Step
 
 if TYPE_CHECKING:
-    from tngraph.plans.plans import Plan, Regime
+    from tngraph.plans.plan import Plan, Regime
 
 FORMAT = "tngraph plan"
 VERSION = 1

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import sympy
 
-from tngraph.kernels.cost import evaluate_count, volume, work_unit
-from tngraph.kernels.memory import MemoryFormulas, case_at
-from tngraph.kernels.schedule import Operation
-from tngraph.language.format import format_size
+from tngraph.language.legs import legs_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import find_case, symbol
-from tngraph.planning.machine import Machine
-from tngraph.planning.objectives import Goal, Rate, Weighted
-from tngraph.planning.region import ContractionTree, legs_size
+from tngraph.language.text.format import format_size
+from tngraph.program.counts import evaluate_count, volume, work_unit
+from tngraph.program.memory import MemoryFormulas, case_at
+from tngraph.program.operations import Operation
+from tngraph.search.machine import Machine
+from tngraph.search.objectives import Goal, Rate, Weighted
+from tngraph.search.region import ContractionTree
 
 if TYPE_CHECKING:
-    from tngraph.plans.plans import Plan, Regime
+    from tngraph.plans.plan import Plan, Regime
 
 
 LONGEST_DRAWING = 400

@@ -15,13 +15,13 @@ from typing import Any
 
 import sympy
 
-from tngraph.kernels.cost import param_count
+from tngraph.compiler.pipeline import plan
 from tngraph.language.families import ALIASES, FAMILIES
 from tngraph.language.families.family import Family, Option
 from tngraph.language.network import Network, check_name
-from tngraph.language.text import parse
-from tngraph.plans.pipeline import plan
+from tngraph.language.text.parsing import parse
 from tngraph.plans.table import format_formula
+from tngraph.program.counts import param_count
 
 Names = tuple[str, ...]
 _LONGER = ("mpo", "ring", "tied_ring", "tree", "graph", "ntt")

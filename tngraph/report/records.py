@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
+from tngraph.compiler.fronts import Front, describe_point
 from tngraph.errors import Problem
-from tngraph.kernels.cost import evaluate_count, volume, work_unit
-from tngraph.kernels.memory import case_at
+from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
-from tngraph.planning.region import legs_size
 from tngraph.plans.differences import PlanDifference
-from tngraph.plans.fronts import Front, describe_point
-from tngraph.plans.plans import Plan, Regime
+from tngraph.plans.plan import Plan, Regime
 from tngraph.plans.table import draw_stages, format_step, format_value
+from tngraph.program.counts import evaluate_count, volume, work_unit
+from tngraph.program.memory import case_at
 
 if TYPE_CHECKING:
     from tngraph.modules.verification import Verification

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tngraph.errors import Problem
-from tngraph.planning.objectives import Price
-from tngraph.plans.plans import Plan
+from tngraph.plans.plan import Plan
 from tngraph.report.records import step_records
+from tngraph.search.objectives import Price
 
 if TYPE_CHECKING:
     from tngraph.modules.calibration import Calibration

@@ -1,0 +1,236 @@
+"""What searches found, on disk, so that a region is searched once.
+
+A file is named by all that a search depends on, up to names: how a region hangs together, the numbers of its sizes,
+what a step costs, seed and effort, and the code that searches. It holds moves, which are made again when they are read
+(see `replay`), so that no file makes a plan that its network does not allow. What goes wrong with a file or the folder
+is never an error: then the region is searched.
+
+``TNGRAPH_CACHE`` is the folder, or ``off``. Files appear in one move and are never changed, so that any number of
+processes may share the folder and end at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import sympy
+from platformdirs import user_cache_dir
+
+from tngraph.files import read_bytes, write_whole
+from tngraph.language.legs import bare_legs
+from tngraph.language.network import Index, Leg
+from tngraph.search.objectives import PerStep, Pricing
+from tngraph.search.orders import Search
+from tngraph.search.regimes import Piece
+from tngraph.search.region import Region, Topology
+from tngraph.search.replay import Move, find_moves, replay_moves
+
+MOST_BYTES = 2**26
+"""The folder is cut back to three quarters of this when it is seen to hold more [bytes]."""
+LONGEST_ENTRY = 2**24
+"""The longest file that is read [bytes]."""
+_BLOCK = 4096
+"""What the smallest file takes on a disk [bytes]."""
+_OWN_FILE = re.compile(r"[0-9a-f]{64}\.json|\.tngraph-.*\.tmp")
+
+
+def find_cached(topology: Topology, key: str | None, search_pieces: Callable[[], Sequence[Piece]]) -> Sequence[Piece]:
+    """What was found for a region under a key before, or else what is found now.
+
+    Args:
+        topology: the region by number, at any sizes.
+        key: see `cache_key`.
+        search_pieces: the search.
+    """
+    folder = cache_folder()
+    if key is None or folder is None:
+        return search_pieces()
+    place = folder / f"{key}.json"
+    known = _read_entry(place, topology)
+    if known is not None:
+        return known
+    found = search_pieces()
+    if not any(piece.tree.sliced for piece in found):
+        write_entry(place, _format_entry(topology, found))
+    return found
+
+
+def cache_key(
+    region: Region, pricing: Pricing, search: Search, show_size: Callable[[sympy.Expr], object], points: int = 1
+) -> str | None:
+    """The name of all that a search depends on; None where a user's function is one of it.
+
+    Args:
+        region: what is contracted.
+        pricing: what a step costs.
+        search: seed and effort.
+        show_size: a size as the search sees it: its number, or numbers, or its formula in a free size.
+        points: how many numbers that are, which a region without sizes does not tell.
+    """
+    if isinstance(pricing.rate, PerStep):
+        return None
+    effort = repr(replace(search, progress=None, parallel=None))  # which change no plan
+    parts = [code_version(), effort, repr(pricing), points, _describe(region, show_size)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _describe(region: Region, show_size: Callable[[sympy.Expr], object]) -> object:
+    """A region up to the names in it: indices by number, in order of mention."""
+    numbers: dict[Index, int] = {}
+    shown: dict[sympy.Expr, object] = {}
+
+    def size(expr: sympy.Expr) -> object:
+        if expr not in shown:
+            shown[expr] = show_size(expr)
+        return shown[expr]
+
+    def leg(each: Leg) -> object:
+        if isinstance(each, Index):
+            return numbers.setdefault(each, len(numbers))
+        return size(each.leg.size), each.wrap, [(c, numbers.setdefault(i, len(numbers))) for c, i in each.terms]
+
+    accesses = [[leg(each) for each in bare_legs(access)] for access in region.accesses]
+    return accesses, [size(index.size) for index in numbers], sorted(numbers[i] for i in region.legs if i in numbers)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """The versions of what searches, whatever changed in it, of what is kept here, and of cotengra.
+
+    A number that is raised by hand when the search changes would be forgotten once.
+    """
+    digest = hashlib.sha256(version("cotengra").encode())
+    here = Path(__file__)
+    for path in (*sorted((here.parents[1] / "planning").glob("*.py")), here, here.with_name("replay.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Where the files are; None where there shall be none."""
+    chosen = os.environ.get("TNGRAPH_CACHE")
+    if chosen == "off":
+        return None
+    return Path(chosen or _default_folder())
+
+
+def named_folder(name: str) -> Path | None:
+    """Where something else is kept than searches: in the folder that is chosen, or beside that of the searches."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    return (folder if os.environ.get("TNGRAPH_CACHE") else folder.parent) / name
+
+
+@lru_cache(maxsize=1)
+def _default_folder() -> str:
+    return str(Path(user_cache_dir("tngraph", appauthor=False)) / "searches")
+
+
+def _read_entry(place: Path, topology: Topology) -> tuple[Piece, ...] | None:
+    """The pieces in a file; None where there is none, or a damaged one, which is removed."""
+    with suppress(OSError):
+        data = read_bytes(place, LONGEST_ENTRY)
+        try:
+            pieces = tuple(_parse_entry(data, topology))
+        except (ValueError, RecursionError):
+            place.unlink()
+            return None
+        os.utime(place)  # what was used last is removed last
+        return pieces
+    return None
+
+
+def _format_entry(topology: Topology, pieces: Sequence[Piece]) -> str:
+    """A sum of what follows, and the pieces."""
+    rows = [
+        (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)]) for low, high, tree in pieces
+    ]
+    body = json.dumps(rows, separators=(",", ":"))
+    return f"{check_sum(body.encode())}\n{body}"
+
+
+def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:
+    """The pieces in a file.
+
+    Raises:
+        ValueError: they are none of the region.
+    """
+    given, _, body = data.partition(b"\n")
+    if given.decode() != check_sum(body):
+        raise ValueError("the file is damaged")
+    rows = json.loads(body)
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise ValueError("the file has no pieces")
+    next_low: int | None = 1
+    for low, high, is_proven, moves in rows:
+        is_range = type(low) is int and (high is None or (type(high) is int and high >= low))
+        if low != next_low or not is_range or type(is_proven) is not bool or not isinstance(moves, list):
+            raise ValueError("the pieces have gaps")
+        yield Piece(low, high, replay_moves(topology, [_unpack(move) for move in moves], is_proven=is_proven))
+        next_low = None if high is None else high + 1
+    if next_low is not None:
+        raise ValueError("the pieces have no end")
+
+
+def check_sum(body: bytes) -> str:
+    """The sha256 of what is in a file, which stands on its first line."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def _pack(move: Move) -> list[Any]:
+    return [*move.operands, *([list(move.reads)] if move.reads else []), *([True] if move.is_transposed else [])]
+
+
+def _unpack(data: object) -> Move:
+    """A move as it was packed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(data, list) and len(data) == 3 and type(data[0]) is type(data[1]) is int and data[2] is True:
+        return Move((data[0], data[1]), is_transposed=True)
+    if isinstance(data, list) and len(data) == 2 and type(data[0]) is int:
+        if type(data[1]) is int:
+            return Move((data[0], data[1]))
+        if isinstance(data[1], list) and all(type(read) is int for read in data[1]):
+            return Move((data[0],), tuple(data[1]))
+    raise ValueError("the file has no moves")
+
+
+def write_entry(place: Path, text: str) -> None:
+    """Put a file into the folder, and now and then, as its name decides, make room there."""
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, text)
+        if place.name.startswith("00"):
+            _make_room(place.parent)
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the files that were not used for longest where all are too large; those of killed processes among them."""
+    with os.scandir(folder) as entries:
+        files = [(e.stat().st_mtime_ns, max(e.stat().st_size, _BLOCK), e.path) for e in entries if _is_own(e)]
+    total = sum(size for _, size, _ in files)
+    if total <= MOST_BYTES:
+        return
+    for _, size, path in sorted(files):
+        if total <= MOST_BYTES * 3 // 4:
+            return
+        with suppress(OSError):
+            os.unlink(path)
+        total -= size
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    return _OWN_FILE.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)

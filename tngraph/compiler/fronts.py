@@ -1,0 +1,305 @@
+"""Plans of less memory: trees of smaller values, regions run slice by slice, operations run once more.
+
+What counts as memory is the goal's: the peak of a call or, in training, what is kept for the backward pass, both exact.
+Candidates come from searches in which no value may have more than so many elements, or in which writing has a price;
+from slices of these trees; and in training from sets of consecutive operations that are made anew in the backward pass.
+Each is lowered and followed through memory; those of which no other is both cheaper and smaller are the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from tngraph.errors import PlanError
+from tngraph.language.legs import legs_size
+from tngraph.language.sizes import evaluate_size
+from tngraph.plans.plan import Plan, Regime
+from tngraph.plans.table import draw_stages
+from tngraph.program.counts import evaluate_count, keeps_values, needs_gradient, volume
+from tngraph.program.memory import Memory
+from tngraph.search.objectives import Price, Rate, Weighted
+from tngraph.search.orders import Progress
+from tngraph.search.region import ContractionTree
+
+MOST_CAPS = 12
+"""So many searches under ever smaller values; after half of them the values are halved."""
+WRITES = (1, 8, 64, 512)
+"""Prices of an element written, in operations, that are tried beside 0."""
+MOST_SETS = 20_000
+"""Sets of operations to run once more are all looked at up to so many; beyond, they are found one by one."""
+
+Trees = tuple[ContractionTree, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontSearch:
+    """What fronts need of a search, for all regions of a network at once.
+
+    Attributes:
+        find: the best trees whose values have at most so many elements (None for no limit) under an objective; None
+            where there are none.
+        cut: the best slices of trees in which no value has more elements; None where that cannot be.
+        make: the regime of some trees.
+    """
+
+    find: Callable[[int | None, Rate], Trees | None]
+    cut: Callable[[Trees, int], Iterable[Trees]]
+    make: Callable[[Trees], Regime]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One plan of a front: what it costs, and the bytes that its mode is about [bytes]."""
+
+    plan: Plan
+    cost: Price
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Plans of one network, the cheapest first, of which none is both cheaper and smaller than another.
+
+    Attributes:
+        points: in ascending order of cost, so in descending order of memory.
+    """
+
+    points: tuple[Point, ...]
+
+    def within(self, limit: int) -> Plan:
+        """The cheapest plan within a limit.
+
+        Args:
+            limit: [bytes].
+
+        Raises:
+            PlanError: none is; it says the least that was found.
+        """
+        for point in self.points:
+            if point.bytes <= limit:
+                return point.plan
+        least = self.points[-1]
+        sizes = least.plan.sizes
+        at = ", ".join(f"{name} = {sizes[name]}" for name in least.plan.network.runtime_sizes())
+        raise PlanError(
+            f"no plan of {least.plan.network.name} {self._verb()} within {limit:,} bytes{at and ' at ' + at}\n"
+            f"  the least found is {least.bytes:,} bytes, at {least.cost:,} instead of {self.points[0].cost:,}"
+        )
+
+    def _verb(self) -> str:
+        return "keeps what it saves" if self.points[0].plan.goal.mode == "train" else "stays"
+
+    def __str__(self) -> str:
+        rows = [
+            ("cost", "bytes", "how"),
+            *((f"{p.cost:,}", f"{p.bytes:,}", describe_point(p.plan)) for p in self.points),
+        ]
+        widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
+        table = (f"{row[0].rjust(widths[0])}  {row[1].rjust(widths[1])}  {row[2]}" for row in rows)
+        return "\n".join([*draw_points(self.points), "", *table])
+
+
+def describe_point(plan: Plan) -> str:
+    """The trees of a plan in one line, with what it slices and what it makes anew."""
+    (regime,) = plan.regimes
+    sliced = dict.fromkeys(index.name for tree in regime.trees for index in tree.sliced)
+    again = [regime.operations[k] for first, last in regime.recomputed for k in range(first, last)]
+    made = [op.name for op in again if op.kind != "load"]
+    notes = [f"slices of {', '.join(sliced)}"] * bool(sliced) + [f"{', '.join(made)} made anew"] * bool(made)
+    return "; ".join([draw_stages(regime), *notes])
+
+
+WIDTH, HEIGHT = 56, 10
+"""Of a drawing [characters]."""
+
+
+def draw_points(points: Sequence[Point]) -> list[str]:
+    """The points of a front: bytes upwards, cost to the right, from the least to the most of each."""
+    if len(points) < 2:
+        return []
+    lines = [[" "] * WIDTH for _ in range(HEIGHT)]
+    low, high = points[0].cost, points[-1].cost
+    least, most = points[-1].bytes, points[0].bytes
+    for point in points:
+        column = round((point.cost - low) / (high - low) * (WIDTH - 1))
+        row = round((most - point.bytes) / (most - least) * (HEIGHT - 1))
+        lines[row][column] = "*"
+    labels = [f"{most:,}", *[""] * (HEIGHT - 2), f"{least:,}"]
+    width = max(map(len, labels))
+    drawn = [f"{label.rjust(width)} |{''.join(line).rstrip()}" for label, line in zip(labels, lines, strict=True)]
+    axis = f"{' ' * width} +{'-' * WIDTH}"
+    return ["bytes", *drawn, axis, f"{' ' * width}  {low:,}{f'{high:,} cost'.rjust(WIDTH - len(f'{low:,}'))}"]
+
+
+def find_front(search: FrontSearch, numbers: Mapping[str, int], progress: Progress | None = None) -> Front:
+    """The front of all candidates at these numbers of all sizes; `progress` is told of each as of a trial."""
+    points: dict[Regime, Point] = {}
+    for regime in _candidates(search, numbers):
+        if regime not in points:
+            points[regime] = make_point(Plan((regime,)), numbers)
+            if progress is not None:
+                progress(len(points), None, min(point.cost for point in points.values()))
+    if progress is not None:
+        progress(len(points), len(points), min(point.cost for point in points.values()))
+    kept: list[Point] = []
+    for point in sorted(points.values(), key=lambda point: (point.cost, point.bytes)):
+        if not kept or point.bytes < kept[-1].bytes:
+            kept.append(point)
+    return Front(tuple(kept))
+
+
+def make_point(plan: Plan, numbers: Mapping[str, int]) -> Point:
+    """A plan of one regime with its cost and its bytes at these numbers of all sizes."""
+    (regime,) = plan.regimes
+    return Point(plan, regime.price(numbers), _held(regime, regime.memory(numbers)))
+
+
+def _held(regime: Regime, memory: Memory) -> int:
+    """The bytes that the goal is about."""
+    return memory.saved if regime.goal.mode == "train" else memory.peak
+
+
+def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Regime]:
+    """The best trees first; these alone are cut, since slicing looks for other trees by itself."""
+    for k, trees in enumerate(_tree_sets(search, numbers)):
+        regime = search.make(trees)
+        yield regime
+        if regime.goal.mode == "train":
+            yield from (replace(regime, recomputed=again) for again in _recomputations(regime, numbers))
+        elif k == 0:
+            yield from _sliced(search, trees, numbers)
+
+
+def _tree_sets(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Trees]:
+    """The best trees, those of ever smaller values, and those where writing costs something."""
+    first = search.find(None, Weighted()) or ()
+    rate = search.make(first).goal.rate
+    if rate != Weighted():
+        first = search.find(None, rate) or first
+    trees: Trees | None = first
+    for attempt in range(MOST_CAPS):
+        if trees is None:
+            break
+        yield trees
+        largest = max((_largest(tree, numbers) for tree in trees), default=0)
+        trees = search.find(largest - 1 if attempt < MOST_CAPS // 2 else largest // 2, rate) if largest > 1 else None
+    if isinstance(rate, Weighted):
+        for price in WRITES:
+            yield search.find(None, Weighted(rate.operations or 1, rate.writes + price)) or first
+
+
+def _largest(tree: ContractionTree, numbers: Mapping[str, int]) -> int:
+    """The largest value of a tree but its result [elements]."""
+    return max((evaluate_size(legs_size(step.legs), numbers) for step in tree.steps[:-1]), default=0)
+
+
+def _sliced(search: FrontSearch, trees: Trees, numbers: Mapping[str, int]) -> Iterator[Regime]:
+    """Slices of trees by ever smaller values."""
+    largest = max((_largest(tree, numbers) for tree in trees), default=0)
+    with suppress(PlanError):
+        while largest > 1:
+            largest //= 2
+            for sliced in search.cut(trees, largest):
+                yield search.make(sliced)
+
+
+Interval = tuple[int, int]
+"""The first and the last of some consecutive operations."""
+
+
+def _recomputations(regime: Regime, numbers: Mapping[str, int]) -> Iterator[tuple[Interval, ...]]:
+    """Sets of operations to run once more of which none is both dearer and larger than another, as far as is known.
+
+    What a set keeps is found from what each operation keeps: a value that only operations of one interval keep is made
+    anew, and what an interval is given is kept instead.
+    """
+    savings = _Savings(regime, numbers)
+    sets = list(islice(savings.sets(), MOST_SETS + 1))
+    if len(sets) > MOST_SETS:
+        sets = list(savings.greedy())
+    best: int | None = None
+    for chosen in sorted(sets, key=lambda chosen: (savings.work(chosen), savings.kept(chosen))):
+        if best is None or savings.kept(chosen) < best:
+            best = savings.kept(chosen)
+            if chosen:
+                yield chosen
+
+
+class _Savings:
+    """What making operations anew saves and costs. Made once per regime; nothing in it changes."""
+
+    def __init__(self, regime: Regime, numbers: Mapping[str, int]) -> None:
+        operations = regime.operations
+        needs = needs_gradient(operations, regime.goal.trained)
+        self.lines = [k for k, op in enumerate(operations) if op.kind != "load"]
+        self.volumes = {k: evaluate_count(volume(operations, k), numbers) for k in self.lines}
+        self.keeping = {k for k in self.lines if keeps_values(operations, needs, k, regime.kernels.gathering)}
+        self.users = {k: regime.users(k) for k in self.lines}
+        self.held = [
+            (storage.bytes, [(writer, user) for writer in made for user in self.users[writer]], by)
+            for storage, made, by in regime.memory(numbers).keepers
+        ]
+        self.intervals = tuple(self._intervals(frozenset(regime.outputs)))
+
+    def _intervals(self, outputs: frozenset[int]) -> Iterator[Interval]:
+        """Two consecutive operations or more that keep something, of which only the last value is used by others."""
+        for start, first in enumerate(self.lines):
+            for stop in range(start + 1, len(self.lines)):
+                last = self.lines[stop]
+                inner = self.lines[start:stop]
+                leaves = any(k in outputs or max(self.users[k], default=k) > last for k in inner)
+                if not leaves and any(first <= k <= last for k in self.keeping):
+                    yield first, last
+
+    def work(self, chosen: Iterable[Interval]) -> int:
+        """The operations that run once more, up to the last of each interval that keeps something."""
+        total = 0
+        for first, last in chosen:
+            final = max(k for k in self.keeping if first <= k <= last)
+            total += sum(count for k, count in self.volumes.items() if first <= k < final)
+        return total
+
+    def kept(self, chosen: Sequence[Interval]) -> int:
+        """What is kept for the backward pass [bytes]."""
+        return sum(count for count, uses, by in self.held if _is_kept(chosen, uses, by))
+
+    def sets(self, after: int = -1) -> Iterator[tuple[Interval, ...]]:
+        """Every set of intervals that do not overlap."""
+        yield ()
+        for interval in self.intervals:
+            if interval[0] > after:
+                yield from ((interval, *rest) for rest in self.sets(interval[1]))
+
+    def greedy(self) -> Iterator[tuple[Interval, ...]]:
+        """Interval after interval, each the one that frees most per operation."""
+        chosen: tuple[Interval, ...] = ()
+        while True:
+            yield chosen
+            before, work = self.kept(chosen), self.work(chosen)
+            better = [made for made in self._extensions(chosen) if self.kept(made) < before]
+            if not better:
+                return
+            chosen = max(better, key=lambda made: (before - self.kept(made)) / max(1, self.work(made) - work))
+
+    def _extensions(self, chosen: Sequence[Interval]) -> Iterator[tuple[Interval, ...]]:
+        """One more interval, in place of those that it covers."""
+        for first, last in self.intervals:
+            rest = [each for each in chosen if not (first <= each[0] and each[1] <= last)]
+            if all(last < each[0] or each[1] < first for each in rest):
+                yield tuple(sorted([*rest, (first, last)]))
+
+
+def _is_kept(chosen: Iterable[Interval], uses: Iterable[tuple[int, int]], by: frozenset[int]) -> bool:
+    """Whether a storage is kept where some intervals run once more: one is given it, or what keeps it is in none.
+
+    Args:
+        chosen: the intervals.
+        uses: each operation that writes to the storage with each that uses what it wrote.
+        by: the operations that keep it.
+    """
+    inside = {k for first, last in chosen for k in by if first <= k <= last}
+    given = any(writer < first <= user <= last for first, last in chosen for writer, user in uses)
+    return given or bool(by - inside)

@@ -1,0 +1,315 @@
+"""Folding, for weights that never change: values that depend on no input and no run-time size are computed in advance.
+
+A schedule is split in two. The lines of each call load a folded value as they load a param, which costs the call no
+work and no memory. The lines before the first call end in *buffers*: the folded values as their readers want them, with
+axes in order and fused, so that no weight is permuted at a call.
+
+A buffer is named by a digest of everything that goes into it, so that regimes that fold the same value store it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import count
+from typing import NamedTuple
+
+import sympy
+
+from tngraph.language.legs import legs_size
+from tngraph.language.network import Index, Network
+from tngraph.language.sizes import evaluate_size, product
+from tngraph.language.varying import Varying, call_sizes, find_varying
+from tngraph.program.expressions import COUNTED, Call, Expression, Variable, functions_in, substitute, variables
+from tngraph.program.lines import Kernel, Kernels, find_drops
+from tngraph.program.operations import Block, Operation, Schedule
+from tngraph.search.objectives import Goal
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A schedule divided into what runs before the first call and what each call runs.
+
+    Attributes:
+        whole: all operations.
+        fixed: the operations whose value is the same at every call.
+        folded: the fixed operations whose value may be stored.
+        called: the operations that each call runs, or loads if they are folded.
+    """
+
+    whole: Schedule
+    fixed: frozenset[int]
+    folded: frozenset[int]
+    called: tuple[int, ...]
+
+    @property
+    def places(self) -> dict[int, int]:
+        """The number that each operation has among those of a call."""
+        return {number: place for place, number in enumerate(self.called)}
+
+    def schedule(self) -> Schedule:
+        """Return the schedule that each call runs."""
+        if not self.folded:
+            return self.whole
+        places = self.places
+        operations = tuple(
+            _load(op) if number in self.folded else _renumber(op, places)
+            for number, op in ((number, self.whole.operations[number]) for number in self.called)
+        )
+        results = {name: places[number] for name, number in self.whole.results.items() if number in places}
+        return Schedule(operations, results, tuple(_move(block, places) for block in self.whole.blocks))
+
+
+def _load(op: Operation) -> Operation:
+    """Return the load that replaces a folded operation."""
+    return Operation("load", (), op.legs, op.name)
+
+
+def _renumber(op: Operation, places: Mapping[int, int]) -> Operation:
+    return replace(op, operands=tuple(places[operand] for operand in op.operands))
+
+
+def _move(block: Block, places: Mapping[int, int]) -> Block:
+    inside = [places[number] for number in range(block.first, block.last + 1) if number in places]
+    return replace(block, first=inside[0], last=inside[-1])
+
+
+def split_schedule(whole: Schedule, merged: Network, goal: Goal, numbers: Mapping[str, int]) -> Split:
+    """Divide a schedule into what runs before the first call and the rest. Only ``serve`` has the former.
+
+    Args:
+        whole: every operation.
+        merged: the network it computes.
+        goal: the mode, and the largest value that is folded.
+        numbers: an integer for every size, at which values are compared with that limit.
+    """
+    operations = whole.operations
+    if goal.mode != "serve":
+        return Split(whole, frozenset(), frozenset(), tuple(range(len(operations))))
+    fixed = _find_fixed(operations, find_varying(merged))
+    most = goal.most_folded
+    folded = frozenset(
+        number for number in fixed if most is None or evaluate_size(legs_size(operations[number].legs), numbers) <= most
+    )
+    used = {operand for op in operations for operand in op.operands}
+    ends = {whole.results[port.name] for port in merged.outputs}
+    ends.update(number for number in range(len(operations)) if number not in used)
+    return Split(whole, fixed, folded, _needed(operations, ends, folded))
+
+
+def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[int]:
+    """Return the operations, without loads, whose value is the same at every call and has storage of its own."""
+    fixed: list[bool] = []
+    for op in operations:
+        is_same = op.access is None or varying.is_same(op.access)
+        stands_alone = op.kind not in ("view", "accumulate", "join") and not op.loops
+        fixed.append(is_same and stands_alone and all(fixed[operand] for operand in op.operands))
+    return frozenset(number for number, op in enumerate(operations) if fixed[number] and op.kind != "load")
+
+
+def _needed(operations: Sequence[Operation], roots: Iterable[int], given: frozenset[int]) -> tuple[int, ...]:
+    """Return the operations that some values depend on, including these, without looking behind given ones."""
+    needed = set(roots)
+    for number in range(len(operations) - 1, -1, -1):
+        if number in needed and number not in given:
+            needed.update(operations[number].operands)
+    return tuple(sorted(needed))
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """The lines that run before the first call.
+
+    Attributes:
+        kernels: their operations and lines. The results are stored in buffers.
+        keys: a key for every operation, equal for operations that compute the same.
+        buffers: the variables by which calls read the results.
+    """
+
+    kernels: Kernels = field(default_factory=lambda: Kernels((), (), (), ()))
+    keys: tuple[str, ...] = ()
+    buffers: tuple[Variable, ...] = ()
+
+    @property
+    def elements(self) -> sympy.Expr:
+        """The entries of all buffers [elements]."""
+        return sympy.Add(*(product(buffer.shape) for buffer in self.buffers))
+
+
+class Folded(NamedTuple):
+    """The lines of a call, and those before the first call."""
+
+    kernels: Kernels
+    folding: Folding
+
+
+def fold_kernels(
+    whole: Kernels, split: Split, network: Network, most: int | None, numbers: Mapping[str, int]
+) -> Folded:
+    """Return the lines of each call, which read buffers for values that never change, and those that fill them.
+
+    Args:
+        whole: the lines of all operations.
+        split: which of them a call runs.
+        network: the network that is computed.
+        most: the largest buffer [elements]; None for no limit.
+        numbers: an integer for every size, at which buffers are compared with that limit.
+    """
+    hoist = _Hoist(whole, split, most, numbers, call_sizes(network))
+    schedule, places = split.schedule(), split.places
+    lines = [
+        replace(line, number=places[line.number], code=hoist.replace_operands(line.code))
+        for line in whole.lines
+        if line.number in places and line.number not in split.folded
+    ]
+    outputs = [schedule.results[port.name] for port in network.outputs]
+    results = tuple(map(hoist.replace, whole.results))
+    called = Kernels(schedule.operations, schedule.blocks, _drop(schedule, lines, outputs), results)
+    return Folded(called, hoist.write())
+
+
+def _drop(schedule: Schedule, lines: Iterable[Kernel], kept: Iterable[int]) -> tuple[Kernel, ...]:
+    """Return lines with the values that may be dropped after each."""
+    drops = find_drops(schedule, kept)
+    return tuple(replace(line, dropped=drops[line.number]) for line in lines)
+
+
+class _Hoist:
+    """A rewriter of expressions that puts buffers in place of values that never change, and collects the buffers."""
+
+    def __init__(
+        self, whole: Kernels, split: Split, most: int | None, numbers: Mapping[str, int], runtime: frozenset[str]
+    ) -> None:
+        self.whole, self.split, self.most, self.numbers, self.runtime = whole, split, most, numbers, runtime
+        self.made = {whole.operations[k].name: k for k in split.fixed}
+        self.folded = {whole.operations[k].name for k in split.folded}
+        self.digests: dict[str, str] = {}
+        for line in whole.lines:
+            if line.number in split.fixed:
+                self.digests[whole.operations[line.number].name] = _digest(line.code, self.digests)
+        self.buffers: dict[Variable, Expression] = {}
+
+    def replace(self, code: Expression) -> Expression:
+        """Return an expression that reads buffers where it can."""
+        if self._is_stored(code):
+            buffer = Variable("buffer", _digest(code, self.digests), code.shape)
+            self.buffers[buffer] = code
+            return buffer
+        return self.replace_operands(code) if isinstance(code, Call) else code
+
+    def replace_operands(self, code: Expression) -> Expression:
+        """Return a line's expression with buffers as operands where it can.
+
+        The outermost call stays, and the product or convolution of the line wherever it stands in it (a transposed
+        convolution is padded to a run-time size): the counts of the plan include them.
+        """
+        if isinstance(code, Call):
+            return replace(code, operands=tuple(map(self.replace, code.operands)))
+        return self.replace(code)
+
+    def _is_stored(self, code: Expression) -> bool:
+        """Return whether to keep an expression in a buffer: a folded value, or a stored tensor in another order."""
+        if isinstance(code, Variable):
+            return code.kind == "value" and code.name in self.folded
+        if code.function == "expand" or functions_in(code) & COUNTED:  # a view of what may be stored, or counted work
+            return False
+        names = [*variables(code)]
+        is_fixed = bool(names) and all(v.kind == "stored" or v.name in self.folded for v in names)
+        return is_fixed and not _is_given(code) and not _varies(code, self.runtime) and self._fits(code)
+
+    def _fits(self, code: Expression) -> bool:
+        return self.most is None or evaluate_size(product(code.shape), self.numbers) <= self.most
+
+    def write(self) -> Folding:
+        """Return the operations and lines that fill the buffers."""
+        ends = {self.made[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"}
+        needed = _needed(self.whole.operations, ends, frozenset())
+        places = {number: place for place, number in enumerate(needed)}
+        operations = tuple(_renumber(self.whole.operations[number], places) for number in needed)
+        lines = (replace(x, number=places[x.number]) for x in self.whole.lines if x.number in places)
+        kernels = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
+        keys = tuple(self.digests.get(op.name, "") if op.kind != "load" else repr(op) for op in operations)
+        return Folding(Kernels(operations, (), kernels, tuple(self.buffers.values())), keys, tuple(self.buffers))
+
+
+def _is_given(code: Expression) -> bool:
+    """Return whether an expression is only a view of a stored tensor, fused or transposed, as products read it."""
+    if isinstance(code, Call) and code.function == "permute" and code.arguments == (1, 0):
+        code = code.operands[0]
+    while isinstance(code, Call) and code.function in ("reshape", "contiguous"):
+        code = code.operands[0]
+    return isinstance(code, Variable)
+
+
+def _varies(code: Expression, runtime: frozenset[str]) -> bool:
+    """Return whether an expression contains a run-time size or the position of a slice."""
+    if isinstance(code, Variable):
+        return False
+    for each in (*code.shape, *code.arguments):
+        for number in each if isinstance(each, tuple) else (each,):
+            if isinstance(number, Index) or runtime & {s.name for s in getattr(number, "free_symbols", ())}:
+                return True
+    return any(_varies(operand, runtime) for operand in code.operands)
+
+
+def _digest(code: Expression, known: Mapping[str, str]) -> str:
+    """Return a name for an expression's value, equal wherever the same calls are made on the same tensors."""
+    if isinstance(code, Variable):
+        return known[code.name] if code.kind == "value" else code.name
+    parts = code.function, [_digest(operand, known) for operand in code.operands], code.arguments, code.shape
+    return sha256(repr(parts).encode()).hexdigest()
+
+
+def merge_foldings(foldings: Sequence[Folding]) -> Folding:
+    """Return what runs before the first call for several regimes, with what they have in common only once."""
+    merge = _Merge()
+    for folding in foldings:
+        merge.add(folding)
+    return merge.write()
+
+
+class _Merge:
+    """A collection of distinct operations, each under a name of its own."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+        self.operations: list[Operation] = []
+        self.lines: list[Kernel] = []
+        self.buffers: dict[Variable, Expression] = {}
+
+    def add(self, folding: Folding) -> None:
+        """Add the operations of a folding that are new."""
+        places: list[int] = []
+        names: dict[str, str] = {}
+        lines = {line.number: line for line in folding.kernels.lines}
+        for number, (op, key) in enumerate(zip(folding.kernels.operations, folding.keys, strict=True)):
+            if key not in self.places:
+                self.places[key] = len(self.operations)
+                self.operations.append(replace(_renumber(op, dict(enumerate(places))), name=self._name(op)))
+                if number in lines:
+                    code = _rename(lines[number].code, names)
+                    self.lines.append(replace(lines[number], number=self.places[key], code=code))
+            places.append(self.places[key])
+            if number in lines:
+                names[op.name] = self.operations[places[number]].name
+        for buffer, code in zip(folding.buffers, folding.kernels.results, strict=True):
+            self.buffers.setdefault(buffer, _rename(code, names))
+
+    def _name(self, op: Operation) -> str:
+        taken = {other.name for other in self.operations if other.kind != "load"}
+        names = (f"{op.name}_{k}" if k > 1 else op.name for k in count(1))
+        return op.name if op.kind == "load" else next(name for name in names if name not in taken)
+
+    def write(self) -> Folding:
+        """Return the whole collection, with values dropped once nothing needs them."""
+        numbers = {op.name: number for number, op in enumerate(self.operations) if op.kind != "load"}
+        stored = [numbers[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"]
+        operations, results = tuple(self.operations), tuple(self.buffers.values())
+        lines = _drop(Schedule(operations, {}), self.lines, stored)
+        return Folding(Kernels(operations, (), lines, results), tuple(self.places), tuple(self.buffers))
+
+
+def _rename(code: Expression, names: Mapping[str, str]) -> Expression:
+    """Return an expression with its values renamed."""
+    return substitute(code, {v: replace(v, name=names[v.name]) for v in variables(code) if v.kind == "value"})

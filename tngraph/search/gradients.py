@@ -1,0 +1,261 @@
+"""The backward pass of a contraction tree, planned: which product makes each gradient, and in which order it lies.
+
+The gradient of an operand is the gradient of its step's result contracted with the other operand, one more product of
+matrices. It may be made in any order that one kernel makes, whatever the forward pass does. `lay_out_gradients` finds
+the orders with the least time: down the tree those that are fastest to get to, up again what each costs in all.
+
+Source: reverse accumulation (Linnainmaa 1976); the orders as in `tngraph.search.layouts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import NamedTuple
+
+import numpy as np
+
+from tngraph.language.legs import depends_on
+from tngraph.language.network import Network, Read
+from tngraph.search.forms import arranged_axes
+from tngraph.search.layouts import Join, Order, Program, Run, Way, most_orders, time_products
+from tngraph.search.machine import Copy, Machine
+from tngraph.search.region import ContractionTree, Form, Gradient, Region
+
+MOST_ORDERS = 6
+"""The orders of one gradient that are kept; fewer in a tree of many steps (see `most_orders`)."""
+
+
+def lay_out_gradients(tree: ContractionTree, run: Run) -> ContractionTree:
+    """A tree that is laid out, with a form for the gradient of every value but the result."""
+    return replace(tree, gradients=_Backward(tree, run).gradients()) if can_differentiate(tree) else tree
+
+
+def can_differentiate(tree: ContractionTree) -> bool:
+    """Whether the gradients of a tree are products: it is laid out and joins its values by pairs."""
+    return bool(tree.forms) and all(len(step.operands) == 2 for step in tree.steps)
+
+
+class _Made(NamedTuple):
+    """How a gradient is made of that of its step's result.
+
+    Attributes:
+        seconds: in which time.
+        order: in which order.
+        way: as which product.
+        added: the outer legs of that which are summed behind it.
+    """
+
+    seconds: float
+    order: Order
+    way: Way | None = None
+    added: Order = ()
+
+    @property
+    def copied(self) -> Copy | None:
+        """What is copied of the gradient that it is made of."""
+        return self.way.copies[0] if self.way else None
+
+
+@dataclass
+class _Backward:
+    """The orders of the gradients of all values so far, from the result down."""
+
+    tree: ContractionTree
+    run: Run
+    made: dict[tuple[int, Order, int], list[_Made]] = field(default_factory=dict)
+    known: dict[tuple[int, Order], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.program = Program(self.tree, self.run)
+        self.count = len(self.tree.region.accesses)
+        self.most = most_orders(self.tree, MOST_ORDERS)
+        values = range(self.count + len(self.tree.steps))
+        self.orders: list[Order] = [tuple(self.program.number[leg] for leg in self.tree.order(v)) for v in values]
+
+    def gradients(self) -> tuple[Gradient, ...]:
+        """Those of the fastest way, from the result down."""
+        root = len(self.orders) - 1
+        wanted = tuple(self.program.number[leg] for leg in self.tree.region.legs if leg in self.program.number)
+        fastest: dict[int, dict[Order, float]] = {root: {wanted: 0.0}}
+        for value in range(root, self.count - 1, -1):
+            self._go_down(value, fastest)
+        for value in range(self.count, root + 1):
+            for order in fastest[value]:
+                self._cost(value, order)  # from the leaves up, so that none waits for a long chain of others
+        return tuple(self._choose(root, wanted))
+
+    def _go_down(self, value: int, fastest: dict[int, dict[Order, float]]) -> None:
+        """The gradients of the operands of a step, for every order that the gradient of its result may have."""
+        operands = self.tree.steps[value - self.count].operands
+        for operand in operands:
+            others = self._orders_of(value - self.count, other_operand(operands, operand))
+            found: dict[Order, float] = {}
+            for order, before in fastest[value].items():
+                made = self._make(order, operand, value - self.count, others)
+                self.made[value, order, operand] = made
+                for each in made:
+                    found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
+            fastest_of_each = (self.made[value, order, operand][0].order for order in fastest[value])
+            kept = {*sorted(found, key=found.__getitem__)[: self.most], *fastest_of_each}
+            fastest[operand] = {order: found[order] for order in found if order in kept}
+            for order in fastest[value]:
+                made = self.made[value, order, operand]
+                self.made[value, order, operand] = [each for each in made if each.order in kept]
+
+    def _orders_of(self, step: int, operand: int) -> tuple[Order, ...]:
+        """The orders that an operand of a step is there in: as it lies, and as the step arranges it."""
+        arranged = tuple(self.program.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
+        return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
+
+    def _make(self, order: Order, operand: int, step: int, others: tuple[Order, ...]) -> list[_Made]:
+        """The fastest ways to the gradient of an operand of a step, in different orders or of different copies.
+
+        The other operand is there in any of some orders.
+        """
+        program = self.program
+        if is_elementwise(self.tree, step, operand):
+            seconds = self.run.machine.elementwise(
+                program.sizes.of(order), program.sizes.of(others[0]), written=program.sizes.of(order)
+            )
+            return [_Made(float(seconds), order)]
+        alone = (
+            _Made(seconds, way.order, way)
+            for other in others
+            for seconds, way in self._products(order, other, self.orders[operand])
+        )
+        found: dict[tuple[Order, Copy | None], _Made] = {}
+        least: dict[Order, float] = {}
+        for made in (*alone, *self._add_up(order, others, self.orders[operand])):
+            key = made.order, made.copied  # a copy may be there already, for the gradient of the other operand
+            if key not in found or made.seconds < found[key].seconds:
+                found[key] = made
+                least[made.order] = min(least.get(made.order, np.inf), made.seconds)
+        of_use = [made for made in found.values() if made.seconds == least[made.order] or self._is_of_use(made, least)]
+        is_leaf = operand < self.count
+        fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
+        return fastest[: 2 * self.most]
+
+    def _products(self, order: Order, other: Order, own: Order, added: Order = ()) -> Iterator[tuple[float, Way]]:
+        """The fastest ways to contract a gradient with an operand, to each order and of each copy, with their seconds.
+
+        Args:
+            order: of the gradient.
+            other: of the operand.
+            own: the legs that are made.
+            added: more legs that are kept, as all outer ones.
+        """
+        join, legs = self.program.join(order, other, frozenset((*own, *added)), own)
+        key = join, tuple(legs.index(leg) for leg in added)
+        if key not in self.program.known:
+            self.program.known[key] = _find_fastest(*key, self.run.machine)
+        return ((seconds, way.renamed(legs)) for seconds, way in self.program.known[key])
+
+    def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
+        """Whether a way is faster than all to its order if its copy is there, for the gradient of the other operand."""
+        copied = made.copied
+        return copied is not None and made.seconds - self.run.machine.rearrange(copied) < least[made.order]
+
+    def _add_up(self, order: Order, others: tuple[Order, ...], own: Order) -> Iterator[_Made]:
+        """The ways that sum over the slowest legs of a gradient by adding products up, where these are small.
+
+        Args:
+            order: of the gradient that is given.
+            others: that the other operand is there in.
+            own: of the operand whose gradient is made.
+        """
+        sizes, machine = self.program.sizes, self.run.machine
+        run = tuple(takewhile(lambda leg: leg not in own and leg in others[0], order))
+        small = sizes.of(order) // sizes.of(own)
+        for added in dict.fromkeys(run[:count] for count in (1, len(run)) if run):
+            if sizes.of(added) > small:
+                continue
+            found = (each for other in others for each in self._products(order, other, own, added))
+            for seconds, way in found:
+                total = machine.elementwise(sizes.of(way.order), written=sizes.of(own))
+                yield _Made(seconds + float(total), way.order[len(added) :], way, way.order[: len(added)])
+
+    def _cost(self, value: int, order: Order) -> float:
+        """The time from the gradient of a value in some order to those below; a leaf's own order is wanted."""
+        if value < self.count:
+            return self.program.seconds_to(order, self.orders[value])
+        if (value, order) not in self.known:
+            self.known[value, order] = self._best(value, order)[0]
+        return self.known[value, order]
+
+    def _best(self, value: int, order: Order) -> tuple[float, tuple[_Made, ...]]:
+        """The least time to all gradients below a value, whose own lies in some order, and how its step makes the next.
+
+        A copy of it that both of these take is made once.
+        """
+        operands = self.tree.steps[value - self.count].operands
+        costs = [
+            [(each.seconds + self._cost(operand, each.order), each) for each in self.made[value, order, operand]]
+            for operand in operands
+        ]
+        copies = [{made.copied for _, made in each if made.copied} for each in costs]
+        found = [_least_pair(costs)]
+        for copy in copies[0] & copies[1]:
+            seconds, pair = _least_pair([[way for way in each if way[1].copied == copy] for each in costs])
+            found.append((seconds - self.run.machine.rearrange(copy), pair))
+        return min(found, key=lambda way: way[0])
+
+    def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
+        """The fastest way from an order of the result's gradient to all others."""
+        orders = {root: wanted}
+        for value in range(root, self.count - 1, -1):
+            step = value - self.count
+            _, found = self._best(value, orders[value])
+            for operand, made in zip(self.tree.steps[step].operands, found, strict=True):
+                orders[operand] = made.order
+                order = self.program.named(made.order)
+                if made.way is None:
+                    yield Gradient(step, operand, Form((), (), order))
+                else:
+                    other = other_operand(self.tree.steps[step].operands, operand)
+                    is_arranged = made.way.operands[1] != self.orders[other]
+                    added = self.program.named(made.added)
+                    yield Gradient(step, operand, self.program.form(made.way), is_arranged, added)
+
+
+def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[float, Way]]:
+    """The fastest ways of a join to each order and of each copy of its first operand, with their seconds."""
+    ways = [way for way in join.ways() if not added or {*way.order[: way.form[0]]} == {*added}]
+    fastest: dict[tuple[Order, Copy | None], tuple[float, Way]] = {}
+    for way, seconds in zip(ways, time_products(ways, machine).tolist() if ways else (), strict=True):
+        key = way.order, way.copies[0]
+        if key not in fastest or seconds < fastest[key][0]:
+            fastest[key] = seconds, way
+    return list(fastest.values())
+
+
+def _least_pair(costs: Sequence[Sequence[tuple[float, _Made]]]) -> tuple[float, tuple[_Made, ...]]:
+    """The least time to the gradients of two operands, each made by itself."""
+    (a, left), (b, right) = (min(each, key=lambda way: way[0]) for each in costs)
+    return a + b, (left, right)
+
+
+def is_elementwise(tree: ContractionTree, number: int, operand: int) -> bool:
+    """Whether the gradient of an operand of a step is a product of entries, so that nothing is summed."""
+    step = tree.steps[number]
+    return step.kind == "mul" and set(step.legs) == set(tree.legs_of(operand))
+
+
+def other_operand(operands: Sequence[int], operand: int) -> int:
+    """The one of two operands that another one is not."""
+    first, second = operands
+    return second if operand == first else first
+
+
+def can_plan_backward(network: Network, region: Region) -> bool:
+    """Whether the gradients of a region can be planned: nothing is read at positions, and all of it is stored."""
+    runtime = network.runtime_sizes()
+    constant = {core.name: core for core in network.cores if core.role == "const"}
+    for access in region.accesses:
+        if any(isinstance(leg, Read) for leg in access.legs) or len(set(access.legs)) < len(access.legs):
+            return False
+        core = constant.get(access.source)
+        if core is not None and depends_on(core.legs, runtime):
+            return False
+    return True

@@ -1,0 +1,465 @@
+"""In which order the axes of every intermediate lie: the ways to make each step one kernel, and the fastest of all.
+
+A contraction is one matrix product, or many at once: of what it keeps, the legs `outer` count the products, `rows`
+come from the one operand and `columns` from the other, and the result lies in that order. An operand is taken as it
+lies where its outer legs, those of its own and those that are summed stand together, the matrix innermost; else it is
+copied into such an order. An operand that lacks the outer legs is the same for all products.
+
+`lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value the
+orders it may have and the least time to get there. A result may have any order that one kernel makes of operands as
+they lie, or of one that is copied with its legs kept in order or turned around once. All these are searched; where a
+value has more than `MOST_ORDERS`, or a tree many steps, the fastest are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product, takewhile
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tngraph.language.legs import bare_legs, leg_size
+from tngraph.language.network import Leg
+from tngraph.language.sizes import evaluate_size
+from tngraph.search.machine import BEYOND, Copy, Machine, find_copy
+from tngraph.search.region import ContractionTree, Form, arrangements
+
+MOST_ORDERS = 8
+"""The orders of one value that are kept."""
+MOST_KEPT = 48
+"""The orders of all values of a tree that are kept, but for `LEAST_ORDERS` of each."""
+LEAST_ORDERS = 2
+SMALL = 8
+"""An operand that has so many times fewer entries than the other is worth a copy that makes the product faster."""
+MOST_PAIRS = 16
+"""The pairs of orders of two operands that are joined, those of the least time together."""
+FASTER = 1 - 1e-12
+"""Of two ways that differ by rounding alone the first is taken."""
+_LAID_OUT = {"contract", "mul", "sum"}
+"""The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
+
+Order = tuple[int, ...]
+"""Legs by number, the slowest first."""
+
+
+class Run(NamedTuple):
+    """What a tree is laid out for.
+
+    Attributes:
+        numbers: an integer for every named size.
+        machine: on which it runs.
+        trained: the leaves that a gradient flows to, as bits.
+        fixed: the leaves that are arranged before the first call, as bits.
+        known: what is known of kernels on this machine, by what they are; runs on one machine may share it.
+    """
+
+    numbers: Mapping[str, int]
+    machine: Machine
+    trained: int = 0
+    fixed: int = 0
+    known: dict[Hashable, Any] | None = None
+
+
+def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
+    """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
+    if not can_lay_out(tree):
+        return tree
+    program = Program(tree, run)
+    for number in range(len(tree.steps)):
+        program.add(number)
+    return replace(tree, forms=program.forms())
+
+
+def can_lay_out(tree: ContractionTree) -> bool:
+    """Whether the steps of a tree can have forms: none reads at positions, or runs slice by slice."""
+    return not tree.sliced and all(step.kind in _LAID_OUT for step in tree.steps)
+
+
+def is_possible(tree: ContractionTree, number: int) -> bool:
+    """Whether the form of a step is one kernel on its operands as their own forms lay them out."""
+    step, form = tree.steps[number], tree.forms[number]
+    if step.kind != "contract":
+        return not form.is_matrix
+    first, second = (tree.order(o) for o in step.operands)
+    return is_product(form, first, second)
+
+
+def is_product(form: Form, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
+    """Whether a form is one product of matrices of operands that have these legs."""
+    first, second = set(one), set(other)
+    shared = first & second & set(form.legs)
+    sides = [(first - second, second - first), (second - first, first - second)]
+    given = [each for each in sides if each[0].issuperset(form.rows) and each[1].issuperset(form.columns)]
+    outer = set(form.outer)
+    is_common = outer == shared or (not shared and (outer <= first - second or outer <= second - first))
+    is_summed = sorted(map(repr, form.summed)) == sorted(map(repr, (first & second) - shared))
+    return bool(given) and is_common and is_summed
+
+
+def most_orders(tree: ContractionTree, most: int) -> int:
+    """How many orders of one value of a tree are kept: so many, or fewer where it has many steps."""
+    return min(most, max(LEAST_ORDERS, MOST_KEPT // len(tree.steps)))
+
+
+class Way(NamedTuple):
+    """One kernel: which orders it takes, which it makes, and what it does.
+
+    Attributes:
+        operands: the orders of the two operands.
+        form: how many legs of the result are outer, and how many of the rest are rows.
+        order: of the result.
+        summed: the order of the summed legs.
+        shape: products, rows, columns and the summed size.
+        copies: of either operand, where it does not do as it lies.
+        turned: whether the matrices of the rows lie transposed, and those of the columns.
+        is_left: whether the first operand gives the rows.
+    """
+
+    operands: tuple[Order, Order]
+    form: tuple[int, int]
+    order: Order
+    summed: Order
+    shape: tuple[int, int, int, int]
+    copies: tuple[Copy | None, Copy | None]
+    turned: tuple[bool, bool]
+    is_left: bool
+
+    def renamed(self, legs: Sequence[int]) -> Way:
+        """The same with other numbers for its legs."""
+        first, second = (tuple(legs[k] for k in order) for order in self.operands)
+        order, summed = (tuple(legs[k] for k in each) for each in (self.order, self.summed))
+        return self._replace(operands=(first, second), order=order, summed=summed)
+
+
+class _Best(NamedTuple):
+    """The least time to a value in one order, and the way there."""
+
+    seconds: float
+    operands: tuple[Order, ...]
+    form: tuple[int, int] = (0, 0)
+    summed: Order = ()
+    turned: tuple[bool, bool] = (False, False)
+
+
+class Join(NamedTuple):
+    """Two operands that are contracted, their legs numbered by where they stand, so that joins that are alike are one.
+
+    Attributes:
+        operands: the orders of the two operands.
+        sizes: the elements along every leg.
+        kept: the legs of the result, in ascending order.
+        rank: the order in which legs of the result are put out.
+    """
+
+    operands: tuple[Order, Order]
+    sizes: Order
+    kept: Order
+    rank: Order
+
+    def ways(self) -> Iterator[Way]:
+        """Every way to contract them."""
+        rank = {leg: place for place, leg in enumerate(self.rank)}
+        return _ways(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
+
+
+class Passes(NamedTuple):
+    """What a step runs for.
+
+    Attributes:
+        copied: how often each operand's copy is made.
+        trained: whether a gradient flows to each operand.
+        put_out: how often the result is copied into the order in which it is put out.
+        is_called: whether the step runs in a call, and not before the first.
+    """
+
+    copied: tuple[int, int]
+    trained: tuple[bool, bool]
+    put_out: int
+    is_called: bool
+
+
+class _Sizes(tuple[int, ...]):
+    """The elements along every leg, and of several together."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self._known: dict[Order, int] = {}
+        self._copies: dict[tuple[Order, Order], Copy] = {}
+
+    def of(self, legs: Order) -> int:
+        """The elements of a value with these legs."""
+        if legs not in self._known:
+            self._known[legs] = min(prod(self[leg] for leg in legs), BEYOND)
+        return self._known[legs]
+
+    def copy(self, order: Order, wanted: Order) -> Copy:
+        """The copy from one order into another."""
+        if (order, wanted) not in self._copies:
+            self._copies[order, wanted] = find_copy(order, wanted, self.__getitem__)
+        return self._copies[order, wanted]
+
+
+@dataclass
+class Program:
+    """The dynamic program: the orders of every value so far."""
+
+    tree: ContractionTree
+    run: Run
+    nodes: list[dict[Order, _Best]] = field(default_factory=list)
+    leaves: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = [bare_legs(access) for access in self.tree.region.accesses]
+        self.known = {} if self.run.known is None else self.run.known
+        self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
+        self.number = {leg: k for k, leg in enumerate(self.legs)}
+        self.rank = {self.number[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.number}
+        self.sizes = _Sizes(evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs)
+        for k, legs in enumerate(given):
+            self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, ())})
+            self.leaves.append(1 << k)
+
+    def add(self, number: int) -> None:
+        """The orders of the result of a step."""
+        step = self.tree.steps[number]
+        kept = frozenset(self.number[leg] for leg in step.legs)
+        self.leaves.append(sum({self.leaves[o] for o in step.operands}))
+        if step.kind == "sum":
+            (operand,) = step.operands
+            found = {
+                tuple(leg for leg in order if leg in kept): _Best(best.seconds, (order,))
+                for order, best in self.nodes[operand].items()
+            }
+        elif step.kind == "mul":
+            found = self._multiply(step.operands)
+        else:
+            found = self._contract(step.operands, kept)
+        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[: most_orders(self.tree, MOST_ORDERS)]
+        self.nodes.append(dict(fastest))
+
+    def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:
+        """An elementwise product lies as its larger operand, the legs that this lacks after any of its own."""
+        found: dict[Order, _Best] = {}
+        for first, a in self.nodes[operands[0]].items():
+            for second, b in self.nodes[operands[1]].items():
+                large, small = sorted((first, second), key=lambda order: -self.sizes.of(order))
+                extra = tuple(leg for leg in small if leg not in large)
+                for cut in range(len(large) + 1) if extra else (0,):
+                    order = (*large[:cut], *extra, *large[cut:])
+                    seconds = a.seconds + b.seconds
+                    if order not in found or seconds < found[order].seconds:
+                        found[order] = _Best(seconds, (first, second))
+        return found
+
+    def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
+        first, second = (self.nodes[o] for o in operands)
+        pairs = sorted(product(first, second), key=lambda pair: first[pair[0]].seconds + second[pair[1]].seconds)
+        is_root = self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1
+        passes = self._passes(operands, is_root)
+        most = most_orders(self.tree, MOST_ORDERS)
+        found: dict[Order, _Best] = {}
+        for pair in pairs[:MOST_PAIRS]:
+            before = first[pair[0]].seconds + second[pair[1]].seconds
+            if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
+                break  # nothing that follows is among the fastest
+            join, legs = self.join(*pair, kept, self.rank)
+            for seconds, put_out, way in self._fastest(join, passes):
+                order, total = tuple(legs[k] for k in way.order), before + seconds + put_out
+                if order not in found or total < found[order].seconds:
+                    found[order] = _Best(total, pair, way.form, tuple(legs[k] for k in way.summed), way.turned)
+        return found
+
+    def _passes(self, operands: Sequence[int], is_root: bool) -> Passes:
+        leaves, fixed, trained = [self.leaves[o] for o in operands], self.run.fixed, self.run.trained
+        copied = [bool(bits & ~fixed) * (1 + bool(bits & trained)) for bits in leaves]
+        put_out = is_root * (1 + bool(self.leaves[-1] & trained))
+        return Passes(
+            (copied[0], copied[1]),
+            (bool(leaves[0] & trained), bool(leaves[1] & trained)),
+            put_out,
+            bool(self.leaves[-1] & ~fixed),
+        )
+
+    def join(self, first: Order, second: Order, kept: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
+        """The contraction of two operands that lie so, of whose legs some are kept, and the legs by its numbers."""
+        legs = tuple(dict.fromkeys((*first, *second)))
+        place = {leg: k for k, leg in enumerate(legs)}
+        join = Join(
+            (tuple(place[leg] for leg in first), tuple(place[leg] for leg in second)),
+            tuple(self.sizes[leg] for leg in legs),
+            tuple(k for k, leg in enumerate(legs) if leg in kept),
+            tuple(place[leg] for leg in rank if leg in place),
+        )
+        return join, legs
+
+    def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, Way]]:
+        """The fastest way to each order of a result, with its seconds and those of putting that out."""
+        if (join, passes) not in self.known:
+            self.known[join, passes] = _find_fastest(join, passes, self.run.machine)
+        fastest: Sequence[tuple[float, float, Way]] = self.known[join, passes]
+        return fastest
+
+    def seconds_to(self, order: Order, wanted: Order) -> float:
+        """The seconds of a copy into another order; of none, where it is the same."""
+        return _seconds_of(self.sizes.copy(order, wanted), self.run.machine)
+
+    def forms(self) -> tuple[Form, ...]:
+        """The forms of the fastest way to the result."""
+        count = len(self.tree.region.accesses)
+        chosen: dict[int, Order] = {}
+        root = len(self.nodes) - 1
+        chosen[root] = min(self.nodes[root], key=lambda order: self.nodes[root][order].seconds)
+        forms: list[Form] = []
+        for number in range(root, count - 1, -1):
+            order = chosen[number]
+            best = self.nodes[number][order]
+            forms.append(self._form(order, best.form, best.summed, best.turned))
+            chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
+        return tuple(reversed(forms))
+
+    def form(self, way: Way) -> Form:
+        """A way in the legs of the tree."""
+        return self._form(way.order, way.form, way.summed, way.turned)
+
+    def named(self, order: Order) -> tuple[Leg, ...]:
+        """Legs by number as what they are."""
+        return tuple(self.legs[k] for k in order)
+
+    def _form(self, order: Order, form: tuple[int, int], summed: Order, turned: tuple[bool, bool]) -> Form:
+        outer, rows = form
+        first, second, third = order[:outer], order[outer : outer + rows], order[outer + rows :]
+        return Form(self.named(first), self.named(second), self.named(third), self.named(summed), turned)
+
+
+def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[float, float, Way]]:
+    """The fastest way to each order of a result, with its seconds and those of putting that out."""
+    ways = list(join.ways())
+    fastest: dict[Order, tuple[float, Way]] = {}
+    for way, seconds in zip(ways, _time(ways, passes, machine).tolist(), strict=True):
+        if way.order not in fastest or seconds < FASTER * fastest[way.order][0]:
+            fastest[way.order] = seconds, way
+    copies = {order: _Sizes(join.sizes).copy(order, join.rank) for order in fastest if passes.put_out}
+    put_out = {order: passes.put_out * _seconds_of(copy, machine) for order, copy in copies.items()}
+    return [(seconds, put_out.get(way.order, 0.0), way) for seconds, way in fastest.values()]
+
+
+def _seconds_of(copy: Copy, machine: Machine) -> float:
+    """The seconds of a copy; of none, where the order stays."""
+    return 0.0 if len(copy.order) < 2 else machine.rearrange(copy)
+
+
+def _time(ways: Sequence[Way], passes: Passes, machine: Machine) -> np.ndarray:
+    """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
+    if not passes.is_called:
+        return np.zeros(len(ways))
+    total = time_products(ways, machine, passes.copied)
+    if any(passes.trained):
+        batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
+        of_rows, of_columns = np.array([way.turned for way in ways]).T
+        left, right = machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
+        is_left = np.array([way.is_left for way in ways])
+        for gives_rows, is_wanted in zip((is_left, ~is_left), passes.trained, strict=True):
+            total = total + is_wanted * np.where(gives_rows, left, right)
+    return np.asarray(total)
+
+
+def time_products(ways: Sequence[Way], machine: Machine, passes: Sequence[int] = (1, 1)) -> np.ndarray:
+    """The seconds of products and of the copies of their operands.
+
+    Args:
+        ways: the products.
+        machine: on which they run.
+        passes: how often each operand's copy is made.
+    """
+    batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
+    of_rows, of_columns = np.array([way.turned for way in ways]).T
+    total = machine.product(batch, rows, columns, summed, of_rows, of_columns)
+    for side, count in enumerate(passes):
+        copies = [way.copies[side] for way in ways]
+        seconds = {copy: machine.rearrange(copy) if copy else 0.0 for copy in dict.fromkeys(copies)}
+        total = total + count * np.array([seconds[copy] for copy in copies])
+    return np.asarray(total)
+
+
+def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]) -> Iterator[Way]:
+    """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
+    shared = {*first} & {*second}
+    for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
+        if sizes.of(spine) * SMALL < sizes.of(other):
+            continue  # to keep the order of the much smaller one gains nothing
+        outer = tuple(k for k in spine if k in shared and k in kept)
+        summed = tuple(k for k in spine if k in shared and k not in kept)
+        own = tuple(k for k in spine if k not in shared)
+        others = tuple(k for k in other if k not in shared)
+        is_small = sizes.of(other) * SMALL <= sizes.of(spine)
+        cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
+        for columns in _turned(others, rank):
+            others_lie = _lies(other, outer, columns, summed, sizes, is_small)
+            for front, middle, lies in cuts:
+                products = (*outer, *front)
+                count, rows, across = sizes.of(products), sizes.of(middle), sizes.of(columns)
+                for is_spine in (True, False):
+                    first_side, second_side = (middle, columns) if is_spine else (columns, middle)
+                    order, form = (*products, *first_side, *second_side), (len(products), len(first_side))
+                    sides = (rows, across) if is_spine else (across, rows)
+                    shape = count, *sides, sizes.of(summed)
+                    for ours, theirs in product(lies, others_lie):
+                        copies = (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied)
+                        left, right = (ours, theirs) if is_spine else (theirs, ours)
+                        turned = (
+                            bool(first_side and summed) and not left.is_own_first,
+                            bool(second_side and summed) and right.is_own_first,
+                        )
+                        yield Way((first, second), form, order, summed, shape, copies, turned, is_spine == is_first)
+
+
+class _Lie(NamedTuple):
+    """One way in which an operand may lie: whether its own legs come before the summed ones, and what is copied."""
+
+    is_own_first: bool
+    copied: Copy | None
+
+
+def _lies(
+    order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
+) -> tuple[_Lie, ...]:
+    """As an operand lies, if that will do, else copied; a small one may be copied all the same."""
+    found: list[_Lie] = []
+    for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
+        wanted = arrangements(outer, first, second)
+        if order in wanted:
+            found.append(_Lie(is_own_first, None))
+        else:
+            found.append(_Lie(is_own_first, sizes.copy(order, wanted[0])))
+    found.sort(key=lambda lie: lie.copied is not None)  # of two that take as long, the one without a copy
+    return tuple(found) if is_small or found[0].copied is not None else (found[0],)
+
+
+def _cuts(
+    spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
+) -> Iterator[tuple[Order, Order, tuple[_Lie, ...]]]:
+    """An operand's own legs in two: those that count products, and those that stand beside the columns."""
+    turned = _turned(own, rank)
+    if outer:
+        yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in turned)
+        return
+    places = [k for k, leg in enumerate(spine) if leg in summed]
+    if places and places[-1] - places[0] == len(places) - 1:
+        before, behind = spine[: places[0]], spine[places[-1] + 1 :]
+        if before and behind:
+            yield before, behind, (_Lie(False, None),)
+    for order in turned:
+        put_out = len(list(takewhile(rank.__contains__, order)))
+        cuts = sorted({0, 1, len(order) - 1, put_out}) if len(order) > 1 else (0,)
+        for cut in cuts:
+            yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
+
+
+def _turned(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
+    """Legs as they are, with the first one last or the last one first, and as they are put out, others around these."""
+    put_out = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
+    bonds = tuple(leg for leg in legs if leg not in rank)
+    around = ((*put_out, *bonds), (*bonds, *put_out))
+    return dict.fromkeys((legs, (*legs[1:], *legs[:1]), (*legs[-1:], *legs[:-1]), *around))

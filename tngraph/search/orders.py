@@ -1,0 +1,320 @@
+"""Finding an order for a region: annealing and cotengra propose, our own cost decides, the exact program proves.
+
+What is proposed is for an ordinary network (every read laid out along its indices); each proposal is priced again by
+`order_cost`, convolutions included. The best is the cheapest, the first of equals in the order of the trials, so
+the same region, seed and number of trials give the same tree everywhere, however many trials run at once. A clock is
+read only where the search is given seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from itertools import count as count_from
+from math import inf
+from numbers import Real
+
+from tngraph.errors import PlanError
+from tngraph.language.sizes import as_integer
+from tngraph.search.annealing import log_operations
+from tngraph.search.bounds import least_cost
+from tngraph.search.exact import MOST_LEAVES, prove_order
+from tngraph.search.objectives import Price
+from tngraph.search.pinning import Pin
+from tngraph.search.proposals import (
+    ABOUT,
+    MOST_ORDERS,
+    Hypergraph,
+    Partitioner,
+    Trial,
+    check_partitioner,
+    join_all,
+    propose,
+    propose_greedy,
+)
+from tngraph.search.reducing import find_components, join_alike, multiply_out, project
+from tngraph.search.refining import refine_order
+from tngraph.search.region import ContractionTree, Topology, Value
+from tngraph.search.trees import Order, build_tree, order_cost
+from tngraph.search.workers import Parallel, count_cores, run_tasks
+
+DEFAULT_TRIALS = 4
+"""The trials of a search that was given neither trials nor seconds."""
+PAYS = 200
+"""From this many tensors on, a search with cotengra uses every core unless it is told how many.
+
+A worker takes a second to start.
+"""
+
+MOST_KEPT = 16
+"""So many networks have their proposals kept, those asked for last."""
+_proposed: dict[object, list[tuple[int, Order] | None]] = {}
+
+Progress = Callable[[int, int | None, Price], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How hard to search, and from which seed.
+
+    Attributes:
+        seed: of every random choice.
+        samples: effort of a trial: moves of the annealing in proportion, and greedy orders that cotengra draws; fewer
+            in proportion above 1,000 tensors.
+        trials: for a region too large for a proof, how many trials are run, each with proposals of cotengra. When
+            neither these nor seconds are given, up to 4 without any, until two of them cost about the same.
+        seconds: no trial of a region begins later than this; then how many there are, and with it the plan, depends
+            on the machine. The first always runs.
+        parallel: how many processes share the trials (1 is this one), ``"processes"`` for one per core, or ``"ray"``
+            for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
+            the same.
+        partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
+        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which ways
+            are compared for time, and each plan tried for a front: their number (None while it is open) and the cost of
+            the best so far.
+    """
+
+    seed: int = 0
+    samples: int = 32
+    trials: int | None = None
+    seconds: float | None = None
+    parallel: Parallel | None = None
+    partitioner: Partitioner = "labels"
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        trials = DEFAULT_TRIALS if self.trials is None else self.trials
+        if min(as_integer(self.samples) or 0, as_integer(trials) or 0) < 1:
+            raise PlanError(f"a search needs at least one sample and one trial, not {self.samples!r} and {trials!r}")
+        if self.seconds is not None and not (isinstance(self.seconds, Real) and self.seconds > 0):
+            raise PlanError(f"a search needs some time, not {self.seconds!r} seconds")
+        if self.parallel not in (None, "processes", "ray") and not (
+            isinstance(self.parallel, int) and not isinstance(self.parallel, bool) and self.parallel >= 1
+        ):
+            raise PlanError(
+                f"a search cannot run on {self.parallel!r}\n  give a number of processes, 'processes' or 'ray'"
+            )
+        check_partitioner(self.partitioner)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether nothing says how hard to look: then large regions are ordered without cotengra."""
+        return self.trials is None and self.seconds is None
+
+    @property
+    def most_trials(self) -> int | None:
+        """The trials of a large region; None where only the clock ends them."""
+        return DEFAULT_TRIALS if self.is_quick else self.trials
+
+
+def find_order(
+    topology: Topology, search: Search, known: Sequence[Order] = (), *, proposes: bool = False
+) -> tuple[Order, bool]:
+    """The best order found for a region, and whether it is proven to be the cheapest there is.
+
+    An interruption (``KeyboardInterrupt``) ends the trials of a large region, and the best so far stands.
+
+    Args:
+        topology: the region at numeric sizes, with its pricing.
+        search: seed and effort.
+        known: orders found before; one of them is a start that needs no proposals.
+        proposes: ask for proposals all the same where no proof follows.
+    """
+    if len(topology.leaves) <= MOST_LEAVES or topology.reads or topology.unfit:
+        return _find_connected(topology, search, known, proposes)
+    reduction = join_alike(topology)
+    order, is_proven = _find_rest(reduction.rest, search, [reduction.project(each) for each in known], proposes)
+    return reduction.complete(order), is_proven
+
+
+def _find_rest(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+    """The best order found for what cannot be joined ahead: its parts one by one, where values may be of any size."""
+    components = find_components(topology)
+    if len(components) == 1 or topology.pricing.most_elements is not None:
+        return _find_connected(topology, search, known, proposes)
+    orders: list[Order] = []
+    for component in components:
+        part = topology.part([topology.leaves[k] for k in component])
+        within = [project(order, component, len(topology.leaves)) for order in known]
+        orders.append(_find_connected(part, search, within, proposes)[0])
+    return refine_order(topology, multiply_out(topology, components, orders)), False
+
+
+def _find_connected(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+    """The best order found for a region as it is."""
+    graph = hypergraph(topology)
+    if len(graph.legs) > MOST_LEAVES:
+        return _find_large(topology, graph, search, known, proposes)
+    orders = known or [_cheapest(topology, graph, search, _small_orders, lambda order: order)]
+    return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
+
+
+def _find_large(
+    topology: Topology, graph: Hypergraph, search: Search, known: Sequence[Order], proposes: bool
+) -> tuple[Order, bool]:
+    """The best order found for a region beyond the exact program; proven where its cost is the least possible."""
+    least, orders = least_cost(topology), list(known)
+    if not orders or proposes:
+        proposed = _cheapest(topology, graph, search, _large_orders, lambda order: order, least)
+        orders.append(proposed if order_cost(topology, proposed) == least else refine_order(topology, proposed))
+    cost, number = min((order_cost(topology, order), k) for k, order in enumerate(orders))
+    return orders[number], bool(cost == least)
+
+
+def search_tree(topology: Topology, search: Search) -> ContractionTree:
+    """The best tree found for a region, which says whether it is proven optimal.
+
+    Args:
+        topology: the region at numeric sizes, with its pricing.
+        search: seed and effort.
+    """
+    return build_tree(topology, *find_order(topology, search))
+
+
+def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = None) -> Hypergraph:
+    """An ordinary network over a region's leaves, or over groups of them that are joined already."""
+    groups = [[leaf] for leaf in topology.leaves] if groups is None else groups
+    held = [i for i, holders in enumerate(topology.holders) if holders]
+    output = tuple(i for i in held if topology.is_output[i])
+    return Hypergraph(tuple(_legs_above(topology, g) for g in groups), output, {i: topology.sizes[i] for i in held})
+
+
+def parallel_for(search: Search, graph: Hypergraph) -> Parallel:
+    """Where the trials for a network run: as the search says, else on every core if it is large."""
+    return search.parallel or (count_cores() if len(graph.legs) >= PAYS and not search.is_quick else 1)
+
+
+def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> ContractionTree:
+    """The tree of an order pinned by hand; where it names a part, the best one found around that.
+
+    Args:
+        topology: the region at numeric sizes, with its pricing.
+        search: seed and effort, for what is not pinned.
+        pin: the order.
+        positions: which access each of its names is.
+    """
+    order = _order_around(topology, search, pin, positions)
+    return replace(build_tree(topology, order, False), is_pinned=True)
+
+
+def _order_around(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> Order:
+    """The pinned pairs, then the best order found for what they make and the other leaves."""
+    count, made = len(topology.leaves), len(pin.pairs)
+    values = [*positions, *range(count, count + made)]
+    pinned = [(values[a], values[b]) for a, b in pin.pairs]
+    rest = sorted({*range(count)} - {*positions})
+    groups = [[topology.leaves[k] for k in positions], *([topology.leaves[k]] for k in rest)]
+    around = [values[-1], *rest, *range(count + made, 2 * count)]
+
+    def complete(order: Order) -> Order:
+        return [*pinned, *((around[a], around[b]) for a, b in order)]
+
+    graph = hypergraph(topology, groups)
+    orders = _large_orders if len(groups) > 2 else _small_orders
+    return complete(_cheapest(topology, graph, search, orders, complete))
+
+
+def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
+    """The indices still needed once some leaves are joined, folded ones laid out."""
+    below = sum(leaf.leaves for leaf in leaves)
+    held = dict.fromkeys(i for leaf in leaves for i in leaf.indices)
+    return tuple(i for i in held if topology.is_alive(i, below))
+
+
+Found = Generator[tuple[int, Order] | None, None, None]
+"""Orders, each with a number that tells which of equally cheap ones comes first; None says that a trial is done."""
+
+
+def _cheapest(
+    topology: Topology,
+    graph: Hypergraph,
+    search: Search,
+    propose_orders: Callable[[Hypergraph, Search], Found],
+    complete: Callable[[Order], Order],
+    least: Price = 0,
+) -> Order:
+    """The cheapest of the orders proposed, of those before an interruption where there is one.
+
+    Nothing is proposed where a plain order costs the least possible.
+    """
+    plain = [_in_turn(len(graph.legs))]
+    if len(graph.legs) > MOST_LEAVES:  # small ones are proposed in no time, and keep the one of equals that is proposed
+        plain.append(join_all(graph))
+    best, order = min(((order_cost(topology, complete(each)), k - 2), each) for k, each in enumerate(plain))
+    done = 0
+    if best[0] <= least:
+        return order
+    with suppress(KeyboardInterrupt), closing(_remembered(propose_orders, graph, search)) as proposed:
+        for found in proposed:
+            if found is not None:
+                key = (order_cost(topology, complete(found[1])), found[0])
+                best, order = min((key, found[1]), (best, order), key=lambda each: each[0])
+            else:
+                done += 1
+                if search.progress is not None:
+                    search.progress(done, search.most_trials, best[0])
+    return order
+
+
+def _in_turn(count: int) -> Order:
+    """One value after the other."""
+    return [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
+
+
+def _small_orders(graph: Hypergraph, search: Search) -> Found:
+    if len(graph.legs) > 2:
+        yield 0, propose_greedy(graph, search.samples, search.seed)
+
+
+def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hypergraph, search: Search) -> Found:
+    """The orders proposed for a network; they are kept for a while, for they are the same under any objective."""
+    key = graph.legs, graph.output, *graph.sizes.items(), replace(search, parallel=None, progress=None)
+    if key in _proposed:
+        yield from _proposed[key]
+        return
+    orders: list[tuple[int, Order] | None] = []
+    with closing(propose_orders(graph, search)) as proposed:
+        for each in proposed:
+            orders.append(each)
+            yield each
+    if search.seconds is None:
+        while len(_proposed) >= MOST_KEPT:
+            del _proposed[next(iter(_proposed))]
+        _proposed[key] = orders
+
+
+def _large_orders(graph: Hypergraph, search: Search) -> Found:
+    """The orders of trial after trial; by default no more once one costs about as much as the cheapest before it."""
+    least = inf
+    with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
+        for trial, orders in _in_sequence(results) if search.is_quick else results:
+            for k, order in enumerate(orders):
+                yield trial.number * MOST_ORDERS + k, order
+            yield None
+            if search.is_quick:
+                operations = log_operations(graph.legs, graph.output, graph.sizes, orders[0])
+                if abs(operations - least) <= ABOUT:
+                    return
+                least = min(operations, least)
+
+
+def _in_sequence(results: Iterator[tuple[Trial, tuple[Order, ...]]]) -> Iterator[tuple[Trial, tuple[Order, ...]]]:
+    """The results of trials by their numbers, each as soon as those before it are there."""
+    waiting: dict[int, tuple[Trial, tuple[Order, ...]]] = {}
+    upcoming = 0
+    for trial, orders in results:
+        waiting[trial.number] = trial, orders
+        while upcoming in waiting:
+            yield waiting.pop(upcoming)
+            upcoming += 1
+
+
+def _trials(search: Search) -> Iterator[Trial]:
+    """Trials until there are enough, or until the time is up."""
+    end = None if search.seconds is None else time.monotonic() + search.seconds
+    for number in count_from() if search.most_trials is None else range(search.most_trials):
+        if number and end is not None and time.monotonic() >= end:
+            return
+        yield Trial(number, search.seed, search.samples, search.partitioner, search.is_quick)

@@ -1,0 +1,129 @@
+"""Orders that are too long for the exact program, improved part by part under the objective that counts.
+
+A part is a step together with the costliest steps below it, up to those that join `WIDTH` values. The exact program
+finds its cheapest order, all else left as it is. The costliest steps come first, and again after every change near
+them, until no part gets cheaper or `MOST_SPLITS` were compared.
+
+Proposals go by the fewest operations. What another objective wants may be far from these: gates that are multiplied
+with each other before they meet a large tensor cost more operations, and fewer passes over it.
+
+Source: the parts are those of subtree reconfiguration in cotengra (Gray, Kourtis, Quantum 5, 410 (2021)); that they are
+solved for any objective, with gradients and folded values, is ours.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from math import inf
+
+from tngraph.search.exact import MOST_CALLS, prove_order
+from tngraph.search.objectives import PerStep, Price
+from tngraph.search.region import Topology, Value
+from tngraph.search.trees import Order, order_cost
+
+WIDTH = 9
+"""So many values are joined by one part: its 3^9 splits take about ten milliseconds."""
+MOST_SPLITS = 2**22
+"""An order is improved until more splits than this were compared; fewer where each calls a user's function."""
+
+
+def refine_order(topology: Topology, order: Order) -> Order:
+    """An order of which no part of some steps can be made cheaper, as far as the limit reaches.
+
+    Where reads are folded the order is left as it is: whether one is laid out is decided along all of it. An
+    interruption (``KeyboardInterrupt``) leaves it as it is, too.
+
+    Args:
+        topology: the region at numeric sizes, with its pricing.
+        order: a valid order.
+
+    Returns:
+        An order at most as expensive.
+    """
+    price = order_cost(topology, order)
+    if topology.reads or price in (0, inf):
+        return order
+    tree = _Tree(topology, order)
+    splits = MOST_CALLS if isinstance(topology.pricing.rate, PerStep) else MOST_SPLITS
+    with suppress(KeyboardInterrupt):
+        tree.improve(splits // 3**WIDTH)
+        refined = tree.order()
+        if order_cost(topology, refined) < price:
+            return refined
+    return order
+
+
+class _Tree:
+    """The steps of an order by number, which may be joined otherwise.
+
+    Attributes:
+        operands: of every step.
+        values: what leaves and steps make.
+        prices: of every step.
+        solved: the parts that are as cheap as can be, by the leaves below what they join.
+    """
+
+    def __init__(self, topology: Topology, order: Order) -> None:
+        self.topology = topology
+        self.count = len(topology.leaves)
+        self.operands: dict[int, tuple[int, int]] = {}
+        self.values: dict[int, Value] = dict(enumerate(topology.leaves))
+        self.prices: dict[int, Price] = {}
+        self.solved: set[frozenset[int]] = set()
+        for k, pair in enumerate(order):
+            self._join(self.count + k, pair)
+
+    def _join(self, step: int, pair: tuple[int, int]) -> None:
+        left, right = (self.values[operand] for operand in pair)
+        made = self.topology.join(left, right)
+        assert made is not None  # only folded reads stand in the way
+        self.operands[step], self.values[step] = pair, made
+        self.prices[step] = self.topology.price(left, right, made)
+
+    def improve(self, most: int) -> None:
+        """Make parts cheaper, so many at most, until none can be."""
+        while True:
+            before = len(self.solved)
+            for step in sorted(self.operands, key=self.prices.__getitem__, reverse=True):
+                if len(self.solved) == most:
+                    return
+                self._improve(step)
+            if len(self.solved) == before:
+                return
+
+    def _improve(self, step: int) -> None:
+        """Make the part under a step as cheap as can be."""
+        steps, joined = self._part(step)
+        leaves = frozenset(self.values[each].leaves for each in joined)
+        if len(joined) < 3 or leaves in self.solved:
+            return
+        self.solved.add(leaves)
+        numbers = [*joined, *reversed(steps)]
+        place = {each: k for k, each in enumerate(numbers)}
+        part = self.topology.part([self.values[each] for each in joined])
+        known = [(place[left], place[right]) for left, right in (self.operands[each] for each in reversed(steps))]
+        found, _ = prove_order(part, known)
+        if order_cost(part, found) < order_cost(part, known):
+            for each, (left, right) in zip(reversed(steps), found, strict=True):
+                self._join(each, (numbers[left], numbers[right]))
+
+    def _part(self, step: int) -> tuple[list[int], list[int]]:
+        """The steps of a part, none before one that takes its result, and what they join."""
+        steps, joined = [step], [*self.operands[step]]
+        while len(joined) < WIDTH and (inner := [each for each in joined if each in self.operands]):
+            costliest = max(inner, key=self.prices.__getitem__)
+            joined.remove(costliest)
+            joined.extend(self.operands[costliest])
+            steps.append(costliest)
+        return steps, joined
+
+    def order(self) -> Order:
+        """The steps in an order in which each comes right after what it takes."""
+        ahead, found = [self.count + len(self.operands) - 1], list[int]()
+        while ahead:
+            step = ahead.pop()
+            if step in self.operands:
+                found.append(step)
+                ahead.extend(self.operands[step])
+        place = {step: self.count + k for k, step in enumerate(reversed(found))} | {k: k for k in range(self.count)}
+        return [(place[left], place[right]) for left, right in (self.operands[step] for step in reversed(found))]

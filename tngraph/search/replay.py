@@ -1,0 +1,146 @@
+"""Trees as minimal moves: which values are joined and how, and which folded reads are laid out.
+
+Everything else in a tree follows from its region. So a tree from a file is not trusted but derived again: `Replay`
+derives the steps from the moves and refuses a move that the region does not allow. Whatever the moves are, the result
+is a contraction of that region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tngraph.language.network import Leg
+from tngraph.search.region import ContractionTree, Step, Topology, Value
+from tngraph.search.trees import opened, prepare_leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A join of two values, or one value some of whose folded reads are laid out. Values are numbered as in a tree.
+
+    A join may be a transposed convolution where a convolution is possible, too.
+    """
+
+    operands: tuple[int, ...]
+    reads: tuple[int, ...] = ()
+    is_transposed: bool = False
+
+
+class ReplayError(ValueError):
+    """A move that the region does not allow. The message is the end of a sentence that the caller begins."""
+
+
+class Replay:
+    """The steps of a tree so far: those that prepare the region's accesses, then one per move."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.steps, where = prepare_leaves(topology)
+        self.values: dict[int, Value] = dict(zip(where, topology.leaves, strict=True))
+
+    def make(self, move: Move) -> None:
+        """Make one move, which uses up its operands.
+
+        Raises:
+            ReplayError: the region does not allow the move.
+        """
+        taken = [self.take(number) for number in move.operands]
+        if len(taken) == 2 and not move.reads:
+            self._join(move, taken[0], taken[1])
+        elif len(taken) == 1 and move.reads and not move.is_transposed:
+            self._lay_out(move, taken[0])
+        else:
+            raise ReplayError("joins no two values and lays out none")
+
+    def take(self, number: int) -> Value:
+        """Return a value that no step has used yet, and mark it as used.
+
+        Raises:
+            ReplayError: there is no unused value of this number.
+        """
+        if number not in self.values:
+            raise ReplayError(f"takes the value {number}, which is not there")
+        return self.values.pop(number)
+
+    def _join(self, move: Move, left: Value, right: Value) -> None:
+        joined = self.topology.join(left, right)
+        if joined is None:
+            raise ReplayError("joins values of which a folded read is to be laid out first")
+        kinds = self.topology.kinds(left, right, joined)
+        if move.is_transposed and "conv_transpose" not in kinds:
+            raise ReplayError("joins values by a transposed convolution, which they do not allow")
+        kind = "conv_transpose" if move.is_transposed else kinds[0]
+        self._put(Step(move.operands, self.topology.legs(joined), kind), joined)
+
+    def _lay_out(self, move: Move, value: Value) -> None:
+        folded = {read for read, _ in value.folded}
+        if len(set(move.reads)) != len(move.reads) or not folded.issuperset(move.reads):
+            raise ReplayError("lays out a read that is not folded there")
+        for read in move.reads:
+            value = self.topology.open(value, read)
+        self._put(Step(move.operands, self.topology.legs(value), "read"), value)
+
+    def _put(self, step: Step, value: Value) -> None:
+        self.steps.append(step)
+        self.values[len(self.topology.leaves) + len(self.steps) - 1] = value
+
+    def finish(self, *, is_proven: bool, is_pinned: bool = False) -> ContractionTree:
+        """Return the tree, once a single value is left.
+
+        Raises:
+            ReplayError: several values are left, or the last one has a read that is not laid out.
+        """
+        if len(self.values) != 1:
+            raise ReplayError(f"leaves {len(self.values)} values and not one")
+        (value,) = self.values.values()
+        if value.folded:
+            raise ReplayError("leaves a folded read")
+        return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned, self.topology.sliced)
+
+
+def find_move(
+    replay: Replay, operands: tuple[int, ...], kind: object, is_right: Callable[[tuple[Leg, ...]], bool]
+) -> Move:
+    """Return the move on these operands. For a single operand, the legs of the result say which reads are laid out.
+
+    Args:
+        replay: the tree so far.
+        operands: one or two values.
+        kind: the kind of the step, as the plan states it.
+        is_right: returns whether some legs are those of the result.
+
+    Raises:
+        ReplayError: no choice of reads to lay out gives the legs of the result.
+    """
+    if len(operands) != 1:
+        return Move(operands, is_transposed=kind == "conv_transpose")
+    value = replay.values.get(operands[0])
+    if value is None:
+        raise ReplayError(f"takes the value {operands[0]}, which is not there")
+    for result in opened(replay.topology, value):
+        if result != value and is_right(replay.topology.legs(result)):
+            left = {read for read, _ in result.folded}
+            return Move(operands, tuple(read for read, _ in value.folded if read not in left))
+    raise ReplayError("lays out no reads that give its legs")
+
+
+def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
+    """Return the moves of a tree."""
+    replay, moves = Replay(topology), list[Move]()
+    for step in tree.steps[len(replay.steps) :]:
+        moves.append(find_move(replay, step.operands, step.kind, step.legs.__eq__))
+        replay.make(moves[-1])
+    return tuple(moves)
+
+
+def replay_moves(topology: Topology, moves: Sequence[Move], *, is_proven: bool) -> ContractionTree:
+    """Return the tree that some moves lead to.
+
+    Raises:
+        ReplayError: the region does not allow them.
+    """
+    replay = Replay(topology)
+    for move in moves:
+        replay.make(move)
+    return replay.finish(is_proven=is_proven)
