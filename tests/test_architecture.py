@@ -13,14 +13,16 @@ ROOT = Path(__file__).parent.parent / "tngraph"
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     "errors",
+    "files",
     "language",
-    "planning",
-    "kernels",
+    "search",
+    "program",
     "plans",
+    "compiler",
     "lowering",
     "modules",
     "report",
-    "request",
+    "options",
     "cli",
     "__main__",
 ]
@@ -28,11 +30,11 @@ ROOMS = {
     "lark": {"language"},
     "networkx": {"language"},
     "opt_einsum": {"language"},
-    "cotengra": {"planning"},
+    "cotengra": {"search"},
     "torch": {"modules"},
-    "typer": {"request", "cli"},
+    "typer": {"options", "cli"},
     "rich": {"cli", "report"},
-    "platformdirs": {"plans"},
+    "platformdirs": {"compiler"},
 }
 FILES_OF = {
     "cotengra": {"search/proposals.py"},

@@ -219,8 +219,8 @@ def gradients_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
 WRONG = {
     "one less": (lambda g: g.pop(), "gradients for the operands"),
     "of another value": (lambda g: g[0].update(operand=g[1]["operand"]), "stands where another one does"),
-    "a leg of nothing": (lambda g: g[0]["form"]["rows"].append("nothing"), "which its operands do not have"),
-    "no order of what is summed": (lambda g: g[0]["form"].update(summed=[]), "is no product of that"),
+    "a leg of nothing": (lambda g: g[0]["matmul"]["rows"].append("nothing"), "which its operands do not have"),
+    "no order of what is summed": (lambda g: g[0]["matmul"].update(summed=[]), "is no product of that"),
     "of what lies as it did": (lambda g: g[0].update(arranged=True), "that its step does not arrange"),
     "products added along no sum": (lambda g: g[0].update(added=True), "along legs that are no sum"),
     "no object": (lambda g: g.__setitem__(0, 3), "not an object"),
@@ -245,8 +245,8 @@ def test_gradients_of_earlier_results_lie_in_the_order_of_their_axes():
     finder = timed_search(network, {"batch": 64}, machine=Machine(seconds_per_view=1e-9), mode="train")
     way = next(each for each in finder.candidates() if each.is_planned and each.is_whole)
     plan = finder.plan([(1, None, way.trees)])
-    (kernels,) = (regime.kernels for regime in plan.regimes)
-    made = {line.variable.name: line.made.code for each in kernels.backward.values() for line in each.lines}
+    (program,) = (regime.program for regime in plan.regimes)
+    made = {line.variable.name: line.made.code for each in program.backward.values() for line in each.lines}
     for name in ("grad h1", "grad h2", "grad h3"):
         code = made[name]
         while isinstance(code, Call) and code.function == "reshape":

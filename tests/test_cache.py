@@ -32,7 +32,7 @@ WINDOWS = """network windows { size batch; size h; input x[batch, p:h, q:9]; par
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The searches that are made, by what they are made with."""
     made: list[str] = []
-    places = [("find_pieces", pipeline), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", pipeline)]
+    places = [("find_intervals", pipeline), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", pipeline)]
     for name, module in places:
         inner = getattr(module, name)
 
@@ -137,7 +137,7 @@ def test_an_edit_searches_only_what_it_touches(searches: list[str]):
     tg.plan(tg.parse(text))
     searches.clear()
     tg.plan(tg.parse(text.replace("r7:8", "r7:9000")))
-    assert searches.count("find_pieces") == 1
+    assert searches.count("find_intervals") == 1
 
 
 def test_a_users_function_is_asked_every_time(cache_folder: Path):

@@ -315,7 +315,7 @@ def test_calibrate_keeps_what_it_finds(monkeypatch: pytest.MonkeyPatch):
 def test_a_plan_holds_the_numbers_it_was_made_with(tmp_path: Path):
     plan = tg.plan(tg.load(FC2), {"batch": 8}, minimize=GPU)
     plan.save(tmp_path / "plan.json")
-    assert tg.load_plan(tmp_path / "plan.json").goal.rate == GPU
+    assert tg.load_plan(tmp_path / "plan.json").request.rate == GPU
 
 
 # the command

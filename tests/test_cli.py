@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import tngraph
 from tngraph.cli import app
 from tngraph.language.families import FAMILIES
-from tngraph.request import parse_bytes
+from tngraph.options import parse_bytes
 
 ROOT = Path(__file__).parent.parent
 SPECS = ROOT / "examples" / "specs"

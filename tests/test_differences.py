@@ -77,8 +77,8 @@ def test_modes_and_what_is_frozen():
     network = tg.load(FC2)
     trained = tg.plan(network, {"batch": 8}, mode="train", requires_grad={"w1": False}, memory_limit=10**9)
     found = tg.plan(network).diff(trained)
-    assert found.goals == ("infer, least flops", "train, least flops within 1,000,000,000 bytes, w1 frozen")
-    assert "  goal         infer, least flops -> train, least flops within 1,000,000,000 bytes, w1 frozen" in str(found)
+    assert found.requests == ("infer, least flops", "train, least flops within 1,000,000,000 bytes, w1 frozen")
+    assert "  request      infer, least flops -> train, least flops within 1,000,000,000 bytes, w1 frozen" in str(found)
 
 
 def test_regimes_that_begin_elsewhere():

@@ -60,7 +60,7 @@ def test_a_limit_gives_the_cheapest_plan_of_the_front_within_it(mode: str):
 
 def replace_goal(plan: Plan, limit: int) -> Plan:
     (regime,) = plan.regimes
-    return replace(plan, regimes=(replace(regime, goal=replace(regime.goal, memory_limit=limit)),))
+    return replace(plan, regimes=(replace(regime, request=replace(regime.request, memory_limit=limit)),))
 
 
 def test_a_limit_holds_for_smaller_batches_too():
@@ -121,7 +121,7 @@ def test_what_are_no_arguments_is_said():
 
 def test_serving_keeps_the_largest_value():
     layer = tg.compile(tg.plan(tg.load(FC2), {"batch": 4}, largest=300))
-    assert layer.fold().plan.goal.largest == 300
+    assert layer.fold().plan.request.largest == 300
 
 
 def test_two_limits_are_refused():
@@ -191,13 +191,13 @@ def intervals(regime: Regime, seed: int) -> tuple[int, int] | None:
     """Some consecutive operations that keep something, of which only the last value is used by others."""
     operations = regime.operations
     lines = [k for k, op in enumerate(operations) if op.kind != "load"]
-    needs = needs_gradient(operations, regime.goal.trained)
+    needs = needs_gradient(operations, regime.request.trained)
     found = [
         (first, last)
         for k, first in enumerate(lines)
         for n, last in enumerate(lines[k + 1 :], k + 1)
         if not any(j in regime.outputs or max(regime.users(j), default=j) > last for j in lines[k:n])
-        and any(keeps_values(operations, needs, j, regime.kernels.gathering) for j in lines[k : n + 1])
+        and any(keeps_values(operations, needs, j, regime.program.gathering) for j in lines[k : n + 1])
     ]
     return found[seed % len(found)] if found else None
 

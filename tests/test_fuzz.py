@@ -190,8 +190,8 @@ def test_the_module_of_another_network_is_rejected(monkeypatch: pytest.MonkeyPat
 def test_a_bound_that_is_passed_and_an_error_are_rejected(monkeypatch: pytest.MonkeyPatch):
     plan = tg.plan(CHAIN, {"n": 3}, itemsize=8)
     for bound in ("largest", "memory_limit"):
-        goal = replace(plan.goal, **{bound: 1})
-        wrong = replace(plan, regimes=(replace(plan.regimes[0], goal=goal),))
+        request = replace(plan.request, **{bound: 1})
+        wrong = replace(plan, regimes=(replace(plan.regimes[0], request=request),))
         monkeypatch.setattr(Way, "_plans", lambda way, network, wrong=wrong: iter([wrong]))
         assert find_difference(CHAIN, HONEST).kind == bound
     monkeypatch.setattr(Way, "_plans", lambda way, network: {}[network.name])

@@ -15,9 +15,9 @@ import pytest
 
 from examples import data
 from tngraph.cli import app
+from tngraph.language import limits
 from tngraph.language.families import FAMILIES
 from tngraph.language.network import LONGEST_NAME
-from tngraph.language.text import limits
 from tngraph.search.exact import MOST_LEAVES
 
 
@@ -195,7 +195,7 @@ def test_the_readme_names_the_torch_and_the_python_that_are_taken():
 def test_the_readme_counts_what_there_is():
     assert int(stated(r"each of the (\d+) families")) == len(FAMILIES)
     assert int(stated(r"Up to (\d+) tensors in a product")) == MOST_LEAVES
-    lines = (ROOT / "tngraph" / "language" / "grammar.lark").read_text().count("\n")
+    lines = (ROOT / "tngraph" / "language" / "text" / "grammar.lark").read_text().count("\n")
     assert int(stated(r"grammar\.lark\), some (\d+) lines", PAGES["language.md"])) == round(lines / 5) * 5
 
 

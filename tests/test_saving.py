@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         lambda d: d.update(version=2),
         "the plan is of version 2, and this tngraph reads 1",
     ),
-    "a field too few": (lambda d: d.pop("goal"), "the plan has no 'goal'"),
+    "a field too few": (lambda d: d.pop("request"), "the plan has no 'request'"),
     "a field too many": (lambda d: d.update(code="x"), "the plan has 'code', which means nothing there"),
     "a field of another kind": (
         lambda d: d.update(regimes={}),
@@ -214,20 +214,20 @@ WRONG: dict[str, tuple[Edit, str]] = {
         "regime 1, 'y', term 1 contracts 5 tensors, and its network 4 there",
     ),
     "a mode that there is not": (
-        lambda d: d["goal"].update(mode="dream"),
+        lambda d: d["request"].update(mode="dream"),
         "the mode is 'dream'\n  modes: infer, train, serve",
     ),
     "an objective that is none": (
-        lambda d: d["goal"].update(minimize=["flops"]),
+        lambda d: d["request"].update(minimize=["flops"]),
         "minimize is \"['flops']\"\n"
         "  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, or a function of a step",
     ),
     "a machine that stands still": (
-        lambda d: d["goal"].update(minimize={"machine": {**asdict(Machine()), "operations_per_second": 0}}),
+        lambda d: d["request"].update(minimize={"machine": {**asdict(Machine()), "operations_per_second": 0}}),
         "the 'operations_per_second' of the machine is 0, and not a positive number",
     ),
     "a gradient of nothing": (
-        lambda d: d["goal"].update(trained=["w9"]),
+        lambda d: d["request"].update(trained=["w9"]),
         "requires_grad names 'w9'\n  tensors: x, w1, w2, w3, w4, bias",
     ),
     "a size too few": (lambda d: d["sizes"].pop("D"), "the object 'sizes' has no 'D'"),
@@ -406,7 +406,7 @@ def test_a_file_cannot_make_an_equation_explode():
 
 def test_an_error_quotes_no_whole_file():
     data = fields_of(tg.plan(tg.load(FC2)))
-    data["goal"]["minimize"] = "x" * 10**6
+    data["request"]["minimize"] = "x" * 10**6
     with pytest.raises(tg.PlanError) as error:
         parse_plan(json.dumps(data).encode())
     assert len(str(error.value)) < 5000

@@ -126,8 +126,8 @@ def test_regimes_share_what_they_fold_alike():
     (other,) = serve(FC2, {"D": 16}).regimes
     both = merge_foldings([regime.folding, other.folding])
     assert set(both.buffers) == {*regime.folding.buffers, *other.folding.buffers}
-    names = [op.name for op in both.kernels.operations if op.kind != "load"]
-    assert len(set(names)) == len(names) < len(regime.folding.kernels.lines) + len(other.folding.kernels.lines)
+    names = [op.name for op in both.program.operations if op.kind != "load"]
+    assert len(set(names)) == len(names) < len(regime.folding.program.lines) + len(other.folding.program.lines)
 
 
 def test_what_a_run_time_size_goes_into_is_not_folded():
@@ -214,7 +214,7 @@ def test_a_change_in_place_is_taken_up_by_fold():
 def test_fold_shares_the_params_and_stays_within_its_limit():
     layer = tg.compile(tg.load(FC2), {"D": 16}, minimize="flops")
     served, x = layer.fold(), torch.randn(5, 784)
-    assert type(served).plan.goal.mode == "serve"
+    assert type(served).plan.request.mode == "serve"
     assert served.w1.data_ptr() == layer.w1.data_ptr()
     assert not any(param.requires_grad for param in served.parameters())
     assert all(param.requires_grad for param in layer.parameters())
@@ -326,7 +326,7 @@ def test_a_linear_layer_folds():
     assert isinstance(served, Linear)
     assert not any(param.requires_grad for param in served.parameters())
     close(served(x), layer(x))
-    assert layer.network.plan.goal.mode == "infer"
+    assert layer.network.plan.request.mode == "infer"
     assert served.verify().is_equal
 
 

@@ -33,7 +33,7 @@ from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product, in_thi
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.plans.dense import dense_equivalent
 from tngraph.plans.plan import Measured, Plan
-from tngraph.program.clock import Clock, Made, is_turned
+from tngraph.program.clock import Clock, Made, is_transposed
 from tngraph.program.counts import evaluate_count
 from tngraph.program.expressions import Call, Variable
 from tngraph.program.strides import Layout, contiguous_strides
@@ -103,7 +103,7 @@ def test_blocks_have_a_planned_backward_pass_and_all_that_modules_have(tmp_path:
     finder = timed_search(network, {"batch": 64}, machine=Machine(seconds_per_view=1e-9), mode="train")
     tree = next(each.trees[0] for each in finder.candidates() if each.is_planned and each.is_whole)
     o1 = next(leg for leg in tree.region.legs if leg.name == "o1")
-    block = finder._block(finder.slots[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
+    block = finder._block(finder.priced_regions[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
     assert block.gradients
     plan = finder.plan([(1, None, (block,))])
     layer = tg.compile(plan)
@@ -236,14 +236,14 @@ def every_way(tree: ContractionTree, run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("batch", "trained"), [*product((1, 64), (0, 15))])
 def test_the_orders_of_axes_are_the_best_of_all(batch: int, trained: int, monkeypatch: pytest.MonkeyPatch):
-    tree = replace(tg.plan(tg.parse(CHAIN), {"batch": batch}, order="((x a) b) c").regimes[0].trees[0], forms=())
+    tree = replace(tg.plan(tg.parse(CHAIN), {"batch": batch}, order="((x a) b) c").regimes[0].trees[0], matmuls=())
     run = Run({"batch": batch, "R": 3}, Machine(), trained)
     program = layouts.Program(tree, run)
     for number in range(len(tree.steps)):
         program.add(number)
     found = min(best.seconds for best in program.nodes[-1].values())
     assert found == pytest.approx(every_way(tree, run, monkeypatch), rel=1e-9)
-    assert lay_out(tree, run).forms == program.forms()
+    assert lay_out(tree, run).matmuls == program.matmuls()
 
 
 def test_a_chain_needs_no_copy_of_a_large_value():
@@ -280,9 +280,9 @@ def test_a_plan_with_forms_and_parts_is_read_as_it_was_saved(tmp_path: Path):
     assert tg.emit(loaded) == tg.emit(plan)
 
 
-def forms_of(fields: dict[str, Any]) -> list[dict[str, list[str]]]:
-    (tree,) = [tree for tree in fields["regimes"][-1]["trees"]["y"] if tree["forms"]]
-    return tree["forms"]
+def matmuls_of(fields: dict[str, Any]) -> list[dict[str, list[str]]]:
+    (tree,) = [tree for tree in fields["regimes"][-1]["trees"]["y"] if tree["matmuls"]]
+    return tree["matmuls"]
 
 
 def cut(fields: dict[str, Any], index: str, size: int) -> None:
@@ -293,14 +293,14 @@ def cut(fields: dict[str, Any], index: str, size: int) -> None:
 
 
 WRONG = {
-    "a leg of nothing": (lambda f: forms_of(f)[0]["rows"].append("nothing"), "which its operands do not have"),
-    "a leg less": (lambda f: forms_of(f)[-1]["rows"].clear(), "where its step has"),
+    "a leg of nothing": (lambda f: matmuls_of(f)[0]["rows"].append("nothing"), "which its operands do not have"),
+    "a leg less": (lambda f: matmuls_of(f)[-1]["rows"].clear(), "where its step has"),
     "rows and columns of one operand": (
-        lambda f: forms_of(f)[-1].update(rows=forms_of(f)[-1]["rows"] + forms_of(f)[-1]["columns"], columns=[]),
+        lambda f: matmuls_of(f)[-1].update(rows=matmuls_of(f)[-1]["rows"] + matmuls_of(f)[-1]["columns"], columns=[]),
         "is no matrix product",
     ),
-    "no order of what is summed": (lambda f: forms_of(f)[0].update(summed=[]), "is no matrix product"),
-    "a form less": (lambda f: forms_of(f).pop(), "forms for"),
+    "no order of what is summed": (lambda f: matmuls_of(f)[0].update(summed=[]), "is no matrix product"),
+    "a layout less": (lambda f: matmuls_of(f).pop(), "forms for"),
     "parts of what is summed": (
         partial(cut, index="i1", size=2),
         "cannot be cut there",
@@ -589,7 +589,7 @@ def test_kernels_are_timed_in_memory_that_is_there():
 def test_a_layer_compiled_for_a_call_runs_it(mode: str):
     x = torch.randn(9, 784)
     layer = tg.compile(tg.load(FC2), mode=mode, tune=x)
-    assert layer.plan.goal.mode == mode
+    assert layer.plan.request.mode == mode
     assert [dict(each.sizes) for each in layer.plan.measured] == [{"batch": 9}]
     assert layer.verify(sizes={"batch": 9}).is_equal
     several = tg.compile(tg.load(FC2), mode=mode, tune=[x, torch.randn(100, 784)])
@@ -632,9 +632,9 @@ def test_the_model_knows_which_gradients_pytorch_copies(sizes: tuple[int, int, i
     assert (clock.seconds > 0) == (copies > 0)
 
 
-@pytest.mark.parametrize("turned", [*product((False, True), repeat=2)])
+@pytest.mark.parametrize("transposed", [*product((False, True), repeat=2)])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_the_model_knows_which_products_pytorch_makes_gradients_by(batch: int, turned: tuple[bool, bool]):
+def test_the_model_knows_which_products_pytorch_makes_gradients_by(batch: int, transposed: tuple[bool, bool]):
     """Their sizes, and how both matrices lie, as PyTorch itself calls them."""
 
     class Asked(Machine):
@@ -646,7 +646,7 @@ def test_the_model_knows_which_products_pytorch_makes_gradients_by(batch: int, t
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
                 left, right = args
-                lying = [is_turned(Layout(tuple(each.shape), each.stride())) for each in args]
+                lying = [is_transposed(Layout(tuple(each.shape), each.stride())) for each in args]
                 many = left.shape[0] if left.dim() == 3 else 1
                 made.append((many, left.shape[-2], right.shape[-1], left.shape[-1], *map(int, lying)))
             return function(*args, **(kwargs or {}))
@@ -658,11 +658,11 @@ def test_the_model_knows_which_products_pytorch_makes_gradients_by(batch: int, t
 
     asked: list[tuple[int, ...]] = []
     made: list[tuple[int, ...]] = []
-    left, right = matrices(5, 6, turned[0]), matrices(6, 7, turned[1])
+    left, right = matrices(5, 6, transposed[0]), matrices(6, 7, transposed[1])
     y = torch.matmul(left, right)
     with Watch():
         torch.autograd.grad(y, [left, right], torch.randn(y.shape))
-    Asked().undo_product(batch, 5, 7, 6, *turned)
+    Asked().undo_product(batch, 5, 7, 6, *transposed)
     assert sorted(asked) == sorted(made)
 
 
@@ -711,5 +711,5 @@ def test_what_is_known_of_steps_that_are_alike_changes_no_layout(mode: str):
         run = Run({**tg.plan(network).values(batch=8)}, Machine(), trained)
         for _ in range(2):
             shared = lay_out(tree, run._replace(known=known))
-            assert shared.forms == lay_out(tree, run).forms
+            assert shared.matmuls == lay_out(tree, run).matmuls
             assert lay_out_gradients(shared, run._replace(known=known)) == lay_out_gradients(shared, run)

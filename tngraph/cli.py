@@ -29,6 +29,36 @@ from tngraph.language.families import named_family
 from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
+from tngraph.options import (
+    AsJson,
+    Batch,
+    Dtype,
+    File,
+    Files,
+    Force,
+    Frozen,
+    Largest,
+    MachineOf,
+    MemoryLimit,
+    Minimize,
+    Mode,
+    NetworkName,
+    Options,
+    Orders,
+    Output,
+    Save,
+    Seconds,
+    Seed,
+    Sizes,
+    Strict,
+    Trials,
+    check_network,
+    load_network,
+    parse_bytes,
+    parse_numbers,
+    parse_orders,
+    parse_sizes,
+)
 from tngraph.plans.plan import Plan
 from tngraph.plans.saving import format_plan_file
 from tngraph.program.memory import DOUBLE
@@ -43,36 +73,6 @@ from tngraph.report.records import (
     verification_record,
 )
 from tngraph.report.terminal import show_calibration, show_plan, show_source, show_text, show_verification, show_warning
-from tngraph.request import (
-    AsJson,
-    Batch,
-    Dtype,
-    File,
-    Files,
-    Force,
-    Frozen,
-    Largest,
-    MachineOf,
-    MemoryLimit,
-    Minimize,
-    Mode,
-    NetworkName,
-    Orders,
-    Output,
-    Request,
-    Save,
-    Seconds,
-    Seed,
-    Sizes,
-    Strict,
-    Trials,
-    check_network,
-    load_network,
-    parse_bytes,
-    parse_numbers,
-    parse_orders,
-    parse_sizes,
-)
 from tngraph.search.machine import Machine
 
 MOST_ELEMENTS = 2**27
@@ -452,14 +452,14 @@ def _request(
     minimize: str | None = None,
     memory_limit: str | None = None,
     frozen: Sequence[str] | None = None,
-) -> Request:
+) -> Options:
     """Return the options of a command as a request.
 
     Raises:
         typer.BadParameter: an option is not valid.
     """
     orders, most = parse_orders(order or ()), parse_bytes(memory_limit)
-    return Request(network, parse_sizes(sizes, batch), seed, orders, mode, minimize, most, tuple(frozen or ()))
+    return Options(network, parse_sizes(sizes, batch), seed, orders, mode, minimize, most, tuple(frozen or ()))
 
 
 @contextmanager

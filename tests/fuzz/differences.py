@@ -112,15 +112,15 @@ def _differences(network: Network, way: Way) -> Iterator[Difference]:
 
 def _excesses(plan: Plan) -> Iterator[Difference]:
     """Where a plan goes beyond what it was asked for, at the sizes that it was made for."""
-    goal, counts = plan.goal, plan.at()
-    if goal.largest is not None and goal.mode != "serve":
+    request, counts = plan.request, plan.at()
+    if request.largest is not None and request.mode != "serve":
         written = [evaluate_size(legs_size(step.legs), plan.sizes) for step in _inner_steps(plan)]
-        if max(written, default=0) > goal.largest:
-            yield Difference("largest", "at the sizes planned for", goal.largest, max(written))
-    if goal.memory_limit is not None:
-        held = {"serve": counts.folded, "train": counts.saved, "infer": counts.peak}[goal.mode]
-        if held > goal.memory_limit:
-            yield Difference("memory_limit", "at the sizes planned for", goal.memory_limit, held)
+        if max(written, default=0) > request.largest:
+            yield Difference("largest", "at the sizes planned for", request.largest, max(written))
+    if request.memory_limit is not None:
+        held = {"serve": counts.folded, "train": counts.saved, "infer": counts.peak}[request.mode]
+        if held > request.memory_limit:
+            yield Difference("memory_limit", "at the sizes planned for", request.memory_limit, held)
 
 
 def _inner_steps(plan: Plan) -> Iterator[Step]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from tngraph.compiler.fronts import FrontSearch
-from tngraph.compiler.tasks import Slot, Task, clean_slots, find_tree
+from tngraph.compiler.tasks import PricedRegion, Task, clean_regions, find_tree
 from tngraph.errors import PlanError
 from tngraph.language.network import Network
 from tngraph.plans.assembly import assemble_plan
@@ -26,7 +26,7 @@ def plan_within(task: Task, merged: Network, most: int) -> Plan:
     Raises:
         PlanError: there is none.
     """
-    search, rate = front_search(task, merged), task.goal.rate
+    search, rate = front_search(task, merged), task.request.rate
     whole = search.find(None, rate) or ()
     is_small = all(len(tree.region.accesses) <= MOST_LEAVES for tree in whole)
     within = search.find(most, rate) if is_small else None
@@ -57,11 +57,14 @@ def check_given(task: Task) -> None:
 
 def front_search(task: Task, merged: Network) -> FrontSearch:
     """How the trees of a network are found, cut and put together."""
-    cleaned, slots = clean_slots(task, merged)
-    cutters = [_Cutter(task, slot) for slot in slots]
+    cleaned, priced_regions = clean_regions(task, merged)
+    cutters = [_Cutter(task, priced) for priced in priced_regions]
 
     def find(most: int | None, rate: Rate) -> tuple[ContractionTree, ...] | None:
-        trees = [_find_tree_within(task, slot, replace(slot.pricing, rate=rate, most_elements=most)) for slot in slots]
+        trees = [
+            _find_tree_within(task, priced, replace(priced.pricing, rate=rate, most_elements=most))
+            for priced in priced_regions
+        ]
         return tuple(tree for tree in trees if tree is not None) if None not in trees else None
 
     def cut(trees: tuple[ContractionTree, ...], most: int) -> Iterator[tuple[ContractionTree, ...]]:
@@ -69,57 +72,57 @@ def front_search(task: Task, merged: Network) -> FrontSearch:
         yield from dict.fromkeys(zip(*pairs, strict=True))
 
     def make(trees: tuple[ContractionTree, ...]) -> Regime:
-        made = assemble_plan(task.network, merged, cleaned, [(1, None, trees)], task.numbers, task.goal, ())
+        made = assemble_plan(task.network, merged, cleaned, [(1, None, trees)], task.numbers, task.request, ())
         return made.regimes[0]
 
     return FrontSearch(find, cut, make)
 
 
-def _find_tree_within(task: Task, slot: Slot, pricing: Pricing) -> ContractionTree | None:
-    """The best tree of a slot under another pricing; None where values get larger than they may."""
-    topology = Topology(slot.region, task.numbers, pricing)
-    if slot.pin is None:
+def _find_tree_within(task: Task, priced: PricedRegion, pricing: Pricing) -> ContractionTree | None:
+    """The best tree of a region under another pricing; None where values get larger than they may."""
+    topology = Topology(priced.region, task.numbers, pricing)
+    if priced.pin is None:
         order, is_proven = find_order(topology, task.search)
     else:
-        order, is_proven = tuple(tree_order(find_tree(task, slot))), False
+        order, is_proven = tuple(tree_order(find_tree(task, priced))), False
     if order_cost(topology, order) == inf:
         return None
-    return replace(build_tree(topology, order, is_proven), is_pinned=slot.pin is not None)
+    return replace(build_tree(topology, order, is_proven), is_pinned=priced.pin is not None)
 
 
 @dataclass
 class _Cutter:
-    """Cuts the trees of a slot into slices under one bound after the other.
+    """Cuts the trees of a region into slices under one bound after the other.
 
     A large tree is rearranged with all trials for its first bound, and what that gives with one more for each bound
     that follows.
 
     Attributes:
         task: what to plan.
-        slot: whose trees they are.
+        priced: whose trees they are.
         rearranged: the tree that a large one was rearranged into for the bound before.
     """
 
     task: Task
-    slot: Slot
+    priced: PricedRegion
     rearranged: ContractionTree | None = None
 
     def cut(self, tree: ContractionTree, most: int) -> tuple[ContractionTree, ContractionTree]:
         """A tree in slices: in the order that was sliced and in the best one of a slice; a large one in two orders."""
-        if len(self.slot.region.accesses) > MOST_LEAVES:
+        if len(self.priced.region.accesses) > MOST_LEAVES:
             first, second = (self._build(tree, slicing, most)[0] for slicing in self._slice_large(tree, most))
             return first, second
         return self._build(tree, slice_tree(tree, self.task.numbers, most, self.task.search), most)
 
     def _build(self, tree: ContractionTree, slicing: Slicing, most: int) -> tuple[ContractionTree, ContractionTree]:
         """A slicing of a tree as trees: in the order that was sliced and, unless that is large, in the best one."""
-        slot = self.slot
+        priced = self.priced
         if slicing.tree == tree and not slicing.indices:
             return tree, tree
-        pricing = replace(slot.pricing, most_elements=most)
-        topology = Topology(slot.region, self.task.numbers, pricing, slicing.indices)
+        pricing = replace(priced.pricing, most_elements=most)
+        topology = Topology(priced.region, self.task.numbers, pricing, slicing.indices)
         cut: Order = tuple(tree_order(slicing.tree))
-        is_kept = slot.pin is not None or len(slot.region.accesses) > MOST_LEAVES
+        is_kept = priced.pin is not None or len(priced.region.accesses) > MOST_LEAVES
         best = cut if is_kept else find_order(topology, self.task.search, [cut])[0]
         first, second = (replace(build_tree(topology, o, False), is_pinned=tree.is_pinned) for o in (cut, best))
         return first, second

@@ -31,7 +31,7 @@ from tngraph.language.legs import bare_legs
 from tngraph.language.network import Index, Leg
 from tngraph.search.objectives import PerStep, Pricing
 from tngraph.search.orders import Search
-from tngraph.search.regimes import Piece
+from tngraph.search.regimes import Interval
 from tngraph.search.region import Region, Topology
 from tngraph.search.replay import Move, find_moves, replay_moves
 
@@ -44,23 +44,25 @@ _BLOCK = 4096
 _OWN_FILE = re.compile(r"[0-9a-f]{64}\.json|\.tngraph-.*\.tmp")
 
 
-def find_cached(topology: Topology, key: str | None, search_pieces: Callable[[], Sequence[Piece]]) -> Sequence[Piece]:
+def find_cached(
+    topology: Topology, key: str | None, search_intervals: Callable[[], Sequence[Interval]]
+) -> Sequence[Interval]:
     """What was found for a region under a key before, or else what is found now.
 
     Args:
         topology: the region by number, at any sizes.
         key: see `cache_key`.
-        search_pieces: the search.
+        search_intervals: the search.
     """
     folder = cache_folder()
     if key is None or folder is None:
-        return search_pieces()
+        return search_intervals()
     place = folder / f"{key}.json"
     known = _read_entry(place, topology)
     if known is not None:
         return known
-    found = search_pieces()
-    if not any(piece.tree.sliced for piece in found):
+    found = search_intervals()
+    if not any(interval.tree.sliced for interval in found):
         write_entry(place, _format_entry(topology, found))
     return found
 
@@ -111,7 +113,7 @@ def code_version() -> str:
     """
     digest = hashlib.sha256(version("cotengra").encode())
     here = Path(__file__)
-    for path in (*sorted((here.parents[1] / "planning").glob("*.py")), here, here.with_name("replay.py")):
+    for path in (*sorted((here.parents[1] / "search").glob("*.py")), here):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -137,31 +139,32 @@ def _default_folder() -> str:
     return str(Path(user_cache_dir("tngraph", appauthor=False)) / "searches")
 
 
-def _read_entry(place: Path, topology: Topology) -> tuple[Piece, ...] | None:
-    """The pieces in a file; None where there is none, or a damaged one, which is removed."""
+def _read_entry(place: Path, topology: Topology) -> tuple[Interval, ...] | None:
+    """The intervals in a file; None where there is none, or a damaged one, which is removed."""
     with suppress(OSError):
         data = read_bytes(place, LONGEST_ENTRY)
         try:
-            pieces = tuple(_parse_entry(data, topology))
+            intervals = tuple(_parse_entry(data, topology))
         except (ValueError, RecursionError):
             place.unlink()
             return None
         os.utime(place)  # what was used last is removed last
-        return pieces
+        return intervals
     return None
 
 
-def _format_entry(topology: Topology, pieces: Sequence[Piece]) -> str:
-    """A sum of what follows, and the pieces."""
+def _format_entry(topology: Topology, intervals: Sequence[Interval]) -> str:
+    """A sum of what follows, and the intervals."""
     rows = [
-        (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)]) for low, high, tree in pieces
+        (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)])
+        for low, high, tree in intervals
     ]
     body = json.dumps(rows, separators=(",", ":"))
     return f"{check_sum(body.encode())}\n{body}"
 
 
-def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:
-    """The pieces in a file.
+def _parse_entry(data: bytes, topology: Topology) -> Iterator[Interval]:
+    """The intervals in a file.
 
     Raises:
         ValueError: they are none of the region.
@@ -171,16 +174,16 @@ def _parse_entry(data: bytes, topology: Topology) -> Iterator[Piece]:
         raise ValueError("the file is damaged")
     rows = json.loads(body)
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise ValueError("the file has no pieces")
+        raise ValueError("the file has no intervals")
     next_low: int | None = 1
     for low, high, is_proven, moves in rows:
         is_range = type(low) is int and (high is None or (type(high) is int and high >= low))
         if low != next_low or not is_range or type(is_proven) is not bool or not isinstance(moves, list):
-            raise ValueError("the pieces have gaps")
-        yield Piece(low, high, replay_moves(topology, [_unpack(move) for move in moves], is_proven=is_proven))
+            raise ValueError("the intervals have gaps")
+        yield Interval(low, high, replay_moves(topology, [_unpack(move) for move in moves], is_proven=is_proven))
         next_low = None if high is None else high + 1
     if next_low is not None:
-        raise ValueError("the pieces have no end")
+        raise ValueError("the intervals have no end")
 
 
 def check_sum(body: bytes) -> str:

@@ -1,9 +1,10 @@
 """Plans of less memory: trees of smaller values, regions run slice by slice, operations run once more.
 
-What counts as memory is the goal's: the peak of a call or, in training, what is kept for the backward pass, both exact.
-Candidates come from searches in which no value may have more than so many elements, or in which writing has a price;
-from slices of these trees; and in training from sets of consecutive operations that are made anew in the backward pass.
-Each is lowered and followed through memory; those of which no other is both cheaper and smaller are the front.
+What counts as memory is the request's: the peak of a call or, in training, what is kept for the backward pass, both
+exact. Candidates come from searches in which no value may have more than so many elements, or in which writing has a
+price; from slices of these trees; and in training from sets of consecutive operations that are made anew in the
+backward pass. Each is lowered and followed through memory; those of which no other is both cheaper and smaller are the
+front.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Front:
         )
 
     def _verb(self) -> str:
-        return "keeps what it saves" if self.points[0].plan.goal.mode == "train" else "stays"
+        return "keeps what it saves" if self.points[0].plan.request.mode == "train" else "stays"
 
     def __str__(self) -> str:
         rows = [
@@ -158,8 +159,8 @@ def make_point(plan: Plan, numbers: Mapping[str, int]) -> Point:
 
 
 def _held(regime: Regime, memory: Memory) -> int:
-    """The bytes that the goal is about."""
-    return memory.saved if regime.goal.mode == "train" else memory.peak
+    """The bytes that the request is about."""
+    return memory.saved if regime.request.mode == "train" else memory.peak
 
 
 def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Regime]:
@@ -167,7 +168,7 @@ def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Reg
     for k, trees in enumerate(_tree_sets(search, numbers)):
         regime = search.make(trees)
         yield regime
-        if regime.goal.mode == "train":
+        if regime.request.mode == "train":
             yield from (replace(regime, recomputed=again) for again in _recomputations(regime, numbers))
         elif k == 0:
             yield from _sliced(search, trees, numbers)
@@ -176,7 +177,7 @@ def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Reg
 def _tree_sets(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Trees]:
     """The best trees, those of ever smaller values, and those where writing costs something."""
     first = search.find(None, Weighted()) or ()
-    rate = search.make(first).goal.rate
+    rate = search.make(first).request.rate
     if rate != Weighted():
         first = search.find(None, rate) or first
     trees: Trees | None = first
@@ -206,11 +207,11 @@ def _sliced(search: FrontSearch, trees: Trees, numbers: Mapping[str, int]) -> It
                 yield search.make(sliced)
 
 
-Interval = tuple[int, int]
+Span = tuple[int, int]
 """The first and the last of some consecutive operations."""
 
 
-def _recomputations(regime: Regime, numbers: Mapping[str, int]) -> Iterator[tuple[Interval, ...]]:
+def _recomputations(regime: Regime, numbers: Mapping[str, int]) -> Iterator[tuple[Span, ...]]:
     """Sets of operations to run once more of which none is both dearer and larger than another, as far as is known.
 
     What a set keeps is found from what each operation keeps: a value that only operations of one interval keep is made
@@ -233,10 +234,10 @@ class _Savings:
 
     def __init__(self, regime: Regime, numbers: Mapping[str, int]) -> None:
         operations = regime.operations
-        needs = needs_gradient(operations, regime.goal.trained)
+        needs = needs_gradient(operations, regime.request.trained)
         self.lines = [k for k, op in enumerate(operations) if op.kind != "load"]
         self.volumes = {k: evaluate_count(volume(operations, k), numbers) for k in self.lines}
-        self.keeping = {k for k in self.lines if keeps_values(operations, needs, k, regime.kernels.gathering)}
+        self.keeping = {k for k in self.lines if keeps_values(operations, needs, k, regime.program.gathering)}
         self.users = {k: regime.users(k) for k in self.lines}
         self.held = [
             (storage.bytes, [(writer, user) for writer in made for user in self.users[writer]], by)
@@ -244,7 +245,7 @@ class _Savings:
         ]
         self.intervals = tuple(self._intervals(frozenset(regime.outputs)))
 
-    def _intervals(self, outputs: frozenset[int]) -> Iterator[Interval]:
+    def _intervals(self, outputs: frozenset[int]) -> Iterator[Span]:
         """Two consecutive operations or more that keep something, of which only the last value is used by others."""
         for start, first in enumerate(self.lines):
             for stop in range(start + 1, len(self.lines)):
@@ -254,7 +255,7 @@ class _Savings:
                 if not leaves and any(first <= k <= last for k in self.keeping):
                     yield first, last
 
-    def work(self, chosen: Iterable[Interval]) -> int:
+    def work(self, chosen: Iterable[Span]) -> int:
         """The operations that run once more, up to the last of each interval that keeps something."""
         total = 0
         for first, last in chosen:
@@ -262,20 +263,20 @@ class _Savings:
             total += sum(count for k, count in self.volumes.items() if first <= k < final)
         return total
 
-    def kept(self, chosen: Sequence[Interval]) -> int:
+    def kept(self, chosen: Sequence[Span]) -> int:
         """What is kept for the backward pass [bytes]."""
         return sum(count for count, uses, by in self.held if _is_kept(chosen, uses, by))
 
-    def sets(self, after: int = -1) -> Iterator[tuple[Interval, ...]]:
+    def sets(self, after: int = -1) -> Iterator[tuple[Span, ...]]:
         """Every set of intervals that do not overlap."""
         yield ()
         for interval in self.intervals:
             if interval[0] > after:
                 yield from ((interval, *rest) for rest in self.sets(interval[1]))
 
-    def greedy(self) -> Iterator[tuple[Interval, ...]]:
-        """Interval after interval, each the one that frees most per operation."""
-        chosen: tuple[Interval, ...] = ()
+    def greedy(self) -> Iterator[tuple[Span, ...]]:
+        """Span after interval, each the one that frees most per operation."""
+        chosen: tuple[Span, ...] = ()
         while True:
             yield chosen
             before, work = self.kept(chosen), self.work(chosen)
@@ -284,7 +285,7 @@ class _Savings:
                 return
             chosen = max(better, key=lambda made: (before - self.kept(made)) / max(1, self.work(made) - work))
 
-    def _extensions(self, chosen: Sequence[Interval]) -> Iterator[tuple[Interval, ...]]:
+    def _extensions(self, chosen: Sequence[Span]) -> Iterator[tuple[Span, ...]]:
         """One more interval, in place of those that it covers."""
         for first, last in self.intervals:
             rest = [each for each in chosen if not (first <= each[0] and each[1] <= last)]
@@ -292,7 +293,7 @@ class _Savings:
                 yield tuple(sorted([*rest, (first, last)]))
 
 
-def _is_kept(chosen: Iterable[Interval], uses: Iterable[tuple[int, int]], by: frozenset[int]) -> bool:
+def _is_kept(chosen: Iterable[Span], uses: Iterable[tuple[int, int]], by: frozenset[int]) -> bool:
     """Whether a storage is kept where some intervals run once more: one is given it, or what keeps it is in none.
 
     Args:

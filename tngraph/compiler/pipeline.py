@@ -16,7 +16,7 @@ from tngraph.compiler.bounded import check_given, front_search, plan_within
 from tngraph.compiler.cache import cache_key, find_cached
 from tngraph.compiler.fronts import Front, find_front, make_point
 from tngraph.compiler.remembered import remember_plans
-from tngraph.compiler.tasks import Slot, Task, clean_slots, find_tree, lay_out_all, merge_where_cheaper
+from tngraph.compiler.tasks import PricedRegion, Task, clean_regions, find_tree, lay_out_all, merge_where_cheaper
 from tngraph.compiler.timed import TimedSearch, find_timed
 from tngraph.errors import PlanError
 from tngraph.language.binding import check_sizes
@@ -26,10 +26,10 @@ from tngraph.language.sizes import evaluate_size, product, symbol
 from tngraph.plans.assembly import assemble_plan
 from tngraph.plans.plan import Plan
 from tngraph.search.machine import Machine
-from tngraph.search.objectives import Goal, Mode, Objective, Price, Weighted, make_goal
+from tngraph.search.objectives import Mode, Objective, Price, Request, Weighted, make_request
 from tngraph.search.orders import Search
 from tngraph.search.pinning import Nested, read_orders
-from tngraph.search.regimes import Piece, Range, Solver, find_pieces, has_sizes, refine_pieces
+from tngraph.search.regimes import Interval, RegimeTrees, Solver, find_intervals, has_sizes, refine_intervals
 from tngraph.search.region import ContractionTree, Topology
 
 GRID = (1, 32, 1024)
@@ -77,14 +77,14 @@ def plan(
         PlanError: an order, a mode, an objective or a limit that does not fit the network.
         TypeError: something else than a network.
     """
-    goal = make_goal(_check_network(network), mode, minimize, requires_grad, itemsize, memory_limit, largest)
-    task = _make_task(network, sizes, goal, search)
+    request = make_request(_check_network(network), mode, minimize, requires_grad, itemsize, memory_limit, largest)
+    task = _make_task(network, sizes, request, search)
     used = drop_unused(network)
     chained = merge_chains(used)
     kept = {equation.name for equation in chained.equations}
     pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
     task = replace(task, pins=pins)
-    if goal.is_bounded:
+    if request.is_bounded:
         check_given(task)
     unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
     return replace(_plan(task, chained), unpinned=unpinned)
@@ -101,7 +101,7 @@ def _check_network(network: object) -> Network:
     return network
 
 
-def _make_task(network: Network, sizes: Mapping[str, int] | None, goal: Goal, search: Search | None) -> Task:
+def _make_task(network: Network, sizes: Mapping[str, int] | None, request: Request, search: Search | None) -> Task:
     """What to plan, its arguments checked.
 
     Raises:
@@ -109,7 +109,7 @@ def _make_task(network: Network, sizes: Mapping[str, int] | None, goal: Goal, se
         TypeError: what is no sizes or no search.
     """
     _check_arguments(sizes, search)
-    task = Task(network, dict(sizes or {}), goal, search or Search(), {})
+    task = Task(network, dict(sizes or {}), request, search or Search(), {})
     check_sizes(network, task.numbers)
     return task
 
@@ -138,21 +138,21 @@ def timed_search(
     Raises:
         SizeError, PlanError, TypeError: as `plan` does.
     """
-    goal = make_goal(_check_network(network), mode, machine, itemsize=itemsize)
-    task = _make_task(network, sizes, goal, search)
+    request = make_request(_check_network(network), mode, machine, itemsize=itemsize)
+    task = _make_task(network, sizes, request, search)
     return TimedSearch(task, merge_where_cheaper(task, merge_chains(drop_unused(network))), bench)
 
 
 def _plan(task: Task, chained: Network) -> Plan:
     """The plan of a network whose linear chains are merged."""
-    if task.goal.mode == "serve" and task.goal.memory_limit is not None:
-        return _fold_within(task, chained, task.goal.memory_limit)
+    if task.request.mode == "serve" and task.request.memory_limit is not None:
+        return _fold_within(task, chained, task.request.memory_limit)
     merged = merge_where_cheaper(task, chained)
-    if task.goal.largest is not None:
-        return plan_within(task, merged, task.goal.largest)
-    if task.goal.is_bounded:
+    if task.request.largest is not None:
+        return plan_within(task, merged, task.request.largest)
+    if task.request.is_bounded:
         front = _find_front(task, merged)
-        return front.points[-1].plan if task.goal.memory_limit is None else front.within(task.goal.memory_limit)
+        return front.points[-1].plan if task.request.memory_limit is None else front.within(task.request.memory_limit)
     return _find_regimes(task, merged)
 
 
@@ -181,12 +181,12 @@ def front(
         SizeError: an unknown size, or a number that is not a positive integer.
         PlanError: a run-time size without a number, or arguments that do not fit the network.
     """
-    goal = make_goal(_check_network(network), mode, minimize, requires_grad, itemsize)
+    request = make_request(_check_network(network), mode, minimize, requires_grad, itemsize)
     if minimize == "memory":
         raise PlanError("a front is of cost against memory\n  minimize says what cost is: flops, writes, time, …")
     if mode == "serve":
         raise PlanError("there is no front in serve\n  memory_limit says how much is folded into buffers")
-    task = _make_task(network, sizes, goal, search)
+    task = _make_task(network, sizes, request, search)
     check_given(task)
     merged = merge_where_cheaper(task, merge_chains(drop_unused(network)))
     return _find_front(task, merged)
@@ -207,9 +207,9 @@ def _fold_within(task: Task, network: Network, limit: int) -> Plan:
 
     The search bounds one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing is folded.
     """
-    most = limit // task.goal.itemsize
+    most = limit // task.request.itemsize
     while True:
-        tried = replace(task, goal=replace(task.goal, most_folded=most), costs={})
+        tried = replace(task, request=replace(task.request, most_folded=most), costs={})
         found = _find_regimes(tried, merge_where_cheaper(tried, network))
         if evaluate_size(found.folded, found.sizes) <= limit:
             return found
@@ -241,65 +241,65 @@ def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | 
     Raises:
         PlanError: a limit that is no positive integer.
     """
-    network, goal = known.network, known.goal
+    network, request = known.network, known.request
     fixed = {name: known.sizes[name] for name in network.runtime_sizes() if name not in known.free}
     return plan(
         network,
         {**fixed, **sizes},
         mode="serve",
-        minimize="flops" if goal.minimize == "memory" else goal.minimize,
-        requires_grad={port.name: port.name in goal.trained for port in network.inputs},
+        minimize="flops" if request.minimize == "memory" else request.minimize,
+        requires_grad={port.name: port.name in request.trained for port in network.inputs},
         memory_limit=memory_limit,
-        largest=goal.largest,
+        largest=request.largest,
         itemsize=itemsize,
     )
 
 
 def _find_regimes(task: Task, merged: Network) -> Plan:
     """A plan of as few regimes as there are best orders."""
-    if isinstance(task.goal.rate, Machine) and not task.pins:
+    if isinstance(task.request.rate, Machine) and not task.pins:
         timed = TimedSearch(task, merged)
         (fastest,) = remember_plans(task, "time", lambda: [timed.plan(find_timed(timed))])
         return fastest
-    cleaned, slots = clean_slots(task, merged)
-    is_additive = isinstance(task.goal.rate, Weighted)
-    found: list[Range]
+    cleaned, priced_regions = clean_regions(task, merged)
+    is_additive = isinstance(task.request.rate, Weighted)
+    found: list[RegimeTrees]
     if len(task.free) == 1:
-        found = refine_pieces(_find_pieces(task, slot) for slot in slots)
+        found = refine_intervals(_find_intervals(task, priced) for priced in priced_regions)
     elif 1 < len(task.free) <= MOST_GRID and is_additive:
-        found = [(1, None, trees) for trees in _find_combinations(task, slots)]
+        found = [(1, None, trees) for trees in _find_combinations(task, priced_regions)]
     else:
-        found = [(1, None, tuple(find_tree(task, slot) for slot in slots))]
-    found = lay_out_all(task, slots, found)
-    return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.goal, task.free)
+        found = [(1, None, tuple(find_tree(task, priced) for priced in priced_regions))]
+    found = lay_out_all(task, priced_regions, found)
+    return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.request, task.free)
 
 
-def _find_pieces(task: Task, slot: Slot) -> Sequence[Piece]:
-    """The trees of a slot at all values of the one free size."""
-    if slot.pin is not None:
-        return (Piece(1, None, find_tree(task, slot)),)
+def _find_intervals(task: Task, priced: PricedRegion) -> Sequence[Interval]:
+    """The trees of a region at all values of the one free size."""
+    if priced.pin is not None:
+        return (Interval(1, None, find_tree(task, priced)),)
     (name,) = task.free
 
     def numbers_at(value: int) -> dict[str, int]:
         return task.numbers_at(**{name: value})
 
-    def search() -> Sequence[Piece]:
-        return find_pieces(slot.region, slot.pricing, task.search, symbol(name), task.write_out, numbers_at)
+    def search() -> Sequence[Interval]:
+        return find_intervals(priced.region, priced.pricing, task.search, symbol(name), task.write_out, numbers_at)
 
-    key = cache_key(slot.region, slot.pricing, task.search, task.show_formula)
-    return find_cached(Topology(slot.region, task.numbers, slot.pricing), key, search)
+    key = cache_key(priced.region, priced.pricing, task.search, task.show_formula)
+    return find_cached(Topology(priced.region, task.numbers, priced.pricing), key, search)
 
 
-def _find_combinations(task: Task, slots: Sequence[Slot]) -> list[tuple[ContractionTree, ...]]:
-    """The trees of all slots that are the best together somewhere on a grid of the free sizes, in as few as will do."""
+def _find_combinations(task: Task, priced_regions: Sequence[PricedRegion]) -> list[tuple[ContractionTree, ...]]:
+    """Return the trees of all regions that are best together somewhere on a grid of the free sizes, in few sets."""
     points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
 
     def numbers_of(k: int) -> dict[str, int]:
         return task.numbers_at(**dict(zip(task.free, points[k], strict=True)))
 
-    valid = [k for k in range(len(points)) if all(has_sizes(slot.region, numbers_of, k) for slot in slots)]
+    valid = [k for k in range(len(points)) if all(has_sizes(priced.region, numbers_of, k) for priced in priced_regions)]
     numbers = [numbers_of(k) for k in valid]
-    solvers = [_solver(task, slot, numbers) for slot in slots]
+    solvers = [_solver(task, priced, numbers) for priced in priced_regions]
     chosen: list[tuple[ContractionTree, ...]] = []
 
     def price(trees: Sequence[ContractionTree], k: int) -> Price:
@@ -312,28 +312,32 @@ def _find_combinations(task: Task, slots: Sequence[Slot]) -> list[tuple[Contract
     if len(chosen) == 1:
         return chosen
     # Between the points of the grid nothing is proven but what does not depend on where one is.
-    moving = [not task.sizes_of(slot.region).isdisjoint(task.free) for slot in slots]
+    moving = [not task.sizes_of(priced.region).isdisjoint(task.free) for priced in priced_regions]
     return [
         tuple(replace(tree, is_proven=tree.is_proven and not moves) for tree, moves in zip(trees, moving, strict=True))
         for trees in chosen
     ]
 
 
-def _solver(task: Task, slot: Slot, numbers: Sequence[Mapping[str, int]]) -> Solver:
-    """A solver that has solved a slot at the k-th of some numbers; a pinned one has the same tree everywhere."""
-    solver = Solver(slot.region, slot.pricing, task.search, numbers.__getitem__)
-    if slot.pin is not None:
-        trees = [find_tree(task, slot)] * len(numbers)
+def _solver(task: Task, priced: PricedRegion, numbers: Sequence[Mapping[str, int]]) -> Solver:
+    """A solver that has solved a region at the k-th of some numbers; a pinned one has the same tree everywhere."""
+    solver = Solver(priced.region, priced.pricing, task.search, numbers.__getitem__)
+    if priced.pin is not None:
+        trees = [find_tree(task, priced)] * len(numbers)
     else:
         points = len(numbers)
         key = cache_key(
-            slot.region, slot.pricing, task.search, lambda size: [evaluate_size(size, each) for each in numbers], points
+            priced.region,
+            priced.pricing,
+            task.search,
+            lambda size: [evaluate_size(size, each) for each in numbers],
+            points,
         )
-        topology = Topology(slot.region, task.numbers, slot.pricing)
-        trees = [piece.tree for piece in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
+        topology = Topology(priced.region, task.numbers, priced.pricing)
+        trees = [interval.tree for interval in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
     return replace(solver, trees=[*dict.fromkeys(trees)], solved=dict(enumerate(trees)))
 
 
-def _solve_points(solver: Solver, count: int) -> list[Piece]:
+def _solve_points(solver: Solver, count: int) -> list[Interval]:
     """The trees at some points, the k-th as the range that is k."""
-    return [Piece(k + 1, k + 1 if k < count - 1 else None, solver.solve(k)) for k in range(count)]
+    return [Interval(k + 1, k + 1 if k < count - 1 else None, solver.solve(k)) for k in range(count)]

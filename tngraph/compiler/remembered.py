@@ -1,8 +1,8 @@
 """Whole plans on disk, for searches that compare many: those for time, and fronts of cost against memory.
 
 A file holds plans as `Plan.save` writes them, and is read as any saved plan is: it is not believed. It is named by the
-network as text, the sizes, the goal, the effort, and the code that plans. As with `cache`, what goes wrong with a file
-is never an error: then the plans are searched.
+network as text, the sizes, the request, the effort, and the code that plans. As with `cache`, what goes wrong with a
+file is never an error: then the plans are searched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def remember_plans(task: Task, kind: str, search_plans: Callable[[], Sequence[Pl
         search_plans: the search.
     """
     folder = cache_folder()
-    if folder is None or task.pins or isinstance(task.goal.rate, PerStep):
+    if folder is None or task.pins or isinstance(task.request.rate, PerStep):
         return search_plans()
     place = folder / f"{_key(task, kind)}.json"
     remembered = _read_plans(place, task)
@@ -51,8 +51,8 @@ def remember_plans(task: Task, kind: str, search_plans: Callable[[], Sequence[Pl
 
 def _key(task: Task, kind: str) -> str:
     effort = repr(replace(task.search, progress=None, parallel=None))
-    goal = repr(replace(task.goal, trained=frozenset())), sorted(task.goal.trained)
-    parts = [_planning_version(), kind, format_network(task.network), sorted(task.given.items()), goal, effort]
+    request = repr(replace(task.request, trained=frozenset())), sorted(task.request.trained)
+    parts = [_planning_version(), kind, format_network(task.network), sorted(task.given.items()), request, effort]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -61,8 +61,8 @@ def _planning_version() -> str:
     """The versions of all that a plan depends on beside the search."""
     digest = hashlib.sha256(code_version().encode())
     package = Path(__file__).parents[1]
-    for room in ("language", "kernels", "plans"):
-        for path in sorted((package / room).glob("*.py")):
+    for room in ("language", "program", "plans", "compiler"):
+        for path in sorted((package / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -76,7 +76,7 @@ def _read_plans(place: Path, task: Task) -> list[Plan] | None:
             plans = [parse_plan(text.encode()) for text in json.loads(body)] if is_whole else []
         except (AttributeError, TypeError, ValueError, RecursionError, PlanError):
             plans = []
-        if plans and all(plan.network == task.network and plan.goal == task.goal for plan in plans):
+        if plans and all(plan.network == task.network and plan.request == task.request for plan in plans):
             os.utime(place)  # what was used last is removed last
             return plans
         place.unlink()

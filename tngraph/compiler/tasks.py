@@ -1,4 +1,4 @@
-"""What there is to plan: a network at sizes, its regions as slots for trees, and the tree of each at given numbers."""
+"""What there is to plan: a network at sizes, its regions, and the tree of each at given numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tngraph.language.varying import Varying, find_varying
 from tngraph.plans.assembly import Cleaned, clean_equations
 from tngraph.plans.plan import Regime
 from tngraph.search.layouts import Run, lay_out
-from tngraph.search.objectives import Goal, Price, Pricing
+from tngraph.search.objectives import Price, Pricing, Request
 from tngraph.search.orders import Search, pinned_tree, search_tree
 from tngraph.search.pinning import Pin, match_pins
-from tngraph.search.regimes import Piece, Range, region_sizes
+from tngraph.search.regimes import Interval, RegimeTrees, region_sizes
 from tngraph.search.region import ContractionTree, Region, Topology
 
 
@@ -31,7 +31,7 @@ class Task:
 
     network: Network
     given: Mapping[str, int]
-    goal: Goal
+    request: Request
     search: Search
     pins: Mapping[str, tuple[Pin, ...]]
     trees: dict[object, ContractionTree] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Task:
     @cached_property
     def free(self) -> tuple[str, ...]:
         """The run-time sizes the plan is to be the best at every value of."""
-        if self.goal.is_bounded:
+        if self.request.is_bounded:
             return ()
         return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
 
@@ -98,14 +98,14 @@ def _cost(task: Task, merged: Network) -> Price:
     """What a network costs: the sum over its equations, each planned once."""
     missing = [equation for equation in merged.equations if equation not in task.costs]
     cleaned = clean_equations(merged, missing)
-    for each, slots in zip(cleaned, slots_of(task, merged, cleaned), strict=True):
-        stage = each.stage([find_tree(task, slot) for slot in slots])
-        regime = Regime(merged, merged, (stage,), task.numbers, task.goal)
+    for each, priced_regions in zip(cleaned, price_regions(task, merged, cleaned), strict=True):
+        stage = each.stage([find_tree(task, priced) for priced in priced_regions])
+        regime = Regime(merged, merged, (stage,), task.numbers, task.request)
         task.costs[each.equation] = regime.price(task.numbers)
     return sum(task.costs[equation] for equation in merged.equations)
 
 
-class Slot(NamedTuple):
+class PricedRegion(NamedTuple):
     """One region to find a tree for, how its steps are priced, and the order pinned for it."""
 
     region: Region
@@ -114,56 +114,56 @@ class Slot(NamedTuple):
     positions: tuple[int, ...] = ()
 
 
-def slots_of(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[Slot]]:
-    """The slots of each equation, one per term."""
-    trained, varying = reached(merged, task.goal.trained), find_varying(merged)
+def price_regions(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[PricedRegion]]:
+    """The regions of each equation, one per term."""
+    trained, varying = reached(merged, task.request.trained), find_varying(merged)
     for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
         yield [
-            Slot(region, _pricing(task.goal, region, trained, varying), *pinned.get(k, ()))
+            PricedRegion(region, _pricing(task.request, region, trained, varying), *pinned.get(k, ()))
             for k, region in enumerate(regions)
         ]
 
 
-def clean_slots(task: Task, merged: Network) -> tuple[tuple[Cleaned, ...], list[Slot]]:
-    """The equations of a merged network with their terms as regions, and the slots of all regions in order."""
+def clean_regions(task: Task, merged: Network) -> tuple[tuple[Cleaned, ...], list[PricedRegion]]:
+    """The equations of a merged network with their terms as regions, and the same with their prices in order."""
     cleaned = clean_equations(merged, merged.equations)
-    return cleaned, [slot for each in slots_of(task, merged, cleaned) for slot in each]
+    return cleaned, [priced for each in price_regions(task, merged, cleaned) for priced in each]
 
 
-def _pricing(goal: Goal, region: Region, trained: Container[str], varying: Varying) -> Pricing:
+def _pricing(request: Request, region: Region, trained: Container[str], varying: Varying) -> Pricing:
     bits = [(1 << k, access) for k, access in enumerate(region.accesses)]
-    grads = sum(bit for bit, access in bits if goal.mode == "train" and access.source in trained)
-    fixed = sum(bit for bit, access in bits if goal.mode == "serve" and varying.is_same(access))
-    return Pricing(goal.rate, grads, fixed, goal.most_folded)
+    grads = sum(bit for bit, access in bits if request.mode == "train" and access.source in trained)
+    fixed = sum(bit for bit, access in bits if request.mode == "serve" and varying.is_same(access))
+    return Pricing(request.rate, grads, fixed, request.most_folded)
 
 
-def find_tree(task: Task, slot: Slot) -> ContractionTree:
-    """The tree of a slot at the numbers of the task, pinned or searched."""
-    if slot not in task.trees:
-        topology = Topology(slot.region, task.numbers, slot.pricing)
-        if slot.pin is None:
-            key = cache_key(slot.region, slot.pricing, task.search, lambda size: evaluate_size(size, task.numbers))
-            (piece,) = find_cached(topology, key, lambda: [Piece(1, None, search_tree(topology, task.search))])
-            task.trees[slot] = piece.tree
+def find_tree(task: Task, priced: PricedRegion) -> ContractionTree:
+    """The tree of a region at the numbers of the task, pinned or searched."""
+    if priced not in task.trees:
+        topology = Topology(priced.region, task.numbers, priced.pricing)
+        if priced.pin is None:
+            key = cache_key(priced.region, priced.pricing, task.search, lambda size: evaluate_size(size, task.numbers))
+            (interval,) = find_cached(topology, key, lambda: [Interval(1, None, search_tree(topology, task.search))])
+            task.trees[priced] = interval.tree
         else:
-            task.trees[slot] = pinned_tree(topology, task.search, slot.pin, slot.positions)
-    return task.trees[slot]
+            task.trees[priced] = pinned_tree(topology, task.search, priced.pin, priced.positions)
+    return task.trees[priced]
 
 
-def lay_out_all(task: Task, slots: Sequence[Slot], found: Sequence[Range]) -> list[Range]:
+def lay_out_all(task: Task, priced_regions: Sequence[PricedRegion], found: Sequence[RegimeTrees]) -> list[RegimeTrees]:
     """Ranges whose trees are laid out, each as where it runs first."""
     known: dict[object, ContractionTree] = {}
-    made: list[Range] = []
+    made: list[RegimeTrees] = []
     for low, high, trees in found:
         numbers = task.numbers
         if len(task.free) == 1:
             (name,) = task.free
             value = max(low, numbers[name] if high is None else min(high, numbers[name]))
             numbers = task.numbers_at(**{name: value})
-        for slot, tree in zip(slots, trees, strict=True):
-            if (slot, tree) not in known:
-                run = Run(numbers, task.goal.machine, slot.pricing.trained, slot.pricing.fixed)
-                known[slot, tree] = lay_out(tree, run)
-        made.append((low, high, tuple(known[pair] for pair in zip(slots, trees, strict=True))))
+        for priced, tree in zip(priced_regions, trees, strict=True):
+            if (priced, tree) not in known:
+                run = Run(numbers, task.request.machine, priced.pricing.trained, priced.pricing.fixed)
+                known[priced, tree] = lay_out(tree, run)
+        made.append((low, high, tuple(known[pair] for pair in zip(priced_regions, trees, strict=True))))
     return made

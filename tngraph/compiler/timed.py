@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tngraph.compiler.cache import cache_key, find_cached
-from tngraph.compiler.tasks import Slot, Task, clean_slots
+from tngraph.compiler.tasks import PricedRegion, Task, clean_regions
 from tngraph.language.legs import bare_legs, depends_on, legs_size
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import evaluate_size
@@ -26,7 +26,7 @@ from tngraph.search.layouts import Run, lay_out
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Rate, Weighted
 from tngraph.search.orders import search_tree
-from tngraph.search.regimes import Piece, Range, has_sizes
+from tngraph.search.regimes import Interval, RegimeTrees, has_sizes
 from tngraph.search.region import ContractionTree, Tile, Topology
 from tngraph.search.tiling import find_tiled
 
@@ -92,7 +92,7 @@ class TimedSearch:
     Attributes:
         task: what to plan.
         merged: the network that is contracted.
-        bench: the machine that axes are laid out for and candidates are compared on; that of the goal, when absent.
+        bench: the machine that axes are laid out for and candidates are compared on; that of the request, when absent.
     """
 
     task: Task
@@ -104,26 +104,26 @@ class TimedSearch:
     _known: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cleaned, self.slots = clean_slots(self.task, self.merged)
-        self.machine = self.bench or self.task.goal.machine
-        self.tiles = [find_tiled(self.merged, slot.region, is_runtime=True) for slot in self.slots]
-        self.blocked = [find_tiled(self.merged, slot.region, is_runtime=False) for slot in self.slots]
+        self.cleaned, self.priced_regions = clean_regions(self.task, self.merged)
+        self.machine = self.bench or self.task.request.machine
+        self.tiles = [find_tiled(self.merged, priced.region, is_runtime=True) for priced in self.priced_regions]
+        self.blocked = [find_tiled(self.merged, priced.region, is_runtime=False) for priced in self.priced_regions]
 
     def candidates(self, /, **sizes: int) -> list[Candidate]:
         """All ways that are tried at some sizes, the fastest first, among near ties those that run whole."""
         numbers = self.task.numbers_at(**sizes)
         found: dict[Trees, bool] = {}
-        for is_for_step in (True, False) if self.task.goal.mode == "train" else (True,):
-            for trees in self._ways(numbers, is_for_step):
+        for is_for_step in (True, False) if self.task.request.mode == "train" else (True,):
+            for trees in self._tree_candidates(numbers, is_for_step):
                 for each in (trees, by_autograd(trees)):
                     found.setdefault(each, is_for_step)
         made = [Candidate(trees, self.seconds(trees, numbers), is_for_step) for trees, is_for_step in found.items()]
         return sorted(made, key=lambda each: each.price)
 
-    def plan(self, found: Sequence[Range], measured: Sequence[Measured] = ()) -> Plan:
+    def plan(self, found: Sequence[RegimeTrees], measured: Sequence[Measured] = ()) -> Plan:
         """The plan that has a regime for each range."""
         task = self.task
-        made = assemble_plan(task.network, self.merged, self.cleaned, found, task.numbers, task.goal, task.free)
+        made = assemble_plan(task.network, self.merged, self.cleaned, found, task.numbers, task.request, task.free)
         return replace(made, measured=tuple(measured))
 
     def describe(self, candidate: Candidate) -> str:
@@ -131,7 +131,7 @@ class TimedSearch:
         plan = self.plan([(1, None, candidate.trees)])
         parts = {f"{tree.tile.size} of {tree.tile.index.name}": None for tree in candidate.trees if tree.tile}
         details = [f"{', '.join(parts)} at a time"] if parts else []
-        if self.task.goal.mode == "train" and not candidate.is_planned:
+        if self.task.request.mode == "train" and not candidate.is_planned:
             details.append("gradients by PyTorch")
         if not candidate.is_laid_for_step:
             details.append("laid out for its forward pass")
@@ -143,13 +143,13 @@ class TimedSearch:
             self._regimes[trees] = self.plan([(1, None, trees)]).regimes[0]
         return self._regimes[trees].seconds(numbers, self.machine, self._known)
 
-    def _ways(self, numbers: dict[str, int], is_for_step: bool) -> Iterator[Trees]:
+    def _tree_candidates(self, numbers: dict[str, int], is_for_step: bool) -> Iterator[Trees]:
         sizes = {str(index.size) for index in self.tiles if index is not None}
-        machines: tuple[Rate, ...] = (self.machine, self.task.goal.machine)
+        machines: tuple[Rate, ...] = (self.machine, self.task.request.machine)
         rates = tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
         is_beyond_cache = False  # else nothing is gained by parts
         for rate in rates:
-            trees = tuple(self._tree(slot, rate, is_for_step, numbers, numbers) for slot in self.slots)
+            trees = tuple(self._tree(priced, rate, is_for_step, numbers, numbers) for priced in self.priced_regions)
             yield trees
             is_beyond_cache = is_beyond_cache or self._is_beyond_cache(trees, numbers)
             if is_for_step:
@@ -160,8 +160,8 @@ class TimedSearch:
                 smaller = self.task.numbers_at(**cut)
                 for rate in rates:
                     yield tuple(
-                        self._tile(self._tree(slot, rate, is_for_step, smaller, numbers), index, part)
-                        for slot, index in zip(self.slots, self.tiles, strict=True)
+                        self._tile(self._tree(priced, rate, is_for_step, smaller, numbers), index, part)
+                        for priced, index in zip(self.priced_regions, self.tiles, strict=True)
                     )
 
     def _is_beyond_cache(self, trees: Trees, numbers: dict[str, int]) -> bool:
@@ -174,14 +174,14 @@ class TimedSearch:
 
     def _blocked(self, trees: Trees, numbers: dict[str, int]) -> Iterator[Trees]:
         """The same trees, those that make large dense weights in blocks."""
-        if self.task.goal.mode == "serve":
+        if self.task.request.mode == "serve":
             return
         found = zip(trees, self.blocked, strict=True)
         blocks = [self._block_sizes(tree, index, numbers) for tree, index in found]
         for size in sorted({size for _, sizes in blocks for size in sizes}):
             yield tuple(
-                self._block(slot, tree, Tile(index, size), numbers) if index and size in sizes else tree
-                for slot, tree, (index, sizes) in zip(self.slots, trees, blocks, strict=True)
+                self._block(priced, tree, Tile(index, size), numbers) if index and size in sizes else tree
+                for priced, tree, (index, sizes) in zip(self.priced_regions, trees, blocks, strict=True)
             )
 
     def _block_sizes(
@@ -195,10 +195,12 @@ class TimedSearch:
             return None, ()
         return index, tuple(size for size in BLOCKS if size < index.size and index.size % size == 0)
 
-    def _block(self, slot: Slot, tree: ContractionTree, tile: Tile, numbers: dict[str, int]) -> ContractionTree:
+    def _block(
+        self, priced: PricedRegion, tree: ContractionTree, tile: Tile, numbers: dict[str, int]
+    ) -> ContractionTree:
         """A tree that makes its weight block by block, laid out for one."""
-        entered = replace(tree, forms=(), gradients=()).renamed(tile.enter)
-        laid = self.lay_out(slot, entered, {**numbers, str(tile.part.size): tile.size})
+        entered = replace(tree, matmuls=(), gradients=()).renamed(tile.enter)
+        laid = self.lay_out(priced, entered, {**numbers, str(tile.part.size): tile.size})
         return replace(laid.renamed(tile.leave), tile=tile)
 
     def _tile(self, tree: ContractionTree, index: Index | None, part: int) -> ContractionTree:
@@ -207,23 +209,23 @@ class TimedSearch:
         return replace(tree, tile=Tile(index, part))
 
     def _tree(
-        self, slot: Slot, rate: Rate, is_for_step: bool, numbers: dict[str, int], whole: dict[str, int]
+        self, priced: PricedRegion, rate: Rate, is_for_step: bool, numbers: dict[str, int], whole: dict[str, int]
     ) -> ContractionTree:
-        """The tree of a slot that is the best at some sizes, those of a part or of the whole, laid out for them.
+        """The tree of a region that is the best at some sizes, those of a part or of the whole, laid out for them.
 
         A large one is searched for once, at the sizes of the task, or where it is tuned, at those of each call; by the
         model alone, for the steps that are compared are too many to be measured.
         """
         searched = numbers
-        if len(slot.region.accesses) > MOST_LEAVES:
+        if len(priced.region.accesses) > MOST_LEAVES:
             searched = self.task.numbers if self.bench is None else whole
-            rate = self.task.goal.machine if rate == self.bench else rate
-        pricing = replace(slot.pricing, rate=rate)
-        topology = Topology(slot.region, searched, pricing)
-        key = slot, rate, tuple(topology.sizes)
+            rate = self.task.request.machine if rate == self.bench else rate
+        pricing = replace(priced.pricing, rate=rate)
+        topology = Topology(priced.region, searched, pricing)
+        key = priced, rate, tuple(topology.sizes)
         if key not in self._trees:
             self._trees[key] = replace(self._search(topology, searched), is_proven=False)
-        return self.lay_out(slot, self._trees[key], numbers, is_for_step)
+        return self.lay_out(priced, self._trees[key], numbers, is_for_step)
 
     def _search(self, topology: Topology, numbers: dict[str, int]) -> ContractionTree:
         """The tree of least cost; what was measured just now is not kept for another time."""
@@ -231,19 +233,19 @@ class TimedSearch:
         if topology.pricing.rate == self.bench:
             return search_tree(topology, search)
         known = cache_key(topology.region, topology.pricing, search, lambda size: evaluate_size(size, numbers))
-        (piece,) = find_cached(topology, known, lambda: [Piece(1, None, search_tree(topology, search))])
-        return piece.tree
+        (interval,) = find_cached(topology, known, lambda: [Interval(1, None, search_tree(topology, search))])
+        return interval.tree
 
     def lay_out(
-        self, slot: Slot, tree: ContractionTree, numbers: dict[str, int], is_for_step: bool = True
+        self, priced: PricedRegion, tree: ContractionTree, numbers: dict[str, int], is_for_step: bool = True
     ) -> ContractionTree:
         """A tree with the axes of its values in order: for all of a training step, or for its forward pass alone."""
-        run = Run(numbers, self.machine, slot.pricing.trained, slot.pricing.fixed, self._known)
-        key = slot, tree, is_for_step, tuple(Topology(tree.region, numbers).sizes)
+        run = Run(numbers, self.machine, priced.pricing.trained, priced.pricing.fixed, self._known)
+        key = priced, tree, is_for_step, tuple(Topology(tree.region, numbers).sizes)
         if key not in self._laid:
             laid = lay_out(tree, run if is_for_step else run._replace(trained=0))
-            is_trained = self.task.goal.mode == "train" and bool(slot.pricing.trained)
-            is_planned = is_trained and can_plan_backward(self.merged, slot.region)
+            is_trained = self.task.request.mode == "train" and bool(priced.pricing.trained)
+            is_planned = is_trained and can_plan_backward(self.merged, priced.region)
             self._laid[key] = lay_out_gradients(laid, run) if is_planned else laid
         return self._laid[key]
 
@@ -253,7 +255,7 @@ def by_autograd(trees: Trees) -> Trees:
     return tuple(replace(tree, gradients=()) for tree in trees)
 
 
-def find_timed(search: TimedSearch) -> list[Range]:
+def find_timed(search: TimedSearch) -> list[RegimeTrees]:
     """The fastest ways by the value of the one free size; at the sizes of the task where there is none, or several."""
     task = search.task
     if len(task.free) != 1:
@@ -264,7 +266,9 @@ def find_timed(search: TimedSearch) -> list[Range]:
         return Candidate(trees, search.seconds(trees, task.numbers_at(**{name: value}))).price
 
     def is_there(value: int) -> bool:
-        return all(has_sizes(slot.region, lambda v: task.numbers_at(**{name: v}), value) for slot in search.slots)
+        return all(
+            has_sizes(priced.region, lambda v: task.numbers_at(**{name: v}), value) for priced in search.priced_regions
+        )
 
     points = [value for value in SAMPLED if is_there(value)] or [task.numbers[name]]
     chosen: list[tuple[int, Trees]] = []

@@ -288,6 +288,7 @@ def _rename_leg(leg: Leg, renaming: Renaming) -> Leg:
 
 
 def is_delta(access: Access, sources: Sources) -> bool:
+    """Return whether an access is a constant that is 1 where all its indices agree, and else 0."""
     source = sources[access.source]
     if not isinstance(source, Core) or source.init is None or source.role != "const":
         return False

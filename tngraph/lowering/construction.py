@@ -35,7 +35,7 @@ def print_constructor(plan: Plan, names: Names) -> str:
     stored = [core for core in plan.network.cores if core.role in ("param", "buffer") or core in constants]
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
     lines.extend(f"self.{path} = nn.Module()" for path in paths)
-    lines.extend(_register(core, names, plan.goal.trained) for core in stored)
+    lines.extend(_register(core, names, plan.request.trained) for core in stored)
     if names.anchor:
         empty = "torch.empty((), device=device, dtype=dtype)"
         lines.append(f'self.register_buffer("{names.anchor}", {empty}, persistent=False)  # what results are like')

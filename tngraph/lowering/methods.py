@@ -23,7 +23,7 @@ from tngraph.plans.table import draw_tree, format_formula, format_range, format_
 from tngraph.program.backward import Backward
 from tngraph.program.counts import volume, work_unit
 from tngraph.program.expressions import Call, Expression, Variable, variables
-from tngraph.program.lines import Kernel, Kernels
+from tngraph.program.lines import Line, Program
 from tngraph.program.operations import Block
 from tngraph.program.types import find_types
 
@@ -109,7 +109,7 @@ class Body:
             assert value.tile is not None
             of = f"up to {value.tile.size} of {value.tile.index.name}"
             doc, stem = f"{block.equation} for {of}: {self._drawing(regime, block)}", self._stem(block, f"{end}_part")
-            return self._looped(regime.kernels, block, self._method(regime, block, stem, doc, inside)), inside
+            return self._looped(regime.program, block, self._method(regime, block, stem, doc, inside)), inside
         else:
             doc = f"A slice of {block.equation}: {self._drawing(regime, block)}"
             stem = self._stem(block, f"{end}_slice")
@@ -127,35 +127,35 @@ class Body:
         self, regime: Regime, block: Block, stem: str, doc: str, methods: Mapping[int, Method] | None = None
     ) -> Method:
         """Return the lines of a block as a method that returns the value of the last line."""
-        lines = [line for line in regime.kernels.lines if block.first <= line.number <= block.last]
-        inner = _outermost([other for other in regime.kernels.blocks if _is_inside(other, block)])
+        lines = [line for line in regime.program.lines if block.first <= line.number <= block.last]
+        inner = _outermost([other for other in regime.program.blocks if _is_inside(other, block)])
         last = lines[-1]
         if any(other.last == block.last for other in inner):
-            code = [*self._run(regime.kernels, lines, inner, methods or {})]
+            code = [*self._run(regime.program, lines, inner, methods or {})]
             code.append(f"return {self.names.values[regime.operations[last.number].name]}")
         else:
-            code = list(self._run(regime.kernels, lines[:-1], inner, methods or {}))
+            code = list(self._run(regime.program, lines[:-1], inner, methods or {}))
             if block.kind == "recompute":
-                code.append(f"# {self._comment(regime.kernels, last)}")
+                code.append(f"# {self._comment(regime.program, last)}")
             code.append(f"return {print_expression(last.code, self.words)}")
         name, arguments = self.names.method(stem), tuple(self._given(code, regime, block))
         body = "\n".join([f'"""{doc}."""', *self.names.local_lines(code), *code])
         return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
 
     def _run(
-        self, kernels: Kernels, lines: Iterable[Kernel], blocks: Sequence[Block], methods: Mapping[int, Method]
+        self, program: Program, lines: Iterable[Line], blocks: Sequence[Block], methods: Mapping[int, Method]
     ) -> Iterator[str]:
         """Yield the code of some lines, with a call of a method in place of the lines of each block."""
         for line in lines:
             block = next((block for block in blocks if block.first <= line.number <= block.last), None)
             if block is None:
-                yield from self._line(kernels, line, line.dropped)
+                yield from self._line(program, line, line.dropped)
             elif line.number == block.last:
                 if block.kind == "branch":
-                    yield from self._call_branch(kernels, line, block)
+                    yield from self._call_branch(program, line, block)
                 else:
-                    yield from self._calls[block.kind](kernels, line, methods[block.last])
-                yield from self._drop(kernels, [k for k in line.dropped if k < block.first])
+                    yield from self._calls[block.kind](program, line, methods[block.last])
+                yield from self._drop(program, [k for k in line.dropped if k < block.first])
 
     def _describe(self, numbers: Sequence[int]) -> str:
         """Return for which values of the free size some regimes run; nothing if several sizes are free."""
@@ -176,13 +176,13 @@ class Body:
 
     def lines(self) -> Iterator[str]:
         """Yield the computing lines of ``forward`` and its return statement."""
-        kernels = self.plan.regimes[0].kernels
+        program = self.plan.regimes[0].program
         if self.plan.variants and len(self.plan.free) != 1:
             yield from self._choose_order()
-        outer = _outermost(kernels.blocks)
+        outer = _outermost(program.blocks)
         methods = {block.last: self.methods[block.kind, block.first] for block in outer if block.kind != "branch"}
-        yield from self._run(kernels, kernels.lines, outer, methods)
-        yield f"return {', '.join(print_expression(result, self.words) for result in kernels.results)}"
+        yield from self._run(program, program.lines, outer, methods)
+        yield f"return {', '.join(print_expression(result, self.words) for result in program.results)}"
 
     def refold(self) -> Iterator[str]:
         """Yield the method that computes the folded values, if there are any."""
@@ -191,9 +191,9 @@ class Body:
             return
         words = replace(self.words, anchor=self._stored_anchor())
         code: list[str] = []
-        for line in folding.kernels.lines:
-            code.extend(self._line(folding.kernels, line, line.dropped, words))
-        for buffer, made in zip(folding.buffers, folding.kernels.results, strict=True):
+        for line in folding.program.lines:
+            code.extend(self._line(folding.program, line, line.dropped, words))
+        for buffer, made in zip(folding.buffers, folding.program.results, strict=True):
             code.extend(self._keep(buffer, made, words))
         windows = [f"{local} = {self.names.show_size(size)}" for size, local in self._windows(code)]
         doc = '"""Make what depends on weights alone: again when they change, as ``load_state_dict`` does by itself."""'
@@ -215,37 +215,35 @@ class Body:
         used = names_in(code)
         return ((size, local) for size, local in self.names.windows.items() if local.name in used)
 
-    def _line(
-        self, kernels: Kernels, line: Kernel, dropped: Sequence[int], words: Words | None = None
-    ) -> Iterator[str]:
+    def _line(self, program: Program, line: Line, dropped: Sequence[int], words: Words | None = None) -> Iterator[str]:
         """Yield one operation, with its legs and cost in a comment above and the values to drop below."""
-        op = kernels.operations[line.number]
-        yield f"# {self._comment(kernels, line)}"
+        op = program.operations[line.number]
+        yield f"# {self._comment(program, line)}"
         yield f"{self.names.values[op.name]} = {print_expression(line.code, words or self.words)}"
-        yield from self._drop(kernels, dropped)
+        yield from self._drop(program, dropped)
 
-    def _drop(self, kernels: Kernels, numbers: Sequence[int]) -> Iterator[str]:
+    def _drop(self, program: Program, numbers: Sequence[int]) -> Iterator[str]:
         if numbers:
-            yield f"del {', '.join(self.names.values[kernels.operations[k].name] for k in numbers)}"
+            yield f"del {', '.join(self.names.values[program.operations[k].name] for k in numbers)}"
 
-    def _comment(self, kernels: Kernels, line: Kernel) -> str:
+    def _comment(self, program: Program, line: Line) -> str:
         """Return the comment of a line: the value with its legs in memory order, what is computed, and the cost."""
-        op = kernels.operations[line.number]
-        cost = self._volume(kernels, line.number)
+        op = program.operations[line.number]
+        cost = self._volume(program, line.number)
         price = f": {format_formula(cost)} {work_unit(op)}" if cost != 0 else ""
-        return f"{format_value(op.name, line.legs)} = {format_step(kernels.operations, line.number)}{price}"
+        return f"{format_value(op.name, line.legs)} = {format_step(program.operations, line.number)}{price}"
 
-    def _volume(self, kernels: Kernels, number: int) -> sympy.Expr:
+    def _volume(self, program: Program, number: int) -> sympy.Expr:
         """Return the cost of a line in the sizes that are known there: in a tile, those of the tile."""
-        cost = volume(kernels.operations, number).xreplace(self.names.windows)
-        block = next((b for b in kernels.blocks if b.kind == "tiles" and b.first <= number < b.last), None)
-        tile = kernels.operations[block.last].tile if block is not None else None
+        cost = volume(program.operations, number).xreplace(self.names.windows)
+        block = next((b for b in program.blocks if b.kind == "tiles" and b.first <= number < b.last), None)
+        tile = program.operations[block.last].tile if block is not None else None
         if tile is None or tile.is_runtime:
             return cost
         return cost / tile.index.size * symbol(self.names.sizes[str(tile.part.size)])
 
     @property
-    def _calls(self) -> Mapping[str, Callable[[Kernels, Kernel, Method], Iterator[str]]]:
+    def _calls(self) -> Mapping[str, Callable[[Program, Line, Method], Iterator[str]]]:
         """The functions that print the call of a block's method, by kind of block."""
         return {
             "slices": self._call_slices,
@@ -256,14 +254,14 @@ class Body:
 
     def _planned(self, regime: Regime, block: Block, end: str) -> Method:
         """Return the forward and backward methods of a planned block. They are static, and sizes are passed to them."""
-        kernels = regime.kernels
-        backward = kernels.backward[block.first]
+        program = regime.program
+        backward = program.backward[block.first]
         words = replace(self.words, is_static=True)
         if backward.given:  # a static method knows what it is given, and no other tensor
             words = replace(words, anchor=print_expression(backward.given[0], words))
         stem = self._stem(block, end)
-        forward = list(self._forward(kernels, block, backward, words))
-        slopes = list(self._slopes(regime, backward, words))
+        forward = list(self._forward(program, block, backward, words))
+        slopes = list(self._gradient_lines(regime, backward, words))
         tensors = [print_expression(variable, words) for variable in backward.given]
         kept = [print_expression(variable, words) for variable in backward.kept]
         start = print_expression(backward.start, words)
@@ -278,15 +276,15 @@ class Body:
         shown = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
         return Method(first, (f"self.{first}", f"self.{second}", shown, *inputs), text)
 
-    def _forward(self, kernels: Kernels, block: Block, backward: Backward, words: Words) -> Iterator[str]:
+    def _forward(self, program: Program, block: Block, backward: Backward, words: Words) -> Iterator[str]:
         """Yield the lines of a block, and the return of its result and of the values that its backward pass reads."""
-        lines = [line for line in kernels.lines if block.first <= line.number <= block.last]
+        lines = [line for line in program.lines if block.first <= line.number <= block.last]
         for line in lines[:-1]:
-            yield from self._line(kernels, line, line.dropped, words)
+            yield from self._line(program, line, line.dropped, words)
         kept = [print_expression(variable, words) for variable in backward.kept]
         yield f"return {', '.join([print_expression(lines[-1].code, words), *kept])}{',' * (not kept)}"
 
-    def _slopes(self, regime: Regime, backward: Backward, words: Words) -> Iterator[str]:
+    def _gradient_lines(self, regime: Regime, backward: Backward, words: Words) -> Iterator[str]:
         """Yield the lines of a backward pass, each under a test of whether its gradient is needed."""
         names = [print_expression(variable, words) if variable else "None" for variable in backward.results]
         gradients = dict.fromkeys(name for name in names if name != "None")
@@ -297,7 +295,7 @@ class Body:
             if line.needs not in (everything, before):
                 yield f"if {' or '.join(f'needs[{place}]' for place in sorted(line.needs))}:"
             before = line.needs
-            cost = self._volume(regime.kernels, line.number) if line.is_product else sympy.S.Zero
+            cost = self._volume(regime.program, line.number) if line.is_product else sympy.S.Zero
             price = f": {format_formula(cost)} MAC" if cost != 0 else ""
             name = print_expression(line.variable, words)
             of = print_expression(line.of, words)
@@ -308,36 +306,36 @@ class Body:
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 
-    def _call_planned(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+    def _call_planned(self, program: Program, line: Line, method: Method) -> Iterator[str]:
         """Yield the call of a method that has a backward pass of its own."""
-        op = kernels.operations[line.number]
+        op = program.operations[line.number]
         yield f"# {format_value(op.name, op.legs)}, with a backward pass of its own"
         yield f"{self.names.values[op.name]} = {wrap('contract', method.arguments)}"
 
-    def _call_recompute(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+    def _call_recompute(self, program: Program, line: Line, method: Method) -> Iterator[str]:
         """Yield the call of a method whose values are recomputed in the backward pass."""
-        op = kernels.operations[line.number]
+        op = program.operations[line.number]
         arguments = ", ".join([f"self.{method.name}", *method.arguments, "use_reentrant=False"])
         yield f"{self.names.values[op.name]} = checkpoint({arguments}, preserve_rng_state=False)"
 
-    def _looped(self, kernels: Kernels, block: Block, method: Method) -> Method:
+    def _looped(self, program: Program, block: Block, method: Method) -> Method:
         """Return the method of a tile together with one that runs it tile by tile.
 
         The loop has a method of its own, so that no ``del`` of the caller names what the comprehension reads.
         """
-        op = kernels.operations[block.last]
+        op = program.operations[block.last]
         assert op.tile is not None
         size = self.names.show(op.tile.part.size)
         parts = {
             (self.names.arguments if variable.kind == "input" else self.names.values)[variable.name]: axis
-            for variable, axis in kernels.parts(block.last).items()
+            for variable, axis in program.parts(block.last).items()
         }
         cuts = [f"{part}.split({op.tile.size}{f', {axis}' if axis else ''})" for part, axis in parts.items()]
         first, axis = next(iter(parts.items()))
         passed = [f"{first}.shape[{axis}]" if argument == size else argument for argument in method.arguments]
         over = cuts[0] if len(cuts) == 1 else f"zip({', '.join(cuts)})"
         tiles = f"self.{method.name}({', '.join(passed)}) for {', '.join(parts)} in {over}"
-        code = next(line.code for line in kernels.lines if line.number == block.last)
+        code = next(line.code for line in program.lines if line.number == block.last)
         place = code.arguments[0] if isinstance(code, Call) else 0
         loop = self.names.method(f"{method.name}s")
         arguments = [argument for argument in method.arguments if argument != size]
@@ -346,23 +344,23 @@ class Body:
         text = f"{method.text}\n\ndef {loop}({', '.join(['self', *arguments])}):\n{body}"
         return method._replace(text=text, loop=f"self.{loop}({', '.join(arguments)})")
 
-    def _call_tiles(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+    def _call_tiles(self, program: Program, line: Line, method: Method) -> Iterator[str]:
         """Yield the call of a method tile by tile, or once for the whole where PyTorch traces."""
-        op = kernels.operations[line.number]
+        op = program.operations[line.number]
         assert op.tile is not None
         name, size = self.names.values[op.name], self.names.show(op.tile.part.size)
         whole = [self.names.show(op.tile.index.size) if argument == size else argument for argument in method.arguments]
-        yield f"# {self._comment(kernels, line)}"
+        yield f"# {self._comment(program, line)}"
         yield f"if not torch.compiler.is_compiling(){f' and {size} > {op.tile.size}' * op.tile.is_runtime}:"
         yield f"    {name} = {method.loop}"
         yield "else:"
         yield f"    {name} = self.{method.name}({', '.join(whole)})"
 
-    def _call_slices(self, kernels: Kernels, line: Kernel, method: Method) -> Iterator[str]:
+    def _call_slices(self, program: Program, line: Line, method: Method) -> Iterator[str]:
         """Yield the loop over the slices that this process adds up, and the sum over all processes."""
-        op = kernels.operations[line.number]
+        op = program.operations[line.number]
         name, number = self.names.values[op.name], self.names.number
-        yield f"# {self._comment(kernels, line)}"
+        yield f"# {self._comment(program, line)}"
         shape = self.words.sizes([leg_size(leg) for leg in op.legs])
         yield f"{name} = torch.zeros(({shape}{',' * (len(op.legs) == 1)}), {self.words.options})"
         shown = [self.names.show(index.size) for index in op.loops]
@@ -380,15 +378,15 @@ class Body:
         yield f"    {target}.add_(self.{method.name}({', '.join(method.arguments)}))"
         yield "if self.slice_step > 1:"
         yield f"    torch.distributed.all_reduce({name})"
-        if find_types(self.plan.network, kernels.operations)[line.number] == "product":
+        if find_types(self.plan.network, program.operations)[line.number] == "product":
             device = f"{name}.device.type"
             yield f"if not {name}.is_meta and torch.is_autocast_enabled({device}):  # added up wide"
             yield f"    {name} = {name}.to(torch.get_autocast_dtype({device}))"
 
-    def _call_branch(self, kernels: Kernels, line: Kernel, block: Block) -> Iterator[str]:
+    def _call_branch(self, program: Program, line: Line, block: Block) -> Iterator[str]:
         """Yield the choice between the methods of a region that has several trees."""
         variants = self.plan.variants[block.equation, block.term]
-        op = kernels.operations[line.number]
+        op = program.operations[line.number]
         yield f"# {format_value(op.name, op.legs)}, in the order that is best here"
         for k in range(len(variants)):
             method = self.methods[block.equation, block.term, k]

@@ -108,12 +108,12 @@ class Names:
             if tile is not None and not tile.is_runtime:
                 self.sizes[str(tile.part.size)] = _variable(f"{tile.index.name}_part", in_forward)
         folding = self.plan.folding
-        for operations in (*(regime.operations for regime in self.plan.regimes), folding.kernels.operations):
+        for operations in (*(regime.operations for regime in self.plan.regimes), folding.program.operations):
             for op in operations:
                 if op.name not in self.values:
                     self.values[op.name] = _variable(op.name, in_forward)
         for regime in self.plan.regimes:
-            for backward in regime.kernels.backward.values():
+            for backward in regime.program.backward.values():
                 for name in (backward.start.name, *(line.variable.name for line in backward.lines)):
                     if name not in self.values:
                         self.values[name] = _variable(_gradient_name(name), in_forward)

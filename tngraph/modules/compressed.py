@@ -176,7 +176,7 @@ class Compressed(nn.Module):
             counts,
             params=counts.params + self.bias.numel(),
             elementwise=counts.elementwise + output,
-            cost=counts.cost + self.plan.goal.rate(Work(output, output, self.bias.numel(), output, 0, 0)),
+            cost=counts.cost + self.plan.request.rate(Work(output, output, self.bias.numel(), output, 0, 0)),
             largest=max(counts.largest, output),
         )
 

@@ -148,7 +148,7 @@ class Layer(nn.Module):
         Raises:
             PlanError: the limit is not a valid integer, or is given to a layer that is already for serving.
         """
-        if self.plan.goal.mode == "serve":
+        if self.plan.request.mode == "serve":
             if memory_limit is not None:
                 name = self.plan.network.name
                 raise PlanError(f"{name} is planned for serving already\n  give the limit to the layer it was made of")
@@ -169,7 +169,7 @@ class Layer(nn.Module):
         loaded = layer_class(plan)
         layer = loaded.__new__(loaded)
         layer.__dict__.update(self.__dict__)
-        if self.plan.goal.mode == "serve":
+        if self.plan.request.mode == "serve":
             folded, hooks = self.printed.buffers, self._load_state_dict_post_hooks
             layer._buffers = {name: buffer for name, buffer in self._buffers.items() if name not in folded}
             layer._non_persistent_buffers_set = self._non_persistent_buffers_set.difference(folded)

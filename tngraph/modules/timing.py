@@ -117,10 +117,10 @@ class KernelTimes:
     def multiply(self, product: Product) -> float | None:
         """Return the time of a product, or None if it was not timed and there is no time left for that [s]."""
         if product not in self.known and self.spent < MOST_SECONDS:
-            batch, rows, columns, summed, *turned = product
+            batch, rows, columns, summed, *transposed = product
             tensors = zip(
-                _matrices(self._operands, (batch, rows, summed), turned[0]),
-                reversed(_matrices(self._operands, (batch, summed, columns), turned[1])),
+                _matrices(self._operands, (batch, rows, summed), transposed[0]),
+                reversed(_matrices(self._operands, (batch, summed, columns), transposed[1])),
                 _matrices(self._results, (batch, rows, columns)),
                 strict=True,
             )
@@ -166,10 +166,10 @@ class KernelTimes:
         return IN_LAYER * min(times)
 
 
-def _matrices(store: torch.Tensor, shape: tuple[int, int, int], is_turned: bool = False) -> list[torch.Tensor]:
+def _matrices(store: torch.Tensor, shape: tuple[int, int, int], is_transposed: bool = False) -> list[torch.Tensor]:
     batch, rows, columns = shape
     tensors = _tensors_in(store, prod(shape))
-    return [each.view(batch, columns, rows).mT if is_turned else each.view(shape) for each in tensors]
+    return [each.view(batch, columns, rows).mT if is_transposed else each.view(shape) for each in tensors]
 
 
 def _tensors_in(store: torch.Tensor, elements: int) -> list[torch.Tensor]:

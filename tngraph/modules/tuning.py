@@ -186,15 +186,15 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
     weight is far too large.
     """
     candidate, measured = way
-    task, goal = finder.task, finder.task.goal
+    task, request = finder.task, finder.task.request
     numbers = task.numbers_at(**dict(measured.sizes))
     dense = dense_equivalent(finder.merged)
-    if dense is None or goal.mode == "serve" or not _has_factors(finder.merged):
+    if dense is None or request.mode == "serve" or not _has_factors(finder.merged):
         return None
-    if goal.itemsize * evaluate_count(dense.params, numbers) > MOST_DENSE:
+    if request.itemsize * evaluate_count(dense.params, numbers) > MOST_DENSE:
         return None
     sizes = {**task.given, **dict(measured.sizes)}
-    other = plan(dense.network, sizes, mode=goal.mode, minimize=goal.machine, itemsize=goal.itemsize)
+    other = plan(dense.network, sizes, mode=request.mode, minimize=request.machine, itemsize=request.itemsize)
     if other.regimes[0].seconds(numbers) > MOST_DENSE_SECONDS:
         return None
     both = [finder.plan([(1, None, candidate.trees)]), other]

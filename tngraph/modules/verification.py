@@ -292,7 +292,7 @@ def _check_meaning(
 def _leaves(plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return the inputs, with a gradient for those that the plan trains."""
     pairs = zip(plan.network.inputs, inputs, strict=True)
-    return [x.clone().requires_grad_(port.name in plan.goal.trained) for port, x in pairs]
+    return [x.clone().requires_grad_(port.name in plan.request.trained) for port, x in pairs]
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -333,10 +333,10 @@ def _count(what: str, unit: str, expected: int, found: int) -> Check:
 
 def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mapping[str, int]) -> list[Check]:
     """Return the check of the bytes in folded buffers, with elements of the size planned for."""
-    if plan.goal.mode != "serve":
+    if plan.request.mode != "serve":
         return []
     elements = sum(layer.get_buffer(name).numel() for name in printed.buffers)
-    return [_count("folded", "bytes", evaluate_count(plan.folded, numbers), elements * plan.goal.itemsize)]
+    return [_count("folded", "bytes", evaluate_count(plan.folded, numbers), elements * plan.request.itemsize)]
 
 
 def _check_costs(

@@ -9,8 +9,8 @@ from tngraph.language.network import Equation, Index, Network
 from tngraph.plans.plan import Plan, Regime
 from tngraph.program.operations import Stage
 from tngraph.search.cleaning import clean_term
-from tngraph.search.objectives import Goal
-from tngraph.search.regimes import Range
+from tngraph.search.objectives import Request
+from tngraph.search.regimes import RegimeTrees
 from tngraph.search.region import ContractionTree, Region
 
 
@@ -40,9 +40,9 @@ def assemble_plan(
     network: Network,
     merged: Network,
     cleaned: Sequence[Cleaned],
-    found: Sequence[Range],
+    found: Sequence[RegimeTrees],
     numbers: Mapping[str, int],
-    goal: Goal,
+    request: Request,
     free: tuple[str, ...],
 ) -> Plan:
     """Return the plan that has a regime for each range.
@@ -53,16 +53,16 @@ def assemble_plan(
         cleaned: the equations of `merged`.
         found: ranges of a size, in order, each with a tree for every region of all equations.
         numbers: an integer for every named size.
-        goal: what the trees were searched for.
+        request: what the trees were searched for.
         free: the run-time sizes that they were searched over.
     """
     count = sum(len(each.regions) for each in cleaned)
-    branches = [len({trees[k].way for _, _, trees in found}) > 1 for k in range(count)]
+    branches = [len({trees[k].choices for _, _, trees in found}) > 1 for k in range(count)]
     regimes = []
     for low, high, trees in found:
         rest, flags = iter(trees), iter(branches)
         stages = tuple(
             each.stage([next(rest) for _ in each.regions], [next(flags) for _ in each.regions]) for each in cleaned
         )
-        regimes.append(Regime(network, merged, stages, numbers, goal, low=low, high=high))
+        regimes.append(Regime(network, merged, stages, numbers, request, low=low, high=high))
     return Plan(tuple(regimes), free if len(free) == 1 or len(regimes) > 1 else ())

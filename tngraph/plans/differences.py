@@ -97,14 +97,14 @@ class PlanDifference:
 
     Attributes:
         titles: each network with its sizes.
-        goals: what each plan was searched for.
+        requests: what each plan was searched for.
         counts: the totals that differ, in value or in formula.
         regimes: where the regimes of each plan run.
         steps: of the regimes that run at these sizes: those of the first plan in order, then those only in the second.
     """
 
     titles: tuple[str, str]
-    goals: tuple[str, str]
+    requests: tuple[str, str]
     counts: tuple[CountChange, ...]
     regimes: tuple[str, str]
     steps: tuple[StepChange, ...]
@@ -112,7 +112,7 @@ class PlanDifference:
     @property
     def is_empty(self) -> bool:
         """True if nothing but names differs."""
-        return not self.counts and len({*self.goals}) == len({*self.regimes}) == 1 and not self._changed()
+        return not self.counts and len({*self.requests}) == len({*self.regimes}) == 1 and not self._changed()
 
     def _changed(self) -> list[StepChange]:
         return [step for step in self.steps if step.sign != "="]
@@ -125,7 +125,7 @@ class PlanDifference:
         if self.is_empty:
             yield "  the plans do the same"
             return
-        for label, pair in (("goal", self.goals), ("regimes", self.regimes)):
+        for label, pair in (("request", self.requests), ("regimes", self.regimes)):
             if pair[0] != pair[1]:
                 yield f"  {label:<12} {pair[0]} -> {pair[1]}"
         yield from (f"  {count}" for count in self.counts)
@@ -151,7 +151,7 @@ def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     ]
     return PlanDifference(
         titles=(_title(before, numbers[0]), _title(after, numbers[1])),
-        goals=(_describe_goal(before), _describe_goal(after)),
+        requests=(_describe_request(before), _describe_request(after)),
         counts=tuple(_changed_counts(rows[0], rows[1], windows)),
         regimes=(_describe_regimes(before), _describe_regimes(after)),
         steps=tuple(_match_steps(steps[0], steps[1], windows)),
@@ -163,13 +163,13 @@ def _title(plan: Plan, numbers: Mapping[str, int]) -> str:
     return f"{plan.network.name} at {at}" if at else plan.network.name
 
 
-def _describe_goal(plan: Plan) -> str:
-    goal = plan.goal
-    minimize = goal.minimize if isinstance(goal.minimize, str | Mapping) else type(goal.rate).__name__
-    limit = "" if goal.memory_limit is None else f" within {goal.memory_limit:,} bytes"
+def _describe_request(plan: Plan) -> str:
+    request = plan.request
+    minimize = request.minimize if isinstance(request.minimize, str | Mapping) else type(request.rate).__name__
+    limit = "" if request.memory_limit is None else f" within {request.memory_limit:,} bytes"
     stored = [core.name for core in plan.network.cores if core.role == "param"]
-    frozen = [name for name in stored if name not in goal.trained] if goal.mode == "train" else []
-    return f"{goal.mode}, least {minimize}{limit}{f', {_listed(frozen)} frozen' if frozen else ''}"
+    frozen = [name for name in stored if name not in request.trained] if request.mode == "train" else []
+    return f"{request.mode}, least {minimize}{limit}{f', {_listed(frozen)} frozen' if frozen else ''}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -27,13 +27,13 @@ from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
 from tngraph.plans.plan import Measured, Plan, Regime
 from tngraph.plans.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
 from tngraph.plans.table import format_leg
-from tngraph.search.forms import arranged_axes
 from tngraph.search.gradients import can_differentiate, is_elementwise, other_operand
 from tngraph.search.layouts import can_lay_out, is_possible, is_product
 from tngraph.search.machine import Machine
-from tngraph.search.objectives import Goal, Objective, Weighted, make_goal
-from tngraph.search.regimes import Range
-from tngraph.search.region import ContractionTree, Form, Gradient, Region, Tile, Topology
+from tngraph.search.matmul import arranged_axes
+from tngraph.search.objectives import Objective, Request, Weighted, make_request
+from tngraph.search.regimes import RegimeTrees
+from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region, Tile, Topology
 from tngraph.search.replay import Replay, ReplayError, find_move
 from tngraph.search.tiling import can_tile
 
@@ -134,13 +134,13 @@ _PLAN = {
     "version": "anything",
     "sha256": "text",
     "network": "text",
-    "goal": "an object",
+    "request": "an object",
     "sizes": "an object",
     **_DECISIONS,
     "unpinned": "anything",
     "measured": "a list",
 }
-_GOAL = {
+_REQUEST = {
     "mode": "text",
     "minimize": "anything",
     "trained": "a list of texts",
@@ -161,16 +161,16 @@ _TREE = {
     "is_pinned": "true or false",
     "sliced": "a list of texts",
     "steps": "a list",
-    "forms": "a list",
+    "matmuls": "a list",
     "gradients": "a list",
     "tile": "anything",
 }
-_PARTS = Form._fields[:-1]
-_FORM = {**dict.fromkeys(_PARTS, "a list of texts"), "turned": "two truth values"}
+_PARTS = MatmulLayout._fields[:-1]
+_MATMUL = {**dict.fromkeys(_PARTS, "a list of texts"), "transposed": "two truth values"}
 _GRADIENT = {
     "step": "anything",
     "operand": "anything",
-    "form": "anything",
+    "matmul": "anything",
     "arranged": "true or false",
     "added": "true or false",
 }
@@ -223,15 +223,15 @@ def _read_plan(data: Any) -> Plan:
         raise PlanError(f"the plan is of version {_shown(data.get('version'))}, and this tngraph reads {VERSION}")
     fields = _check_fields(data, "the plan", _PLAN)
     network = _read_network(fields)
-    goal = _read_goal(network, fields["goal"])
+    request = _read_request(network, fields["request"])
     numbers = _read_sizes(network, fields["sizes"])
     decided = {name: fields[name] for name in _DECISIONS}
-    made = _read_decisions(network, goal, numbers, decided)
+    made = _read_decisions(network, request, numbers, decided)
     made = replace(made, measured=tuple(map(_read_measured, fields["measured"])))
     if fields["unpinned"] is None:
         return made
     other = _check_fields(fields["unpinned"], "the unpinned plan", _DECISIONS)
-    return replace(made, unpinned=_read_decisions(network, goal, numbers, other))
+    return replace(made, unpinned=_read_decisions(network, request, numbers, other))
 
 
 def _read_network(fields: Fields) -> Network:
@@ -243,14 +243,14 @@ def _read_network(fields: Fields) -> Network:
         raise PlanError(f"the network is none\n{error}") from None
 
 
-def _read_goal(network: Network, data: object) -> Goal:
-    fields = _check_fields(data, "the goal", _GOAL)
+def _read_request(network: Network, data: object) -> Request:
+    fields = _check_fields(data, "the request", _REQUEST)
     can = dict.fromkeys((core.name for core in network.cores if core.role != "const"), False)
     grads = {**can, **dict.fromkeys(fields["trained"], True)}
     minimize = _read_minimize(fields["minimize"])
     limits = fields["memory_limit"], fields["largest"]
-    goal = make_goal(network, fields["mode"], minimize, grads, fields["itemsize"], *limits)
-    return replace(goal, minimize=minimize, most_folded=fields["most_folded"])
+    request = make_request(network, fields["mode"], minimize, grads, fields["itemsize"], *limits)
+    return replace(request, minimize=minimize, most_folded=fields["most_folded"])
 
 
 def _read_minimize(data: Any) -> Objective:
@@ -275,7 +275,7 @@ def _read_sizes(network: Network, data: Mapping[str, Any]) -> dict[str, int]:
     return numbers
 
 
-def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fields: Fields) -> Plan:
+def _read_decisions(network: Network, request: Request, numbers: Mapping[str, int], fields: Fields) -> Plan:
     """The plan of some decisions for a network."""
     merged = merge(network, fields["inlined"])
     cleaned = clean_equations(merged, merged.equations)
@@ -287,18 +287,18 @@ def _read_decisions(network: Network, goal: Goal, numbers: Mapping[str, int], fi
         _read_regime(data, f"regime {number}", cleaned, topologies)
         for number, data in enumerate(fields["regimes"][: MOST_REGIMES + 1], 1)
     ]
-    _check_ranges(found, free, goal)
+    _check_ranges(found, free, request)
     for _, _, trees in found:
         for tree in trees:
             if tree.tile is None:
                 continue
-            if not tree.tile.is_runtime and (goal.mode == "serve" or tree.tile.size >= tree.tile.index.size):
+            if not tree.tile.is_runtime and (request.mode == "serve" or tree.tile.size >= tree.tile.index.size):
                 raise PlanError(
-                    f"blocks of {tree.tile.size} of {tree.tile.index.name!r} are none in mode {goal.mode!r}"
+                    f"blocks of {tree.tile.size} of {tree.tile.index.name!r} are none in mode {request.mode!r}"
                 )
             if not can_tile(merged, tree.region, tree.tile.index):
                 raise PlanError(f"parts of {tree.tile.index.name!r} cannot be taken of all that stand on it")
-    made = assemble_plan(network, merged, cleaned, found, numbers, goal, free)
+    made = assemble_plan(network, merged, cleaned, found, numbers, request, free)
     regimes = [
         _recompute(regime, data["recomputed"], f"regime {number}")
         for number, (regime, data) in enumerate(zip(made.regimes, fields["regimes"], strict=True), 1)
@@ -321,7 +321,11 @@ def _recompute(regime: Regime, intervals: Sequence[Any], where: str) -> Regime:
     after = -1
     for interval in intervals:
         is_pair = isinstance(interval, list) and len(interval) == 2 and all(type(k) is int for k in interval)
-        if regime.goal.mode != "train" or not is_pair or not after < interval[0] < interval[1] < len(regime.operations):
+        if (
+            regime.request.mode != "train"
+            or not is_pair
+            or not after < interval[0] < interval[1] < len(regime.operations)
+        ):
             raise PlanError(f"{where} computes {_written(interval)} once more, which are not the ends of operations")
         if _leaves_inside(regime, *interval) or not blocked.isdisjoint(range(interval[0], interval[1] + 1)):
             raise PlanError(f"{where} computes {_written(interval)} once more, and values of these are used elsewhere")
@@ -336,7 +340,7 @@ def _leaves_inside(regime: Regime, first: int, last: int) -> bool:
     return "load" in ends or any(k in regime.outputs or max(regime.users(k), default=k) > last for k in made)
 
 
-def _check_ranges(found: Sequence[Range], free: Sequence[str], goal: Goal) -> None:
+def _check_ranges(found: Sequence[RegimeTrees], free: Sequence[str], request: Request) -> None:
     """Refuse regimes that leave it open which of them runs."""
     if not 1 <= len(found) <= (MOST_REGIMES if free else 1):
         raise PlanError(f"the plan has {len(found):,} regimes\n  it has 1, and up to {MOST_REGIMES:,} with a free size")
@@ -346,13 +350,15 @@ def _check_ranges(found: Sequence[Range], free: Sequence[str], goal: Goal) -> No
         if low != next_low or (high is None) != is_last or (high is not None and high < low):
             raise PlanError(f"regime {number} is from {low} to {high}, which does not continue the one before")
         next_low = 1 if high is None else high + 1
-    if len(free) > 1 and len(found) > 1 and not isinstance(goal.rate, Weighted):
-        raise PlanError("regimes of several free sizes are compared by their cost, which this goal has no formula for")
+    if len(free) > 1 and len(found) > 1 and not isinstance(request.rate, Weighted):
+        raise PlanError(
+            "regimes of several free sizes are compared by their cost, which this request has no formula for"
+        )
 
 
 def _read_regime(
     data: object, where: str, cleaned: Sequence[Cleaned], topologies: Sequence[Sequence[Topology]]
-) -> Range:
+) -> RegimeTrees:
     fields = _check_fields(data, where, _REGIME)
     names = [each.equation.name for each in cleaned]
     given = _check_fields(fields["trees"], f"the object 'trees' of {where}", dict.fromkeys(names, "a list"))
@@ -388,42 +394,46 @@ def _read_tree(data: object, where: str, topology: Topology) -> ContractionTree:
         tree = replay.finish(is_proven=fields["is_proven"], is_pinned=fields["is_pinned"])
     except ReplayError as error:
         raise PlanError(f"{where} {error}") from None
-    tree = replace(tree, forms=_read_forms(fields["forms"], where, tree), tile=_read_tile(fields["tile"], where, tree))
+    tree = replace(
+        tree, matmuls=_read_matmuls(fields["matmuls"], where, tree), tile=_read_tile(fields["tile"], where, tree)
+    )
     return replace(tree, gradients=_read_gradients(fields["gradients"], where, tree))
 
 
-def _read_forms(data: Sequence[object], where: str, tree: ContractionTree) -> tuple[Form, ...]:
+def _read_matmuls(data: Sequence[object], where: str, tree: ContractionTree) -> tuple[MatmulLayout, ...]:
     """The order of the axes of every step, each of the legs that the step has."""
     if data and (len(data) != len(tree.steps) or not can_lay_out(tree)):
-        raise PlanError(f"{where} has {len(data)} forms for {len(tree.steps)} steps, which take none or one each")
-    forms: list[Form] = []
+        raise PlanError(
+            f"{where} has {len(data)} matmul layouts for {len(tree.steps)} steps, which take none or one each"
+        )
+    matmuls: list[MatmulLayout] = []
     for number, (given, step) in enumerate(zip(data, tree.steps, strict=False), 1):
         at = f"{where}, form {number}"
-        forms.append(_read_form(given, at, [leg for o in step.operands for leg in tree.legs_of(o)]))
-        _check_made(forms[-1], at, step.legs)
-    made = replace(tree, forms=tuple(forms))
-    for number in range(len(forms)):
+        matmuls.append(_read_matmul(given, at, [leg for o in step.operands for leg in tree.legs_of(o)]))
+        _check_made(matmuls[-1], at, step.legs)
+    made = replace(tree, matmuls=tuple(matmuls))
+    for number in range(len(matmuls)):
         if not is_possible(made, number):
             raise PlanError(f"{where}, form {number + 1} is no matrix product of what its step takes")
-    return made.forms
+    return made.matmuls
 
 
-def _read_form(data: object, where: str, given: Sequence[Leg]) -> Form:
+def _read_matmul(data: object, where: str, given: Sequence[Leg]) -> MatmulLayout:
     """A form of operands with some legs."""
-    parts = _check_fields(data, where, _FORM)
+    parts = _check_fields(data, where, _MATMUL)
     known = {format_leg(leg): leg for leg in given}
     unknown = [name for part in _PARTS for name in parts[part] if name not in known]
     if unknown:
         raise PlanError(f"{where} has the leg {_shown(unknown[0])}, which its operands do not have")
-    first, second = parts["turned"]
+    first, second = parts["transposed"]
     outer, rows, columns, summed = (tuple(known[name] for name in parts[part]) for part in _PARTS)
-    return Form(outer, rows, columns, summed, (first, second))
+    return MatmulLayout(outer, rows, columns, summed, (first, second))
 
 
-def _check_made(form: Form, where: str, made: Sequence[Leg]) -> None:
+def _check_made(matmul: MatmulLayout, where: str, made: Sequence[Leg]) -> None:
     """Refuse a form whose result has other legs."""
-    if sorted(map(format_leg, form.legs)) != sorted(map(format_leg, made)):
-        shown = _written([format_leg(leg) for leg in form.legs])
+    if sorted(map(format_leg, matmul.legs)) != sorted(map(format_leg, made)):
+        shown = _written([format_leg(leg) for leg in matmul.legs])
         raise PlanError(f"{where} has the legs {shown}, where its step has {_written(list(map(format_leg, made)))}")
 
 
@@ -441,18 +451,18 @@ def _read_gradients(data: Sequence[object], where: str, tree: ContractionTree) -
         above = tree.legs_of(count + step)
         other = other_operand(tree.steps[step].operands, operand)
         beside = tree.legs_of(other)
-        own, form = tree.legs_of(operand), _read_form(fields["form"], at, [*above, *beside])
+        own, matmul = tree.legs_of(operand), _read_matmul(fields["matmul"], at, [*above, *beside])
         summed = (leg for leg in above if fields["added"] and leg in beside and leg not in own)
-        added = tuple(leg for leg in summed if leg in form.outer)
-        _check_made(form, at, (*own, *added))
-        if fields["added"] and not (added and {*added} == {*form.outer}):
+        added = tuple(leg for leg in summed if leg in matmul.outer)
+        _check_made(matmul, at, (*own, *added))
+        if fields["added"] and not (added and {*added} == {*matmul.outer}):
             raise PlanError(f"{at} adds up products along legs that are no sum")
-        is_fitting = not form.is_matrix if is_elementwise(tree, step, operand) else is_product(form, above, beside)
+        is_fitting = not matmul.is_matrix if is_elementwise(tree, step, operand) else is_product(matmul, above, beside)
         if not is_fitting:
             raise PlanError(f"{at} is no product of that of its step's result and the other operand")
         if fields["arranged"] and not arranged_axes(tree, step, other):
             raise PlanError(f"{at} is made of a value that its step does not arrange")
-        made.append(Gradient(step, operand, form, fields["arranged"], form.outer if added else ()))
+        made.append(Gradient(step, operand, matmul, fields["arranged"], matmul.outer if added else ()))
     return tuple(made)
 
 

@@ -37,12 +37,12 @@ from tngraph.program.counts import (
     price_operations,
     training_macs,
 )
-from tngraph.program.folding import Folded, Folding, Split, fold_kernels, merge_foldings, split_schedule
-from tngraph.program.lines import Kernels, write_kernels
+from tngraph.program.folding import Folded, Folding, Split, fold_program, merge_foldings, split_schedule
+from tngraph.program.lines import Program, write_program
 from tngraph.program.memory import Memory, MemoryFormulas, find_cases, fix_sizes, generic_sizes, trace_memory
 from tngraph.program.operations import Block, Operation, Schedule, Stage, write_schedule
 from tngraph.search.machine import Machine
-from tngraph.search.objectives import Goal, Price, Weighted
+from tngraph.search.objectives import Price, Request, Weighted
 from tngraph.search.region import ContractionTree
 
 COUNTS = ("params", "macs", "flops", "training_flops", "elementwise", "largest", "folded")
@@ -58,7 +58,7 @@ class Regime:
         merged: the network after its linear equations were merged; the stages are its equations.
         stages: the equations of `merged` with their trees.
         sizes: the value of every named size at which formulas are compared.
-        goal: what the trees were searched for.
+        request: what the trees were searched for.
         recomputed: intervals of operations, first and last, that run once more in the backward pass.
         low: the smallest value of the plan's run-time size that this regime is for.
         high: the largest one; None where there is no upper end.
@@ -68,7 +68,7 @@ class Regime:
     merged: Network
     stages: tuple[Stage, ...]
     sizes: Mapping[str, int]
-    goal: Goal
+    request: Request
     recomputed: tuple[tuple[int, int], ...] = ()
     low: int = 1
     high: int | None = None
@@ -83,7 +83,7 @@ class Regime:
     @cached_property
     def split(self) -> Split:
         """The schedule divided into what runs before the first call and what each call runs."""
-        return split_schedule(self.whole, self.merged, self.goal, self.sizes)
+        return split_schedule(self.whole, self.merged, self.request, self.sizes)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -92,15 +92,15 @@ class Regime:
 
     @cached_property
     def _lines(self) -> Folded:
-        whole = write_kernels(self.network, self.stages, self.whole, self.sizes, self.split.folded)
-        if self.goal.mode != "serve":
+        whole = write_program(self.network, self.stages, self.whole, self.sizes, self.split.folded)
+        if self.request.mode != "serve":
             return Folded(whole, Folding())
-        return fold_kernels(whole, self.split, self.network, self.goal.most_folded, self.sizes)
+        return fold_program(whole, self.split, self.network, self.request.most_folded, self.sizes)
 
     @property
-    def kernels(self) -> Kernels:
+    def program(self) -> Program:
         """The lines that a call runs."""
-        return self._lines.kernels
+        return self._lines.program
 
     @property
     def folding(self) -> Folding:
@@ -162,12 +162,12 @@ class Regime:
     @cached_property
     def training_flops(self) -> sympy.Expr:
         """FLOPs of a forward and a backward pass, with the requested gradients [FLOPs]."""
-        return 2 * training_macs(self.operations, self.goal.trained, self.schedule.blocks, self._gathering)
+        return 2 * training_macs(self.operations, self.request.trained, self.schedule.blocks, self._gathering)
 
     @cached_property
     def _gathering(self) -> frozenset[int]:
         """The reads that gather, where something is recomputed: only then does it matter for the counts."""
-        return self.kernels.gathering if self.recomputed else frozenset()
+        return self.program.gathering if self.recomputed else frozenset()
 
     @cached_property
     def largest(self) -> sympy.Expr:
@@ -222,7 +222,7 @@ class Regime:
             numbers: an integer for every named size, as `Plan.values` returns them.
             itemsize: of one number; when absent, the request's [bytes].
         """
-        return trace_memory(self.kernels, numbers, self.goal.trained, itemsize or self.goal.itemsize)
+        return trace_memory(self.program, numbers, self.request.trained, itemsize or self.request.itemsize)
 
     def seconds(
         self,
@@ -237,27 +237,29 @@ class Regime:
             machine: the model to use; when absent, the request's.
             known: what the model said of kernels before, for all that are asked about one machine.
         """
-        clock = Clock(machine or self.goal.machine, known={} if known is None else known)
-        trained = self.goal.trained if self.goal.mode == "train" else ()
+        clock = Clock(machine or self.request.machine, known={} if known is None else known)
+        trained = self.request.trained if self.request.mode == "train" else ()
         clock.module(bool(trained))
-        trace_memory(self.kernels, numbers, trained, self.goal.itemsize, clock)
+        trace_memory(self.program, numbers, trained, self.request.itemsize, clock)
         return clock.seconds
 
     @property
     def folded(self) -> sympy.Expr:
         """Memory of the buffers that calls read instead of computing [bytes]."""
-        return self.folding.elements * self.goal.itemsize
+        return self.folding.elements * self.request.itemsize
 
     @cached_property
     def cost(self) -> sympy.Expr | None:
         """The cost that the search minimised, as a formula; None where the objective is a function of numbers."""
-        if not isinstance(self.goal.rate, Weighted):
+        if not isinstance(self.request.rate, Weighted):
             return None
-        return sympy.sympify(price_operations(self.operations, self.goal, None, self.schedule.blocks, self._gathering))
+        return sympy.sympify(
+            price_operations(self.operations, self.request, None, self.schedule.blocks, self._gathering)
+        )
 
     def price(self, numbers: Mapping[str, int]) -> Price:
         """Return the cost that the search minimised, at these values of all sizes."""
-        price: Price = price_operations(self.operations, self.goal, numbers, self.schedule.blocks, self._gathering)
+        price: Price = price_operations(self.operations, self.request, numbers, self.schedule.blocks, self._gathering)
         return price
 
     def counts(self, numbers: Mapping[str, int]) -> Counts:
@@ -277,13 +279,17 @@ class Regime:
 
 def _join_cases(cases: Iterable[tuple[Mapping[str, int], sympy.Expr]]) -> sympy.Expr:
     """Join a general formula with one for each case in which it does not hold, most special first."""
-    pieces: list[tuple[Mapping[str, int], sympy.Expr]] = []
+    intervals: list[tuple[Mapping[str, int], sympy.Expr]] = []
     for fixed, formula in cases:
-        general = next((each for other, each in pieces if other.items() <= fixed.items()), None)
+        general = next((each for other, each in intervals if other.items() <= fixed.items()), None)
         if general is None or fix_sizes(general, fixed) != formula:
-            pieces.insert(0, (fixed, formula))
-    conditions = (sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items())) for fixed, _ in pieces)
-    return sympy.Piecewise(*((formula, condition) for (_, formula), condition in zip(pieces, conditions, strict=True)))
+            intervals.insert(0, (fixed, formula))
+    conditions = (
+        sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items())) for fixed, _ in intervals
+    )
+    return sympy.Piecewise(
+        *((formula, condition) for (_, formula), condition in zip(intervals, conditions, strict=True))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,9 +354,9 @@ class Plan:
         return self.regimes[0].sizes
 
     @property
-    def goal(self) -> Goal:
+    def request(self) -> Request:
         """The request that the plan was searched for."""
-        return self.regimes[0].goal
+        return self.regimes[0].request
 
     @property
     def is_proven(self) -> bool:
@@ -410,7 +416,7 @@ class Plan:
     @property
     def folded(self) -> sympy.Expr:
         """Memory of the buffers of all regimes, which exist whichever regime runs [bytes]."""
-        return self.folding.elements * self.goal.itemsize
+        return self.folding.elements * self.request.itemsize
 
     @cached_property
     def cost(self) -> sympy.Expr | None:
@@ -462,7 +468,7 @@ class Plan:
             for block in (block for block in regime.schedule.blocks if block.kind == "branch"):
                 stage = next(stage for stage in regime.stages if stage.equation.name == block.equation)
                 trees = regimes_of.setdefault((block.equation, block.term), {})
-                trees.setdefault(stage.trees[block.term].way, []).append(number)
+                trees.setdefault(stage.trees[block.term].choices, []).append(number)
         return {key: tuple(map(tuple, trees.values())) for key, trees in regimes_of.items()}
 
     def values(self, /, **sizes: int) -> dict[str, int]:

@@ -23,8 +23,8 @@ from tngraph.language.text.format import format_network
 from tngraph.language.text.parsing import parse
 from tngraph.plans.table import format_leg, format_value
 from tngraph.search.machine import Machine
-from tngraph.search.objectives import Goal
-from tngraph.search.region import ContractionTree, Form, Gradient, Region, Step
+from tngraph.search.objectives import Request
+from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region, Step
 
 if TYPE_CHECKING:
     from tngraph.plans.plan import Plan, Regime
@@ -66,7 +66,7 @@ def format_plan_file(plan: Plan) -> str:
         "version": VERSION,
         "sha256": digest(text),
         "network": text,
-        "goal": _goal_fields(plan.goal),
+        "request": _request_fields(plan.request),
         "sizes": dict(plan.sizes),
         **_decisions(plan),
         "unpinned": None if plan.unpinned is None else _decisions(plan.unpinned),
@@ -96,20 +96,20 @@ def _check_text(network: Network, text: str) -> None:
         raise PlanError(f"{network.name} cannot be saved: its text is read back as another network")
 
 
-def _goal_fields(goal: Goal) -> Fields:
+def _request_fields(request: Request) -> Fields:
     return {
-        "mode": goal.mode,
-        "minimize": _minimize_field(goal),
-        "trained": sorted(goal.trained),
-        "itemsize": goal.itemsize,
-        "memory_limit": goal.memory_limit,
-        "largest": goal.largest,
-        "most_folded": goal.most_folded,
+        "mode": request.mode,
+        "minimize": _minimize_field(request),
+        "trained": sorted(request.trained),
+        "itemsize": request.itemsize,
+        "memory_limit": request.memory_limit,
+        "largest": request.largest,
+        "most_folded": request.most_folded,
     }
 
 
-def _minimize_field(goal: Goal) -> Any:
-    minimize = goal.minimize
+def _minimize_field(request: Request) -> Any:
+    minimize = request.minimize
     if isinstance(minimize, str):
         return minimize
     if isinstance(minimize, Mapping):
@@ -144,7 +144,7 @@ def _tree_fields(tree: ContractionTree) -> Fields:
         "is_pinned": tree.is_pinned,
         "sliced": [index.name for index in tree.sliced],
         "steps": [show_step(step) for step in tree.steps],
-        "forms": [show_form(form) for form in tree.forms],
+        "matmuls": [show_matmul(matmul) for matmul in tree.matmuls],
         "gradients": [show_gradient(gradient) for gradient in tree.gradients],
         "tile": None if tree.tile is None else {"index": tree.tile.index.name, "size": tree.tile.size},
     }
@@ -160,16 +160,18 @@ def show_step(step: Step) -> Fields:
     return {"operands": list(step.operands), "kind": step.kind, "legs": show_legs(step)}
 
 
-def show_form(form: Form) -> Fields:
+def show_matmul(matmul: MatmulLayout) -> Fields:
     """Return a matmul layout as JSON fields: its legs in the language, and which matrices are transposed."""
-    parts = {part: [format_leg(leg) for leg in legs] for part, legs in zip(form._fields[:-1], form[:-1], strict=True)}
-    return {**parts, "turned": list(form.turned)}
+    parts = {
+        part: [format_leg(leg) for leg in legs] for part, legs in zip(matmul._fields[:-1], matmul[:-1], strict=True)
+    }
+    return {**parts, "transposed": list(matmul.transposed)}
 
 
 def show_gradient(gradient: Gradient) -> Fields:
     """Return a gradient as JSON fields, with its step, operand and matmul layout."""
-    form = show_form(gradient.form)
-    named = {"step": gradient.step, "operand": gradient.operand, "form": form, "arranged": gradient.is_arranged}
+    matmul = show_matmul(gradient.matmul)
+    named = {"step": gradient.step, "operand": gradient.operand, "matmul": matmul, "arranged": gradient.is_arranged}
     return {**named, "added": bool(gradient.added)}
 
 

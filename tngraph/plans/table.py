@@ -16,7 +16,7 @@ from tngraph.program.counts import evaluate_count, volume, work_unit
 from tngraph.program.memory import MemoryFormulas, case_at
 from tngraph.program.operations import Operation
 from tngraph.search.machine import Machine
-from tngraph.search.objectives import Goal, Rate, Weighted
+from tngraph.search.objectives import Rate, Request, Weighted
 from tngraph.search.region import ContractionTree
 
 if TYPE_CHECKING:
@@ -126,14 +126,14 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
     if plan.dense is not None:
         ratio = evaluate_count(plan.dense.params, numbers) / max(1, evaluate_count(plan.params, numbers))
         yield f"  compression  {ratio:.1f} dense entries per param"
-    if isinstance(plan.goal.rate, Machine):
+    if isinstance(plan.request.rate, Machine):
         yield f"  time         {regime.seconds(numbers):.3g} [s], by the model of the machine"
     for each in plan.measured:
         where = ", ".join(f"{name} = {value}" for name, value in each.sizes)
         at = f" at {where}" if where else ""
         yield f"  measured     {each.seconds:.3g} [s]{at} on {each.device}, {each.dtype}"
         if each.dense is not None:
-            folds = ": mode='serve' folds to it" if plan.goal.mode == "infer" else ""
+            folds = ": mode='serve' folds to it" if plan.request.mode == "infer" else ""
             faster = f", which is faster{folds}" if each.is_slower_than_dense else ""
             yield f"  dense time   {each.dense:.3g} [s]{at} with a dense weight{faster}"
     yield f"  order        {_describe_proof(plan, regime)}"
@@ -161,20 +161,20 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
 def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
     """Return the cost of a pinned order beside that of the best one, in the units that were minimised."""
     regimes = [each.regime_of(numbers) for each in (plan, best)]
-    is_peak = plan.goal.minimize == "memory"
+    is_peak = plan.request.minimize == "memory"
     costs = [each.memory(numbers).peak if is_peak else each.price(numbers) for each in regimes]
     own, least = (f"{cost:{'.3g' if isinstance(cost, float) else ','}}" for cost in costs)
-    unit = _price_unit(plan.goal)
+    unit = _price_unit(plan.request)
     ratio = f"{costs[0] / costs[1]:.2f} times the best" if costs[1] else "and the best"
     return f"{own} [{unit}], {ratio}, {least} [{unit}]"
 
 
-def _price_unit(goal: Goal) -> str:
+def _price_unit(request: Request) -> str:
     """Return the unit of a request's price."""
-    if goal.minimize == "memory":
+    if request.minimize == "memory":
         return "bytes"
     units: dict[Rate, str] = {Weighted(): "operations", Weighted(0, 1): "elements"}
-    return "s" if isinstance(goal.rate, Machine) else units.get(goal.rate, "weighted operations")
+    return "s" if isinstance(request.rate, Machine) else units.get(request.rate, "weighted operations")
 
 
 def describe_regimes(plan: Plan) -> list[str]:
@@ -219,7 +219,7 @@ def _counts(plan: Plan, regime: Regime, formulas: MemoryFormulas) -> Iterable[tu
     yield "peak", formulas.peak, "bytes"
     yield "saved", formulas.saved, "bytes"
     yield "moves", formulas.moves, "bytes"
-    if plan.goal.mode == "serve":
+    if plan.request.mode == "serve":
         yield "folded", plan.folded, "bytes"
 
 

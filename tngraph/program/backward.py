@@ -17,7 +17,7 @@ LAID = " laid"
 
 
 @dataclass(frozen=True, slots=True)
-class Slope:
+class GradientLine:
     """One gradient line of a backward pass: it computes the gradient of one value, or a copy that several lines use.
 
     Attributes:
@@ -54,7 +54,7 @@ class Backward:
     given: tuple[Variable, ...]
     kept: tuple[Variable, ...]
     start: Variable
-    lines: tuple[Slope, ...]
+    lines: tuple[GradientLine, ...]
     results: tuple[Variable | None, ...]
 
 
@@ -82,7 +82,7 @@ def differentiate(
     last = tensors[block.last]
     start = _gradient_of(operations[block.last].name, last.axes)
     grads = {block.last: Tensor(start, last.axes)}
-    lines: list[Slope] = []
+    lines: list[GradientLine] = []
     results: dict[Expression, Variable] = {}
     for number in range(block.last, block.first - 1, -1):
         op = operations[number]
@@ -101,7 +101,7 @@ def differentiate(
             else:
                 product, other = products[number, side], op.operands[1 - side]
                 made = multiply(product, op, (grad, tensors[other]))
-                by, is_product = operations[other].name, op.kind == "contract" or product.form.is_matrix
+                by, is_product = operations[other].name, op.kind == "contract" or product.matmul.is_matrix
             is_given = _is_given(block, operations, operand)
             if is_given:
                 is_result = operations[operand].kind == "load" and bool(operations[operand].operands)
@@ -115,7 +115,7 @@ def differentiate(
             else:
                 results[source.code] = variable
             of = next(variables(grad.code))
-            lines.append(Slope(number, of, by, is_product, variable, made, needs[operand]))
+            lines.append(GradientLine(number, of, by, is_product, variable, made, needs[operand]))
     lines = list(_share_copies(lines))
     kept = dict.fromkeys(v for line in lines for v in variables(line.made.code) if v.kind == "value")
     inside = {operations[k].name for k in range(block.first, block.last + 1) if operations[k].kind != "load"}
@@ -123,7 +123,7 @@ def differentiate(
     return Backward(tuple(given), read, start, tuple(lines), tuple(results.get(variable) for variable in given))
 
 
-def _share_copies(lines: Sequence[Slope]) -> Iterator[Slope]:
+def _share_copies(lines: Sequence[GradientLine]) -> Iterator[GradientLine]:
     """Yield the lines, with a copy that several of them make in common put before the first of these."""
     copied = [dict.fromkeys(_copies(line.made.code)) for line in lines]
     users = Counter(code for found in copied for code in found)
@@ -135,7 +135,7 @@ def _share_copies(lines: Sequence[Slope]) -> Iterator[Slope]:
             variable = Variable("value", f"{of.name}{LAID}{count or ''}", code.shape)
             needs = frozenset().union(*(each.needs for each, had in zip(lines, copied, strict=True) if code in had))
             shared[code] = variable
-            yield Slope(line.number, of, "", False, variable, Tensor(code, ()), needs)
+            yield GradientLine(line.number, of, "", False, variable, Tensor(code, ()), needs)
         yield replace(line, made=replace(line.made, code=substitute(line.made.code, shared)))
 
 

@@ -103,7 +103,7 @@ class Clock:
         """
         if code.function not in ("mm", "bmm", "reshape", "contiguous"):
             return
-        if code.function == "mm" and is_turned(operand):
+        if code.function == "mm" and is_transposed(operand):
             return  # PyTorch computes the gradient of such a matrix transposed as well
         axes = [axis for axis, stride in enumerate(operand.strides) if stride or operand.sizes[axis] == 1]
         strides = contiguous_strides(tuple(operand.sizes[axis] for axis in axes))
@@ -144,7 +144,7 @@ class Clock:
         left, right = operands
         batch = left.sizes[0] if len(left.sizes) == 3 else 1
         rows, summed, columns = left.sizes[-2], left.sizes[-1], right.sizes[-1]
-        of_rows, of_columns = map(is_turned, operands)
+        of_rows, of_columns = map(is_transposed, operands)
         forward = self._ask("product", batch, rows, columns, summed, of_rows, of_columns)
         backward = 0.0
         if any(needs):
@@ -165,7 +165,7 @@ class Clock:
         return float(self._ask("product", 1, positions, kernel.sizes[0], prod(kernel.sizes[1:])))
 
 
-def is_turned(layout: Layout) -> bool:
+def is_transposed(layout: Layout) -> bool:
     """Return whether matrices lie transposed. Those of one column do if PyTorch sees them so."""
     return layout.strides[-1] != 1 and (layout.sizes[-1] != 1 or layout.strides[-2] == 1)
 

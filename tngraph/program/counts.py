@@ -19,7 +19,7 @@ from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.program.operations import Block, Operation
 from tngraph.search.machine import Work
-from tngraph.search.objectives import Goal, Price
+from tngraph.search.objectives import Price, Request
 from tngraph.search.region import counted_legs
 
 _MATRIX = ("contract", "conv", "conv_transpose")
@@ -113,16 +113,16 @@ def training_macs(
         for k, op in enumerate(operations)
         if op.kind in _MATRIX
     )
-    return sympy.Add(*terms, *_macs_of_slopes(operations, needs, blocks))
+    return sympy.Add(*terms, *_macs_of_gradient_lines(operations, needs, blocks))
 
 
-def _macs_of_slopes(
+def _macs_of_gradient_lines(
     operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]
 ) -> Iterator[sympy.Expr]:
     """Yield the multiply-adds of gradients of elementwise products that are matrix products, since they sum [MAC]."""
     for slope in (slope for block in blocks for slope in block.products):
         op = operations[slope.number]
-        if op.kind == "mul" and needs[op.operands[slope.side]] and slope.form.is_matrix:
+        if op.kind == "mul" and needs[op.operands[slope.side]] and slope.matmul.is_matrix:
             yield volume(operations, slope.number)
 
 
@@ -175,7 +175,7 @@ def needs_gradient(operations: Sequence[Operation], trained: Iterable[str]) -> l
 
 def price_operations(
     operations: Sequence[Operation],
-    goal: Goal,
+    request: Request,
     numbers: Mapping[str, int] | None,
     blocks: Iterable[Block] = (),
     gathering: Container[int] = (),
@@ -184,7 +184,7 @@ def price_operations(
 
     Args:
         operations: a schedule.
-        goal: the objective and, in training, the tensors that take a gradient.
+        request: the objective and, in training, the tensors that take a gradient.
         numbers: an integer for every size; None for a formula, which only `Weighted` objectives have.
         blocks: the blocks of the schedule. Those to recompute run once more in the backward pass.
         gathering: the reads that gather, see `keeps_values`.
@@ -193,7 +193,7 @@ def price_operations(
     def show(expr: sympy.Expr) -> Any:
         return expr if numbers is None else evaluate_count(expr, numbers)
 
-    needs = needs_gradient(operations, goal.trained if goal.mode == "train" else ())
+    needs = needs_gradient(operations, request.trained if request.mode == "train" else ())
     again = recomputed(operations, needs, blocks, gathering)
     total = []
     for k, op in enumerate(operations):
@@ -202,9 +202,9 @@ def price_operations(
             sizes = [show(legs_size(operations[o].legs)) for o in op.operands]
             second = (sizes[1], grads[1]) if len(sizes) > 1 else (0, 0)
             work = Work(show(volume(operations, k)), sizes[0], second[0], show(legs_size(op.legs)), grads[0], second[1])
-            total.append(goal.rate(work))
+            total.append(request.rate(work))
             if k in again:
-                total.append(goal.rate(work._replace(left_grad=0, right_grad=0)))
+                total.append(request.rate(work._replace(left_grad=0, right_grad=0)))
     return sympy.Add(*total) if numbers is None else sum(total)
 
 

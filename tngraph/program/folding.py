@@ -22,9 +22,9 @@ from tngraph.language.network import Index, Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.language.varying import Varying, call_sizes, find_varying
 from tngraph.program.expressions import COUNTED, Call, Expression, Variable, functions_in, substitute, variables
-from tngraph.program.lines import Kernel, Kernels, find_drops
+from tngraph.program.lines import Line, Program, find_drops
 from tngraph.program.operations import Block, Operation, Schedule
-from tngraph.search.objectives import Goal
+from tngraph.search.objectives import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +75,20 @@ def _move(block: Block, places: Mapping[int, int]) -> Block:
     return replace(block, first=inside[0], last=inside[-1])
 
 
-def split_schedule(whole: Schedule, merged: Network, goal: Goal, numbers: Mapping[str, int]) -> Split:
+def split_schedule(whole: Schedule, merged: Network, request: Request, numbers: Mapping[str, int]) -> Split:
     """Divide a schedule into what runs before the first call and the rest. Only ``serve`` has the former.
 
     Args:
         whole: every operation.
         merged: the network it computes.
-        goal: the mode, and the largest value that is folded.
+        request: the mode, and the largest value that is folded.
         numbers: an integer for every size, at which values are compared with that limit.
     """
     operations = whole.operations
-    if goal.mode != "serve":
+    if request.mode != "serve":
         return Split(whole, frozenset(), frozenset(), tuple(range(len(operations))))
     fixed = _find_fixed(operations, find_varying(merged))
-    most = goal.most_folded
+    most = request.most_folded
     folded = frozenset(
         number for number in fixed if most is None or evaluate_size(legs_size(operations[number].legs), numbers) <= most
     )
@@ -122,12 +122,12 @@ class Folding:
     """The lines that run before the first call.
 
     Attributes:
-        kernels: their operations and lines. The results are stored in buffers.
+        program: their operations and lines. The results are stored in buffers.
         keys: a key for every operation, equal for operations that compute the same.
         buffers: the variables by which calls read the results.
     """
 
-    kernels: Kernels = field(default_factory=lambda: Kernels((), (), (), ()))
+    program: Program = field(default_factory=lambda: Program((), (), (), ()))
     keys: tuple[str, ...] = ()
     buffers: tuple[Variable, ...] = ()
 
@@ -140,12 +140,12 @@ class Folding:
 class Folded(NamedTuple):
     """The lines of a call, and those before the first call."""
 
-    kernels: Kernels
+    program: Program
     folding: Folding
 
 
-def fold_kernels(
-    whole: Kernels, split: Split, network: Network, most: int | None, numbers: Mapping[str, int]
+def fold_program(
+    whole: Program, split: Split, network: Network, most: int | None, numbers: Mapping[str, int]
 ) -> Folded:
     """Return the lines of each call, which read buffers for values that never change, and those that fill them.
 
@@ -165,11 +165,11 @@ def fold_kernels(
     ]
     outputs = [schedule.results[port.name] for port in network.outputs]
     results = tuple(map(hoist.replace, whole.results))
-    called = Kernels(schedule.operations, schedule.blocks, _drop(schedule, lines, outputs), results)
+    called = Program(schedule.operations, schedule.blocks, _drop(schedule, lines, outputs), results)
     return Folded(called, hoist.write())
 
 
-def _drop(schedule: Schedule, lines: Iterable[Kernel], kept: Iterable[int]) -> tuple[Kernel, ...]:
+def _drop(schedule: Schedule, lines: Iterable[Line], kept: Iterable[int]) -> tuple[Line, ...]:
     """Return lines with the values that may be dropped after each."""
     drops = find_drops(schedule, kept)
     return tuple(replace(line, dropped=drops[line.number]) for line in lines)
@@ -179,7 +179,7 @@ class _Hoist:
     """A rewriter of expressions that puts buffers in place of values that never change, and collects the buffers."""
 
     def __init__(
-        self, whole: Kernels, split: Split, most: int | None, numbers: Mapping[str, int], runtime: frozenset[str]
+        self, whole: Program, split: Split, most: int | None, numbers: Mapping[str, int], runtime: frozenset[str]
     ) -> None:
         self.whole, self.split, self.most, self.numbers, self.runtime = whole, split, most, numbers, runtime
         self.made = {whole.operations[k].name: k for k in split.fixed}
@@ -228,9 +228,9 @@ class _Hoist:
         places = {number: place for place, number in enumerate(needed)}
         operations = tuple(_renumber(self.whole.operations[number], places) for number in needed)
         lines = (replace(x, number=places[x.number]) for x in self.whole.lines if x.number in places)
-        kernels = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
+        program = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
         keys = tuple(self.digests.get(op.name, "") if op.kind != "load" else repr(op) for op in operations)
-        return Folding(Kernels(operations, (), kernels, tuple(self.buffers.values())), keys, tuple(self.buffers))
+        return Folding(Program(operations, (), program, tuple(self.buffers.values())), keys, tuple(self.buffers))
 
 
 def _is_given(code: Expression) -> bool:
@@ -275,15 +275,15 @@ class _Merge:
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
         self.operations: list[Operation] = []
-        self.lines: list[Kernel] = []
+        self.lines: list[Line] = []
         self.buffers: dict[Variable, Expression] = {}
 
     def add(self, folding: Folding) -> None:
         """Add the operations of a folding that are new."""
         places: list[int] = []
         names: dict[str, str] = {}
-        lines = {line.number: line for line in folding.kernels.lines}
-        for number, (op, key) in enumerate(zip(folding.kernels.operations, folding.keys, strict=True)):
+        lines = {line.number: line for line in folding.program.lines}
+        for number, (op, key) in enumerate(zip(folding.program.operations, folding.keys, strict=True)):
             if key not in self.places:
                 self.places[key] = len(self.operations)
                 self.operations.append(replace(_renumber(op, dict(enumerate(places))), name=self._name(op)))
@@ -293,7 +293,7 @@ class _Merge:
             places.append(self.places[key])
             if number in lines:
                 names[op.name] = self.operations[places[number]].name
-        for buffer, code in zip(folding.buffers, folding.kernels.results, strict=True):
+        for buffer, code in zip(folding.buffers, folding.program.results, strict=True):
             self.buffers.setdefault(buffer, _rename(code, names))
 
     def _name(self, op: Operation) -> str:
@@ -307,7 +307,7 @@ class _Merge:
         stored = [numbers[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"]
         operations, results = tuple(self.operations), tuple(self.buffers.values())
         lines = _drop(Schedule(operations, {}), self.lines, stored)
-        return Folding(Kernels(operations, (), lines, results), tuple(self.places), tuple(self.buffers))
+        return Folding(Program(operations, (), lines, results), tuple(self.places), tuple(self.buffers))
 
 
 def _rename(code: Expression, names: Mapping[str, str]) -> Expression:

@@ -31,12 +31,12 @@ from tngraph.program.windows import (
     resolved_reads,
     unfold,
 )
-from tngraph.search.forms import gives_rows, is_copied, operand_axes
-from tngraph.search.region import ContractionTree, Form, Tile
+from tngraph.search.matmul import gives_rows, is_copied, operand_axes
+from tngraph.search.region import ContractionTree, MatmulLayout, Tile
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class Line:
     """One printed line.
 
     Attributes:
@@ -58,7 +58,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
+class Program:
     """The lines of ``forward`` in order, and the expressions it returns.
 
     Attributes:
@@ -71,7 +71,7 @@ class Kernels:
 
     operations: tuple[Operation, ...]
     blocks: tuple[Block, ...]
-    lines: tuple[Kernel, ...]
+    lines: tuple[Line, ...]
     results: tuple[Expression, ...]
     backward: Mapping[int, Backward] = field(default_factory=dict)
 
@@ -114,13 +114,13 @@ NEW = frozenset({"mm", "bmm", "conv", "conv_transpose", "mul", "add", "sub", "su
 """Calls that return a new tensor which their gradients do not need."""
 
 
-def write_kernels(
+def write_program(
     network: Network,
     stages: Sequence[Stage],
     schedule: Schedule,
     numbers: Mapping[str, int],
     folded: Container[int] = frozenset(),
-) -> Kernels:
+) -> Program:
     """Return the lines that run a schedule.
 
     Args:
@@ -138,7 +138,7 @@ def write_kernels(
     drops, overwriting = find_drops(schedule, outputs), _find_overwriting(schedule, outputs)
     loader, types = _Loader(network, stages, context), find_types(network, operations, folded)
     tensors: list[Tensor] = []
-    lines: list[Kernel] = []
+    lines: list[Line] = []
     for number, op in enumerate(operations):
         if op.kind == "load":
             tensors.append(loader.load(op, tensors))
@@ -151,25 +151,25 @@ def write_kernels(
         result = _write(op, operands, _wanted(network, stages, schedule, number), context)
         if number in overwriting and _is_new(lines, op.operands[0]):
             result = _overwrite(result)
-        lines.append(Kernel(number, result.code, result.axes, drops[number]))
+        lines.append(Line(number, result.code, result.axes, drops[number]))
         tensors.append(Tensor(Variable("value", op.name, axes_shape(result.axes)), result.axes))
     results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
-    kernels = Kernels(operations, schedule.blocks, tuple(lines), tuple(results))
+    program = Program(operations, schedule.blocks, tuple(lines), tuple(results))
 
     def multiply(product: Product, op: Operation, operands: Sequence[Tensor]) -> Tensor:
-        if op.kind == "mul" and not product.form.is_matrix:
-            return _mul(replace(op, form=product.form), operands, (), context)
-        multiplied = _contract_as(product.form, operands, context)
+        if op.kind == "mul" and not product.matmul.is_matrix:
+            return _mul(replace(op, matmul=product.matmul), operands, (), context)
+        multiplied = _contract_as(product.matmul, operands, context)
         return _compute("sum", (multiplied.code,), multiplied.axes[1:], 0) if product.added else multiplied
 
     def undo(block: Block) -> Backward:
         tile, values = tiles.get(block.first), tensors
         if tile is not None:
-            products = (product._replace(form=product.form.renamed(tile.enter)) for product in block.products)
+            products = (product._replace(matmul=product.matmul.renamed(tile.enter)) for product in block.products)
             block, values = replace(block, products=tuple(products)), [_cut(tensor, tile) for tensor in tensors]
-        return differentiate(block, operations, values, kernels.tensors(block), multiply)
+        return differentiate(block, operations, values, program.tensors(block), multiply)
 
-    return replace(kernels, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
+    return replace(program, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
 
 
 def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
@@ -184,8 +184,8 @@ def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
 
 def _in_part(op: Operation, tile: Tile) -> Operation:
     """Return an operation with the legs it has inside a tile."""
-    form = None if op.form is None else op.form.renamed(tile.enter)
-    return replace(op, legs=tile.enter(op.legs), form=form, axes=tuple(map(tile.enter, op.axes)))
+    matmul = None if op.matmul is None else op.matmul.renamed(tile.enter)
+    return replace(op, legs=tile.enter(op.legs), matmul=matmul, axes=tuple(map(tile.enter, op.axes)))
 
 
 def _cut(tensor: Tensor, tile: Tile) -> Tensor:
@@ -256,7 +256,7 @@ def _overwrite(tensor: Tensor) -> Tensor:
     return replace(tensor, code=replace(tensor.code, function="pointwise_"))
 
 
-def _is_new(lines: Sequence[Kernel], number: int) -> bool:
+def _is_new(lines: Sequence[Line], number: int) -> bool:
     """Return whether a value is a new tensor of one call, is not a view, and is not saved for a gradient."""
     code = next((line.code for line in lines if line.number == number), None)
     return isinstance(code, Call) and code.function in NEW
@@ -370,8 +370,8 @@ def _compute(function: str, operands: tuple[Expression, ...], axes: Axes, *argum
 
 
 def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    if op.form is not None:
-        return _contract_as(op.form, operands, context)
+    if op.matmul is not None:
+        return _contract_as(op.matmul, operands, context)
     left, right, shared, rows, columns = _split(operands, wanted, context)
     batch = tuple(leg for leg in shared if leg in op.legs)
     summed = tuple(leg for leg in shared if leg not in op.legs)
@@ -381,24 +381,24 @@ def _contract(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], 
     return _compute("bmm" if batch else "mm", (a, b), (*outer, rows, columns))
 
 
-def _contract_as(form: Form, operands: Sequence[Tensor], context: Context) -> Tensor:
+def _contract_as(matmul: MatmulLayout, operands: Sequence[Tensor], context: Context) -> Tensor:
     """Return a contraction in the matmul layout of a form."""
     orders = [tensor.legs for tensor in operands]
-    axes = [operand_axes(form, orders, side) for side in (0, 1)]
-    left, right = (0, 1) if gives_rows(form, orders, 0) else (1, 0)
-    a = _matrices(operands[left], form, axes[left], form.turned[0])
-    b = _matrices(operands[right], form, axes[right], form.turned[1])
-    outer: Axes = (form.outer,) if form.outer else ()
-    return _compute("bmm" if outer else "mm", (a, b), (*outer, form.rows, form.columns))
+    axes = [operand_axes(matmul, orders, side) for side in (0, 1)]
+    left, right = (0, 1) if gives_rows(matmul, orders, 0) else (1, 0)
+    a = _matrices(operands[left], matmul, axes[left], matmul.transposed[0])
+    b = _matrices(operands[right], matmul, axes[right], matmul.transposed[1])
+    outer: Axes = (matmul.outer,) if matmul.outer else ()
+    return _compute("bmm" if outer else "mm", (a, b), (*outer, matmul.rows, matmul.columns))
 
 
-def _matrices(tensor: Tensor, form: Form, axes: Axes, is_turned: bool) -> Expression:
+def _matrices(tensor: Tensor, matmul: MatmulLayout, axes: Axes, is_transposed: bool) -> Expression:
     """Return an operand as matrices, repeated for all products if it lacks the outer legs."""
     code = lay(tensor, axes) if is_copied(tensor.legs, axes) else arrange(tensor, axes)
-    if is_turned:
+    if is_transposed:
         code = permute(code, (0, 2, 1) if len(axes) == 3 else (1, 0))
-    if form.outer and len(axes) == 2:
-        code = Call("expand", (code,), (), (legs_size(form.outer), *code.shape))
+    if matmul.outer and len(axes) == 2:
+        code = Call("expand", (code,), (), (legs_size(matmul.outer), *code.shape))
     return code
 
 
@@ -438,9 +438,9 @@ def _orient(operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context)
 
 
 def _mul(op: Operation, operands: Sequence[Tensor], wanted: Sequence[Leg], context: Context) -> Tensor:
-    if op.form is not None:
+    if op.matmul is not None:
         first, second = operands
-        axes = _runs(op.form.legs, lambda leg: (leg in first.legs, leg in second.legs))
+        axes = _runs(op.matmul.legs, lambda leg: (leg in first.legs, leg in second.legs))
         return _compute("mul", (_broadcast(first, axes), _broadcast(second, axes)), axes)
     left, right, shared, rows, columns = _split(operands, wanted, context)
     axes = tuple(axis for axis in (shared, rows, columns) if axis)

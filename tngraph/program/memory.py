@@ -1,6 +1,6 @@
 """The memory of a module's lines: the bytes alive at every moment, and the bytes that autograd saves.
 
-`trace_memory` runs the expressions of `kernels` on layouts instead of tensors, as Python and PyTorch would run them.
+`trace_memory` runs the expressions of `program` on layouts instead of tensors, as Python and PyTorch would run them.
 Operands are evaluated from the left, and each is held until the call that takes it returns. A value is held until the
 line that drops it, and results to the end. Each call returns a view of its first operand or makes a storage. Params,
 buffers and inputs exist anyway and do not count; inputs are assumed to be contiguous.
@@ -30,7 +30,7 @@ from tngraph.program.backward import Backward
 from tngraph.program.clock import Clock, Made
 from tngraph.program.counts import maximum
 from tngraph.program.expressions import Call, Expression, Shape, Variable
-from tngraph.program.lines import Kernel, Kernels
+from tngraph.program.lines import Line, Program
 from tngraph.program.operations import Block
 from tngraph.program.strides import (
     Ints,
@@ -126,7 +126,7 @@ def fix_sizes(formula: sympy.Expr, fixed: Mapping[str, int]) -> sympy.Expr:
 
 
 def trace_memory(
-    kernels: Kernels,
+    program: Program,
     numbers: Mapping[str, int],
     trained: Iterable[str] = (),
     itemsize: int = ITEMSIZE,
@@ -135,15 +135,15 @@ def trace_memory(
     """Return the storages that the lines of a module hold at some sizes.
 
     Args:
-        kernels: the lines.
+        program: the lines.
         numbers: an integer for every named size.
         trained: the tensors that take a gradient; the peak is still that of a run without gradients.
         itemsize: size of a number [bytes].
         clock: adds up the time of every call, if given.
     """
-    trace = _Trace(kernels, numbers, frozenset(trained), itemsize, clock)
-    trace.run(kernels.lines)
-    for result in kernels.results:
+    trace = _Trace(program, numbers, frozenset(trained), itemsize, clock)
+    trace.run(program.lines)
+    for result in program.results:
         trace.evaluate(result)
     trace.note()
     keepers = ((storage, frozenset(trace.makers[storage]), frozenset(by)) for storage, by in trace.keepers.items())
@@ -191,17 +191,17 @@ class _Trace:
 
     def __init__(
         self,
-        kernels: Kernels,
+        program: Program,
         numbers: Mapping[str, int],
         trained: Collection[str],
         itemsize: int,
         clock: Clock | None,
     ) -> None:
-        self.kernels, self.numbers, self.trained, self.itemsize = kernels, numbers, trained, itemsize
+        self.program, self.numbers, self.trained, self.itemsize = program, numbers, trained, itemsize
         self.clock = clock
         entered = ("slices", "recompute", "planned")
-        self.starts = {block.first: block for block in kernels.blocks if block.kind in entered}
-        self.tiles = {block.first: block for block in kernels.blocks if block.kind == "tiles"}
+        self.starts = {block.first: block for block in program.blocks if block.kind in entered}
+        self.tiles = {block.first: block for block in program.blocks if block.kind == "tiles"}
         self.values: dict[str, _Array] = {}
         self.holders: dict[Storage, int] = {}
         self.kept: dict[Storage, Storage] = {}
@@ -218,7 +218,7 @@ class _Trace:
         self._has_grown = False
         self._known: dict[sympy.Expr, int] = {}
 
-    def run(self, lines: Sequence[Kernel]) -> None:
+    def run(self, lines: Sequence[Line]) -> None:
         """Run lines in order. Lines of tiles run once for each kind of tile that `run_tiles` needs."""
         k = 0
         while k < len(lines):
@@ -238,13 +238,13 @@ class _Trace:
     def _drop(self, numbers: Iterable[int]) -> None:
         """Release the values of some operations."""
         for number in numbers:
-            self.release(self.values.pop(self.kernels.operations[number].name))
+            self.release(self.values.pop(self.program.operations[number].name))
 
-    def _run_line(self, line: Kernel) -> None:
+    def _run_line(self, line: Line) -> None:
         self.number = line.number
         if line.number in self.starts:
             self.enter(self.starts[line.number])
-        self.bind(self.kernels.operations[line.number].name, self.evaluate(line.code))
+        self.bind(self.program.operations[line.number].name, self.evaluate(line.code))
         if self.is_planned and self.block is not None and line.number == self.block.last:
             self._differentiate(self.block)
 
@@ -255,7 +255,7 @@ class _Trace:
 
     def _differentiate(self, block: Block) -> None:
         """Save the values that a planned backward pass reads, and add the time of its lines to the clock."""
-        backward = self.kernels.backward[block.first]
+        backward = self.program.backward[block.first]
         arrays = [self.values[v.name] if v.kind == "value" else self._given(v) for v in backward.given]
         trained = {place for place, array in enumerate(arrays) if array.is_trained}
         if not trained:
@@ -270,7 +270,7 @@ class _Trace:
 
     def _run_backward(self, backward: Backward, trained: Collection[int], clock: Clock) -> None:
         clock.function()
-        trace = _Trace(self.kernels, self.numbers, (), self.itemsize, clock)
+        trace = _Trace(self.program, self.numbers, (), self.itemsize, clock)
         trace.part, trace.block, trace._known = self.part, self.block, self._known
         trace.values = dict(self.values)
         sizes = self._sizes(backward.start.shape)
@@ -279,13 +279,13 @@ class _Trace:
             if not line.needs.isdisjoint(trained):
                 trace.values[line.variable.name] = trace.evaluate(line.made.code)
 
-    def run_tiles(self, block: Block, lines: Sequence[Kernel]) -> None:
+    def run_tiles(self, block: Block, lines: Sequence[Line]) -> None:
         """Run lines tile by tile.
 
         The most is alive during the last two tiles, when the results of the other full tiles exist. So only the first
         full tile, the last full tile and the rest run. An index no larger than a tile runs whole.
         """
-        op = self.kernels.operations[block.last]
+        op = self.program.operations[block.last]
         assert op.tile is not None
         all_rows, cut, size = op.tile.index.size, op.tile.part.size, op.tile.size
         rows = self._size(all_rows)
@@ -323,7 +323,7 @@ class _Trace:
         self._hold(stack)
         return stack
 
-    def _run_part(self, block: Block, lines: Sequence[Kernel], part: _Part) -> _Array:
+    def _run_part(self, block: Block, lines: Sequence[Line], part: _Part) -> _Array:
         """Run lines where the index has the size of a tile, on arrays cut to the tile."""
         numbers, cached, values = self.numbers, self._known, dict(self.values)
         self.part, self._known = part, {}
@@ -331,7 +331,7 @@ class _Trace:
             self.clock.times = part.count
             self.clock.part()
         self.numbers = {**numbers, str(part.size): part.rows}
-        for variable, axis in self.kernels.parts(block.last).items():
+        for variable, axis in self.program.parts(block.last).items():
             if variable.kind == "value":
                 sizes = self.values[variable.name].layout.sizes
                 cut = Layout((*sizes[:axis], part.rows, *sizes[axis + 1 :]), values[variable.name].layout.strides)
@@ -360,8 +360,8 @@ class _Trace:
         if block.kind == "planned":
             return
         self.made = set()
-        self.given = tuple(self.values[name] for name in sorted(self.kernels.given(block)))
-        whole = self.kernels.operations[block.last]
+        self.given = tuple(self.values[name] for name in sorted(self.program.given(block)))
+        whole = self.program.operations[block.last]
         self.loops = tuple(index.size for index in whole.loops)
         if self.clock is not None:
             self.clock.times = prod(self._sizes(self.loops))

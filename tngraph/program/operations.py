@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 from tngraph.language.legs import bare_legs, legs_size, sliced_legs
 from tngraph.language.network import Access, Equation, Function, Index, Leg, Network
 from tngraph.language.sizes import evaluate_size
-from tngraph.search.forms import arranged_axes
 from tngraph.search.gradients import other_operand
-from tngraph.search.region import ContractionTree, Form, StepKind, Tile
+from tngraph.search.matmul import arranged_axes
+from tngraph.search.region import ContractionTree, MatmulLayout, StepKind, Tile
 
 Kind = StepKind | Literal["load", "scale", "embed", "add", "pointwise", "view", "accumulate", "arrange", "join"]
 
@@ -57,7 +57,7 @@ class Operation:
         function: the function of a ``pointwise``.
         pattern: for an ``embed``, the operand's index on each leg of the result.
         loops: the indices that it runs once per value of; for a load, its legs that are fixed at one value.
-        form: the matmul layout of a step, if the tree has one.
+        matmul: the matmul layout of a step, if the tree has one.
         axes: the axes that an ``arrange`` makes.
         tile: the tile of a ``join``.
     """
@@ -71,7 +71,7 @@ class Operation:
     function: Function | None = None
     pattern: tuple[Index, ...] = ()
     loops: tuple[Index, ...] = ()
-    form: Form | None = None
+    matmul: MatmulLayout | None = None
     axes: tuple[tuple[Leg, ...], ...] = ()
     tile: Tile | None = None
 
@@ -126,13 +126,13 @@ class Product(NamedTuple):
     Attributes:
         number: the number of the operation.
         side: the number of the operand, 0 or 1.
-        form: the matmul layout of a product of matrices, or the order of a product of entries.
+        matmul: the matmul layout of a product of matrices, or the order of a product of entries.
         added: the outer legs, if the products along them are added up.
     """
 
     number: int
     side: int
-    form: Form
+    matmul: MatmulLayout
     added: tuple[Leg, ...] = ()
 
 
@@ -241,9 +241,9 @@ def _write_term(writer: _Writer, tree: ContractionTree, scale: int | float, plac
             access = tree.region.accesses[k]
             where[k] = writer.put("load", operands, legs[k], access=access, loops=loops[k])
         else:
-            form = tree.forms[k - count] if tree.forms else None
+            matmul = tree.matmuls[k - count] if tree.matmuls else None
             operands = _arrange_for_gradients(writer, tree, k - count, operands, arranged)
-            where[k] = writer.put(tree.steps[k - count].kind, operands, legs[k], loops=loops[k], form=form)
+            where[k] = writer.put(tree.steps[k - count].kind, operands, legs[k], loops=loops[k], matmul=matmul)
         if k == smallest:
             where[k] = writer.put("scale", (where[k],), legs[k], number=scale, loops=loops[k])
 
@@ -286,7 +286,7 @@ def _write_gradients(
         number = _contracting(writer, where[count + gradient.step])
         if number in inside:
             side = tree.steps[gradient.step].operands.index(gradient.operand)
-            products.append(Product(number, side, gradient.form, gradient.added))
+            products.append(Product(number, side, gradient.matmul, gradient.added))
             saved.add(writer.operations[number].operands[1 - side])
     saved = {k for k in saved if k in inside and writer.operations[k].kind != "load"}
     accesses = ((k, op.access) for k, op in enumerate(writer.operations))
@@ -325,7 +325,7 @@ def _arrange_still(
     writer: _Writer, tree: ContractionTree, number: int, where: Mapping[int, int], moving: Sequence[bool]
 ) -> dict[int, int]:
     """Return the operands of a step that are the same for all tiles, each laid out once for the step."""
-    still = [operand for operand in tree.steps[number].operands if tree.forms and not moving[operand]]
+    still = [operand for operand in tree.steps[number].operands if tree.matmuls and not moving[operand]]
     axes = {operand: arranged_axes(tree, number, operand) for operand in still}
     return {operand: _put_arranged(writer, where[operand], axes[operand]) for operand in still if axes[operand]}
 

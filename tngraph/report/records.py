@@ -56,7 +56,7 @@ def plan_record(plan: Plan, /, **sizes: int) -> Record:
     return {
         "network": plan.network.name,
         "sizes": numbers,
-        "mode": plan.goal.mode,
+        "mode": plan.request.mode,
         **_count(plan_totals(plan, regime, numbers), numbers),
         "peak_bytes": memory.peak,
         "saved_bytes": memory.saved,
@@ -94,7 +94,7 @@ def plan_totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> dict[
         "peak_bytes": memory.peak,
         "saved_bytes": memory.saved,
         "moves_bytes": memory.moves,
-        **({"folded_bytes": plan.folded} if plan.goal.mode == "serve" else {}),
+        **({"folded_bytes": plan.folded} if plan.request.mode == "serve" else {}),
         "cost_operations": regime.cost,
     }
 
@@ -122,7 +122,7 @@ def difference_record(found: PlanDifference) -> Record:
     return {
         "is_empty": found.is_empty,
         "plans": _pair(*found.titles),
-        "goals": _pair(*found.goals),
+        "requests": _pair(*found.requests),
         "regimes": _pair(*found.regimes),
         "counts": [
             {"count": c.name, "unit": c.unit, **_pair(c.before, c.after), "formulas": {"difference": _text(c.formula)}}

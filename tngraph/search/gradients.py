@@ -18,10 +18,10 @@ import numpy as np
 
 from tngraph.language.legs import depends_on
 from tngraph.language.network import Network, Read
-from tngraph.search.forms import arranged_axes
-from tngraph.search.layouts import Join, Order, Program, Run, Way, most_orders, time_products
+from tngraph.search.layouts import Join, LayoutProgram, MatmulCandidate, Order, Run, most_orders, time_products
 from tngraph.search.machine import Copy, Machine
-from tngraph.search.region import ContractionTree, Form, Gradient, Region
+from tngraph.search.matmul import arranged_axes
+from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region
 
 MOST_ORDERS = 6
 """The orders of one gradient that are kept; fewer in a tree of many steps (see `most_orders`)."""
@@ -34,7 +34,7 @@ def lay_out_gradients(tree: ContractionTree, run: Run) -> ContractionTree:
 
 def can_differentiate(tree: ContractionTree) -> bool:
     """Whether the gradients of a tree are products: it is laid out and joins its values by pairs."""
-    return bool(tree.forms) and all(len(step.operands) == 2 for step in tree.steps)
+    return bool(tree.matmuls) and all(len(step.operands) == 2 for step in tree.steps)
 
 
 class _Made(NamedTuple):
@@ -49,13 +49,13 @@ class _Made(NamedTuple):
 
     seconds: float
     order: Order
-    way: Way | None = None
+    candidate: MatmulCandidate | None = None
     added: Order = ()
 
     @property
     def copied(self) -> Copy | None:
         """What is copied of the gradient that it is made of."""
-        return self.way.copies[0] if self.way else None
+        return self.candidate.copies[0] if self.candidate else None
 
 
 @dataclass
@@ -68,16 +68,16 @@ class _Backward:
     known: dict[tuple[int, Order], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.program = Program(self.tree, self.run)
+        self.layouts = LayoutProgram(self.tree, self.run)
         self.count = len(self.tree.region.accesses)
         self.most = most_orders(self.tree, MOST_ORDERS)
         values = range(self.count + len(self.tree.steps))
-        self.orders: list[Order] = [tuple(self.program.number[leg] for leg in self.tree.order(v)) for v in values]
+        self.orders: list[Order] = [tuple(self.layouts.number[leg] for leg in self.tree.order(v)) for v in values]
 
     def gradients(self) -> tuple[Gradient, ...]:
         """Those of the fastest way, from the result down."""
         root = len(self.orders) - 1
-        wanted = tuple(self.program.number[leg] for leg in self.tree.region.legs if leg in self.program.number)
+        wanted = tuple(self.layouts.number[leg] for leg in self.tree.region.legs if leg in self.layouts.number)
         fastest: dict[int, dict[Order, float]] = {root: {wanted: 0.0}}
         for value in range(root, self.count - 1, -1):
             self._go_down(value, fastest)
@@ -106,7 +106,7 @@ class _Backward:
 
     def _orders_of(self, step: int, operand: int) -> tuple[Order, ...]:
         """The orders that an operand of a step is there in: as it lies, and as the step arranges it."""
-        arranged = tuple(self.program.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
+        arranged = tuple(self.layouts.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
         return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
 
     def _make(self, order: Order, operand: int, step: int, others: tuple[Order, ...]) -> list[_Made]:
@@ -114,16 +114,16 @@ class _Backward:
 
         The other operand is there in any of some orders.
         """
-        program = self.program
+        layouts = self.layouts
         if is_elementwise(self.tree, step, operand):
             seconds = self.run.machine.elementwise(
-                program.sizes.of(order), program.sizes.of(others[0]), written=program.sizes.of(order)
+                layouts.sizes.of(order), layouts.sizes.of(others[0]), written=layouts.sizes.of(order)
             )
             return [_Made(float(seconds), order)]
         alone = (
-            _Made(seconds, way.order, way)
+            _Made(seconds, candidate.order, candidate)
             for other in others
-            for seconds, way in self._products(order, other, self.orders[operand])
+            for seconds, candidate in self._products(order, other, self.orders[operand])
         )
         found: dict[tuple[Order, Copy | None], _Made] = {}
         least: dict[Order, float] = {}
@@ -137,7 +137,9 @@ class _Backward:
         fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
         return fastest[: 2 * self.most]
 
-    def _products(self, order: Order, other: Order, own: Order, added: Order = ()) -> Iterator[tuple[float, Way]]:
+    def _products(
+        self, order: Order, other: Order, own: Order, added: Order = ()
+    ) -> Iterator[tuple[float, MatmulCandidate]]:
         """The fastest ways to contract a gradient with an operand, to each order and of each copy, with their seconds.
 
         Args:
@@ -146,11 +148,11 @@ class _Backward:
             own: the legs that are made.
             added: more legs that are kept, as all outer ones.
         """
-        join, legs = self.program.join(order, other, frozenset((*own, *added)), own)
+        join, legs = self.layouts.join(order, other, frozenset((*own, *added)), own)
         key = join, tuple(legs.index(leg) for leg in added)
-        if key not in self.program.known:
-            self.program.known[key] = _find_fastest(*key, self.run.machine)
-        return ((seconds, way.renamed(legs)) for seconds, way in self.program.known[key])
+        if key not in self.layouts.known:
+            self.layouts.known[key] = _find_fastest(*key, self.run.machine)
+        return ((seconds, candidate.renamed(legs)) for seconds, candidate in self.layouts.known[key])
 
     def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
         """Whether a way is faster than all to its order if its copy is there, for the gradient of the other operand."""
@@ -165,21 +167,23 @@ class _Backward:
             others: that the other operand is there in.
             own: of the operand whose gradient is made.
         """
-        sizes, machine = self.program.sizes, self.run.machine
+        sizes, machine = self.layouts.sizes, self.run.machine
         run = tuple(takewhile(lambda leg: leg not in own and leg in others[0], order))
         small = sizes.of(order) // sizes.of(own)
         for added in dict.fromkeys(run[:count] for count in (1, len(run)) if run):
             if sizes.of(added) > small:
                 continue
             found = (each for other in others for each in self._products(order, other, own, added))
-            for seconds, way in found:
-                total = machine.elementwise(sizes.of(way.order), written=sizes.of(own))
-                yield _Made(seconds + float(total), way.order[len(added) :], way, way.order[: len(added)])
+            for seconds, candidate in found:
+                total = machine.elementwise(sizes.of(candidate.order), written=sizes.of(own))
+                yield _Made(
+                    seconds + float(total), candidate.order[len(added) :], candidate, candidate.order[: len(added)]
+                )
 
     def _cost(self, value: int, order: Order) -> float:
         """The time from the gradient of a value in some order to those below; a leaf's own order is wanted."""
         if value < self.count:
-            return self.program.seconds_to(order, self.orders[value])
+            return self.layouts.seconds_to(order, self.orders[value])
         if (value, order) not in self.known:
             self.known[value, order] = self._best(value, order)[0]
         return self.known[value, order]
@@ -197,9 +201,11 @@ class _Backward:
         copies = [{made.copied for _, made in each if made.copied} for each in costs]
         found = [_least_pair(costs)]
         for copy in copies[0] & copies[1]:
-            seconds, pair = _least_pair([[way for way in each if way[1].copied == copy] for each in costs])
+            seconds, pair = _least_pair(
+                [[candidate for candidate in each if candidate[1].copied == copy] for each in costs]
+            )
             found.append((seconds - self.run.machine.rearrange(copy), pair))
-        return min(found, key=lambda way: way[0])
+        return min(found, key=lambda candidate: candidate[0])
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
         """The fastest way from an order of the result's gradient to all others."""
@@ -209,30 +215,36 @@ class _Backward:
             _, found = self._best(value, orders[value])
             for operand, made in zip(self.tree.steps[step].operands, found, strict=True):
                 orders[operand] = made.order
-                order = self.program.named(made.order)
-                if made.way is None:
-                    yield Gradient(step, operand, Form((), (), order))
+                order = self.layouts.named(made.order)
+                if made.candidate is None:
+                    yield Gradient(step, operand, MatmulLayout((), (), order))
                 else:
                     other = other_operand(self.tree.steps[step].operands, operand)
-                    is_arranged = made.way.operands[1] != self.orders[other]
-                    added = self.program.named(made.added)
-                    yield Gradient(step, operand, self.program.form(made.way), is_arranged, added)
+                    is_arranged = made.candidate.operands[1] != self.orders[other]
+                    added = self.layouts.named(made.added)
+                    yield Gradient(step, operand, self.layouts.matmul(made.candidate), is_arranged, added)
 
 
-def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[float, Way]]:
+def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[float, MatmulCandidate]]:
     """The fastest ways of a join to each order and of each copy of its first operand, with their seconds."""
-    ways = [way for way in join.ways() if not added or {*way.order[: way.form[0]]} == {*added}]
-    fastest: dict[tuple[Order, Copy | None], tuple[float, Way]] = {}
-    for way, seconds in zip(ways, time_products(ways, machine).tolist() if ways else (), strict=True):
-        key = way.order, way.copies[0]
+    candidates = [
+        candidate
+        for candidate in join.candidates()
+        if not added or {*candidate.order[: candidate.matmul[0]]} == {*added}
+    ]
+    fastest: dict[tuple[Order, Copy | None], tuple[float, MatmulCandidate]] = {}
+    for candidate, seconds in zip(
+        candidates, time_products(candidates, machine).tolist() if candidates else (), strict=True
+    ):
+        key = candidate.order, candidate.copies[0]
         if key not in fastest or seconds < fastest[key][0]:
-            fastest[key] = seconds, way
+            fastest[key] = seconds, candidate
     return list(fastest.values())
 
 
 def _least_pair(costs: Sequence[Sequence[tuple[float, _Made]]]) -> tuple[float, tuple[_Made, ...]]:
     """The least time to the gradients of two operands, each made by itself."""
-    (a, left), (b, right) = (min(each, key=lambda way: way[0]) for each in costs)
+    (a, left), (b, right) = (min(each, key=lambda candidate: candidate[0]) for each in costs)
     return a + b, (left, right)
 
 

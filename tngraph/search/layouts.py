@@ -25,7 +25,7 @@ from tngraph.language.legs import bare_legs, leg_size
 from tngraph.language.network import Leg
 from tngraph.language.sizes import evaluate_size
 from tngraph.search.machine import BEYOND, Copy, Machine, find_copy
-from tngraph.search.region import ContractionTree, Form, arrangements
+from tngraph.search.region import ContractionTree, MatmulLayout, arrangements
 
 MOST_ORDERS = 8
 """The orders of one value that are kept."""
@@ -67,35 +67,35 @@ def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
     """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
     if not can_lay_out(tree):
         return tree
-    program = Program(tree, run)
+    program = LayoutProgram(tree, run)
     for number in range(len(tree.steps)):
         program.add(number)
-    return replace(tree, forms=program.forms())
+    return replace(tree, matmuls=program.matmuls())
 
 
 def can_lay_out(tree: ContractionTree) -> bool:
-    """Whether the steps of a tree can have forms: none reads at positions, or runs slice by slice."""
+    """Whether the steps of a tree can have matmul layouts: none reads at positions, or runs slice by slice."""
     return not tree.sliced and all(step.kind in _LAID_OUT for step in tree.steps)
 
 
 def is_possible(tree: ContractionTree, number: int) -> bool:
-    """Whether the form of a step is one kernel on its operands as their own forms lay them out."""
-    step, form = tree.steps[number], tree.forms[number]
+    """Whether the matmul layout of a step is one kernel on its operands as their own layouts lay them out."""
+    step, matmul = tree.steps[number], tree.matmuls[number]
     if step.kind != "contract":
-        return not form.is_matrix
+        return not matmul.is_matrix
     first, second = (tree.order(o) for o in step.operands)
-    return is_product(form, first, second)
+    return is_product(matmul, first, second)
 
 
-def is_product(form: Form, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
+def is_product(matmul: MatmulLayout, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
     """Whether a form is one product of matrices of operands that have these legs."""
     first, second = set(one), set(other)
-    shared = first & second & set(form.legs)
+    shared = first & second & set(matmul.legs)
     sides = [(first - second, second - first), (second - first, first - second)]
-    given = [each for each in sides if each[0].issuperset(form.rows) and each[1].issuperset(form.columns)]
-    outer = set(form.outer)
+    given = [each for each in sides if each[0].issuperset(matmul.rows) and each[1].issuperset(matmul.columns)]
+    outer = set(matmul.outer)
     is_common = outer == shared or (not shared and (outer <= first - second or outer <= second - first))
-    is_summed = sorted(map(repr, form.summed)) == sorted(map(repr, (first & second) - shared))
+    is_summed = sorted(map(repr, matmul.summed)) == sorted(map(repr, (first & second) - shared))
     return bool(given) and is_common and is_summed
 
 
@@ -104,30 +104,30 @@ def most_orders(tree: ContractionTree, most: int) -> int:
     return min(most, max(LEAST_ORDERS, MOST_KEPT // len(tree.steps)))
 
 
-class Way(NamedTuple):
+class MatmulCandidate(NamedTuple):
     """One kernel: which orders it takes, which it makes, and what it does.
 
     Attributes:
         operands: the orders of the two operands.
-        form: how many legs of the result are outer, and how many of the rest are rows.
+        matmul: how many legs of the result are outer, and how many of the rest are rows.
         order: of the result.
         summed: the order of the summed legs.
         shape: products, rows, columns and the summed size.
         copies: of either operand, where it does not do as it lies.
-        turned: whether the matrices of the rows lie transposed, and those of the columns.
+        transposed: whether the matrices of the rows lie transposed, and those of the columns.
         is_left: whether the first operand gives the rows.
     """
 
     operands: tuple[Order, Order]
-    form: tuple[int, int]
+    matmul: tuple[int, int]
     order: Order
     summed: Order
     shape: tuple[int, int, int, int]
     copies: tuple[Copy | None, Copy | None]
-    turned: tuple[bool, bool]
+    transposed: tuple[bool, bool]
     is_left: bool
 
-    def renamed(self, legs: Sequence[int]) -> Way:
+    def renamed(self, legs: Sequence[int]) -> MatmulCandidate:
         """The same with other numbers for its legs."""
         first, second = (tuple(legs[k] for k in order) for order in self.operands)
         order, summed = (tuple(legs[k] for k in each) for each in (self.order, self.summed))
@@ -139,9 +139,9 @@ class _Best(NamedTuple):
 
     seconds: float
     operands: tuple[Order, ...]
-    form: tuple[int, int] = (0, 0)
+    matmul: tuple[int, int] = (0, 0)
     summed: Order = ()
-    turned: tuple[bool, bool] = (False, False)
+    transposed: tuple[bool, bool] = (False, False)
 
 
 class Join(NamedTuple):
@@ -159,10 +159,10 @@ class Join(NamedTuple):
     kept: Order
     rank: Order
 
-    def ways(self) -> Iterator[Way]:
+    def candidates(self) -> Iterator[MatmulCandidate]:
         """Every way to contract them."""
         rank = {leg: place for place, leg in enumerate(self.rank)}
-        return _ways(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
+        return _candidates(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
 
 
 class Passes(NamedTuple):
@@ -202,7 +202,7 @@ class _Sizes(tuple[int, ...]):
 
 
 @dataclass
-class Program:
+class LayoutProgram:
     """The dynamic program: the orders of every value so far."""
 
     tree: ContractionTree
@@ -265,10 +265,12 @@ class Program:
             if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
                 break  # nothing that follows is among the fastest
             join, legs = self.join(*pair, kept, self.rank)
-            for seconds, put_out, way in self._fastest(join, passes):
-                order, total = tuple(legs[k] for k in way.order), before + seconds + put_out
+            for seconds, put_out, candidate in self._fastest(join, passes):
+                order, total = tuple(legs[k] for k in candidate.order), before + seconds + put_out
                 if order not in found or total < found[order].seconds:
-                    found[order] = _Best(total, pair, way.form, tuple(legs[k] for k in way.summed), way.turned)
+                    found[order] = _Best(
+                        total, pair, candidate.matmul, tuple(legs[k] for k in candidate.summed), candidate.transposed
+                    )
         return found
 
     def _passes(self, operands: Sequence[int], is_root: bool) -> Passes:
@@ -294,55 +296,57 @@ class Program:
         )
         return join, legs
 
-    def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, Way]]:
+    def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, MatmulCandidate]]:
         """The fastest way to each order of a result, with its seconds and those of putting that out."""
         if (join, passes) not in self.known:
             self.known[join, passes] = _find_fastest(join, passes, self.run.machine)
-        fastest: Sequence[tuple[float, float, Way]] = self.known[join, passes]
+        fastest: Sequence[tuple[float, float, MatmulCandidate]] = self.known[join, passes]
         return fastest
 
     def seconds_to(self, order: Order, wanted: Order) -> float:
         """The seconds of a copy into another order; of none, where it is the same."""
         return _seconds_of(self.sizes.copy(order, wanted), self.run.machine)
 
-    def forms(self) -> tuple[Form, ...]:
-        """The forms of the fastest way to the result."""
+    def matmuls(self) -> tuple[MatmulLayout, ...]:
+        """The matmul layouts of the fastest way to the result."""
         count = len(self.tree.region.accesses)
         chosen: dict[int, Order] = {}
         root = len(self.nodes) - 1
         chosen[root] = min(self.nodes[root], key=lambda order: self.nodes[root][order].seconds)
-        forms: list[Form] = []
+        matmuls: list[MatmulLayout] = []
         for number in range(root, count - 1, -1):
             order = chosen[number]
             best = self.nodes[number][order]
-            forms.append(self._form(order, best.form, best.summed, best.turned))
+            matmuls.append(self._matmul(order, best.matmul, best.summed, best.transposed))
             chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
-        return tuple(reversed(forms))
+        return tuple(reversed(matmuls))
 
-    def form(self, way: Way) -> Form:
+    def matmul(self, candidate: MatmulCandidate) -> MatmulLayout:
         """A way in the legs of the tree."""
-        return self._form(way.order, way.form, way.summed, way.turned)
+        return self._matmul(candidate.order, candidate.matmul, candidate.summed, candidate.transposed)
 
     def named(self, order: Order) -> tuple[Leg, ...]:
         """Legs by number as what they are."""
         return tuple(self.legs[k] for k in order)
 
-    def _form(self, order: Order, form: tuple[int, int], summed: Order, turned: tuple[bool, bool]) -> Form:
-        outer, rows = form
+    def _matmul(
+        self, order: Order, matmul: tuple[int, int], summed: Order, transposed: tuple[bool, bool]
+    ) -> MatmulLayout:
+        outer, rows = matmul
         first, second, third = order[:outer], order[outer : outer + rows], order[outer + rows :]
-        return Form(self.named(first), self.named(second), self.named(third), self.named(summed), turned)
+        return MatmulLayout(self.named(first), self.named(second), self.named(third), self.named(summed), transposed)
 
 
-def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[float, float, Way]]:
+def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[float, float, MatmulCandidate]]:
     """The fastest way to each order of a result, with its seconds and those of putting that out."""
-    ways = list(join.ways())
-    fastest: dict[Order, tuple[float, Way]] = {}
-    for way, seconds in zip(ways, _time(ways, passes, machine).tolist(), strict=True):
-        if way.order not in fastest or seconds < FASTER * fastest[way.order][0]:
-            fastest[way.order] = seconds, way
+    candidates = list(join.candidates())
+    fastest: dict[Order, tuple[float, MatmulCandidate]] = {}
+    for candidate, seconds in zip(candidates, _time(candidates, passes, machine).tolist(), strict=True):
+        if candidate.order not in fastest or seconds < FASTER * fastest[candidate.order][0]:
+            fastest[candidate.order] = seconds, candidate
     copies = {order: _Sizes(join.sizes).copy(order, join.rank) for order in fastest if passes.put_out}
     put_out = {order: passes.put_out * _seconds_of(copy, machine) for order, copy in copies.items()}
-    return [(seconds, put_out.get(way.order, 0.0), way) for seconds, way in fastest.values()]
+    return [(seconds, put_out.get(candidate.order, 0.0), candidate) for seconds, candidate in fastest.values()]
 
 
 def _seconds_of(copy: Copy, machine: Machine) -> float:
@@ -350,40 +354,44 @@ def _seconds_of(copy: Copy, machine: Machine) -> float:
     return 0.0 if len(copy.order) < 2 else machine.rearrange(copy)
 
 
-def _time(ways: Sequence[Way], passes: Passes, machine: Machine) -> np.ndarray:
+def _time(candidates: Sequence[MatmulCandidate], passes: Passes, machine: Machine) -> np.ndarray:
     """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
     if not passes.is_called:
-        return np.zeros(len(ways))
-    total = time_products(ways, machine, passes.copied)
+        return np.zeros(len(candidates))
+    total = time_products(candidates, machine, passes.copied)
     if any(passes.trained):
-        batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
-        of_rows, of_columns = np.array([way.turned for way in ways]).T
+        batch, rows, columns, summed = np.array([candidate.shape for candidate in candidates], dtype=np.float64).T
+        of_rows, of_columns = np.array([candidate.transposed for candidate in candidates]).T
         left, right = machine.undo_product(batch, rows, columns, summed, of_rows, of_columns)
-        is_left = np.array([way.is_left for way in ways])
+        is_left = np.array([candidate.is_left for candidate in candidates])
         for gives_rows, is_wanted in zip((is_left, ~is_left), passes.trained, strict=True):
             total = total + is_wanted * np.where(gives_rows, left, right)
     return np.asarray(total)
 
 
-def time_products(ways: Sequence[Way], machine: Machine, passes: Sequence[int] = (1, 1)) -> np.ndarray:
+def time_products(
+    candidates: Sequence[MatmulCandidate], machine: Machine, passes: Sequence[int] = (1, 1)
+) -> np.ndarray:
     """The seconds of products and of the copies of their operands.
 
     Args:
-        ways: the products.
+        candidates: the products.
         machine: on which they run.
         passes: how often each operand's copy is made.
     """
-    batch, rows, columns, summed = np.array([way.shape for way in ways], dtype=np.float64).T
-    of_rows, of_columns = np.array([way.turned for way in ways]).T
+    batch, rows, columns, summed = np.array([candidate.shape for candidate in candidates], dtype=np.float64).T
+    of_rows, of_columns = np.array([candidate.transposed for candidate in candidates]).T
     total = machine.product(batch, rows, columns, summed, of_rows, of_columns)
     for side, count in enumerate(passes):
-        copies = [way.copies[side] for way in ways]
+        copies = [candidate.copies[side] for candidate in candidates]
         seconds = {copy: machine.rearrange(copy) if copy else 0.0 for copy in dict.fromkeys(copies)}
         total = total + count * np.array([seconds[copy] for copy in copies])
     return np.asarray(total)
 
 
-def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]) -> Iterator[Way]:
+def _candidates(
+    first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
+) -> Iterator[MatmulCandidate]:
     """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
@@ -395,27 +403,29 @@ def _ways(first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank
         others = tuple(k for k in other if k not in shared)
         is_small = sizes.of(other) * SMALL <= sizes.of(spine)
         cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
-        for columns in _turned(others, rank):
+        for columns in _transposed(others, rank):
             others_lie = _lies(other, outer, columns, summed, sizes, is_small)
             for front, middle, lies in cuts:
                 products = (*outer, *front)
                 count, rows, across = sizes.of(products), sizes.of(middle), sizes.of(columns)
                 for is_spine in (True, False):
                     first_side, second_side = (middle, columns) if is_spine else (columns, middle)
-                    order, form = (*products, *first_side, *second_side), (len(products), len(first_side))
+                    order, matmul = (*products, *first_side, *second_side), (len(products), len(first_side))
                     sides = (rows, across) if is_spine else (across, rows)
                     shape = count, *sides, sizes.of(summed)
                     for ours, theirs in product(lies, others_lie):
                         copies = (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied)
                         left, right = (ours, theirs) if is_spine else (theirs, ours)
-                        turned = (
+                        transposed = (
                             bool(first_side and summed) and not left.is_own_first,
                             bool(second_side and summed) and right.is_own_first,
                         )
-                        yield Way((first, second), form, order, summed, shape, copies, turned, is_spine == is_first)
+                        yield MatmulCandidate(
+                            (first, second), matmul, order, summed, shape, copies, transposed, is_spine == is_first
+                        )
 
 
-class _Lie(NamedTuple):
+class _OperandLayout(NamedTuple):
     """One way in which an operand may lie: whether its own legs come before the summed ones, and what is copied."""
 
     is_own_first: bool
@@ -424,40 +434,40 @@ class _Lie(NamedTuple):
 
 def _lies(
     order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
-) -> tuple[_Lie, ...]:
+) -> tuple[_OperandLayout, ...]:
     """As an operand lies, if that will do, else copied; a small one may be copied all the same."""
-    found: list[_Lie] = []
+    found: list[_OperandLayout] = []
     for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
         wanted = arrangements(outer, first, second)
         if order in wanted:
-            found.append(_Lie(is_own_first, None))
+            found.append(_OperandLayout(is_own_first, None))
         else:
-            found.append(_Lie(is_own_first, sizes.copy(order, wanted[0])))
+            found.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
     found.sort(key=lambda lie: lie.copied is not None)  # of two that take as long, the one without a copy
     return tuple(found) if is_small or found[0].copied is not None else (found[0],)
 
 
 def _cuts(
     spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
-) -> Iterator[tuple[Order, Order, tuple[_Lie, ...]]]:
+) -> Iterator[tuple[Order, Order, tuple[_OperandLayout, ...]]]:
     """An operand's own legs in two: those that count products, and those that stand beside the columns."""
-    turned = _turned(own, rank)
+    transposed = _transposed(own, rank)
     if outer:
-        yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in turned)
+        yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in transposed)
         return
     places = [k for k, leg in enumerate(spine) if leg in summed]
     if places and places[-1] - places[0] == len(places) - 1:
         before, behind = spine[: places[0]], spine[places[-1] + 1 :]
         if before and behind:
-            yield before, behind, (_Lie(False, None),)
-    for order in turned:
+            yield before, behind, (_OperandLayout(False, None),)
+    for order in transposed:
         put_out = len(list(takewhile(rank.__contains__, order)))
         cuts = sorted({0, 1, len(order) - 1, put_out}) if len(order) > 1 else (0,)
         for cut in cuts:
             yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
 
 
-def _turned(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
+def _transposed(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
     """Legs as they are, with the first one last or the last one first, and as they are put out, others around these."""
     put_out = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
     bonds = tuple(leg for leg in legs if leg not in rank)

@@ -149,8 +149,8 @@ class Machine:
         """Return the time of a batch of matrix products in one kernel, whichever matrices are transposed [s]."""
         batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
         sides = (rows + self.half_rows) * self._reach(columns)
-        turned = (columns + self.half_rows) * self._reach(rows)  # one vector: either side may be the rows
-        sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, turned), sides)
+        transposed = (columns + self.half_rows) * self._reach(rows)  # one vector: either side may be the rows
+        sides = np.where((batch <= 1) & (np.minimum(rows, columns) <= 1), np.minimum(sides, transposed), sides)
         arithmetic = batch * sides * (summed + self.half_summed) / self.operations_per_second
         traffic = self.pass_over(batch * rows * summed) + self.pass_over(batch * summed * columns)
         return arithmetic + traffic + self.write(batch * rows * columns) + self.seconds_per_product
@@ -165,7 +165,7 @@ class Machine:
         Source: mm_mat1_grad and mm_mat2_grad in torch/csrc/autograd/FunctionsManual.cpp of PyTorch.
         """
         batch, rows, columns, summed = map(clip, (batch, rows, columns, summed))
-        of_left, of_right = ((np.asarray(batch) <= 1) & turned for turned in (left_turned, right_turned))
+        of_left, of_right = ((np.asarray(batch) <= 1) & transposed for transposed in (left_turned, right_turned))
         left = self.product(
             batch,
             np.where(of_left, summed, rows),

@@ -1,8 +1,8 @@
 """The request for a plan: the mode it is for, and the cost of a step.
 
-A `Goal` is the request in the names of the network; `Pricing` is the same for one region, by leaf. The price of a tree
-is the sum of the prices of its steps, which is what the exact search needs, so it works for every objective. `Work`
-holds everything a price may depend on: numbers, or arrays of them when many steps are priced at once.
+A `Request` is the request in the names of the network; `Pricing` is the same for one region, by leaf. The price of a
+tree is the sum of the prices of its steps, which is what the exact search needs, so it works for every objective.
+`Work` holds everything a price may depend on: numbers, or arrays of them when many steps are priced at once.
 
 Source: a step's gradient with respect to one operand is a product of the same volume, so training costs
 F · (1 + gL + gR), where gL and gR are 1 if a gradient flows to that operand and else 0.
@@ -135,7 +135,7 @@ def _read_weights(weights: Mapping[str, float]) -> Weighted:
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class Request:
     """The request that a plan answers.
 
     Attributes:
@@ -171,7 +171,7 @@ class Goal:
         return is_limited or self.largest is not None
 
 
-def make_goal(
+def make_request(
     network: Network,
     mode: Mode = "infer",
     minimize: Objective = "flops",
@@ -179,7 +179,7 @@ def make_goal(
     itemsize: int = 4,
     memory_limit: int | None = None,
     largest: int | None = None,
-) -> Goal:
+) -> Request:
     """Return the request of a plan, after checking it.
 
     Args:
@@ -189,7 +189,7 @@ def make_goal(
         requires_grad: whether tensors take a gradient, by name. Params and inputs that are not named do; in ``serve``
             only inputs.
         itemsize: the size of an element [bytes].
-        memory_limit: see `Goal` [bytes].
+        memory_limit: see `Request` [bytes].
         largest: the most that a step may write [elements].
 
     Raises:
@@ -208,7 +208,7 @@ def make_goal(
     if not _is_count(itemsize):
         raise PlanError(f"the itemsize is {itemsize!r}\n  it is the bytes of an element: 4 for float32")
     trained = _read_trained(network, mode, {} if requires_grad is None else requires_grad)
-    return Goal(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit, largest)
+    return Request(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit, largest)
 
 
 def _is_count(number: object, least: int = 1) -> bool:

@@ -3,13 +3,13 @@
 The price of a fixed tree is affine in a size such as the batch, so the least price is the lower envelope of lines and
 concave. Between two sizes whose best trees are known, their lines cross once; if nothing is better at the integers
 on both sides of the crossing, concavity leaves no room for anything better in between. With exact solves this finds
-every piece with about two solves each, and proves it.
+every interval with about two solves each, and proves it.
 
 Where prices are not affine (another objective, a size that enters twice) the best trees at powers of two are
-compared: no piece is proven then, unless there is but one tree.
+compared: no interval is proven then, unless there is but one tree.
 
-Sizes may leave nothing at small values (``height - 4``) and be too large at large ones: pieces are searched for between
-the least and the greatest value at which there is a size to everything.
+Sizes may leave nothing at small values (``height - 4``) and be too large at large ones: intervals are searched for
+between the least and the greatest value at which there is a size to everything.
 
 Source: the recursion is the parametric search of Eisner and Severance (1976); on integers it needs no fractions.
 """
@@ -38,7 +38,7 @@ LARGEST_SEARCHED = 2**20
 """The largest run-time size regimes are searched for; the last one serves all sizes beyond."""
 
 
-class Piece(NamedTuple):
+class Interval(NamedTuple):
     """A range of a run-time size, without end where `high` is None, and the tree that is best there."""
 
     low: int
@@ -50,15 +50,15 @@ Writer = Callable[[sympy.Expr], sympy.Expr]
 """Writes a size out in sizes that nothing else defines."""
 
 
-def find_pieces(
+def find_intervals(
     region: Region,
     pricing: Pricing,
     search: Search,
     size: sympy.Symbol,
     write_out: Writer,
     numbers_at: Callable[[int], Mapping[str, int]],
-) -> tuple[Piece, ...]:
-    """The best trees of a region by a run-time size, from 1 on, in as few pieces as there are.
+) -> tuple[Interval, ...]:
+    """The best trees of a region by a run-time size, from 1 on, in as few intervals as there are.
 
     Args:
         region: what to contract.
@@ -70,7 +70,7 @@ def find_pieces(
     """
     solver = Solver(region, pricing, search, numbers_at)
     if not any(write_out(each).has(size) for each in region_sizes(region)):
-        return (Piece(1, None, solver.solve(DEFAULT_RUNTIME_SIZE)),)
+        return (Interval(1, None, solver.solve(DEFAULT_RUNTIME_SIZE)),)
     solver.low, solver.high = _find_range(region, numbers_at)
     if isinstance(pricing.rate, Weighted) and is_affine(region, size, write_out):
         solver.refine(solver.low, solver.high)
@@ -189,7 +189,7 @@ def _last_before(left: tuple[int, int], right: tuple[int, int]) -> int:
     return (right[1] - left[1]) // steeper if steeper > 0 else LARGEST_SEARCHED
 
 
-def _envelope(solver: Solver) -> tuple[Piece, ...]:
+def _envelope(solver: Solver) -> tuple[Interval, ...]:
     """The lower envelope on the integers of the lines of all trees found, each line as long as it lasts."""
     lines = {tree: solver.line(tree) for tree in solver.trees}
     is_proven = all(tree.is_proven for tree in solver.solved.values())
@@ -197,7 +197,7 @@ def _envelope(solver: Solver) -> tuple[Piece, ...]:
     def best(value: int) -> ContractionTree:
         return min(lines, key=lambda tree: (lines[tree][0] * value + lines[tree][1], lines[tree][0]))
 
-    pieces: list[Piece] = []
+    intervals: list[Interval] = []
     low = 1
     while True:
         tree = best(max(low, solver.low))
@@ -205,25 +205,25 @@ def _envelope(solver: Solver) -> tuple[Piece, ...]:
         high = min(ends, default=LARGEST_SEARCHED)
         kept = replace(tree, is_proven=is_proven)
         if high >= LARGEST_SEARCHED:
-            return (*pieces, Piece(low, None, kept))
-        pieces.append(Piece(low, high, kept))
+            return (*intervals, Interval(low, None, kept))
+        intervals.append(Interval(low, high, kept))
         low = high + 1
 
 
-def _by_sampling(solver: Solver) -> tuple[Piece, ...]:
+def _by_sampling(solver: Solver) -> tuple[Interval, ...]:
     """Pieces between powers of two; where the best trees of two neighbours differ, bisection finds the change."""
     inner = (2**k for k in range(LARGEST_SEARCHED.bit_length()))
     points = [solver.low, *(point for point in inner if solver.low < point < solver.high), solver.high]
     for point in points:
         solver.solve(point)
     best = [min(solver.trees, key=lambda tree, point=point: solver.price(tree, point)) for point in points]  # type: ignore[misc]
-    pieces, low = [], 1
+    intervals, low = [], 1
     for k in range(1, len(points)):
         if best[k] != best[k - 1]:
             change = _bisect(solver, best[k - 1], best[k], points[k - 1], points[k])
-            pieces.append(Piece(low, change - 1, replace(best[k - 1], is_proven=False)))
+            intervals.append(Interval(low, change - 1, replace(best[k - 1], is_proven=False)))
             low = change
-    return (*pieces, Piece(low, None, replace(best[-1], is_proven=_is_only_tree(solver.region))))
+    return (*intervals, Interval(low, None, replace(best[-1], is_proven=_is_only_tree(solver.region))))
 
 
 def _is_only_tree(region: Region) -> bool:
@@ -288,15 +288,15 @@ def _price_join(
     return price
 
 
-Range = tuple[int, int | None, tuple[ContractionTree, ...]]
+RegimeTrees = tuple[int, int | None, tuple[ContractionTree, ...]]
 """The first and last value of a size, and a tree for each of several regions."""
 
 
-def refine_pieces(columns: Iterable[Sequence[Piece]]) -> list[Range]:
-    """The common refinement of the pieces of several regions: ranges in which none of the trees changes."""
+def refine_intervals(columns: Iterable[Sequence[Interval]]) -> list[RegimeTrees]:
+    """The common refinement of the intervals of several regions: ranges in which none of the trees changes."""
     given = [list(column) for column in columns]
-    lows = sorted({piece.low for column in given for piece in column} | {1})
-    ranges: list[Range] = []
+    lows = sorted({interval.low for column in given for interval in column} | {1})
+    ranges: list[RegimeTrees] = []
     for k, low in enumerate(lows):
         trees = tuple(max((p for p in column if p.low <= low), key=lambda p: p.low).tree for column in given)
         ranges.append((low, lows[k + 1] - 1 if k + 1 < len(lows) else None, trees))

@@ -54,20 +54,20 @@ class Step:
     kind: StepKind
 
 
-class Form(NamedTuple):
+class MatmulLayout(NamedTuple):
     """The matmul layout of a step, and the order of its result in memory: `outer`, `rows`, `columns`.
 
     A contraction is one matrix product per value of the outer legs. One operand has the rows, the other the columns,
-    and both have the legs `summed` in this order. `turned` says which matrix lies transposed in memory: the one with
-    the rows has the summed legs before its rows, the one with the columns has them after its columns. Every other step
-    has only an order, stored as its columns.
+    and both have the legs `summed` in this order. `transposed` says which matrix lies transposed in memory: the one
+    with the rows has the summed legs before its rows, the one with the columns has them after its columns. Every other
+    step has only an order, stored as its columns.
     """
 
     outer: tuple[Leg, ...]
     rows: tuple[Leg, ...]
     columns: tuple[Leg, ...]
     summed: tuple[Leg, ...] = ()
-    turned: tuple[bool, bool] = (False, False)
+    transposed: tuple[bool, bool] = (False, False)
 
     @property
     def legs(self) -> tuple[Leg, ...]:
@@ -79,9 +79,11 @@ class Form(NamedTuple):
         """True for a product of matrices, and false for a product of entries."""
         return bool(self.outer or self.rows or self.summed)
 
-    def renamed(self, rename: Rename) -> Form:
+    def renamed(self, rename: Rename) -> MatmulLayout:
         """Return the same form with other legs."""
-        return Form(rename(self.outer), rename(self.rows), rename(self.columns), rename(self.summed), self.turned)
+        return MatmulLayout(
+            rename(self.outer), rename(self.rows), rename(self.columns), rename(self.summed), self.transposed
+        )
 
 
 class Gradient(NamedTuple):
@@ -92,20 +94,20 @@ class Gradient(NamedTuple):
     Attributes:
         step: the number of the step.
         operand: the value whose gradient it is.
-        form: matmul layout of the product; the gradient of the tree's result lies in the order of the region.
+        matmul: matmul layout of the product; the gradient of the tree's result lies in the order of the region.
         is_arranged: whether the other operand is read in the copied order that the step's own product reads.
         added: the outer legs of the form, if the products along them are added up, so that no copy is needed to sum.
     """
 
     step: int
     operand: int
-    form: Form
+    matmul: MatmulLayout
     is_arranged: bool = False
     added: tuple[Leg, ...] = ()
 
     def renamed(self, rename: Rename) -> Gradient:
         """Return the same gradient with other legs."""
-        return self._replace(form=self.form.renamed(rename), added=rename(self.added))
+        return self._replace(matmul=self.matmul.renamed(rename), added=rename(self.added))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class ContractionTree:
         is_proven: whether no other tree is cheaper.
         is_pinned: whether its order was given by hand.
         sliced: indices that the steps run for one value at a time; no step has them among its legs.
-        forms: the matmul layout of every step; empty if each step takes its operands as they are.
+        matmuls: the matmul layout of every step; empty if each step takes its operands as they are.
         tile: the tile that the steps run in, so that a tile stays in cache; None if they run whole.
         gradients: the gradient of every value except the result, from the last step to the first; empty if PyTorch
             computes them.
@@ -163,14 +165,14 @@ class ContractionTree:
     is_proven: bool
     is_pinned: bool = False
     sliced: tuple[Index, ...] = ()
-    forms: tuple[Form, ...] = ()
+    matmuls: tuple[MatmulLayout, ...] = ()
     tile: Tile | None = None
     gradients: tuple[Gradient, ...] = ()
 
     @property
-    def way(self) -> tuple[object, ...]:
+    def choices(self) -> tuple[object, ...]:
         """The parts of the tree that decide what runs."""
-        return self.steps, self.forms, self.tile, self.gradients
+        return self.steps, self.matmuls, self.tile, self.gradients
 
     def renamed(self, rename: Rename) -> ContractionTree:
         """Return the same tree with other legs."""
@@ -179,7 +181,7 @@ class ContractionTree:
             self,
             region=Region(accesses, rename(self.region.legs)),  # type: ignore[arg-type]
             steps=tuple(replace(step, legs=rename(step.legs)) for step in self.steps),
-            forms=tuple(form.renamed(rename) for form in self.forms),
+            matmuls=tuple(matmul.renamed(rename) for matmul in self.matmuls),
             gradients=tuple(gradient.renamed(rename) for gradient in self.gradients),
         )
 
@@ -191,7 +193,7 @@ class ContractionTree:
     def order(self, value: int) -> tuple[Leg, ...]:
         """Return the legs of a value in memory order, if the tree has layouts."""
         count = len(self.region.accesses)
-        return bare_legs(self.region.accesses[value]) if value < count else self.forms[value - count].legs
+        return bare_legs(self.region.accesses[value]) if value < count else self.matmuls[value - count].legs
 
 
 MOST_FOLDED = 6

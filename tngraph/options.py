@@ -84,7 +84,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Options:
     """The options of a command, which say how to read and plan its file; an absent option is None.
 
     Attributes:

@@ -9,30 +9,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tngraph.language.network import Leg
-from tngraph.search.region import ContractionTree, Form, arrangements
+from tngraph.search.region import ContractionTree, MatmulLayout, arrangements
 
 Legs = tuple[Leg, ...]
 
 
-def operand_axes(form: Form, orders: Sequence[Legs], side: int) -> tuple[Legs, ...]:
+def operand_axes(matmul: MatmulLayout, orders: Sequence[Legs], side: int) -> tuple[Legs, ...]:
     """Return the axes that an operand is brought to: the outer legs, if it has them, and the two sides of its matrices.
 
     Args:
-        form: the matmul layout of the contraction.
+        matmul: the matmul layout of the contraction.
         orders: the legs of both operands as they lie.
         side: 0 for the left operand, 1 for the right one.
     """
-    is_left = gives_rows(form, orders, side)
-    sides = (form.rows, form.summed) if is_left else (form.summed, form.columns)
-    if form.turned[not is_left]:
+    is_left = gives_rows(matmul, orders, side)
+    sides = (matmul.rows, matmul.summed) if is_left else (matmul.summed, matmul.columns)
+    if matmul.transposed[not is_left]:
         sides = sides[::-1]
-    outer = form.outer if set(form.outer).issubset(orders[side]) else ()
+    outer = matmul.outer if set(matmul.outer).issubset(orders[side]) else ()
     return (outer, *sides) if outer else sides
 
 
-def gives_rows(form: Form, orders: Sequence[Legs], side: int) -> bool:
+def gives_rows(matmul: MatmulLayout, orders: Sequence[Legs], side: int) -> bool:
     """Return whether an operand is the one whose own legs are the rows."""
-    is_first = set(orders[0]).issuperset(form.rows) and set(orders[1]).issuperset(form.columns)
+    is_first = set(orders[0]).issuperset(matmul.rows) and set(orders[1]).issuperset(matmul.columns)
     return is_first == (side == 0)
 
 
@@ -42,7 +42,7 @@ def arranged_axes(tree: ContractionTree, step: int, operand: int) -> tuple[Legs,
         return ()
     operands = tree.steps[step].operands
     side, orders = operands.index(operand), [tree.order(o) for o in operands]
-    axes = operand_axes(tree.forms[step], orders, side)
+    axes = operand_axes(tree.matmuls[step], orders, side)
     return axes if is_copied(orders[side], axes) else ()
 
 
