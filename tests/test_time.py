@@ -212,7 +212,7 @@ def test_moves_are_what_a_run_copies(spec: str, mode: str):
 
 def every_way(tree: ContractionTree, run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
     """The least time of all choices of a kernel for every step, one after the other and none left out."""
-    program = layouts.Program(tree, run)
+    program = layouts.LayoutProgram(tree, run)
     least = float("inf")
 
     def go_on(number: int) -> None:
@@ -238,7 +238,7 @@ def every_way(tree: ContractionTree, run: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_the_orders_of_axes_are_the_best_of_all(batch: int, trained: int, monkeypatch: pytest.MonkeyPatch):
     tree = replace(tg.plan(tg.parse(CHAIN), {"batch": batch}, order="((x a) b) c").regimes[0].trees[0], matmuls=())
     run = Run({"batch": batch, "R": 3}, Machine(), trained)
-    program = layouts.Program(tree, run)
+    program = layouts.LayoutProgram(tree, run)
     for number in range(len(tree.steps)):
         program.add(number)
     found = min(best.seconds for best in program.nodes[-1].values())
@@ -300,7 +300,7 @@ WRONG = {
         "is no matrix product",
     ),
     "no order of what is summed": (lambda f: matmuls_of(f)[0].update(summed=[]), "is no matrix product"),
-    "a layout less": (lambda f: matmuls_of(f).pop(), "forms for"),
+    "a layout less": (lambda f: matmuls_of(f).pop(), "matmul layouts for"),
     "parts of what is summed": (
         partial(cut, index="i1", size=2),
         "cannot be cut there",
