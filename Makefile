@@ -27,10 +27,11 @@ test-all: $(VENV)/dev.stamp $(VENV)/large.stamp ## the slow tests too, and thous
 exact: $(VENV)/dev.stamp ## every count of every plan of the examples beside what a run does
 	$(BIN)/python -m tests.exactness
 
-lint: $(VENV)/dev.stamp ## style, format and types
+lint: $(VENV)/dev.stamp ## style, format, types and prose
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python -m tests.prose
 
 bench: $(VENV)/bench.stamp ## time compiled layers beside what else one could write, and planning, cold and warm
 	$(BIN)/python -m tests.bench

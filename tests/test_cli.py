@@ -112,7 +112,7 @@ warning: <stdin>:6:9: the param 'gone' is used nowhere
       param gone[i]
             ^
   use it, or take it away
-warning: <stdin>:7:3: the bond 'W.r' is made 4: 9 is no use there
+warning: <stdin>:7:3: the bond 'W.r' is cut from 9 to 4: more than 4 cannot matter
       W[(i), (o)] = cp(rank=9)
       ^
 warning: <stdin>:8:26: 'ii' on 'x' and 'i' on 'w' join nothing: each is summed alone
@@ -385,7 +385,7 @@ def test_bytes_have_units(text, number):
 def test_bytes_that_are_none_are_wrong_usage(text):
     result = invoke("plan", FC2, "--memory-limit", text)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "is no number of bytes" in result.stderr
+    assert "is not a number of bytes" in result.stderr
 
 
 # saved plans

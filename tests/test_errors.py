@@ -11,8 +11,8 @@ import pytest
 
 import tngraph as tg
 from tngraph.errors import LimitError, NetworkError, PlanError, SpecError
+from tngraph.language import limits
 from tngraph.language.builder import Builder
-from tngraph.language.text import limits
 from tngraph.language.text.parsing import load, parse
 
 END = "y[] = x\noutput y[]"
@@ -98,7 +98,7 @@ ONE_ERROR = {
     ),
     "a map as a weight": (
         ("input x[i:2]", "W[(i), (o:2)] = ntt(bond=2)", END),
-        "f.tn:3:1: ntt is no weight: it has activations inside\n    W[(i), (o:2)] = ntt(bond=2)\n    ^\n"
+        "f.tn:3:1: ntt is not a weight: it has activations inside\n    W[(i), (o:2)] = ntt(bond=2)\n    ^\n"
         "  apply it to a tensor: y[batch, o1, o2] = ntt(x)",
     ),
     "a family applied to a product": (
@@ -212,7 +212,7 @@ ONE_ERROR = {
         "f.tn:2:16: 'nn.ones' is no initialisation\n    param w[a:2] = nn.ones\n                   ^\n"
         "  there are: normal, uniform, zeros, ones, eye, orthogonal, fan_in, near_eye, signs",
     ),
-    "a dotted template that is no name": (
+    "a dotted template that is not a name": (
         ("input x[i:2]", "for k in 1..1 { param W{k}.g{-k}[i] }", END),
         "f.tn:3:23: 'W1.g-1' cannot name anything\n    for k in 1..1 { param W{k}.g{-k}[i] }\n"
         "                          ^\n"
@@ -323,7 +323,8 @@ ONE_ERROR = {
     ),
     "a fan-in at run time": (
         ("size B", "input x[b:B]", "param w[a:2] = fan_in(2 * B)", END),
-        "f.tn:4:16: the fan-in of 'w' depends on 'B', which is no compile-time size\n    param w[a:2] = fan_in(2 * B)\n"
+        "f.tn:4:16: the fan-in of 'w' depends on 'B', which is not a compile-time size\n"
+        "    param w[a:2] = fan_in(2 * B)\n"
         "                   ^\n  what is stored starts before any input: give the size a value",
     ),
     "a fan-in below 1": (
@@ -333,7 +334,7 @@ ONE_ERROR = {
     ),
     "a fan-in of nothing": (
         ("param w[a:2] = fan_in(0)", "input x[i:2]", END),
-        "f.tn:2:16: fan_in(0) is no number of entries\n    param w[a:2] = fan_in(0)\n                   ^\n"
+        "f.tn:2:16: fan_in(0) is not a number of entries\n    param w[a:2] = fan_in(0)\n                   ^\n"
         "  it is a size, and at least 1",
     ),
     "a fan-in that is no integer": (
@@ -516,7 +517,7 @@ def test_the_legs_of_an_equation_are_a_tuple() -> None:
     i = builder.index("i", 2)
     x = builder.input("x", i)
     for legs in (i, "i", x, None):
-        with pytest.raises(NetworkError, match="the legs of 'y' are no tuple"):
+        with pytest.raises(NetworkError, match="the legs of 'y' are not a tuple"):
             builder.equation("y", legs, x)  # type: ignore[arg-type]
 
 

@@ -214,7 +214,7 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: tg.families.cp((2, 2), (2, 2), rank=2, function=3),  # type: ignore[arg-type]
         tg.NetworkError,
-        "3 is no name\n  write a name, or a name and its numbers",
+        "3 is not a name\n  write a name, or a name and its numbers",
     ),
     (
         lambda: tg.families.mpo((2, 2), (2, 2), bond=np.ones(2)),

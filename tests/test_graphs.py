@@ -73,7 +73,7 @@ def test_operands_may_be_named_and_given_roles():
         ("ab->a", {"a": "D"}, {"defaults": {"D": 0}}, "'D' in defaults has size 0\n  a size is an integer from 1"),
         ("ab->a", {"a": "D"}, {"defaults": {"D": None}}, "'D' in defaults has size None"),
         ("ab->a", [2, 3], {}, "sizes is [2, 3]\n  it maps each name to its size"),
-        (None, {}, {}, "None is no einsum\n  write one as in 'bi,ij->bj'"),
+        (None, {}, {}, "None is not an einsum\n  write one as in 'bi,ij->bj'"),
         ("ab->a", {"a": 2.5}, {}, "the index 'a' has size 2.5\n  a size is an integer or the name of one"),
         (
             "ab,bc->a",
@@ -83,7 +83,7 @@ def test_operands_may_be_named_and_given_roles():
         ),
         ("ab->a", {}, {"names": ["x", "y"]}, "there are 1 tensors and 2 names"),
         ("ab->a", {}, {"roles": ["input", "param"]}, "there are 1 tensors and 2 roles"),
-        ("ab->a", {}, {"roles": "weight"}, "'weight' is no role\n  roles: input, param, buffer, const"),
+        ("ab->a", {}, {"roles": "weight"}, "'weight' is not a role\n  roles: input, param, buffer, const"),
         ("ab->a", {"a": 2, "b": 2}, {"roles": "const"}, "the const 'x' says no kind"),
         ("ab,b->a", {"a": 1, "b": 2}, {"names": ["x", "x"]}, "the name 'x' is defined twice"),
     ],
@@ -177,7 +177,7 @@ def test_a_graph_that_means_nothing():
     graph = nx.path_graph(2)
     with pytest.raises(NetworkError, match="the edge from 0 to 1 has no size\n  give it an attribute 'size'"):
         from_networkx(graph)
-    with pytest.raises(NetworkError, match="the input 7 is no node of the graph\n  nodes: 0, 1"):
+    with pytest.raises(NetworkError, match="the input 7 is not a node of the graph\n  nodes: 0, 1"):
         from_networkx(graph, bond=2, inputs=[7])
     with pytest.raises(NetworkError, match="has the run-time size 'D', and stands on no input"):
         from_networkx(graph, bond="D")

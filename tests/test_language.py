@@ -325,7 +325,7 @@ def test_a_broken_builder_call_leaves_the_rest_usable() -> None:
         (lambda b, i, x: b.index("j", symbol("Q")), "there is no size 'Q'"),
         (lambda b, i, x: b.index("two words", 2), "'two words' cannot name an index"),
         (lambda b, i, x: b.param("w", b.index("unheard")), "there is no index 'unheard' here"),
-        (lambda b, i, x: b.equation("y", (), float("nan") * x), "nan at 'y' is no finite number"),
+        (lambda b, i, x: b.equation("y", (), float("nan") * x), "nan at 'y' is not a finite number"),
         (lambda b, i, x: b.equation("y", (), x, function="gelo"), "there is no pointwise function 'gelo'"),
         (lambda b, i, x: b.tensor("z"), "there is no tensor 'z' here"),
         (lambda b, i, x: b.size("D", sympy.Rational(1, 2)), "1/2 is not an integer"),

@@ -519,6 +519,6 @@ def test_a_function_without_a_complex_meaning_is_refused_before_it_runs(function
         with pytest.raises(tg.NetworkError) as caught:
             tg.compile(what, dtype=torch.complex64)
         assert str(caught.value) == (
-            f"{name} is no function of complex numbers, and 'h' is {name} of some\n"
+            f"{name} is not a function of complex numbers, and 'h' is {name} of some\n"
             "  these are: tanh, sigmoid, exp, log, sqrt, abs, square, sin, cos"
         )

@@ -64,7 +64,7 @@ def test_an_unknown_function_names_the_nearest():
     with pytest.raises(NetworkError) as caught:
         apply("relu", (), np.array(1j))
     assert str(caught.value) == (
-        "relu is no function of complex numbers\n  these are: tanh, sigmoid, exp, log, sqrt, abs, square, sin, cos"
+        "relu is not a function of complex numbers\n  these are: tanh, sigmoid, exp, log, sqrt, abs, square, sin, cos"
     )
 
 

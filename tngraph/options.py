@@ -226,7 +226,7 @@ def parse_bytes(text: str | None) -> int | None:
         return None
     match = _BYTES.fullmatch(text)
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no number of bytes, as 1000000 or 64MiB", param_hint="--memory-limit")
+        raise typer.BadParameter(f"{text!r} is not a number of bytes, as 1000000 or 64MiB", param_hint="--memory-limit")
     number, prefix, is_binary = match.groups()
     unit: int = (1024 if is_binary else 1000) ** " KMGT".index((prefix or " ").upper())
     return int(number) * unit

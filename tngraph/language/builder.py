@@ -266,7 +266,9 @@ class Builder:
             NetworkError: an unknown name, sizes that differ, or a leg that no term has.
         """
         if not isinstance(legs, Iterable) or isinstance(legs, str | Expression):
-            raise NetworkError(f"the legs of {name!r} are no tuple", f"write them as in equation({name!r}, (i, j), …)")
+            raise NetworkError(
+                f"the legs of {name!r} are not a tuple", f"write them as in equation({name!r}, (i, j), …)"
+            )
         left = tuple(map(_plain_name, legs))
         self._check_room(name, left)
         self._determine(left, expression)
@@ -450,10 +452,10 @@ def _call(call: Call) -> tuple[str, tuple[float, ...]]:
 
 def _named(call: Call) -> tuple[str, Sequence[object]]:
     if not isinstance(call, Sequence):
-        raise NetworkError(f"{call!r} is no name", "write a name, or a name and its numbers")
+        raise NetworkError(f"{call!r} is not a name", "write a name, or a name and its numbers")
     name, *args = (call,) if isinstance(call, str) else call or ("",)
     if not isinstance(name, str):
-        raise NetworkError(f"{name!r} is no name", "write a name, or a name and its numbers")
+        raise NetworkError(f"{name!r} is not a name", "write a name, or a name and its numbers")
     return name, args
 
 
@@ -468,14 +470,14 @@ def _number(value: object, at: str) -> int | float:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
-    raise NetworkError(f"{value!r} at {at!r} is no finite number", f"an integer has at most {DIGITS} digits", at=at)
+    raise NetworkError(f"{value!r} at {at!r} is not a finite number", f"an integer has at most {DIGITS} digits", at=at)
 
 
 def _plain_name(position: Position) -> str:
     if isinstance(position, tuple):
         raise NetworkError("a group of indices stands on a leg", "only axes of inputs and outputs are groups, unnested")
     if not isinstance(position, Position):
-        raise NetworkError(f"{position!r} is no index", "an index is what Builder.index and Builder.indices return")
+        raise NetworkError(f"{position!r} is not an index", "an index is what Builder.index and Builder.indices return")
     if position.plain is None:
         at = position.terms[0][1] if position.terms else None
         raise NetworkError(

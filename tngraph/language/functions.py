@@ -140,7 +140,7 @@ def check_complex(name: str, what: str = "") -> None:
         what: the result that it is applied to, if an error should name it.
     """
     if not FUNCTIONS[name].on_complex:
-        message = f"{name} is no function of complex numbers" + (f", and {what!r} is {name} of some" if what else "")
+        message = f"{name} is not a function of complex numbers" + (f", and {what!r} is {name} of some" if what else "")
         having = ", ".join(other for other, function in FUNCTIONS.items() if function.on_complex)
         raise NetworkError(message, f"these are: {having}", at=name)
 

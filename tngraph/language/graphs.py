@@ -90,7 +90,7 @@ def from_einsum(
 def _split(equation: str) -> tuple[list[str], str]:
     """Return the letters of each operand and of the output."""
     if not isinstance(equation, str):
-        raise NetworkError(f"{equation!r} is no einsum", "write one as in 'bi,ij->bj'")
+        raise NetworkError(f"{equation!r} is not an einsum", "write one as in 'bi,ij->bj'")
     text = "".join(equation.split())
     if "." in text:
         raise NetworkError(f"the einsum {equation!r} has an ellipsis", "write a letter for each of its axes")
@@ -194,7 +194,7 @@ def from_networkx(
         raise NetworkError(f"{graph!r} is not a graph", "give one of networkx")
     chosen = set(inputs)
     for node in sorted(chosen - set(graph), key=repr):
-        raise NetworkError(f"the input {node!r} is no node of the graph", f"nodes: {', '.join(map(repr, graph))}")
+        raise NetworkError(f"the input {node!r} is not a node of the graph", f"nodes: {', '.join(map(repr, graph))}")
     names = _Names("t")
     for node in graph:
         names.of(node)
@@ -350,7 +350,7 @@ def _network(
         raise LimitError(f"the network has {len(tensors) + 1:,} tensors", f"a network has at most {TENSORS:,}")
     for tensor in tensors:
         if tensor.role not in get_args(Role):
-            raise NetworkError(f"{tensor.role!r} is no role", f"roles: {', '.join(get_args(Role))}", at=tensor.role)
+            raise NetworkError(f"{tensor.role!r} is not a role", f"roles: {', '.join(get_args(Role))}", at=tensor.role)
         if len(tensor.legs) > LEGS:
             raise LimitError(f"{tensor.name!r} has {len(tensor.legs)} legs", f"a tensor has at most {LEGS}")
     if len(output) > LEGS:

@@ -202,7 +202,7 @@ def _check_numbers(init: Init, counts: tuple[int, ...]) -> None:
     if kind == "fan_in":
         number = sympy.sympify(args[0]) if isinstance(args[0], int | sympy.Expr) else sympy.nan
         if not number.free_symbols and not (number.is_Integer and number >= 1):
-            raise NetworkError(f"fan_in({args[0]}) is no number of entries", "it is a size, and at least 1", at=kind)
+            raise NetworkError(f"fan_in({args[0]}) is not a number of entries", "it is a size, and at least 1", at=kind)
 
 
 def _check_legs(core: Core) -> None:
@@ -462,7 +462,7 @@ def check_fan_in(core: Core, known: Container[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise NetworkError(
-            f"the fan-in of {core.name!r} depends on {unknown[0]!r}, which is no compile-time size",
+            f"the fan-in of {core.name!r} depends on {unknown[0]!r}, which is not a compile-time size",
             "what is stored starts before any input: give the size a value",
             at=core.init.kind if core.init is not None else None,
         )

@@ -1,4 +1,4 @@
-"""What may differ from call to call: the sizes read off inputs, and the values that depend on them or on an input."""
+"""Sizes and values that may differ from call to call: sizes read off inputs, and values that depend on them."""
 
 from __future__ import annotations
 

@@ -189,7 +189,9 @@ def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn",
     Source: Qing et al., arXiv 2305.06058, who generate the weights of several layers by one network.
     """
     if options.get("residual"):
-        raise NetworkError("a generator of several layers is no residual", "leave out residual, or adapt each layer")
+        raise NetworkError(
+            "a generator of several layers cannot start as a residual", "leave out residual, or adapt each layer"
+        )
     weights = [_weight_of(model, name) for name in _distinct(names)]
     if len({(weight.device, weight.dtype) for weight in weights}) > 1:
         listed = ", ".join(f"{name} on {w.device} as {w.dtype}" for name, w in zip(names, weights, strict=True))

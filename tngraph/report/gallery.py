@@ -168,10 +168,10 @@ network layer {
 
 
 def first_spec(name: str, family: Family | None = None) -> str:
-    """A spec to start from under a name: `STARTER`, or the example of a family.
+    """Return a spec to start from under a name: `STARTER`, or the example of a family.
 
     Raises:
-        NetworkError: what cannot name a network.
+        NetworkError: the name cannot name a network.
     """
     check_name(name, "a network")
     text = STARTER if family is None else f"{_example(family)[0]}\n"
@@ -284,10 +284,10 @@ table, and `tngraph families mpo` one entry.
   more, and a layer pads. Families that pair rows with columns have as many of each; an index of size 1 fills up.
 - **Ranks.** One number for all bonds, or a list. A rank beyond what can matter is cut, and a `tg.RankWarning` names its
   bond. A rank may be the name of a size, and is a symbol in the counts then.
-- **Starting.** A weight starts with the variance 1/(3·fan-in) that `torch.nn.Linear` gives, exactly where no activation
-  is inside, so that normal inputs have outputs of standard deviation 0.58; padded rows are no inputs. Circuits start
-  orthogonal, deep ones so that no activation silences them, and are scaled for the default values of named sizes.
-  `quanta`, `btt` and `ntt` start by the rules of their papers: see there.
+- **Starting.** A weight starts with the variance 1/(3·fan-in) that `torch.nn.Linear` gives, exactly if it has no
+  activation inside. Normal inputs then have outputs of standard deviation 0.58. Padded rows do not count as inputs.
+  Circuits start orthogonal, and deep ones such that no activation silences them. They are scaled for the default
+  values of named sizes. `quanta`, `btt` and `ntt` start by the rules of their papers: see there.
 
 ## Ranks for a budget
 

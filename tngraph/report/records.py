@@ -42,7 +42,7 @@ def network_record(network: Network | None) -> Record:
 
 
 def problem_record(problem: Problem) -> Record:
-    """What is wrong, or likely so, what would mend it, and where it stands; None where there is no place."""
+    """Return the message, the hint and the place of a problem; line and column are None if it has no place."""
     place = problem.place
     where = {"line": None, "column": None} if place is None else {"line": place.line, "column": place.column}
     return {"message": problem.message, "hint": problem.hint, **where}

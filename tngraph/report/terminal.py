@@ -82,7 +82,7 @@ def show_calibration(found: Calibration) -> None:
 
 
 def show_warning(warning: Problem | Warning | str) -> None:
-    """What is likely a mistake, on standard error."""
+    """Print a warning on standard error."""
     print(f"warning: {warning}", file=sys.stderr)
 
 

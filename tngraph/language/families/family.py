@@ -468,7 +468,7 @@ def _read_activation(w: Weight, name: str, value: Any) -> Call | None:
         return None
     call = (value,) if isinstance(value, str) else value
     if not isinstance(call, tuple | list) or not call or not isinstance(call[0], str):
-        raise NetworkError(f"{name} is no function", "write its name, or none", at=name)
+        raise NetworkError(f"{name} is not a function", "write its name, or none", at=name)
     try:
         pointwise(call[0], call[1:])
     except NetworkError as error:
@@ -484,7 +484,7 @@ def _read_layout(w: Weight, name: str, value: Any) -> str:
 
 def _read_nested(w: Weight, name: str, value: Any) -> Any:
     if not isinstance(value, tuple | list):
-        raise NetworkError(f"{name} is no list", f"write {name}=[[1, 2], [3, 4]]", at=name)
+        raise NetworkError(f"{name} is not a list", f"write {name}=[[1, 2], [3, 4]]", at=name)
     return tuple(
         _read_nested(w, name, each) if isinstance(each, tuple | list) else _read_number(w, name, each) for each in value
     )
@@ -493,7 +493,7 @@ def _read_nested(w: Weight, name: str, value: Any) -> Any:
 def _read_pairs(w: Weight, name: str, value: Any) -> Any:
     nested = _read_nested(w, name, value)
     if not all(isinstance(pair, tuple) for pair in nested):
-        raise NetworkError(f"{name} is no list of lists", f"write {name}=[[1, 2], [2, 3]]", at=name)
+        raise NetworkError(f"{name} is not a list of lists", f"write {name}=[[1, 2], [2, 3]]", at=name)
     if not all(isinstance(number, int) for pair in nested for number in pair):
         raise NetworkError(f"{name} has lists in its pairs", f"write {name}=[[1, 2], [2, 3]]", at=name)
     return nested

@@ -25,7 +25,7 @@ def ntt(w: Weight, bond: Ranks = sympy.Integer(8), activation: Activation = "rel
     """
     if w.source is None:
         raise NetworkError(
-            "ntt is no weight: it has activations inside", "apply it to a tensor: y[batch, o1, o2] = ntt(x)", w.name
+            "ntt is not a weight: it has activations inside", "apply it to a tensor: y[batch, o1, o2] = ntt(x)", w.name
         )
     w.check_groups()
     sites = w.sites()

@@ -102,8 +102,8 @@ class Weight:
         """Make a bond. A rank beyond the most that can matter is cut, with a warning that names the bond."""
         if most is not None and self.known(rank) > self.known(most):
             if self.is_ranked:
-                ranks = f"{self.known(most)}: {self.known(rank)} is no use there"
-                warnings.warn(f"the bond '{self.name}.{name}' is made {ranks}", RankWarning, stacklevel=outside())
+                cut = f"cut from {self.known(rank)} to {self.known(most)}: more than {self.known(most)} cannot matter"
+                warnings.warn(f"the bond '{self.name}.{name}' is {cut}", RankWarning, stacklevel=outside())
             rank = most if rank.is_Integer and most.is_Integer else sympy.Min(rank, most)
         return self.index(name, rank)
 
