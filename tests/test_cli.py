@@ -356,21 +356,42 @@ def test_plan_is_asked_for_by_options():
     assert (result.exit_code, result.stdout) == (0, made.table() + "\n")
 
 
+@pytest.mark.parametrize("command", ["plan", "emit", "verify", "diff", "front"])
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (("--mode", "dream"), "the mode is 'dream'\n  modes: infer, train, serve\n"),
+        (("--mode", "dream"), "Invalid value for '--mode': 'dream' is not one of infer, train, serve"),
         (
             ("--minimize", "regret"),
-            "minimize is 'regret'\n  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, "
-            "or a function of a step\n",
+            "Invalid value for '--minimize': 'regret' is not one of flops, memory, writes, time",
         ),
-        (("--frozen", "w9"), "requires_grad names 'w9'\n  tensors: x, w1, w2, w3, w4, bias\n"),
+        (
+            ("--frozen", "w9"),
+            "Invalid value for --frozen: fc2_mpo has no tensor 'w9'; its tensors: x, w1, w2, w3, w4, bias",
+        ),
+        (("--machine", "cpu"), "Invalid value for --machine: it goes with --minimize time"),
+        (("--set", "D"), "Invalid value for '--set': 'D' is not NAME=N with an integer N, as in D=8"),
+        (("--set", "D=2", "--set", "D=3"), "Invalid value for --set, --batch: the size 'D' is given twice"),
+        (("--trials", "0"), "Invalid value for '--trials': "),
     ],
 )
-def test_a_request_that_is_none_is_an_error(args, error):
-    result = invoke("plan", FC2, *args)
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", error)
+def test_wrong_usage_names_the_option(command, args, error):
+    files = [FC2, FC2] if command == "diff" else [FC2]
+    result = invoke(command, *files, *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {error}")
+
+
+def test_several_orders_have_names():
+    named = invoke("plan", FC2, "--order", "y=x w1 w2 w3 w4")
+    assert named.stdout == invoke("plan", FC2, "--order", "x w1 w2 w3 w4").stdout
+    result = invoke("plan", FC2, "--order", "x w1", "--order", "y=x w1")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        2,
+        "Error: Invalid value for --order: 'x w1' is not NAME=ORDER, which several are",
+    )
+    result = invoke("plan", FC2, "--order", "y=x w1", "--order", "y=x w1")
+    assert "Invalid value for --order: 'y' has two orders; join them by +" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -426,14 +447,21 @@ def test_a_saved_plan_is_overwritten_only_when_told(saved):
         ("plan", ("--frozen", "w1")),
         ("plan", ("--order", "x w1")),
         ("plan", ("--network", "fc2_mpo")),
+        ("plan", ("--trials", "3")),
         ("emit", ("--set", "D=8")),
         ("emit", ("--batch", "8")),
+        ("emit", ("--mode", "train")),
+        ("verify", ("--minimize", "writes")),
+        ("front", ()),
+        ("tune", ()),
     ],
 )
 def test_a_saved_plan_is_not_planned_anew(saved, command, args):
     result = invoke(command, saved, *args)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert args[0] in result.stderr
+    assert f"Invalid value for {args[0] if args else 'FILE'}" in result.stderr.replace(
+        "--set, --batch", args[0] if args else ""
+    )
 
 
 def test_a_saved_plan_that_was_damaged_is_refused(saved):
@@ -501,6 +529,22 @@ def test_emit_overwrites_only_when_told(tmp_path):
     assert invoke("emit", RING, "-o", str(out), "--force").exit_code == 0
     assert out.read_text() == tngraph.emit(tngraph.plan(tngraph.load(RING)))
     assert invoke("emit", RING, "-o", str(tmp_path), "--force").exit_code == 1
+
+
+def test_emit_and_verify_take_the_options_of_plan(tmp_path):
+    saved = str(tmp_path / "plan.json")
+    options = ("--batch", "64", "--mode", "train", "--minimize", "writes", "--frozen", "w1")
+    wanted = tngraph.plan(
+        tngraph.load(FC2), {"batch": 64}, mode="train", minimize="writes", requires_grad={"w1": False}
+    )
+    assert invoke("emit", FC2, *options, "--save", saved).stdout == tngraph.emit(wanted)
+    assert tngraph.load_plan(saved) == wanted
+    record = json.loads(invoke("verify", FC2, *options, "--save", saved, "--force", "--json").stdout)
+    assert tngraph.load_plan(saved) == wanted
+    counts = wanted.at(batch=64)
+    found = {check["what"]: check["found"] for check in record["checks"] if check["unit"] in ("FLOPs", "bytes")}
+    assert (record["is_equal"], record["sizes"]["batch"]) == (True, 64)
+    assert (found["forward"], found["saved for backward"]) == (counts.flops, 2 * counts.saved)  # in float64
 
 
 def test_emit_follows_a_link(tmp_path):
@@ -626,6 +670,17 @@ def test_a_layer_verifies_at_given_run_time_sizes():
     assert str(error.value) == "ring_tied has no run-time size 'D'\n  its run-time sizes: batch"
     with pytest.raises(tngraph.SizeError):
         layer.verify(sizes={"batch": 0})
+
+
+# tune
+
+
+def test_tune_as_json():
+    record = json.loads(invoke("tune", RING, "--set", "n=3", "--batch", "2,9", "--mode", "train", "--json").stdout)
+    assert (record["network"], record["mode"]) == ("ring_tied", "train")
+    kept = [candidate for candidate in record["candidates"] if candidate["is_kept"]]
+    assert [candidate["sizes"] for candidate in kept] == [{"batch": 2}, {"batch": 9}]
+    assert all(candidate["measured_seconds"] > 0 for candidate in record["candidates"])
 
 
 # as a process

@@ -8,6 +8,7 @@ Importing this package does not import torch.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tngraph.compiler.budget import RankChoice, choose_rank
@@ -77,14 +78,17 @@ __all__ = [
 ]
 
 
+_TORCH = {"Layer": "tngraph.modules.layer", "compile": "tngraph.modules.compiling"}
+"""The names whose modules import torch, which is loaded at their first use."""
+
+
 def __getattr__(name: str) -> Any:
-    """Import torch's room at the first use of a name that needs it."""
-    if name == "Layer":
-        from tngraph.modules.layer import Layer
+    """Return a name of torch's room, after importing torch."""
+    if name not in _TORCH:
+        raise AttributeError(f"module 'tngraph' has no attribute {name!r}")
+    return getattr(import_module(_TORCH[name]), name)
 
-        return Layer
-    if name == "compile":
-        from tngraph.modules.compiling import compile
 
-        return compile
-    raise AttributeError(f"module 'tngraph' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """Return what a user needs, and not the modules that are loaded along with it."""
+    return sorted(__all__)

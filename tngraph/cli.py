@@ -13,9 +13,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,34 +29,17 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.options import (
-    AsJson,
-    Batch,
+    PLANNING,
+    READING,
+    SAVING,
+    SEARCHING,
+    Device,
     Dtype,
     File,
-    Files,
-    Force,
-    Frozen,
-    Largest,
-    MachineOf,
-    MemoryLimit,
-    Minimize,
-    Mode,
-    NetworkName,
     Options,
-    Orders,
-    Output,
-    Save,
-    Seconds,
-    Seed,
-    Sizes,
-    Strict,
-    Trials,
-    check_network,
-    load_network,
-    parse_bytes,
-    parse_numbers,
-    parse_orders,
-    parse_sizes,
+    Source,
+    parse_batches,
+    takes,
 )
 from tngraph.plans.plan import Plan
 from tngraph.plans.saving import format_plan_file
@@ -70,10 +52,8 @@ from tngraph.report.records import (
     network_record,
     plan_record,
     problem_record,
-    verification_record,
 )
-from tngraph.report.terminal import show_calibration, show_plan, show_source, show_text, show_verification, show_warning
-from tngraph.search.machine import Machine
+from tngraph.report.terminal import show_plan, show_source, show_text, show_warning
 
 MOST_ELEMENTS = 2**27
 """The most elements of inputs, params and values that `verify` accepts: 1 GiB in float64 [elements]."""
@@ -132,17 +112,19 @@ def _options(
 @app.command(
     epilog=_examples("tngraph new layer", "tngraph new adapter --family quanta", "tngraph families"),
 )
+@takes("force")
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the network; NAME.tn is written.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network; NAME.tn is written.")],
+    *,
     family: Annotated[
         str | None, typer.Option("--family", metavar="FAMILY", help="Start from the example of a family.")
     ] = None,
-    force: Force = False,
+    options: Options,
 ) -> None:
     """Write a first spec to start from."""
     with _errors_reported():
         text = first_spec(name, None if family is None else named_family(family))
-        _write(Path(f"{name}.tn"), text, force)
+        _write(Path(f"{name}.tn"), text, options.force)
     show_text(
         f"wrote {name}.tn; next:\n  tngraph check {name}.tn\n  tngraph plan {name}.tn --batch 64\n"
         f"  tngraph verify {name}.tn\n  tngraph emit {name}.tn"
@@ -157,18 +139,16 @@ def new(
         "tngraph check --json - < fc2_mpo.tn",
     )
 )
+@takes(*READING, "as_json")
 def check(
-    files: Files,
-    network: NetworkName = None,
-    sizes: Sizes = None,
-    batch: Batch = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Spec files; - reads standard input.")],
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Take warnings as errors: exit code 1.")] = False,
+    options: Options,
 ) -> None:
     """Say whether spec files are right; show all errors and warnings."""
-    set_sizes = parse_sizes(sizes, batch)
-    records = [_check_file(file, network, set_sizes, strict, as_json) for file in files]
-    if as_json:
+    records = [_check_file(file, options, strict) for file in files]
+    if options.as_json:
         _show_json({"files": records})
     if not all(record["is_ok"] for record in records):
         raise typer.Exit(1)
@@ -178,17 +158,19 @@ def check(
     "families",
     epilog=_examples("tngraph families", "tngraph families mpo", "tngraph families --full"),
 )
+@takes("as_json")
 def list_families(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one in full.")] = None,
+    *,
     full: Annotated[
         bool, typer.Option("--full", help="Show each in full: drawing, options, formulas, a spec.")
     ] = False,
-    as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """List the families of weights, with what they cost."""
     with _errors_reported():
         families = [describe(named_family(name))] if name is not None else list(entries())
-    if as_json:
+    if options.as_json:
         _show_json({"families": [record(entry) for entry in families]})
     elif full or name is not None:
         show_text("\n\n\n".join(map(format_entry, families)))
@@ -205,39 +187,16 @@ def list_families(
         "tngraph plan pinned.json --batch 1 --json",
     )
 )
-def plan(
-    file: File,
-    network: NetworkName = None,
-    sizes: Sizes = None,
-    batch: Batch = None,
-    seed: Seed = 0,
-    order: Orders = None,
-    mode: Mode = None,
-    minimize: Minimize = None,
-    machine: MachineOf = None,
-    memory_limit: MemoryLimit = None,
-    largest: Largest = None,
-    frozen: Frozen = None,
-    trials: Trials = None,
-    seconds: Seconds = None,
-    save: Save = None,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
+@takes(*READING, *PLANNING, *SAVING, "as_json")
+def plan(file: File, options: Options) -> None:
     """Print the order of a contraction and what it costs."""
-    asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
-    asked = replace(asked, largest=largest, trials=trials, seconds=seconds)
     with _errors_reported():
-        if machine is not None:
-            asked = replace(asked, minimize=_machine(machine, minimize))
-        source = asked.plan(file)
-        set_sizes = source.sizes if source.is_saved else {}
-        if save is not None:
-            _write(Path(save), format_plan_file(source.plan), force)
-        if as_json:
-            _show_json(plan_record(source.plan, **set_sizes))
+        source = _plan_and_save(file, options)
+        sizes = source.sizes if source.is_saved else {}
+        if options.as_json:
+            _show_json(plan_record(source.plan, **sizes))
         else:
-            show_plan(source.plan, **set_sizes)
+            show_plan(source.plan, **sizes)
 
 
 @app.command(
@@ -247,22 +206,12 @@ def plan(
         "tngraph front conv_cp.tn --batch 8 --set height=32 --set width=32 --json",
     )
 )
-def front(
-    file: File,
-    network: NetworkName = None,
-    sizes: Sizes = None,
-    batch: Batch = None,
-    seed: Seed = 0,
-    mode: Mode = None,
-    minimize: Minimize = None,
-    frozen: Frozen = None,
-    as_json: AsJson = False,
-) -> None:
+@takes(*READING, "mode", "minimize", "machine", "frozen", *SEARCHING, "as_json")
+def front(file: File, options: Options) -> None:
     """Show cost against memory: the plans worth choosing."""
-    asked = _request(network, sizes, batch, seed, (), mode, minimize, None, frozen)
     with _errors_reported():
-        front = asked.front(file)
-        if as_json:
+        front = options.front(file)
+        if options.as_json:
             _show_json(front_record(front))
         else:
             show_text(str(front))
@@ -275,29 +224,20 @@ def front(
         "tngraph diff before.json after.json --json",
     )
 )
+@takes(*READING, *PLANNING, "as_json")
 def diff(
     file: File,
     other: Annotated[
         str, typer.Argument(metavar="OTHER", help="A spec file, or a saved plan, to compare.", show_default=False)
     ],
-    network: NetworkName = None,
-    sizes: Sizes = None,
-    batch: Batch = None,
-    seed: Seed = 0,
-    order: Orders = None,
-    mode: Mode = None,
-    minimize: Minimize = None,
-    memory_limit: MemoryLimit = None,
-    frozen: Frozen = None,
-    as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """Show where two plans differ: totals, regimes, steps."""
-    asked = _request(network, sizes, batch, seed, order, mode, minimize, memory_limit, frozen)
     with _errors_reported():
-        sources = [asked.plan(path, with_saved=True) for path in (file, other)]
-        set_sizes = asked.sizes if any(source.is_saved for source in sources) else {}
-        difference = sources[0].plan.diff(sources[1].plan, **set_sizes)
-        if as_json:
+        before, after = (options.plan(path, with_saved=True) for path in (file, other))
+        sizes = options.set_sizes() if before.is_saved or after.is_saved else {}
+        difference = before.plan.diff(after.plan, **sizes)
+        if options.as_json:
             _show_json(difference_record(difference))
         else:
             show_text(str(difference))
@@ -307,60 +247,56 @@ def diff(
     epilog=_examples(
         "tngraph emit fc2_mpo.tn",
         "tngraph emit fc2_mpo.tn -o fc2_mpo.py --set D=8",
+        "tngraph emit fc2_mpo.tn --mode train --minimize time --save fc2_mpo.json -o fc2_mpo.py",
         "tngraph emit pinned.json -o fc2_mpo.py --force",
     )
 )
+@takes(*READING, *PLANNING, *SAVING)
 def emit(
     file: File,
-    output: Output = "-",
-    force: Force = False,
-    network: NetworkName = None,
-    sizes: Sizes = None,
-    batch: Batch = None,
-    seed: Seed = 0,
+    *,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="OUT", help="The file to write; - is standard output.")
+    ] = "-",
+    options: Options,
 ) -> None:
     """Print a network as a standalone PyTorch file."""
-    asked = _request(network, sizes, batch, seed)
     with _errors_reported():
-        source = asked.plan(file)
-        if source.is_saved and asked.sizes:
+        source = _plan_and_save(file, options)
+        if source.is_saved and source.sizes:
             raise typer.BadParameter(f"{file} is a saved plan, which has its sizes", param_hint="--set, --batch")
         text = tngraph.emit(source.plan)
         if output == "-":
             show_source(text)
         else:
-            _write(Path(output), text, force)
+            _write(Path(output), text, options.force)
 
 
 @app.command(
     epilog=_examples(
         "tngraph verify fc2_mpo.tn",
+        'tngraph verify fc2_mpo.tn --batch 16 --mode train --order "x w1 w2 w3 w4"',
         "tngraph verify pinned.json --batch 16 --set D=2 --seed 1",
         "tngraph verify conv_cp.tn --set height=12 --set width=12 --json",
     )
 )
-def verify(
-    file: File,
-    network: NetworkName = None,
-    sizes: Sizes = None,
-    batch: Batch = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
+@takes(*READING, *PLANNING, *SAVING, "as_json")
+def verify(file: File, options: Options) -> None:
     """Compare values, gradients and counts with what runs."""
-    asked = _request(network, sizes, batch, seed)
     with _errors_reported():
-        planned, set_sizes, _ = asked.plan(file)
-        _refuse_large(planned, set_sizes)
-        runtime = {name: value for name, value in set_sizes.items() if name in planned.network.runtime_sizes()}
-        others = {name: value for name, value in set_sizes.items() if name not in runtime}
+        from tngraph.report.runs import show_verification, verification_record
+
+        planned, sizes, _ = _plan_and_save(file, options)
+        _refuse_large(planned, sizes)
+        runtime = {name: size for name, size in sizes.items() if name in planned.network.runtime_sizes()}
+        others = {name: size for name, size in sizes.items() if name not in runtime}
         try:
-            result = tngraph.compile(planned, others).verify(sizes=runtime, seed=seed)
+            result = tngraph.compile(planned, others).verify(sizes=runtime, seed=options.seed)
         except VerificationError as error:
-            if as_json:
+            if options.as_json:
                 _show_json(verification_record(error.args[0]))
             raise
-        if as_json:
+        if options.as_json:
             _show_json(verification_record(result))
         else:
             show_verification(result)
@@ -373,16 +309,17 @@ def verify(
     )
 )
 def calibrate(
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="As PyTorch names it.")] = "cpu",
+    device: Device = "cpu",
     dtype: Dtype = "float32",
     seconds: Annotated[float, typer.Option("--seconds", metavar="T", help="How long to measure.")] = 5.0,
 ) -> None:
     """Measure a device, for plans that minimize time on it."""
     with _errors_reported():
         from tngraph.modules.calibration import computing_in, run_calibration
+        from tngraph.report.runs import show_calibration
 
-        with computing_in(dtype, device) as numbers:
-            calibration = run_calibration(device, numbers, seconds)
+        with computing_in(dtype, device) as torch_dtype:
+            calibration = run_calibration(device, torch_dtype, seconds)
         show_calibration(calibration)
         try:
             place = save_machine(calibration.machine, calibration.device, calibration.dtype)
@@ -395,71 +332,47 @@ def calibrate(
     epilog=_examples(
         "tngraph tune fc2_mpo.tn --batch 1,32,512",
         "tngraph tune fc2_mpo.tn --set D=8 --batch 64 --mode train --save tuned.json",
+        "tngraph tune fc2_mpo.tn --batch 64 --json",
     )
 )
+@takes("network", "sizes", "mode", *SEARCHING, *SAVING, "as_json")
 def tune(
     file: File,
-    network: NetworkName = None,
-    sizes: Sizes = None,
+    *,
     batches: Annotated[
         str, typer.Option("--batch", metavar="N,N,...", help="The values of the first run-time size to measure at.")
     ] = "1,32,512",
-    mode: Mode = None,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="As PyTorch names it.")] = "cpu",
+    device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Seed = 0,
-    save: Save = None,
-    force: Force = False,
+    options: Options,
 ) -> None:
     """Measure the best few ways to run a network on random inputs, and keep the fastest."""
-    values = parse_numbers(batches)
+    values = parse_batches(batches)
     with _errors_reported():
         from tngraph.modules.calibration import computing_in
         from tngraph.modules.tuning import random_calls
         from tngraph.modules.tuning import tune as tune_network
+        from tngraph.report.runs import tuning_record
 
-        set_sizes = parse_sizes(sizes, None)
-        loaded, runtime = load_network(file, network, set_sizes)
-        calls = random_calls(loaded, runtime, values)
-        options: dict[str, Any] = {"mode": mode or "infer", "search": tngraph.Search(seed=seed), "device": device}
-        with computing_in(dtype, device) as numbers:
-            tuning = tune_network(loaded, runtime, calls, dtype=numbers, **options)
-        show_text(str(tuning))
-        if save is not None:
-            _write(Path(save), format_plan_file(tuning.plan), force)
-
-
-def _machine(device: str, minimize: str | None) -> Machine:
-    """Return the calibrated machine of a device in float32, or the built-in one.
-
-    Raises:
-        typer.BadParameter: the request does not minimize time.
-    """
-    if minimize != "time":
-        raise typer.BadParameter("it goes with --minimize time", param_hint="--machine")
-    from tngraph.modules.calibration import machine_for
-
-    return machine_for(device)
+        network, runtime = options.load(file)
+        calls = random_calls(network, runtime, values)
+        request: dict[str, Any] = {"mode": options.mode or "infer", "search": options.search(), "device": device}
+        with computing_in(dtype, device) as torch_dtype:
+            tuning = tune_network(network, runtime, calls, dtype=torch_dtype, **request)
+        if options.save is not None:
+            _write(Path(options.save), format_plan_file(tuning.plan), options.force)
+        if options.as_json:
+            _show_json(tuning_record(tuning))
+        else:
+            show_text(str(tuning))
 
 
-def _request(
-    network: str | None,
-    sizes: Sequence[str] | None,
-    batch: int | None,
-    seed: int,
-    order: Sequence[str] | None = None,
-    mode: str | None = None,
-    minimize: str | None = None,
-    memory_limit: str | None = None,
-    frozen: Sequence[str] | None = None,
-) -> Options:
-    """Return the options of a command as a request.
-
-    Raises:
-        typer.BadParameter: an option is not valid.
-    """
-    orders, most = parse_orders(order or ()), parse_bytes(memory_limit)
-    return Options(network, parse_sizes(sizes, batch), seed, orders, mode, minimize, most, tuple(frozen or ()))
+def _plan_and_save(file: str, options: Options) -> Source:
+    """Return the plan of a file, after writing it to the file of ``--save``."""
+    source = options.plan(file)
+    if options.save is not None:
+        _write(Path(options.save), format_plan_file(source.plan), options.force)
+    return source
 
 
 @contextmanager
@@ -472,23 +385,23 @@ def _errors_reported() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _check_file(file: str, name: str | None, given: Mapping[str, int], strict: bool, as_json: bool) -> Record:
+def _check_file(file: str, options: Options, is_strict: bool) -> Record:
     """Show the result of `check` for one file, and return it as a record."""
     network: Network | None = None
     problems: tuple[Problem, ...] = ()
     error = None
     try:
-        network, problems = check_network(file, name, given)
+        network, problems = options.check(file)
     except TngraphError as caught:
         error = str(caught)
     record = {
         "file": file,
-        "is_ok": error is None and not (strict and problems),
+        "is_ok": error is None and not (is_strict and problems),
         "error": error,
         "warnings": list(map(problem_record, problems)),
         **network_record(network),
     }
-    if not as_json:
+    if not options.as_json:
         show_text(_describe(record))
     if error is not None:
         print(error, file=sys.stderr)
@@ -529,20 +442,18 @@ def _write(path: Path, text: str, force: bool) -> None:
         raise NetworkError(f"{path} cannot be written: {explain(error)}") from None
 
 
-def _refuse_large(made: Plan, runtime: Mapping[str, int]) -> None:
+def _refuse_large(plan: Plan, runtime: Mapping[str, int]) -> None:
     """Refuse a verification that would not fit in memory, before it allocates anything.
 
     Raises:
         SizeError: it would take more than `MOST_ELEMENTS`.
     """
-    sizes = dict.fromkeys(made.network.runtime_sizes(), SMALL) | dict(runtime)
-    numbers = made.values(**sizes)
-    inputs = sum(evaluate_size(legs_size(port.legs), numbers) for port in made.network.inputs)
-    count = (
-        evaluate_size(made.params, numbers) + made.regime_of(numbers).memory(numbers, DOUBLE).peak // DOUBLE + inputs
-    )
+    sizes = plan.values(**(dict.fromkeys(plan.network.runtime_sizes(), SMALL) | dict(runtime)))
+    inputs = sum(evaluate_size(legs_size(port.legs), sizes) for port in plan.network.inputs)
+    values = plan.regime_of(sizes).memory(sizes, DOUBLE).peak // DOUBLE
+    count = evaluate_size(plan.params, sizes) + values + inputs
     if count > MOST_ELEMENTS:
         raise SizeError(
-            f"verifying {made.network.name} here takes {count:,} elements, more than {MOST_ELEMENTS:,}\n"
+            f"verifying {plan.network.name} here takes {count:,} elements, more than {MOST_ELEMENTS:,}\n"
             "  verify it at smaller sizes: its formulas are the same"
         )

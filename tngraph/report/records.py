@@ -1,4 +1,4 @@
-"""Records of networks, plans and verifications in plain values, for JSON and for tables.
+"""Records of networks, plans and their differences in plain values, for JSON and for tables.
 
 The key of a number names its unit. Counts are integers. Their formulas are there too, uncut, as text under ``formulas``
 with the same keys.
@@ -7,8 +7,7 @@ with the same keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sympy
 
@@ -21,9 +20,6 @@ from tngraph.plans.plan import Plan, Regime
 from tngraph.plans.table import draw_stages, format_step, format_value
 from tngraph.program.counts import evaluate_count, volume, work_unit
 from tngraph.program.memory import case_at
-
-if TYPE_CHECKING:
-    from tngraph.modules.verification import Verification
 
 Record = dict[str, Any]
 
@@ -152,19 +148,6 @@ def front_record(front: Front) -> Record:
     """Return the plans of a front, cheapest first: cost, bytes, and how each plan stays within them."""
     rows = [{"cost": p.cost, "bytes": p.bytes, "how": describe_point(p.plan)} for p in front.points]
     return {"network": front.points[0].plan.network.name, "plans": rows}
-
-
-def verification_record(result: Verification) -> Record:
-    """Return one record per comparison. A value that is not finite becomes None, since JSON has no nan."""
-    checks = [
-        {"what": c.what, "unit": c.unit, "expected": c.expected, "found": _finite(c.found), "is_equal": c.is_equal}
-        for c in result.checks
-    ]
-    return {"network": result.name, "is_equal": result.is_equal, "sizes": dict(result.sizes), "checks": checks}
-
-
-def _finite(value: float | str) -> float | str | None:
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _count(formulas: Mapping[str, sympy.Expr | None], sizes: Mapping[str, int]) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,10 +17,6 @@ from tngraph.errors import Problem
 from tngraph.plans.plan import Plan
 from tngraph.report.records import step_records
 from tngraph.search.objectives import Price
-
-if TYPE_CHECKING:
-    from tngraph.modules.calibration import Calibration
-    from tngraph.modules.verification import Verification
 
 
 def show_text(text: str) -> None:
@@ -35,7 +31,7 @@ def show_plan(plan: Plan, /, **sizes: int) -> None:
         return show_text(text)
     totals, _, _ = text.partition("\n\n")
     header = ("step", "kind", "computes", "legs", "operations", "size [elements]")
-    table = _table(header, numbers=(0, 4, 5))
+    table = make_table(header, numbers=(0, 4, 5))
     for step in step_records(plan.regime(**sizes), plan.values(**sizes)):
         work = f"{step['macs']:,} MAC" if step["macs"] else f"{step['elementwise_operations']:,} elementwise"
         cells = (str(step["step"]), step["kind"], step["computes"], step["result"], work, f"{step['size_elements']:,}")
@@ -52,35 +48,6 @@ def show_source(text: str) -> None:
     Console().print(Syntax(text, "python", theme="ansi_dark", background_color="default"), soft_wrap=True)
 
 
-def show_verification(result: Verification) -> None:
-    """Print a verification, with one row per comparison."""
-    text = str(result)
-    if not sys.stdout.isatty():
-        return show_text(text)
-    table = _table(("compared", "expected", "found", ""), numbers=(1, 2))
-    for check in result.checks:
-        *cells, verdict = check.row()
-        table.add_row(*map(Text, cells), Text(verdict, "green" if check.is_equal else "bold red"))
-    console = Console()
-    console.print(text.partition("\n")[0], markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-
-
-def show_calibration(found: Calibration) -> None:
-    """Print the numbers of a machine, some of its held-out kernels, and how accurate the model is."""
-    if not sys.stdout.isatty():
-        return show_text(str(found))
-    numbers = _table(("machine", "number", "unit"), numbers=(1,))
-    kernels = _table(("kernel", "measured [us]", "model [us]", "ratio"), numbers=(1, 2, 3))
-    for table, rows in ((numbers, found.numbers()), (kernels, found.sample())):
-        for row in rows:
-            table.add_row(*map(Text, row))
-    console = Console()
-    console.print(f"{found.device}, {found.dtype}", markup=False, highlight=False, soft_wrap=True)
-    console.print(numbers, kernels)
-    console.print(found.verdict(), markup=False, highlight=False, soft_wrap=True)
-
-
 def show_warning(warning: Problem | Warning | str) -> None:
     """Print a warning on standard error."""
     print(f"warning: {warning}", file=sys.stderr)
@@ -93,8 +60,8 @@ def show_progress(done: int, total: int | None, cost: Price) -> None:
     print(f"\r\033[Ksearching: {done}{of}, best {Decimal(cost):.2e}{end}", end="", file=sys.stderr, flush=True)
 
 
-def _table(header: Sequence[str], numbers: Sequence[int]) -> Table:
-    """Make an empty table. Columns at these positions hold numbers, which are aligned right and not wrapped."""
+def make_table(header: Sequence[str], numbers: Sequence[int]) -> Table:
+    """Return an empty table. Columns at these positions hold numbers, which are aligned right and not wrapped."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for position, title in enumerate(header):
         is_number = position in numbers
