@@ -21,7 +21,7 @@ from tngraph.errors import PlanError
 from tngraph.modules import calibration
 from tngraph.modules.calibration import (
     Calibration,
-    Kernel,
+    KernelCase,
     Measurement,
     calibrate,
     computing_in,
@@ -167,13 +167,17 @@ def test_the_kernels_are_the_same_every_time_and_of_every_kind():
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_every_kind_of_kernel_is_measured(dtype: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calibration, "LARGEST", 20_000)
-    kernels = [Kernel("matrix", (1, 8, 4, 16)), Kernel("matrices", (4, 8, 4, 16)), Kernel("broadcast", (4, 8, 4, 16))]
+    kernels = [
+        KernelCase("matrix", (1, 8, 4, 16)),
+        KernelCase("matrices", (4, 8, 4, 16)),
+        KernelCase("broadcast", (4, 8, 4, 16)),
+    ]
     kernels += [
-        Kernel("copy", (2, 4, 8, 2)),
-        Kernel("reverse", (2, 4, 8, 2)),
-        Kernel("relu", (99,)),
-        Kernel("add", (99,)),
-        Kernel("view", (99,)),
+        KernelCase("copy", (2, 4, 8, 2)),
+        KernelCase("reverse", (2, 4, 8, 2)),
+        KernelCase("relu", (99,)),
+        KernelCase("add", (99,)),
+        KernelCase("view", (99,)),
     ]
     monkeypatch.setattr(calibration, "LONGEST", 1e9)
     with computing_in(dtype) as numbers:

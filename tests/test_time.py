@@ -29,7 +29,7 @@ from tngraph.compiler.timed import IN_PARTS, SAMPLED
 from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
-from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product, in_this_process
+from tngraph.modules.timing import KernelTimes, MeasuredMachine, ProductCase, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.plans.dense import dense_equivalent
 from tngraph.plans.plan import Measured, Plan
@@ -539,9 +539,9 @@ def test_kernels_are_timed_once_and_for_some_time_only(monkeypatch: pytest.Monke
     machine = MeasuredMachine.like(Machine(), kernels)
     first, same, other = (Copy(sizes, (1, 0, 2)) for sizes in ((32, 40, 16), (40, 32, 16), (40, 32, 40)))
     assert machine.rearrange(first) == machine.rearrange(same) > 0
-    assert len(kernels.known) == 1
+    assert len(kernels.times) == 1
     machine.rearrange(other)
-    assert len(kernels.known) == 2
+    assert len(kernels.times) == 2
     monkeypatch.setattr(timing, "MOST_SECONDS", 0.0)
     assert machine.rearrange(first) == machine.rearrange(same)
     assert machine.product(1, 33, 44, 55) == Machine().product(1, 33, 44, 55)
@@ -578,9 +578,9 @@ def test_memory_of_a_gpu_is_as_it_was_measured():
 
 def test_kernels_are_timed_in_memory_that_is_there():
     kernels = KernelTimes(torch.device("cpu"), torch.float32)
-    kernels.multiply(Product(1, 8, 8, 8, False, False))
+    kernels.multiply(ProductCase(1, 8, 8, 8, False, False))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        kernels.multiply(Product(3, 500, 300, 20, True, False))
+        kernels.multiply(ProductCase(3, 500, 300, 20, True, False))
         kernels.rearrange(Copy((30, 50, 70), (2, 0, 1)))
     assert all(event.self_cpu_memory_usage <= 0 for event in found.key_averages())
 

@@ -37,7 +37,7 @@ from tngraph.options import (
     Dtype,
     File,
     Options,
-    Source,
+    PlannedFile,
     parse_batches,
     takes,
 )
@@ -367,7 +367,7 @@ def tune(
             show_text(str(tuning))
 
 
-def _plan_and_save(file: str, options: Options) -> Source:
+def _plan_and_save(file: str, options: Options) -> PlannedFile:
     """Return the plan of a file, after writing it to the file of ``--save``."""
     source = options.plan(file)
     if options.save is not None:

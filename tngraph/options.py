@@ -65,7 +65,7 @@ class Pin(NamedTuple):
     order: str
 
 
-class Source(NamedTuple):
+class PlannedFile(NamedTuple):
     """The plan of a file, and the given sizes that are not part of it: run-time sizes, or all if the plan was saved."""
 
     plan: Plan
@@ -285,7 +285,7 @@ class Options:
         network, _, problems = _parse(*_read(file), self.network, self.set_sizes())
         return network, problems
 
-    def plan(self, file: str, *, with_saved: bool = False) -> Source:
+    def plan(self, file: str, *, with_saved: bool = False) -> PlannedFile:
         """Return the plan of a file: a new one as requested, or the one that was saved.
 
         Args:
@@ -300,11 +300,11 @@ class Options:
         if is_plan_file(data):
             if not with_saved:
                 self._refuse_planning(label)
-            return Source(parse_plan(data, label), self.set_sizes(), is_saved=True)
+            return PlannedFile(parse_plan(data, label), self.set_sizes(), is_saved=True)
         network, runtime = self._parse(label, data)
         limits: dict[str, Any] = {"memory_limit": self.memory_limit, "largest": self.largest}
         planned = tngraph.plan(network, runtime, order=self.orders(), **self._request(network), **limits)
-        return Source(planned, runtime)
+        return PlannedFile(planned, runtime)
 
     def front(self, file: str) -> Front:
         """Return the front of cost against memory for a spec file.

@@ -62,14 +62,14 @@ def check_sizes(network: Network, values: Mapping[str, int]) -> None:
             extent = evaluate_size(core.legs[0].size, values, LARGEST)
             if not 0 <= core.init.args[0] < extent:
                 raise SizeError(f"the const {core.name!r} = basis({core.init.args[0]}) has {extent} entries, from 0")
-        if core.fan_in is not None and (number := evaluate_size(core.fan_in, values, LARGEST)) < 1:
-            raise SizeError(f"the fan-in {core.fan_in} of {core.name!r} is {number}\n  a fan-in is at least 1")
+        if core.fan_in is not None and (fan_in := evaluate_size(core.fan_in, values, LARGEST)) < 1:
+            raise SizeError(f"the fan-in {core.fan_in} of {core.name!r} is {fan_in}\n  a fan-in is at least 1")
 
 
-def unknown_size(network: Network, name: str, known: Sequence[str]) -> SizeError:
+def unknown_size(network: Network, name: str, names: Sequence[str]) -> SizeError:
     """Return the error for a size that a network does not have, with the ones it has."""
-    near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"its sizes: {', '.join(known) or 'none'}"
+    near = get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"its sizes: {', '.join(names) or 'none'}"
     loops = f"a size that bounds a loop is set when the text is read: tg.load(path, sizes={{{name!r}: …}})"
     return SizeError(f"{network.name} has no size {name!r}\n  {hint}; {loops}")
 
@@ -78,10 +78,10 @@ def _derive(size: Size, value: sympy.Expr, values: dict[str, int]) -> None:
     """Add a derived size if everything it derives from is bound."""
     if any(symbol.name not in values for symbol in value.free_symbols):
         return
-    number = evaluate_size(value, values, LARGEST)
-    if number < 1:
-        raise SizeError(f"the size {size.name!r} = {value} is {number}\n  a size is at least 1")
-    values[size.name] = number
+    derived = evaluate_size(value, values, LARGEST)
+    if derived < 1:
+        raise SizeError(f"the size {size.name!r} = {value} is {derived}\n  a size is at least 1")
+    values[size.name] = derived
 
 
 def bind_sizes(
@@ -116,13 +116,13 @@ def bind_sizes(
     return {size.name: values[size.name] for size in network.sizes}
 
 
-def check_names(given: Mapping[str, object], wanted: Mapping[str, str], what: str) -> None:
+def check_names(arrays: Mapping[str, object], wanted: Mapping[str, str], what: str) -> None:
     """Raise `SizeError` unless exactly the wanted tensors (name to role) are given a ``what``."""
     for name, role in wanted.items():
-        if name not in given:
+        if name not in arrays:
             raise SizeError(f"there is no {what} for the {role} {name!r}")
     article = "an" if what[0] in "aeiou" else "a"
-    for name in given:
+    for name in arrays:
         if name not in wanted:
             raise SizeError(f"there is no tensor {name!r} that takes {article} {what}\n  these do: {', '.join(wanted)}")
 
@@ -138,8 +138,8 @@ def _show(port: Port) -> str:
 
 def _axes(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int, tuple[Index, ...], int]]:
     for port in network.inputs:
-        for number, (axis, extent) in enumerate(zip(port.axes, shapes[port.name], strict=True)):
-            yield port.name, number, axis, extent
+        for position, (axis, extent) in enumerate(zip(port.axes, shapes[port.name], strict=True)):
+            yield port.name, position, axis, extent
 
 
 def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: dict[str, int]) -> bool:
@@ -148,7 +148,7 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
     for size in network.sizes:
         if size.name not in values and size.value is not None:
             _derive(size, size.value, values)
-    for name, number, axis, extent in _axes(network, shapes):
+    for name, position, axis, extent in _axes(network, shapes):
         expr = product(index.size for index in axis)
         if all(symbol.name in values for symbol in expr.free_symbols):
             continue
@@ -158,7 +158,7 @@ def _bind_more(network: Network, shapes: Mapping[str, tuple[int, ...]], values: 
             misfit = _solve(expr, unknown[0], extent, values)
             if misfit is not None:
                 hint = f"no positive integer {unknown[0]} makes them equal"
-                raise SizeError(f"{_mismatch(name, number, axis, extent, misfit)}\n  {hint}")
+                raise SizeError(f"{_mismatch(name, position, axis, extent, misfit)}\n  {hint}")
     return len(values) > before
 
 
@@ -188,20 +188,20 @@ def _solve(expr: sympy.Expr, unknown: sympy.Symbol, extent: int, values: dict[st
 
 
 def _check_extents(network: Network, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, int]) -> None:
-    for name, number, axis, extent in _axes(network, shapes):
+    for name, position, axis, extent in _axes(network, shapes):
         expected = evaluate_size(product(index.size for index in axis), values, LARGEST)
         if expected != extent:
             involved = {s.name for index in axis for s in index.size.free_symbols}
             assignments = ", ".join(f"{size} = {values[size]}" for size in values if size in involved)
             hint = f"\n  with {assignments}" if assignments else ""
-            raise SizeError(f"{_mismatch(name, number, axis, extent, expected)}{hint}")
+            raise SizeError(f"{_mismatch(name, position, axis, extent, expected)}{hint}")
     index_sizes(network, values)
 
 
-def _mismatch(name: str, number: int, axis: Sequence[Index], extent: int, expected: object) -> str:
+def _mismatch(name: str, position: int, axis: Sequence[Index], extent: int, expected: object) -> str:
     legs = ", ".join(f"{index.name}:{index.size}" for index in axis)
     own = f"its index {legs} has {expected}" if len(axis) == 1 else f"its group ({legs}) multiplies to {expected}"
-    return f"axis {number} of the input {name!r} has size {extent}, and {own}"
+    return f"axis {position} of the input {name!r} has size {extent}, and {own}"
 
 
 def index_sizes(network: Network, values: Mapping[str, int]) -> dict[str, int]:

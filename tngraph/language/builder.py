@@ -422,9 +422,9 @@ class Builder:
         return Port(name, tuple(self._own(axis if isinstance(axis, tuple) else (axis,)) for axis in axes))
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> NetworkError:
+def unknown(what: str, name: str, names: Iterable[str]) -> NetworkError:
     """Return the error for a name that is not defined, with the closest name that is."""
-    candidates = [str(other) for other, _ in zip(known, range(_SUGGESTED), strict=False)]
+    candidates = [str(other) for other, _ in zip(names, range(_SUGGESTED), strict=False)]
     near = get_close_matches(str(name), candidates, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"define the {what} before it is used"
     return NetworkError(f"there is no {what} {name!r} here", hint, at=name)
@@ -441,7 +441,7 @@ def _names(text: str) -> tuple[str, ...]:
         before, first, last, after = match[1], int(match[2]), int(match[3]), match[4]
         if not first <= last < first + RANGE:
             raise NetworkError(f"{part.strip()!r} has no members, or too many", f"a range has 1 to {RANGE:,}")
-        names.extend(f"{before}{number}{after}" for number in range(first, last + 1))
+        names.extend(f"{before}{k}{after}" for k in range(first, last + 1))
     return tuple(names)
 
 

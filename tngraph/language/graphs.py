@@ -236,12 +236,12 @@ def _open_legs(node: Hashable, data: Mapping[str, Any], sizes: dict[Hashable, Si
     return [label for label, _ in pairs]
 
 
-def _init(node: Hashable, given: object) -> Init | None:
-    if given is None or isinstance(given, Init):
-        return given
-    kind, *args = (given,) if isinstance(given, str) else (given or (None,)) if isinstance(given, tuple) else (None,)
+def _init(node: Hashable, init: object) -> Init | None:
+    if init is None or isinstance(init, Init):
+        return init
+    kind, *args = (init,) if isinstance(init, str) else (init or (None,)) if isinstance(init, tuple) else (None,)
     if not isinstance(kind, str):
-        raise NetworkError(f"the node {node!r} has init={given!r}", "a kind is 'delta', or ('normal', 0.1)")
+        raise NetworkError(f"the node {node!r} has init={init!r}", "a kind is 'delta', or ('normal', 0.1)")
     return Init(kind, tuple(args))
 
 

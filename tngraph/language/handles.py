@@ -110,8 +110,8 @@ def _shown(factor: object) -> str:
 
 def integer(value: object) -> sympy.Expr:
     """Return a value as an integer expression."""
-    number = as_integer(value)
-    expr = value if isinstance(value, sympy.Expr) else None if number is None else sympy.Integer(number)
+    as_int = as_integer(value)
+    expr = value if isinstance(value, sympy.Expr) else None if as_int is None else sympy.Integer(as_int)
     if expr is None or not _is_integral(expr):
         raise NetworkError(f"{value!r} is not an integer", "sizes and positions are integers and sizes")
     return expr

@@ -200,14 +200,14 @@ def _check_numbers(init: Init, counts: tuple[int, ...]) -> None:
     if kind == "uniform" and args[0] > args[1]:
         raise NetworkError(f"uniform({args[0]}, {args[1]}) is empty", "the lower number stands first", at=kind)
     if kind == "fan_in":
-        number = sympy.sympify(args[0]) if isinstance(args[0], int | sympy.Expr) else sympy.nan
-        if not number.free_symbols and not (number.is_Integer and number >= 1):
+        fan_in = sympy.sympify(args[0]) if isinstance(args[0], int | sympy.Expr) else sympy.nan
+        if not fan_in.free_symbols and not (fan_in.is_Integer and fan_in >= 1):
             raise NetworkError(f"fan_in({args[0]}) is not a number of entries", "it is a size, and at least 1", at=kind)
 
 
 def _check_legs(core: Core) -> None:
-    for number, leg in enumerate(core.legs):
-        if any(leg.name == earlier.name for earlier in core.legs[:number]):
+    for position, leg in enumerate(core.legs):
+        if any(leg.name == earlier.name for earlier in core.legs[:position]):
             raise NetworkError(
                 f"the {core.role} {core.name!r} has the leg {leg.name!r} twice",
                 "a tensor's own legs differ; use one index twice where it is read",
@@ -327,11 +327,11 @@ class Network:
 
     def settable_sizes(self) -> tuple[Size, ...]:
         """Return the sizes known before any input is given: those whose value depends on no run-time size."""
-        known: dict[str, Size] = {}
+        settable: dict[str, Size] = {}
         for size in self.sizes:
-            if size.value is not None and all(symbol.name in known for symbol in size.value.free_symbols):
-                known[size.name] = size
-        return tuple(known.values())
+            if size.value is not None and all(symbol.name in settable for symbol in size.value.free_symbols):
+                settable[size.name] = size
+        return tuple(settable.values())
 
 
 def _mentions(network: Network) -> Iterator[Index]:
@@ -345,33 +345,33 @@ def _mentions(network: Network) -> Iterator[Index]:
 
 
 def _check_definitions(network: Network) -> None:
-    known: dict[str, Core | Equation] = {}
+    defined: dict[str, Core | Equation] = {}
     members: dict[str, str] = {}
     for core in network.cores:
-        check_new(known, core.name)
-        check_folders(known, members, core)
-        known[core.name] = core
+        check_new(defined, core.name)
+        check_folders(defined, members, core)
+        defined[core.name] = core
         members.update(dict.fromkeys(core.folders, core.name))
     for equation in network.equations:
-        check_equation(known, equation)
-        known[equation.name] = equation
+        check_equation(defined, equation)
+        defined[equation.name] = equation
 
 
-def check_new(known: Mapping[str, object], name: str) -> None:
+def check_new(defined: Mapping[str, object], name: str) -> None:
     """Raise `NetworkError` if there is already a tensor of this name."""
-    if name in known:
+    if name in defined:
         raise NetworkError(f"the name {name!r} is defined twice", "give one of them another name", at=name)
 
 
-def check_folders(known: Mapping[str, Core | Equation], members: Mapping[str, str], core: Core) -> None:
+def check_folders(defined: Mapping[str, Core | Equation], members: Mapping[str, str], core: Core) -> None:
     """Raise `NetworkError` if a module would need the same name for a tensor and for a folder of tensors.
 
     Args:
-        known: the tensors so far.
+        defined: the tensors so far.
         members: a tensor in each folder of the stored tensors so far.
         core: the next tensor.
     """
-    outer = [known[folder] for folder in core.folders if folder in known]
+    outer = [defined[folder] for folder in core.folders if folder in defined]
     stored = [source for source in outer if isinstance(source, Core) and source.role != "input"]
     inner = members.get(core.name) if core.role != "input" else None
     if stored or inner is not None:
@@ -383,12 +383,12 @@ def check_folders(known: Mapping[str, Core | Equation], members: Mapping[str, st
         )
 
 
-def check_equation(known: Mapping[str, Core | Equation], equation: Equation) -> None:
+def check_equation(defined: Mapping[str, Core | Equation], equation: Equation) -> None:
     """Raise `NetworkError` unless an equation defines a new name from earlier ones, with legs that fit."""
-    check_new(known, equation.name)
+    check_new(defined, equation.name)
     for term in equation.terms:
         for access in term.accesses:
-            _check_access(known, access)
+            _check_access(defined, access)
     on_right = {i.name for term in equation.terms for access in term.accesses for i in access.indices}
     seen: set[str] = set()
     for index in equation.legs:
@@ -403,8 +403,8 @@ def check_equation(known: Mapping[str, Core | Equation], equation: Equation) -> 
         seen.add(index.name)
 
 
-def _check_access(known: Mapping[str, Core | Equation], access: Access) -> None:
-    source = known.get(access.source)
+def _check_access(defined: Mapping[str, Core | Equation], access: Access) -> None:
+    source = defined.get(access.source)
     if source is None:
         raise NetworkError(f"there is no tensor {access.source!r} here", at=access.source)
     check_count(source, access.source, len(access.legs))
@@ -456,10 +456,10 @@ def _check_stored(network: Network) -> None:
         check_fan_in(core, {symbol.name for symbol in symbols})
 
 
-def check_fan_in(core: Core, known: Container[str]) -> None:
+def check_fan_in(core: Core, settable: Container[str]) -> None:
     """Raise `NetworkError` if the fan-in of a core depends on a size that is not a compile-time size."""
     names = sorted(symbol.name for symbol in core.fan_in.free_symbols) if core.fan_in is not None else []
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in settable]
     if unknown:
         raise NetworkError(
             f"the fan-in of {core.name!r} depends on {unknown[0]!r}, which is not a compile-time size",

@@ -194,7 +194,7 @@ def _read(access: Access, run: _Run) -> Array:
 
 def _positions(access: Access, shape: tuple[int, ...], run: _Run) -> tuple[tuple[Array, ...], Array]:
     """Return, for all values of an access's indices, the positions on each leg and whether they are inside."""
-    axis = {index.name: number for number, index in enumerate(access.indices)}
+    axis = {index.name: k for k, index in enumerate(access.indices)}
     grid = np.indices(_shape(access.indices, run.extents), sparse=True)
     inside: Array = np.ones(_shape(access.indices, run.extents), bool)
     positions = []
@@ -217,11 +217,11 @@ def _after_function(equation: Equation, linear: Array) -> Array:
 
 
 def _seed(network: Network, run: _Run, cotangents: ArrayLike | Sequence[ArrayLike]) -> dict[str, Array]:
-    given: Any = [cotangents] if len(network.outputs) == 1 else list(cotangents)  # type: ignore[arg-type]
-    if len(given) != len(network.outputs):
-        raise SizeError(f"{network.name} has {len(network.outputs)} outputs, and there are {len(given)} cotangents")
+    by_output: Any = [cotangents] if len(network.outputs) == 1 else list(cotangents)  # type: ignore[arg-type]
+    if len(by_output) != len(network.outputs):
+        raise SizeError(f"{network.name} has {len(network.outputs)} outputs, and there are {len(by_output)} cotangents")
     sources, adjoints = network.sources(), dict[str, Array]()
-    for port, cotangent in zip(network.outputs, map(np.asarray, given), strict=True):
+    for port, cotangent in zip(network.outputs, map(np.asarray, by_output), strict=True):
         shape = tuple(_length(axis, run.extents) for axis in port.axes)
         if cotangent.shape != shape:
             raise SizeError(f"the output {port.name!r} has shape {shape}, and its cotangent {cotangent.shape}")
@@ -246,8 +246,8 @@ def _before_function(equation: Equation, adjoint: Array, run: _Run) -> Array:
 def _pull_back(term: Term, adjoint: Operand, run: _Run, adjoints: dict[str, Array]) -> None:
     """Add to the adjoint of each access's source the adjoint times the other accesses, at the positions read."""
     scale, *reads = _operands(term, run)
-    for number, access in enumerate(term.accesses):
-        others = [scale, adjoint, *reads[:number], *reads[number + 1 :]]
+    for position, access in enumerate(term.accesses):
+        others = [scale, adjoint, *reads[:position], *reads[position + 1 :]]
         gradient = _contract(others, access.indices, run.extents)
         into = adjoints[access.source] = np.array(_adjoint(access.source, adjoints, run))
         positions, inside = _positions(access, into.shape, run)

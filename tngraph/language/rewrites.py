@@ -64,18 +64,18 @@ def merge_chains(network: Network) -> Network:
 
 
 def _expand(
-    term: Term, reader: Equation, known: dict[str, Equation], once: set[str], taken: set[str], sources: Sources
+    term: Term, reader: Equation, equations: dict[str, Equation], once: set[str], taken: set[str], sources: Sources
 ) -> Term:
     """Return a term in which the equations that only it uses are replaced by their terms.
 
-    These equations are removed from ``known``.
+    These equations are removed from ``equations``.
     """
     scale, done, ahead = term.scale, list[Access](), list(reversed(term.accesses))
     busy = {*reader.legs, *(i for access in term.accesses for i in access.indices)}
     while ahead:
         access = ahead.pop()
-        if access.source in once and _keeps_indices(known[access.source], access, sources):
-            equation = known.pop(access.source)
+        if access.source in once and _keeps_indices(equations[access.source], access, sources):
+            equation = equations.pop(access.source)
             scale *= equation.terms[0].scale
             written = _instantiate(equation.terms[0], equation, access, busy, taken, sources)
             busy.update(i for other in written for i in other.indices)

@@ -27,13 +27,13 @@ def unbound_sizes(sizes: Iterable[Size], inputs: Iterable[Port]) -> list[Size]:
     `binding.bind_sizes` can solve for it.
     """
     missing: dict[sympy.Symbol, Size] = {}
-    known: dict[sympy.Symbol, _Degrees] = {}
+    degrees: dict[sympy.Symbol, _Degrees] = {}
     for size in sizes:
         if size.value is None:
-            missing[size.symbol], known[size.symbol] = size, {size.symbol: 1}
+            missing[size.symbol], degrees[size.symbol] = size, {size.symbol: 1}
         else:
-            known[size.symbol] = _degrees(size.value, known)
-    axes = [dict(_degrees(product(leg.size for leg in axis), known)) for port in inputs for axis in port.axes]
+            degrees[size.symbol] = _degrees(size.value, degrees)
+    axes = [dict(_degrees(product(leg.size for leg in axis), degrees)) for port in inputs for axis in port.axes]
     standing: dict[sympy.Symbol, list[dict[sympy.Symbol, int]]] = {}
     for axis in axes:
         for symbol in axis:
@@ -50,11 +50,11 @@ def unbound_sizes(sizes: Iterable[Size], inputs: Iterable[Port]) -> list[Size]:
     return list(missing.values())
 
 
-def _degrees(expr: sympy.Expr, known: Mapping[sympy.Symbol, _Degrees]) -> _Degrees:
+def _degrees(expr: sympy.Expr, degrees: Mapping[sympy.Symbol, _Degrees]) -> _Degrees:
     """Return the degrees of an expression, given those of the sizes in it."""
     if expr.is_Symbol:
-        return known[expr]
-    parts = [_degrees(argument, known) for argument in expr.args]
+        return degrees[expr]
+    parts = [_degrees(argument, degrees) for argument in expr.args]
     total: Counter[sympy.Symbol] = Counter()
     if expr.func == sympy.Mul:
         for part in parts:

@@ -93,7 +93,7 @@ def _holds(condition: sympy.Basic, values: Mapping[str, int], largest: int | Non
     """Return whether a condition of a piecewise count holds: a comparison, or several joined by and/or."""
     if isinstance(condition, sympy.And | sympy.Or):
         quantifier = all if isinstance(condition, sympy.And) else any
-        return quantifier(_holds(each, values, largest) for each in condition.args)
+        return quantifier(_holds(part, values, largest) for part in condition.args)
     compare = _COMPARISONS.get(condition.func)
     if compare is not None:
         return compare(*(_number(side, values, largest) for side in condition.args))

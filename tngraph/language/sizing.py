@@ -12,17 +12,17 @@ DEFAULT_RUNTIME_SIZE = 64
 """The value of a run-time size without a number, for showing counts."""
 
 
-def number_sizes(network: Network, given: Mapping[str, int]) -> dict[str, int]:
+def number_sizes(network: Network, values: Mapping[str, int]) -> dict[str, int]:
     """Return an integer for every size: given, by default, or derived; run-time sizes default to 64."""
     runtime = network.runtime_sizes()
     names = [size.name for size in network.sizes]
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in names:
             raise unknown_size(network, name, names)
         if name in runtime:
             check_size(name, value)
-    numbers = compile_time_sizes(network, {n: v for n, v in given.items() if n not in runtime})
-    numbers.update({name: int(given.get(name, DEFAULT_RUNTIME_SIZE)) for name in runtime})
+    numbers = compile_time_sizes(network, {n: v for n, v in values.items() if n not in runtime})
+    numbers.update({name: int(values.get(name, DEFAULT_RUNTIME_SIZE)) for name in runtime})
     for size in network.sizes:
         if size.name not in numbers and size.value is not None:
             numbers[size.name] = evaluate_size(size.value, numbers, LARGEST)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from heapq import heapify, heappop, heappush
+from itertools import product
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ _TOLERATED = 0.3
 """Errors of a logarithm beyond this count linearly and not by their square, as in Huber's loss."""
 
 
-class Kernel(NamedTuple):
+class KernelCase(NamedTuple):
     """One call of PyTorch: its kind, and its sizes as arguments of that kind's rules."""
 
     kind: str
@@ -61,7 +62,7 @@ class Kernel(NamedTuple):
         return f"{self.kind} {' × '.join(f'{size:,}' for size in self.sizes)}"
 
 
-class _Rule(NamedTuple):
+class _KernelRule(NamedTuple):
     """A kind of kernel: the sizes of its operands and result, its call, and its predicted time."""
 
     values: Callable[..., tuple[int, ...]]
@@ -111,15 +112,15 @@ def _call_view(x: Tensor, y: Tensor, n: int) -> Callable[[], object]:
     return lambda: value.view(1, n)
 
 
-_RULES: Mapping[str, _Rule] = {
-    "matrix": _Rule(_values_of_product, _call_matrix, Machine.product),
-    "matrices": _Rule(_values_of_product, _call_matrices, Machine.product),
-    "broadcast": _Rule(_values_of_product, _call_broadcast, Machine.product),
-    "copy": _Rule(lambda *n: (prod(n),), _call_copy((0, 2, 1, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
-    "reverse": _Rule(lambda *n: (prod(n),), _call_copy((2, 1, 0, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
-    "relu": _Rule(lambda n: (n,), _call_relu, lambda m, n: m.elementwise(n, written=n)),
-    "add": _Rule(lambda n: (n,), _call_add, lambda m, n: m.elementwise(n, n, written=n)),
-    "view": _Rule(lambda n: (n,), _call_view, lambda m, n: m.seconds_per_view),
+_RULES: Mapping[str, _KernelRule] = {
+    "matrix": _KernelRule(_values_of_product, _call_matrix, Machine.product),
+    "matrices": _KernelRule(_values_of_product, _call_matrices, Machine.product),
+    "broadcast": _KernelRule(_values_of_product, _call_broadcast, Machine.product),
+    "copy": _KernelRule(lambda *n: (prod(n),), _call_copy((0, 2, 1, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
+    "reverse": _KernelRule(lambda *n: (prod(n),), _call_copy((2, 1, 0, 3)), lambda m, *n: m.copy(prod(n), n[-1])),
+    "relu": _KernelRule(lambda n: (n,), _call_relu, lambda m, n: m.elementwise(n, written=n)),
+    "add": _KernelRule(lambda n: (n,), _call_add, lambda m, n: m.elementwise(n, n, written=n)),
+    "view": _KernelRule(lambda n: (n,), _call_view, lambda m, n: m.seconds_per_view),
 }
 _SHARES = {"matrix": 70, "matrices": 60, "broadcast": 20, "copy": 40, "reverse": 20, "relu": 20, "add": 10, "view": 6}
 """The number of kernels of each kind that are measured."""
@@ -128,7 +129,7 @@ _SHARES = {"matrix": 70, "matrices": 60, "broadcast": 20, "copy": 40, "reverse":
 class Measurement(NamedTuple):
     """A kernel and its measured time [s]."""
 
-    kernel: Kernel
+    kernel: KernelCase
     seconds: float
 
 
@@ -158,8 +159,8 @@ class Calibration:
     def numbers(self) -> list[tuple[str, str, str]]:
         """Return a row for each number of the machine: name, value and unit."""
         return [
-            (each.name.replace("_", " "), f"{getattr(self.machine, each.name):.3g}", _unit(each.name))
-            for each in fields(self.machine)
+            (constant.name.replace("_", " "), f"{getattr(self.machine, constant.name):.3g}", _unit(constant.name))
+            for constant in fields(self.machine)
         ]
 
     def sample(self, most: int = 16) -> list[tuple[str, str, str, str]]:
@@ -173,7 +174,7 @@ class Calibration:
         ]
 
     def __str__(self) -> str:
-        numbers = [f"  {name:<22} {number:>9} [{unit}]" for name, number, unit in self.numbers()]
+        numbers = [f"  {name:<22} {value:>9} [{unit}]" for name, value, unit in self.numbers()]
         cells = [("kernel", "measured [us]", "model [us]", "ratio"), *self.sample()]
         width = max(len(row[0]) for row in cells)
         kernels = [f"{name:<{width}} {measured:>14} {model:>12} {ratio:>6}" for name, measured, model, ratio in cells]
@@ -215,8 +216,8 @@ def run_calibration(
 ) -> Calibration:
     """Measure a device and fit a machine to it, without saving it; see `calibrate`."""
     measured = measure_kernels(draw_kernels(_scale(_find_device(device))), device, dtype, seconds)
-    held_out = tuple(each for k, each in enumerate(measured) if k % HELD_OUT == HELD_OUT - 1)
-    fitted = tuple(each for k, each in enumerate(measured) if k % HELD_OUT != HELD_OUT - 1)
+    held_out = tuple(measurement for k, measurement in enumerate(measured) if k % HELD_OUT == HELD_OUT - 1)
+    fitted = tuple(measurement for k, measurement in enumerate(measured) if k % HELD_OUT != HELD_OUT - 1)
     return Calibration(describe_device(device), name_dtype(dtype, device), fit_machine(fitted), fitted, held_out)
 
 
@@ -287,7 +288,7 @@ def _processor() -> str:
     return model.group(1).strip() if model else platform.processor() or platform.machine()
 
 
-def draw_kernels(scale: int = 1, seed: int = 0) -> list[Kernel]:
+def draw_kernels(scale: int = 1, seed: int = 0) -> list[KernelCase]:
     """Return kernels like those of factorised layers, fastest first, from within the cache to far beyond it.
 
     Args:
@@ -296,12 +297,12 @@ def draw_kernels(scale: int = 1, seed: int = 0) -> list[Kernel]:
     """
     rng, kernels = random.Random(seed), []
     for kind, count in _SHARES.items():
-        for number in range(count):
-            factor = scale if number % 2 else 1
+        for k in range(count):
+            factor = scale if k % 2 else 1
             sizes = iter(lambda kind=kind, factor=factor: _draw_sizes(kind, rng, factor), None)  # type: ignore[misc]
             most = LARGEST * scale
             kernels.append(
-                Kernel(kind, next(s for s in sizes if max(_RULES[kind].values(*s)) <= most and prod(s) >= 512))
+                KernelCase(kind, next(s for s in sizes if max(_RULES[kind].values(*s)) <= most and prod(s) >= 512))
             )
     return sorted(dict.fromkeys(kernels), key=lambda kernel: float(predict(Machine(), [kernel])[0]))
 
@@ -320,7 +321,7 @@ def _draw_sizes(kind: str, rng: random.Random, factor: int) -> tuple[int, ...]:
 class _Turns:
     """The turns of one kernel so far."""
 
-    kernel: Kernel
+    kernel: KernelCase
     call: Callable[[], object]
     wait: Callable[[], None]
     times: list[float] = field(default_factory=list)
@@ -348,7 +349,7 @@ class _Turns:
 
 @torch.no_grad()
 def measure_kernels(
-    kernels: Sequence[Kernel], device: str | torch.device, dtype: torch.dtype, seconds: float
+    kernels: Sequence[KernelCase], device: str | torch.device, dtype: torch.dtype, seconds: float
 ) -> tuple[Measurement, ...]:
     """Measure kernels on a device in turns until the time is over. Large ones may be left out.
 
@@ -371,13 +372,13 @@ def measure_kernels(
         raise PlanError(
             f"{usable} cannot be measured with {name_dtype(dtype)}\n  PyTorch says: {_first_line(error)}"
         ) from None
-    queue = [(1, each.spent, k) for k, each in enumerate(turns)]
+    queue = [(1, turn.spent, k) for k, turn in enumerate(turns)]
     heapify(queue)
     while queue and time.perf_counter() < end:
         *_, k = heappop(queue)
         turns[k].take()
         heappush(queue, (min(len(turns[k].times), ROUNDS), turns[k].spent, k))
-    return tuple(each.measurement() for each in turns)
+    return tuple(turn.measurement() for turn in turns)
 
 
 def _make_operands(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -397,7 +398,7 @@ def waiting(device: torch.device) -> Callable[[], None]:
 
 
 def _take_first_turns(
-    kernels: Sequence[Kernel], operands: tuple[Tensor, Tensor], seconds: float, end: float
+    kernels: Sequence[KernelCase], operands: tuple[Tensor, Tensor], seconds: float, end: float
 ) -> Iterator[_Turns]:
     """Yield kernels after one turn each, skipping those that would take too long, as the ones before show."""
     wait = waiting(operands[0].device)
@@ -414,20 +415,21 @@ def _take_first_turns(
             return
 
 
-def predict(machine: Machine, kernels: Sequence[Kernel]) -> np.ndarray:
+def predict(machine: Machine, kernels: Sequence[KernelCase]) -> np.ndarray:
     """Return the predicted times of kernels [s]."""
     return _Table(kernels).seconds(machine)
 
 
 def _ratios(machine: Machine, measured: Sequence[Measurement]) -> np.ndarray:
     """Return the ratios of predicted to measured times."""
-    return predict(machine, [each.kernel for each in measured]) / [each.seconds for each in measured]
+    predicted = predict(machine, [measurement.kernel for measurement in measured])
+    return predicted / [measurement.seconds for measurement in measured]
 
 
 class _Table:
     """Kernels as arrays of sizes, kind by kind, so that a machine predicts all kernels of a kind at once."""
 
-    def __init__(self, kernels: Sequence[Kernel]) -> None:
+    def __init__(self, kernels: Sequence[KernelCase]) -> None:
         self.count, self.columns = len(kernels), {}
         for kind in dict.fromkeys(kernel.kind for kernel in kernels):
             places = [k for k, kernel in enumerate(kernels) if kernel.kind == kind]
@@ -449,8 +451,8 @@ def fit_machine(measured: Sequence[Measurement], start: Machine | None = None) -
 
     Source: the pattern search of Hooke and Jeeves (1961), the loss of Huber (1964).
     """
-    table, machine = _Table([each.kernel for each in measured]), start or Machine()
-    wanted = np.log([each.seconds for each in measured])
+    table, machine = _Table([measurement.kernel for measurement in measured]), start or Machine()
+    wanted = np.log([measurement.seconds for measurement in measured])
 
     def loss(machine: Machine) -> float:
         error = np.abs(np.log(table.seconds(machine)) - wanted)
@@ -462,7 +464,7 @@ def fit_machine(measured: Sequence[Measurement], start: Machine | None = None) -
         is_better = True
         while is_better:
             is_better = False
-            for name, factor in ((each.name, factor) for each in fields(machine) for factor in (step, 1 / step)):
+            for name, factor in product([constant.name for constant in fields(machine)], (step, 1 / step)):
                 changed = replace(machine, **{name: getattr(machine, name) * factor})
                 changed_loss = loss(changed)
                 if changed_loss < least * (1 - 1e-6):

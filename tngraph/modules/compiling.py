@@ -84,8 +84,8 @@ def _calls(inputs: Inputs, count: int) -> list[tuple[torch.Tensor, ...]]:
 def _call(inputs: object) -> tuple[torch.Tensor, ...]:
     """Return one call as a tuple of its inputs."""
     call = tuple(_listed(inputs))
-    for number, x in enumerate(call, 1):
-        check_tensor(f"input {number} of a call to tune for", x)
+    for position, x in enumerate(call, 1):
+        check_tensor(f"input {position} of a call to tune for", x)
     return call
 
 

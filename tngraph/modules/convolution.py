@@ -207,7 +207,7 @@ _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")
 def _per_axis(name: str, value: PerAxis, axes: int, least: int = 1) -> tuple[int, ...]:
     """Return a setting as one number per axis."""
     every = tuple(value) if isinstance(value, Iterable) else (value,) * axes
-    numbers = tuple(number for item in every if (number := as_integer(item)) is not None)
+    numbers = tuple(integer for item in every if (integer := as_integer(item)) is not None)
     if len(every) != axes or numbers != every or min(numbers) < least:
         raise SizeError(f"{name} is {value}\n  it is one number or {axes}, each {least} or more")
     return numbers

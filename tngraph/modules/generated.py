@@ -141,7 +141,7 @@ def _last_core(plan: Plan) -> str | None:
     return next((name for name in reversed(params) if reads.count(name) == 1), None)
 
 
-class _Part(nn.Module):
+class _WeightSlice(nn.Module):
     """A slice of a shared vector as the weight of one layer.
 
     The first layer holds the generator, and with it the cores. The other layers only refer to it, in a tuple, which
@@ -152,13 +152,13 @@ class _Part(nn.Module):
         super().__init__()
         self.start, self.shape = start, tuple(shape)
         self.scale = float(prod(self.shape[1:]) ** -0.5)
-        self._known = (holder,)
+        self._holders = (holder,)
         if is_owner:
             self.generator = holder
 
     def forward(self) -> Tensor:
         """Return the weight. Entries of the vector start with variance 1/3, and are scaled by fan-in^(-1/2)."""
-        vector = cast(Tensor, self._known[0].vector)
+        vector = cast(Tensor, self._holders[0].vector)
         part = vector[self.start : self.start + prod(self.shape)].view(self.shape)
         return part * self.scale
 
@@ -203,7 +203,7 @@ def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn",
     register_parametrization(holder, "vector", generator, unsafe=True)
     start = 0
     for name, weight in zip(names, weights, strict=True):
-        part = _Part(holder, start, weight.shape, is_owner=not start)
+        part = _WeightSlice(holder, start, weight.shape, is_owner=not start)
         register_parametrization(model.get_submodule(name), "weight", part, unsafe=True)
         start += weight.numel()
     return generator

@@ -124,8 +124,8 @@ class Layer(nn.Module):
             SizeError: the inputs or sizes do not fit.
             VerificationError: something does not agree; the message says what, with both values.
         """
-        for number, x in enumerate(inputs, 1):
-            check_tensor(f"input {number}", x)
+        for position, x in enumerate(inputs, 1):
+            check_tensor(f"input {position}", x)
         if inputs or len(self.plan.regimes) == 1:
             return verify_layer(self, self.plan, self.printed, self.sizes(), inputs, seed, sizes)
         reference = Reference(self.plan.network, self.sizes())

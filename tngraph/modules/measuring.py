@@ -26,10 +26,10 @@ def conv_backward_flops(*arguments: Any, out_shape: Any) -> int:
         arguments: the arguments of ``aten::convolution_backward``, with shapes for tensors.
         out_shape: the shapes of the gradients of signal, weight and bias.
     """
-    *given, groups, mask = arguments
+    *tensors, groups, mask = arguments
 
     def count(*wanted: bool) -> int:
-        flops: int = flop_registry[_CONV_BACKWARD](*given, groups, (*wanted, False), out_val=out_shape)
+        flops: int = flop_registry[_CONV_BACKWARD](*tensors, groups, (*wanted, False), out_val=out_shape)
         return flops
 
     return count(mask[0], False) + count(False, mask[1]) // int(groups)
@@ -76,27 +76,27 @@ def measure_peak(call: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _packing(kept: dict[int, torch.UntypedStorage]) -> Iterator[None]:
+def _packing(saved: dict[int, torch.UntypedStorage]) -> Iterator[None]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
+        saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
 
 
-def measure_saved(call: Callable[[], object], given: Iterable[torch.Tensor]) -> int:
+def measure_saved(call: Callable[[], object], existing: Iterable[torch.Tensor]) -> int:
     """Return the bytes that autograd keeps for the backward pass of a call, beside the tensors it is given [bytes].
 
     Args:
         call: the function to run. Its result is held until everything is counted.
-        given: params, buffers and inputs, whose storages do not count because they exist anyway.
+        existing: params, buffers and inputs, whose storages do not count because they exist anyway.
     """
     saved: dict[int, torch.UntypedStorage] = {}
     with _packing(saved):
         result = call()
-    own = {storage._cdata for storage in storages(given)}
+    own = {storage._cdata for storage in storages(existing)}
     total = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
     del result
     return total

@@ -101,8 +101,8 @@ class Replacements:
     def __len__(self) -> int:
         return len(self.replaced)
 
-    def __getitem__(self, number: int) -> Replaced:
-        return self.replaced[number]
+    def __getitem__(self, position: int) -> Replaced:
+        return self.replaced[position]
 
     def __str__(self) -> str:
         rows = [
@@ -127,7 +127,7 @@ def _wrap(line: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _LayerRule:
     """A pattern, and the options of the layers that replace its matches, or None if they stay."""
 
     pattern: str
@@ -139,7 +139,7 @@ class _Rule:
         return any(fnmatchcase(".".join(parts[:count]), self.pattern) for count in range(1, len(parts) + 1))
 
 
-_ELSE = _Rule("", None)
+_ELSE = _LayerRule("", None)
 """The rule for a layer that no pattern matches."""
 
 
@@ -190,7 +190,7 @@ def replace(
     if type(model) in _LIKE:
         name = type(model).__name__
         raise NetworkError(f"the model is a {name} itself, with nothing around it", f"use {name}.like(model, family)")
-    rules = [_Rule(pattern, None) for pattern in ([skip] if isinstance(skip, str) else skip)]
+    rules = [_LayerRule(pattern, None) for pattern in ([skip] if isinstance(skip, str) else skip)]
     rules += _read_rules(family, options)
     layers = dict(_layers(model))
     deciding = _decide(layers, rules)
@@ -222,9 +222,9 @@ def _put(
     return Replacements(tuple(rows), passed_over, before, _params(model))
 
 
-def _read_rules(family: str | Family | Mapping[str, Choice], options: Mapping[str, Any]) -> list[_Rule]:
+def _read_rules(family: str | Family | Mapping[str, Choice], options: Mapping[str, Any]) -> list[_LayerRule]:
     choices = family if isinstance(family, Mapping) else {"*": family}
-    return [_Rule(pattern, _read_choice(pattern, choice, options)) for pattern, choice in choices.items()]
+    return [_LayerRule(pattern, _read_choice(pattern, choice, options)) for pattern, choice in choices.items()]
 
 
 def _read_choice(pattern: str, choice: Choice, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -265,13 +265,13 @@ def _has_weight(module: nn.Module) -> bool:
     )
 
 
-def _decide(layers: Mapping[str, nn.Module], rules: Sequence[_Rule]) -> dict[str, _Rule]:
+def _decide(layers: Mapping[str, nn.Module], rules: Sequence[_LayerRule]) -> dict[str, _LayerRule]:
     """Return the first rule that matches each layer, under any of its names.
 
     Raises:
         NetworkError: several rules match one module under several names.
     """
-    deciding: dict[nn.Module, tuple[str, _Rule]] = {}
+    deciding: dict[nn.Module, tuple[str, _LayerRule]] = {}
     for name, module in layers.items():
         rule = next((rule for rule in rules if rule.matches(name)), None)
         if rule is None:
@@ -298,7 +298,7 @@ def _holders(model: nn.Module) -> Holders:
     return holders
 
 
-def _reason(module: nn.Module, rule: _Rule, holders: Holders) -> str:
+def _reason(module: nn.Module, rule: _LayerRule, holders: Holders) -> str:
     """Return why a layer is not replaced, or "" if it is."""
     if rule is _ELSE:
         return "no pattern matches it"
@@ -334,7 +334,7 @@ def _reason_of_state(module: nn.Module, holders: Holders) -> str:
 
 
 def _check_rules(
-    model: nn.Module, rules: Sequence[_Rule], deciding: Mapping[str, _Rule], reasons: Mapping[str, str]
+    model: nn.Module, rules: Sequence[_LayerRule], deciding: Mapping[str, _LayerRule], reasons: Mapping[str, str]
 ) -> None:
     """Refuse a pattern that changes nothing."""
     modules = [name for name, _ in model.named_modules(remove_duplicate=False)]

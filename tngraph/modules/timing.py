@@ -49,15 +49,15 @@ part of it that is written, to see whether its pages are new [bytes]; and how ma
 smaller than the one before so that it fits in its place."""
 
 
-class Product(NamedTuple):
+class ProductCase(NamedTuple):
     """A batch of matrix products of one shape, and which of the matrices are transposed."""
 
     batch: int
     rows: int
     columns: int
     summed: int
-    is_left_turned: bool
-    is_right_turned: bool
+    is_left_transposed: bool
+    is_right_transposed: bool
 
 
 class CopyClass(NamedTuple):
@@ -89,13 +89,13 @@ class KernelTimes:
     Copies are timed once per class.
 
     Attributes:
-        known: the measured times; of copies, per element.
+        times: the measured times; of copies, per element.
         spent: the time spent on measuring since the operands were made [s].
     """
 
     device: torch.device
     dtype: torch.dtype
-    known: dict[Product | CopyClass, float] = field(default_factory=dict)
+    times: dict[ProductCase | CopyClass, float] = field(default_factory=dict)
     spent: float = 0.0
 
     @cached_property
@@ -114,9 +114,9 @@ class KernelTimes:
             self.__dict__.pop(store, None)
         self.spent = 0.0
 
-    def multiply(self, product: Product) -> float | None:
+    def multiply(self, product: ProductCase) -> float | None:
         """Return the time of a product, or None if it was not timed and there is no time left for that [s]."""
-        if product not in self.known and self.spent < MOST_SECONDS:
+        if product not in self.times and self.spent < MOST_SECONDS:
             batch, rows, columns, summed, *transposed = product
             tensors = zip(
                 _matrices(self._operands, (batch, rows, summed), transposed[0]),
@@ -128,23 +128,23 @@ class KernelTimes:
                 calls = [partial(torch.bmm, left, right, out=result) for left, right, result in tensors]
             else:
                 calls = [partial(torch.mm, left[0], right[0], out=result[0]) for left, right, result in tensors]
-            self.known[product] = self._measure(calls)
-        return self.known.get(product)
+            self.times[product] = self._measure(calls)
+        return self.times.get(product)
 
     def rearrange(self, copy: Copy) -> float | None:
         """Return the time of a copy, or None if its class was not timed and there is no time left for that [s]."""
         key = CopyClass.of(copy)
-        if key not in self.known and self.spent < MOST_SECONDS:
+        if key not in self.times and self.spent < MOST_SECONDS:
             shape = [copy.sizes[axis] for axis in copy.order]
             tensors = zip(
                 _tensors_in(self._operands, copy.elements), _tensors_in(self._results, copy.elements), strict=True
             )
             calls = [
-                partial(result.view(shape).copy_, given.view(copy.sizes).permute(copy.order))
-                for given, result in tensors
+                partial(result.view(shape).copy_, source.view(copy.sizes).permute(copy.order))
+                for source, result in tensors
             ]
-            self.known[key] = self._measure(calls) / copy.elements
-        return self.known[key] * copy.elements if key in self.known else None
+            self.times[key] = self._measure(calls) / copy.elements
+        return self.times[key] * copy.elements if key in self.times else None
 
     def _measure(self, calls: Sequence[Callable[[], object]]) -> float:
         wait, times, start = waiting(self.device), list[float](), time.perf_counter()
@@ -169,7 +169,7 @@ class KernelTimes:
 def _matrices(store: torch.Tensor, shape: tuple[int, int, int], is_transposed: bool = False) -> list[torch.Tensor]:
     batch, rows, columns = shape
     tensors = _tensors_in(store, prod(shape))
-    return [each.view(batch, columns, rows).mT if is_transposed else each.view(shape) for each in tensors]
+    return [tensor.view(batch, columns, rows).mT if is_transposed else tensor.view(shape) for tensor in tensors]
 
 
 def _tensors_in(store: torch.Tensor, elements: int) -> list[torch.Tensor]:
@@ -210,23 +210,27 @@ class MeasuredMachine(Machine):
     @classmethod
     def like(cls, machine: Machine, kernels: KernelTimes) -> MeasuredMachine:
         """Return a machine with these numbers whose products and copies are measured."""
-        return cls(**{each.name: getattr(machine, each.name) for each in fields(Machine)}, kernels=kernels)
+        return cls(**{constant.name: getattr(machine, constant.name) for constant in fields(Machine)}, kernels=kernels)
 
     def product(
         self, batch: Any, rows: Any, columns: Any, summed: Any, left_turned: Any = False, right_turned: Any = False
     ) -> Any:
         """Return the time of a batch of matrix products in one kernel, by which matrices are transposed [s]."""
         arguments = np.broadcast_arrays(batch, rows, columns, summed, left_turned, right_turned)
-        cases = np.maximum(np.stack([each.ravel().astype(np.int64) for each in arguments], axis=1), [1, 1, 1, 1, 0, 0])
+        cases = np.maximum(
+            np.stack([numbers.ravel().astype(np.int64) for numbers in arguments], axis=1), [1, 1, 1, 1, 0, 0]
+        )
         distinct, places = np.unique(cases, axis=0, return_inverse=True)
         times = np.array([self._multiply(tuple(map(int, case[:4])), *map(bool, case[4:])) for case in distinct])
         return times[places.ravel()].reshape(arguments[0].shape)[()]
 
-    def _multiply(self, sizes: tuple[int, ...], is_left_turned: bool, is_right_turned: bool) -> float:
+    def _multiply(self, sizes: tuple[int, ...], is_left_transposed: bool, is_right_transposed: bool) -> float:
         assert self.kernels is not None
         part = _part_of(sizes, _is_small_product)
         batch, rows, columns, summed = part
-        seconds = self.kernels.multiply(Product(batch, rows, columns, summed, is_left_turned, is_right_turned))
+        seconds = self.kernels.multiply(
+            ProductCase(batch, rows, columns, summed, is_left_transposed, is_right_transposed)
+        )
         if seconds is not None and part == sizes:
             return seconds + float(self.renew(prod(sizes[:3])))
         whole = float(Machine.product(self, *sizes))
@@ -271,9 +275,9 @@ def keeps_memory() -> bool:
     if resource is None:
         return False
     faults = list[int]()
-    for number in range(BLOCKS):
+    for k in range(BLOCKS):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.empty(LARGE - number * TOUCHED, dtype=torch.uint8)[:TOUCHED].zero_()
+        torch.empty(LARGE - k * TOUCHED, dtype=torch.uint8)[:TOUCHED].zero_()
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return min(faults) < TOUCHED / PAGESIZE / 2
 

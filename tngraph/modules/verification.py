@@ -95,12 +95,12 @@ class Verification:
         return "\n".join([f"{self.name}" + (f" at {at}" if at else ""), *(line.rstrip() for line in lines)])
 
 
-def join_verifications(found: Mapping[str, Verification]) -> Verification:
+def join_verifications(verifications: Mapping[str, Verification]) -> Verification:
     """Return the checks of several regimes as one verification, each check with where its regime runs."""
-    first = next(iter(found.values()))
+    first = next(iter(verifications.values()))
     checks = (
         replace(check, what=f"{check.what}, {where}")
-        for where, verification in found.items()
+        for where, verification in verifications.items()
         for check in verification.checks
     )
     return Verification(first.name, first.sizes, tuple(checks))
@@ -114,7 +114,7 @@ class Reference:
 
     def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
         self.network, self.sizes = network, sizes
-        self._known: dict[str, tuple[list[Any] | None, Any]] = {}
+        self._cached: dict[str, tuple[list[Any] | None, Any]] = {}
 
     def values(self, arrays: Arrays) -> tuple[Any, ...]:
         """Return the results, one per output."""
@@ -133,12 +133,12 @@ class Reference:
         )
         return results
 
-    def _once(self, what: str, given: list[Any], compute: Callable[[], Any]) -> Any:
+    def _once(self, what: str, arrays: list[Any], compute: Callable[[], Any]) -> Any:
         """Return a cached result if it was computed for equal arrays, and compute it otherwise."""
-        before, result = self._known.get(what, (None, None))
-        if before is None or len(before) != len(given) or not all(map(np.array_equal, before, given)):
+        before, result = self._cached.get(what, (None, None))
+        if before is None or len(before) != len(arrays) or not all(map(np.array_equal, before, arrays)):
             result = compute()
-            self._known[what] = given, result
+            self._cached[what] = arrays, result
         return result
 
 
@@ -300,12 +300,12 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _compare(what: str, expected: Any, found: torch.Tensor, least: float = SMALLEST) -> Check:
+def _compare(what: str, expected: Any, value: torch.Tensor, least: float = SMALLEST) -> Check:
     """Return the check of the largest difference, relative to the largest finite entry, against `TOLERANCE`.
 
     Outside a function's domain, both have to be infinite or nan in the same places.
     """
-    array = found.detach().numpy()
+    array = value.detach().numpy()
     if expected.shape != array.shape:
         return Check(f"shape of {what}", "elements", str(expected.shape), str(array.shape), False)
     is_same = (expected == array) | (np.isnan(expected) & np.isnan(array))
@@ -327,8 +327,8 @@ def _has_absolute(plan: Plan) -> bool:
     return any(e.function is not None and e.function.name == "abs" for e in plan.network.equations)
 
 
-def _count(what: str, unit: str, expected: int, found: int) -> Check:
-    return Check(what, unit, expected, found, expected == found)
+def _count(what: str, unit: str, expected: int, counted: int) -> Check:
+    return Check(what, unit, expected, counted, expected == counted)
 
 
 def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mapping[str, int]) -> list[Check]:

@@ -125,11 +125,11 @@ def _example(family: Family) -> tuple[str, str]:
     return _spec(family, rows, columns, options), _python(family, rows, columns, options)
 
 
-def _spec(family: Family, rows: Names, columns: Names, given: Mapping[str, str]) -> str:
-    symbols = [name for name in SIZES if name in (*rows, *columns, *given.values())]
+def _spec(family: Family, rows: Names, columns: Names, chosen: Mapping[str, str]) -> str:
+    symbols = [name for name in SIZES if name in (*rows, *columns, *chosen.values())]
     sizes = ", ".join(f"{name} = {SIZES[name]}" for name in symbols)
     i, o = f"i{{1..{len(rows)}}}", f"o{{1..{len(columns)}}}"
-    options = ", ".join(f"{name}={value}" for name, value in given.items())
+    options = ", ".join(f"{name}={value}" for name, value in chosen.items())
     if family.is_map:
         body = [f"  index {o}: {columns[0]}", f"  y[batch, {o}] = {family.name}(x, {options})"]
     else:
@@ -139,11 +139,11 @@ def _spec(family: Family, rows: Names, columns: Names, given: Mapping[str, str])
     return "\n".join([f"network {family.name} {{", size, *lines, "}"])
 
 
-def _python(family: Family, rows: Names, columns: Names, given: Mapping[str, str]) -> str:
-    modes = [f"({', '.join(map(_literal, each))}{',' * (len(each) == 1)})" for each in (rows, columns)]
-    graph = ["networkx.cycle_graph(3)"] if "edges" in given else []
-    options = [f"{name}={_literal(value)}" for name, value in given.items() if name != "edges"]
-    symbols = {name: SIZES[name] for name in SIZES if name in (*rows, *columns, *given.values())}
+def _python(family: Family, rows: Names, columns: Names, chosen: Mapping[str, str]) -> str:
+    modes = [f"({', '.join(map(_literal, axes))}{',' * (len(axes) == 1)})" for axes in (rows, columns)]
+    graph = ["networkx.cycle_graph(3)"] if "edges" in chosen else []
+    options = [f"{name}={_literal(value)}" for name, value in chosen.items() if name != "edges"]
+    symbols = {name: SIZES[name] for name in SIZES if name in (*rows, *columns, *chosen.values())}
     sizes = ["sizes={" + ", ".join(f'"{name}": {value}' for name, value in symbols.items()) + "}"] if symbols else []
     return f"tg.families.{family.name}({', '.join([*graph, *modes, *options, *sizes])})"
 

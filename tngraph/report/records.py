@@ -47,21 +47,21 @@ def problem_record(problem: Problem) -> Record:
 def plan_record(plan: Plan, /, **sizes: int) -> Record:
     """Return totals, regimes and steps of a plan, at given sizes, with the others as searched."""
     numbers = plan.values(**sizes)
-    regime = plan.regime_of(numbers)
-    memory = regime.memory(numbers)
+    running = plan.regime_of(numbers)
+    memory = running.memory(numbers)
     return {
         "network": plan.network.name,
         "sizes": numbers,
         "mode": plan.request.mode,
-        **_count(plan_totals(plan, regime, numbers), numbers),
+        **_count(plan_totals(plan, running, numbers), numbers),
         "peak_bytes": memory.peak,
         "saved_bytes": memory.saved,
         "moves_bytes": memory.moves,
-        "region_count": len(regime.trees),
-        "proven_region_count": sum(tree.is_proven for tree in regime.trees),
+        "region_count": len(running.trees),
+        "proven_region_count": sum(tree.is_proven for tree in running.trees),
         "free_sizes": list(plan.free),
-        "regimes": [_regime_record(plan, each, each is regime) for each in plan.regimes],
-        "steps": step_records(regime, numbers),
+        "regimes": [_regime_record(plan, regime, regime is running) for regime in plan.regimes],
+        "steps": step_records(running, numbers),
     }
 
 
@@ -99,30 +99,30 @@ def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
     """Return one record per step, in the order they run, with values at these sizes."""
     zero = sympy.Integer(0)
     records: list[Record] = []
-    for number, op in enumerate(regime.operations):
+    for position, op in enumerate(regime.operations):
         if op.kind in ("load", "view"):
             continue
-        work, is_matrix = volume(regime.operations, number), work_unit(op) == "MAC"
+        work, is_matrix = volume(regime.operations, position), work_unit(op) == "MAC"
         counts = {
             "macs": work if is_matrix else zero,
             "elementwise_operations": zero if is_matrix else work,
             "size_elements": legs_size(op.legs),
         }
-        named = {"step": len(records) + 1, "kind": op.kind, "computes": format_step(regime.operations, number)}
+        named = {"step": len(records) + 1, "kind": op.kind, "computes": format_step(regime.operations, position)}
         records.append({**named, "result": format_value(op.name, op.legs), **_count(counts, sizes)})
     return records
 
 
-def difference_record(found: PlanDifference) -> Record:
+def difference_record(difference: PlanDifference) -> Record:
     """Return the difference of two plans, in pairs ``before`` and ``after``. A formula that one plan lacks is None."""
     return {
-        "is_empty": found.is_empty,
-        "plans": _pair(*found.titles),
-        "requests": _pair(*found.requests),
-        "regimes": _pair(*found.regimes),
+        "is_empty": difference.is_empty,
+        "plans": _pair(*difference.titles),
+        "requests": _pair(*difference.requests),
+        "regimes": _pair(*difference.regimes),
         "counts": [
             {"count": c.name, "unit": c.unit, **_pair(c.before, c.after), "formulas": {"difference": _text(c.formula)}}
-            for c in found.counts
+            for c in difference.counts
         ],
         "steps": [
             {
@@ -131,7 +131,7 @@ def difference_record(found: PlanDifference) -> Record:
                 **_pair(s.before, s.after),
                 "formulas": _pair(_text(s.before_formula), _text(s.after_formula)),
             }
-            for s in found.steps
+            for s in difference.steps
         ],
     }
 

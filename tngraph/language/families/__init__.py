@@ -119,6 +119,6 @@ def graph(graph: Graph, rows: Modes, columns: Modes, **more: Any) -> Network:
     Raises:
         NetworkError: the options or modes do not fit the graph.
     """
-    number = {node: k for k, node in enumerate(graph.nodes, 1)}
-    edges = tuple((number[edge[0]], number[edge[1]]) for edge in graph.edges)
+    positions = {node: k for k, node in enumerate(graph.nodes, 1)}
+    edges = tuple((positions[edge[0]], positions[edge[1]]) for edge in graph.edges)
     return _GRAPH(rows, columns, edges=edges, **more)

@@ -306,9 +306,9 @@ class _Assembly:
 
     def weight(self, name: str) -> Weight:
         columns, is_grouped = self.group + self.columns, bool(self.group)
-        made = Weight(self.builder, name, self.family.name, self.rows, columns, self.kernel, is_grouped=is_grouped)
-        made.inputs = self.fan_in
-        return made
+        weight = Weight(self.builder, name, self.family.name, self.rows, columns, self.kernel, is_grouped=is_grouped)
+        weight.inputs = self.fan_in
+        return weight
 
     def layer(
         self, options: Mapping[str, Any], window: Sequence[PerAxis], bias: bool, function: Call | None
@@ -319,7 +319,7 @@ class _Assembly:
         places = tuple(
             stride * out + dilation * leg - padding
             for out, leg, stride, padding, dilation in zip(
-                outs, self.kernel, *(_per_axis(each, len(axes)) for each in window), strict=True
+                outs, self.kernel, *(_per_axis(setting, len(axes)) for setting in window), strict=True
             )
         )
         left = (batch, *self.group, *self.columns, *outs)
@@ -344,7 +344,7 @@ class _Assembly:
             raise NetworkError(reason, "a transposed convolution is for the other families")
         if not self.kernel:
             raise NetworkError("a transposed convolution has a window", "give the sizes of its axes: kernel=(3, 3)")
-        if any(each != 1 for each in _per_axis(dilation, len(self.kernel))):
+        if any(step != 1 for step in _per_axis(dilation, len(self.kernel))):
             raise NetworkError(f"dilation is {dilation}", "a transposed convolution of cores has a dilation of 1")
 
     def transposed_layer(
@@ -356,10 +356,10 @@ class _Assembly:
         """
         builder = self.builder
         batch, axes = self._enter()
-        per_axis = zip(axes, self.kernel, *(_per_axis(each, len(axes)) for each in window), strict=True)
+        per_axis = zip(axes, self.kernel, *(_per_axis(setting, len(axes)) for setting in window), strict=True)
         outs, places = [], []
         for k, (leg, tap, stride, padding, added) in enumerate(per_axis, 1):
-            length, size = (builder.index_sizes[str(each.plain)] for each in (leg, tap))
+            length, size = (builder.index_sizes[str(position.plain)] for position in (leg, tap))
             outs.append(builder.index(f"p{k}", stride * (length - 1) + size - 2 * padding + added))
             places.append(outs[-1] - stride * leg + padding)
         weight = self.weight("W")
@@ -422,7 +422,7 @@ def _shown(annotation: object) -> str:
 
 def _per_axis(value: PerAxis, count: int) -> tuple[int, ...]:
     listed = tuple(value) if isinstance(value, Iterable) else (value,) * count
-    every = tuple(number for each in listed if (number := as_integer(each)) is not None)
+    every = tuple(integer for item in listed if (integer := as_integer(item)) is not None)
     if len(every) != len(listed):
         raise NetworkError(f"a window has the number {value!r}", "give an integer, or one per axis")
     if len(every) != count:
@@ -439,15 +439,15 @@ def _read_rank(w: Weight, name: str, value: Any) -> sympy.Expr:
 
 def _read_ranks(w: Weight, name: str, value: Any) -> sympy.Expr | tuple[sympy.Expr, ...]:
     if isinstance(value, tuple | list):
-        return tuple(_read_rank(w, name, each) for each in value)
+        return tuple(_read_rank(w, name, rank) for rank in value)
     return _read_rank(w, name, value)
 
 
 def _read_count(w: Weight, name: str, value: Any) -> int:
-    number = _read_number(w, name, value)
-    if not 1 <= number <= MOST:
-        raise NetworkError(f"{name} is {number}", f"it is 1 to {MOST:,}", at=name)
-    return number
+    count = _read_number(w, name, value)
+    if not 1 <= count <= MOST:
+        raise NetworkError(f"{name} is {count}", f"it is 1 to {MOST:,}", at=name)
+    return count
 
 
 def _read_number(w: Weight, name: str, value: Any) -> int:
@@ -457,10 +457,10 @@ def _read_number(w: Weight, name: str, value: Any) -> int:
 
 
 def _read_flag(w: Weight, name: str, value: Any) -> bool:
-    number = int(value) if isinstance(value, bool) else _read_number(w, name, value)
-    if number not in (0, 1):
-        raise NetworkError(f"{name} is {number}", "it is 0 or 1", at=name)
-    return bool(number)
+    flag = int(value) if isinstance(value, bool) else _read_number(w, name, value)
+    if flag not in (0, 1):
+        raise NetworkError(f"{name} is {flag}", "it is 0 or 1", at=name)
+    return bool(flag)
 
 
 def _read_activation(w: Weight, name: str, value: Any) -> Call | None:
@@ -486,7 +486,7 @@ def _read_nested(w: Weight, name: str, value: Any) -> Any:
     if not isinstance(value, tuple | list):
         raise NetworkError(f"{name} is not a list", f"write {name}=[[1, 2], [3, 4]]", at=name)
     return tuple(
-        _read_nested(w, name, each) if isinstance(each, tuple | list) else _read_number(w, name, each) for each in value
+        _read_nested(w, name, item) if isinstance(item, tuple | list) else _read_number(w, name, item) for item in value
     )
 
 
@@ -494,7 +494,7 @@ def _read_pairs(w: Weight, name: str, value: Any) -> Any:
     nested = _read_nested(w, name, value)
     if not all(isinstance(pair, tuple) for pair in nested):
         raise NetworkError(f"{name} is not a list of lists", f"write {name}=[[1, 2], [2, 3]]", at=name)
-    if not all(isinstance(number, int) for pair in nested for number in pair):
+    if not all(isinstance(item, int) for pair in nested for item in pair):
         raise NetworkError(f"{name} has lists in its pairs", f"write {name}=[[1, 2], [2, 3]]", at=name)
     return nested
 

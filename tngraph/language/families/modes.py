@@ -52,8 +52,8 @@ def _balanced(features: int, count: int, most: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(divisors(number))
+def _divisors(integer: int) -> tuple[int, ...]:
+    return tuple(divisors(integer))
 
 
 def choose_modes(features: int, count: int) -> tuple[int, ...]:

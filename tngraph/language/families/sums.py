@@ -134,7 +134,7 @@ def tree(w: Weight, bond: Rank = sympy.Integer(4), grouping: Nested = ()) -> Exp
             "name every site once, counted from 1",
             at=w.name,
         )
-    return multiply(_Tree(w, bond, sites).cores(nested))
+    return multiply(_SiteTree(w, bond, sites).cores(nested))
 
 
 def _halves(sites: range) -> Nested:
@@ -150,7 +150,7 @@ def _sites_of(nested: Nested | int) -> list[int]:
     return [nested] if isinstance(nested, int) else [site for part in nested for site in _sites_of(part)]
 
 
-class _Tree:
+class _SiteTree:
     """A builder of the cores of a tree, leaves first."""
 
     def __init__(self, w: Weight, rank: sympy.Expr, sites: list[Legs]) -> None:

@@ -83,12 +83,12 @@ class Weight:
         Raises:
             NetworkError: the size is known only at run time.
         """
-        number = self.builder.known(size, self.name)
-        if number is None:
+        value = self.builder.known(size, self.name)
+        if value is None:
             raise NetworkError(
                 f"the weight {self.name!r} has the run-time size {size}", "a weight has one shape", at=self.name
             )
-        return number
+        return value
 
     def least(self, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
         """Return the smaller of two sizes under the defaults."""

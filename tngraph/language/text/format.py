@@ -154,8 +154,8 @@ def _call(call: Init | Function) -> str:
     return f"{name}({', '.join(map(_number, call.args))})" if call.args else name
 
 
-def _number(number: float | sympy.Expr) -> str:
-    return format_size(number) if isinstance(number, sympy.Expr) else repr(number)
+def _number(value: float | sympy.Expr) -> str:
+    return format_size(value) if isinstance(value, sympy.Expr) else repr(value)
 
 
 def _times(factor: int, name: str) -> str:

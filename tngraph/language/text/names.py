@@ -75,7 +75,7 @@ class Scope:
             raise NetworkError("a name has two ranges", "write one range, in a for loop", at=token)
         count = self._numbers(ranges[0], token) if ranges else range(1)
         self.budget.names(len(count), token)
-        return [self._name(tree, token, number) for number in count]
+        return [self._name(tree, token, k) for k in count]
 
     def _numbers(self, slot: Tree[Token], token: Token) -> range:
         members = self.range(slot.children[0], slot.children[1])
@@ -85,18 +85,18 @@ class Scope:
             )
         return members
 
-    def _name(self, tree: Tree[Token], token: Token, number: int) -> Name:
-        text = "".join(map(str, self._parts(tree, number)))
+    def _name(self, tree: Tree[Token], token: Token, k: int) -> Name:
+        text = "".join(map(str, self._parts(tree, k)))
         name = Name(text, token)
         check_dotted_name(name, "anything")
         return name
 
-    def _parts(self, tree: Tree[Token], number: int) -> Iterator[str | int]:
+    def _parts(self, tree: Tree[Token], k: int) -> Iterator[str | int]:
         for part in tree.children:
             if isinstance(part, Token):
                 yield str(part)
             elif part.children[1] is not None:
-                yield number
+                yield k
             else:
                 yield self.integer(part.children[0])
 

@@ -92,12 +92,12 @@ class _Scanner:
             self._unclosed(self.open[-1])
         return Scan(tuple(self.ends))
 
-    def _number(self, number: str, offset: int) -> None:
-        digits = len(number) if number.isdigit() else 0
+    def _number(self, literal: str, offset: int) -> None:
+        digits = len(literal) if literal.isdigit() else 0
         if digits > DIGITS:
             raise self.source.limit(f"the integer has {digits:,} digits", f"an integer has at most {DIGITS}", offset)
-        if len(number) > LITERAL:
-            raise self.source.limit(f"the number has {len(number):,} characters", f"at most {LITERAL} do", offset)
+        if len(literal) > LITERAL:
+            raise self.source.limit(f"the number has {len(literal):,} characters", f"at most {LITERAL} do", offset)
 
     def _word(self, offset: int) -> None:
         if self.brackets and _STATEMENT.match(self.source.text, offset):
