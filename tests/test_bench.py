@@ -228,7 +228,7 @@ def test_a_page_has_every_cell_and_every_reason():
     assert "A chip, 2 cores, 2 threads, float32" in page
     assert "started with `KEEP=all`" in page
     assert "| fc2_mpo | 32 | 100 ms | – | 4.00 | 2.00 | 3.00 | 2.00 cotengra | 0.2 | 20 % |" in page
-    assert "| the same, by the rates that were measured in turns with each layer | 2 | 45 % | |" in page
+    assert "| the same, with rates measured in turns with each layer | 2 | 45 % | |" in page
     assert "- fc2_mpo, batch 32, forward+backward: 0.50\n" in page
     assert "- fc2_mpo, batch 32, forward+backward: 0.50, as the plan says\n" in page
     assert "| tednet | fc2_mpo, conv_cp | has no ¦ such layer |" in page

@@ -228,6 +228,12 @@ def test_every_command_target_and_file_that_a_page_names_exists(page: str):
     assert [link for link in links if not (folder / link).exists()] == []
 
 
+def test_every_file_that_the_design_names_exists():
+    named = set(re.findall(r"`([a-z_/]+(?:/|\.py))`", PAGES["design.md"]))
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not ((ROOT / "tngraph" / name).exists() or (ROOT / name).exists())] == []
+
+
 def test_every_command_is_named_on_a_page():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert commands == {name for name in commands for page in PAGES.values() if f"tngraph {name}" in page}

@@ -46,7 +46,7 @@ CONTENDERS: Mapping[str, str] = {
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """One table per pass."""
+    """Yield one table per pass."""
     names = present(results)
     for pass_ in PASSES:
         cells = [cell for cell in results["cells"] if cell["pass"] == pass_]
@@ -60,18 +60,18 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def present(results: Results) -> list[str]:
-    """The contenders that were timed somewhere, but for the compiled layer."""
+    """Return the contenders that were timed somewhere, without the compiled layer."""
     timed = {name for cell in results["cells"] for name in cell["ratios"]}
     return [name for name in NAMES if name in timed]
 
 
 def headings(names: Sequence[str]) -> list[str]:
-    """Of the columns of a table of cells."""
+    """Return the headings of a table of cells."""
     return ["case", "batch", "tngraph", *names, "fastest rival", "FLOPs / dense", "of the ideal"]
 
 
 def row(cell: Cell, names: Sequence[str]) -> list[str]:
-    """A cell as texts."""
+    """Return a cell as texts."""
     rival = rival_ratio(cell)
     return [
         cell["case"],
@@ -85,7 +85,7 @@ def row(cell: Cell, names: Sequence[str]) -> list[str]:
 
 
 def mark(cell: Cell, name: str) -> str:
-    """``~`` behind a noisy time, ``¹`` behind one of a single call."""
+    """Return the mark behind a time: ``~`` if it is noisy, ``¹`` if it is of a single call."""
     timing = cell["timings"].get(name)
     if timing is None:
         return ""
@@ -93,7 +93,7 @@ def mark(cell: Cell, name: str) -> str:
 
 
 def seconds(value: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Return seconds in the unit that suits them."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -101,7 +101,7 @@ def seconds(value: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A ratio, with as many digits as it needs."""
+    """Return a ratio, with as many digits as it needs."""
     if value is None:
         return "–"
     return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
@@ -111,46 +111,46 @@ def ratio(value: float | None) -> str:
 
 
 def page(results: Results) -> str:
-    """``docs/performance.md``."""
+    """Return the text of ``docs/performance.md``."""
     parts = [introduction(results), summary(results["summary"]), who(results), by_case(results), missing(results)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def introduction(results: Results) -> str:
-    """Method and machine."""
+    """Return the introduction: machine and method."""
     machine, method = results["machine"], results["method"]
     where = machine["accelerator"] or f"{machine['processor']}, {counted(machine['cores'], 'core')}"
     versions = ", ".join(f"{name} {v}" for name, v in machine["libraries"].items() if v is not None)
     command = "make bench" if machine["device"] == "cpu" else f"python -m tests.bench --device {machine['device']}"
     paragraphs: tuple[str, ...] = (
-        "How long the layers of the papers take, compiled by tngraph, beside the dense layer they replace and beside "
-        f"what else one could write for them. `{command}` measures it and writes this page; cases where tngraph is "
-        "slower are in it like all others.",
+        "This page compares the time of the papers' layers, compiled by tngraph, with the dense layer that each "
+        f"replaces and with other ways to write the same layer. `{command}` measures the times and writes this page. "
+        "It includes the cases where tngraph is slower.",
         f"**Machine.** {where}, {counted(machine['threads'], 'thread')}, {machine['dtype']}. "
         f"Python {machine['python']}, torch {machine['torch']}; {versions}. A large matrix product runs at "
         f"{machine['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s and a large copy at "
         f"{machine['copy_bytes_per_second'] / 1e9:,.1f} GB/s, both measured in the same run.",
-        "**Method.** All contenders of a cell (a case, a batch, a pass) run in one process, in turns, round after "
-        "round, so that a slow minute is shared by all. Those that compute the same are given the same params, and "
-        "their results are compared with tngraph's before anything is timed: values, and in training the gradient of "
-        f"the input. A turn repeats a call until it lasts about {method['seconds_per_turn'] * 1e3:.0f} ms, after a "
-        "call that is not counted, which finds cache and memory as another contender has left them; a time is "
-        f"the median of up to {method['most_rounds']} turns, and of at least {method['least_rounds']}, within "
-        f"{method['budget']:g} s per cell. `~` marks a time whose interquartile range is more than {100 * NOISY:.0f} % "
-        f"of it, and `¹` one of a single call, because that took more than {method['too_long']:g} s. While a cell was "
-        f"measured, other processes took {disturbed(results['cells'])} of the processor.",
+        "**Method.** A cell is a case, a batch and a pass. All contenders of a cell run in one process and take turns, "
+        "so a slow minute affects them all. Contenders that compute the same get the same params. Before the timing, "
+        "their results are compared with tngraph's: the values, and in training the gradient of the input. A turn "
+        "starts with one uncounted call, since another contender has left the caches and the memory in another state. "
+        f"Then it repeats the call for about {method['seconds_per_turn'] * 1e3:.0f} ms. A time is the median of "
+        f"{method['least_rounds']} to {method['most_rounds']} turns, within {method['budget']:g} s per cell. `~` marks "
+        f"a time whose interquartile range is more than {100 * NOISY:.0f} % of it. `¹` marks a time of a single call, "
+        f"because the call took more than {method['too_long']:g} s. Other processes took "
+        f"{disturbed(results['cells'])} of the processor during a cell.",
         *([keeping(method["environment"])] if "environment" in method else []),
         "*Forward* runs without gradients; *forward and backward* takes the gradients of the input and of every param.",
     )
     if machine["device"] == "cuda":
         passes = results["summary"]["contenders"][GRAPH]
-        share = " and ".join(f"{_percent(passes[each]['geometric_mean'])} ({each})" for each in PASSES)
+        share = " and ".join(f"{_percent(passes[name]['geometric_mean'])} ({name})" for name in PASSES)
         paragraphs += (
-            "**Kernels and calls.** In most cells Python and PyTorch start one kernel after the other, and that takes "
-            "most of the time. So the time hardly grows with the batch. As one CUDA graph the same module takes "
-            f"{share} of that time: this is what the GPU itself needs.",
+            "**Kernels and calls.** In most cells, Python and PyTorch spend most of the time on starting one kernel "
+            f"after the other. So the time hardly grows with the batch. The same module as one CUDA graph takes "
+            f"{share} of that time: this is the time that the GPU itself needs.",
         )
-    missing = [case.name for case in CASES if case.name not in {each["name"] for each in results["cases"]}]
+    missing = [case.name for case in CASES if case.name not in {measured["name"] for measured in results["cases"]}]
     if missing:
         paragraphs += (f"**Not measured in this run:** {', '.join(missing)}.",)
     title = "# Performance" + " on a GPU" * (machine["device"] == "cuda")
@@ -158,34 +158,34 @@ def introduction(results: Results) -> str:
 
 
 def keeping(environment: Mapping[str, str]) -> str:
-    """What the processes of the cases are told."""
-    told = " ".join(f"{name}={value}" for name, value in environment.items())
+    """Return how the environment of the cases' processes is set, and why."""
+    settings = " ".join(f"{name}={value}" for name, value in environment.items())
     return (
-        f"Every case runs in a process of its own, started with `{told}`: there the C library of Linux keeps all "
-        "memory that is freed. By itself it would take results of 32 MiB and more from the system each time, or not, "
-        "as it has come about in the process before, and the same call takes up to twice as long "
+        f"Every case runs in a process of its own, started with `{settings}`. With these settings the C library of "
+        "Linux keeps all freed memory. By default, it may take results of 32 MiB and more from the system at each "
+        "call, depending on what the process did before, and the same call takes up to twice as long "
         "([Parts](machine.md#parts))."
     )
 
 
 def disturbed(cells: Sequence[Cell]) -> str:
-    """The part of the processor that other processes took."""
+    """Return the share of the processor that other processes took."""
     parts = [cell["disturbed"] for cell in cells]
     return f"{100 * median(parts):.1f} % (median) to {100 * max(parts):.1f} %"
 
 
-def summary(found: Mapping[str, Any]) -> str:
-    """What all cells come to."""
-    rival, roofline = found["fastest_rival"], found["roofline"]
-    fewer, far = found["dense_with_fewer_flops"], found["dense_with_far_fewer_flops"]
+def summary(totals: Mapping[str, Any]) -> str:
+    """Return the summary of all cells."""
+    rival, roofline = totals["fastest_rival"], totals["roofline"]
+    fewer, far = totals["dense_with_fewer_flops"], totals["dense_with_far_fewer_flops"]
     lines = [
         "## Summary",
         "",
-        "A ratio is the time of the other one divided by tngraph's: above 1 tngraph is faster.",
+        "A ratio is the time of the other contender divided by tngraph's. Above 1, tngraph is faster.",
         "",
         "| | cells | geometric mean | minimum |",
         "| --- | ---: | ---: | ---: |",
-        f"| the fastest other code for the same layer, whichever that is in a cell | {rival['cells']} | "
+        f"| the fastest other code for the same layer, in each cell | {rival['cells']} | "
         f"{ratio(rival['geometric_mean'])} | {ratio(rival['minimum'])} |",
         f"| the dense layer, where the plan has fewer FLOPs | {fewer['cells']} | {ratio(fewer['geometric_mean'])} | "
         f"{ratio(fewer['minimum'])} |",
@@ -196,32 +196,31 @@ def summary(found: Mapping[str, Any]) -> str:
     ]
     if "in_turns" in roofline:
         own = _percent(roofline["in_turns"])
-        lines.append(
-            f"| the same, by the rates that were measured in turns with each layer | {roofline['cells']} | {own} | |"
-        )
-    model = found["model"]
+        lines.append(f"| the same, with rates measured in turns with each layer | {roofline['cells']} | {own} | |")
+    model = totals["model"]
     lines += [
         "",
         fill(
-            f"In {model['cells']} cells the model of the machine chose by itself: {_percent(model['near_best'])} of "
-            f"its choices take at most {NEAR_BEST:g} times as long as the best that tuning measured, and what it says "
-            f"of them is within a factor of {MODEL_FACTOR} in {_percent(model['within_factor'])}.",
+            f"In {model['cells']} cells the model of the machine also chose without tuning. "
+            f"{_percent(model['near_best'])} of its choices take at most {NEAR_BEST:g} times as long as the best that "
+            f"tuning measured. {_percent(model['within_factor'])} of its predictions for them are within a factor of "
+            f"{MODEL_FACTOR}.",
             120,
         ),
     ]
     lines += slow("Slower than the fastest other code", rival["slow"])
     lines += slow("Slower than the dense layer, with fewer FLOPs", fewer["slow"], fewer["said"])
-    lines += ["", "One by one, over all cells that a contender has:", ""]
+    lines += ["", "The geometric mean of each contender, over all cells that it has:", ""]
     lines += ["| contender | " + " | ".join(f"cells, {p} | {p}" for p in PASSES) + " |"]
     lines += ["| --- |" + " ---: |" * (2 * len(PASSES))]
-    for name, passes in found["contenders"].items():
+    for name, passes in totals["contenders"].items():
         cells = (f"{passes[p]['cells']} | {ratio(passes[p]['geometric_mean'])}" for p in PASSES)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def slow(title: str, cells: Mapping[str, float], said: Sequence[str] = ()) -> list[str]:
-    """The cells of a list of slow ones, and of which of them the plan itself says that the dense layer is faster."""
+    """Return a list of slow cells, which marks those whose plan itself says that the dense layer is faster."""
     if not cells:
         return ["", f"{title} (a ratio below {FAST_ENOUGH}): no cell."]
     shown = (f"- {name}: {ratio(r)}{', as the plan says' * (name in said)}" for name, r in cells.items())
@@ -229,43 +228,43 @@ def slow(title: str, cells: Mapping[str, float], said: Sequence[str] = ()) -> li
 
 
 def who(results: Results) -> str:
-    """What the columns are."""
+    """Return the section that describes the columns."""
     lines = ["## Columns", "", "| column | |", "| --- | --- |"]
     lines += [f"| {name} | {CONTENDERS[name]} |" for name in (OURS, *present(results))]
     lines += [
-        "| fastest rival | the least ratio of those that compute the same layer by other code: not dense, no graph of "
-        "ours |",
+        "| fastest rival | the smallest ratio among the contenders that compute the same layer with other code, "
+        "without the dense layer and the graph |",
         "| FLOPs / dense | the [FLOPs](counts.md) of the plan, of this pass, divided by those of the dense layer |",
-        "| of the ideal | the ideal time divided by tngraph's: the larger of the plan's FLOPs at the rate of a large "
-        "matrix product, and of reading and writing inputs, params and outputs (in training their gradients too) once "
-        "at the bandwidth of a large copy. What fits into a cache can be faster than that |",
+        "| of the ideal | the ideal time divided by tngraph's. The ideal is the larger of two times: the plan's FLOPs "
+        "at the rate of a large matrix product, and one pass over inputs, params and outputs (in training their "
+        "gradients too) at the bandwidth of a large copy. Values that fit into a cache can be faster |",
     ]
     return "\n".join(lines)
 
 
 def by_case(results: Results) -> str:
-    """All cells, pass by pass, and what the cases are."""
+    """Return the sections of all cells, pass by pass, after the list of cases."""
     names, lines = present(results), ["## Every cell", ""]
     lines += ["| case | | params | dense |", "| --- | --- | ---: | ---: |"]
     lines += [f"| {c['name']} | {c['about']} | {c['params']:,} | {c['dense_params']:,} |" for c in results["cases"]]
     for pass_ in PASSES:
         lines += ["", f"### {pass_.replace('+', ' and ').capitalize()}", ""]
-        lines += ["The time of tngraph, and how many times longer the others take.", ""]
+        lines += ["The time of tngraph, and the times of the others as multiples of it.", ""]
         lines += ["| " + " | ".join(headings(names)) + " |", "| --- |" + " ---: |" * (len(headings(names)) - 1)]
         lines += [f"| {' | '.join(row(c, names))} |" for c in results["cells"] if c["pass"] == pass_]
     return "\n".join(lines)
 
 
 def missing(results: Results) -> str:
-    """Who is missing where, and why."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Return the section of contenders that are missing in some case, with the reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
     for cell in results["cells"]:
         for name, reason in cell["omitted"].items():
-            cases = found.setdefault((name, reason), [])
+            cases = reasons.setdefault((name, reason), [])
             if cell["case"] not in cases:
                 cases.append(cell["case"])
     lines = ["## Left out", "", "| contender | where | why |", "| --- | --- | --- |"]
-    for (name, reason), cases in sorted(found.items(), key=lambda item: NAMES.index(item[0][0])):
+    for (name, reason), cases in sorted(reasons.items(), key=lambda item: NAMES.index(item[0][0])):
         lines.append(f"| {name} | {', '.join(cases)} | {reason.replace('|', '¦')} |")
     return "\n".join(lines)
 
@@ -274,10 +273,10 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def _ordinal(number: int) -> str:
-    return {2: "half", 3: "third", 4: "quarter"}.get(number, f"1/{number}")
+def _ordinal(count: int) -> str:
+    return {2: "half", 3: "third", 4: "quarter"}.get(count, f"1/{count}")
 
 
-def counted(number: int, noun: str) -> str:
-    """So many of something."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
