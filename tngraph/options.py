@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     size: int
 
 
-class Pin(NamedTuple):
+class PinnedOrder(NamedTuple):
     """The order of an equation, as ``--order`` gives it; without a name it is that of the only equation."""
 
     equation: str
@@ -85,10 +85,10 @@ def parse_setting(text: str) -> Setting:
     return Setting(match[1], int(match[2]))
 
 
-def parse_pin(text: str) -> Pin:
+def parse_pinned_order(text: str) -> PinnedOrder:
     """Return the equation and the order of ``NAME=ORDER``, or of ``ORDER`` alone."""
     equation, sign, order = text.partition("=")
-    return Pin(equation.strip(), order) if sign else Pin("", text)
+    return PinnedOrder(equation.strip(), order) if sign else PinnedOrder("", text)
 
 
 def parse_bytes(text: str) -> int:
@@ -192,11 +192,11 @@ class Options:
         typer.Option("--frozen", metavar="NAME", help="A tensor that takes no gradient. Repeatable."),
     ] = None
     order: Annotated[
-        list[Pin] | None,
+        list[PinnedOrder] | None,
         typer.Option(
             "--order",
             metavar="[NAME=]ORDER",
-            parser=parse_pin,
+            parser=parse_pinned_order,
             help="Pin the order of an equation, written with the names of its tensors. Repeatable.",
         ),
     ] = None
