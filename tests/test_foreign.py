@@ -138,7 +138,7 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: Linear(4, 4, modes=4),  # type: ignore[arg-type]
         tg.SizeError,
-        "modes is 4\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))",
+        "modes is 4\n  give the modes of the rows and of the columns: modes=((4, 7), (4, 4))",
     ),
     (lambda: Linear(4, 4, sites=10**30), tg.SizeError, f"sites is {10**30}\n  a tensor has at most 64 legs"),
     (

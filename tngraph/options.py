@@ -59,7 +59,7 @@ class Setting(NamedTuple):
 
 
 class PinnedOrder(NamedTuple):
-    """The order of an equation, as ``--order`` gives it; without a name it is that of the only equation."""
+    """An order as ``--order`` gives it, and the equation that it is for; empty if there is only one equation."""
 
     equation: str
     order: str

@@ -185,7 +185,7 @@ def _given(recipe: Recipe, modes: Modes) -> Recipe:
         rows, columns = ([as_integer(mode) for mode in side] for side in sides)
         if None not in (*rows, *columns):
             return replace(recipe, rows=tuple(rows), columns=tuple(columns))  # type: ignore[arg-type]
-    raise SizeError(f"modes is {modes!r}\n  give those of the rows and of the columns: modes=((4, 7), (4, 4))")
+    raise SizeError(f"modes is {modes!r}\n  give the modes of the rows and of the columns: modes=((4, 7), (4, 4))")
 
 
 def check_positive(**numbers: object) -> None:

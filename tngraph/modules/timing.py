@@ -179,7 +179,7 @@ def _tensors_in(store: torch.Tensor, elements: int) -> list[torch.Tensor]:
 
 
 def _part_of(sizes: Iterable[int], fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
-    """Return sizes of which the largest are halved until the whole fits; the first one is halved before others."""
+    """Return sizes that fit: the first is halved to less than 8, then always the largest."""
     part = list(sizes)
     while not fits(part):
         largest = 0 if part[0] >= 8 else max(range(len(part)), key=part.__getitem__)
@@ -251,7 +251,7 @@ class MeasuredMachine(Machine):
         return self._extend(seconds, (Machine.rearrange(self, part), part.elements), (whole, copy.elements))
 
     def _extend(self, seconds: float, part: tuple[float, int], whole: tuple[float, int]) -> float:
-        """Return the time of a kernel of which a part was measured, in memory that was not new [s].
+        """Return the time of a kernel from the measured time of its part, in memory that was not new [s].
 
         Args:
             seconds: the measured time of the part [s].
