@@ -8,7 +8,9 @@ from textwrap import indent
 
 import sympy
 
+from tngraph.language.legs import depends_on
 from tngraph.language.network import Core, Size
+from tngraph.language.varying import call_sizes
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
 from tngraph.plans.plan import Plan
@@ -65,9 +67,10 @@ def operations(plan: Plan) -> list[Operation]:
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """Return the constants that a module stores: those that it reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
+    runtime = call_sizes(plan.network)
     accesses = [op.access for op in operations(plan) if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
-    return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
+    return [core for core in cores.values() if core.name in loaded and not depends_on(core.legs, runtime)]
 
 
 def _register(core: Core, names: Names, trained: Container[str]) -> str:

@@ -7,7 +7,7 @@ network is escaped, so text from a file never becomes anything but a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import indent
 from typing import NamedTuple
@@ -21,8 +21,8 @@ from tngraph.language.network import Index, Network, Port, Size
 from tngraph.language.sizes import product
 from tngraph.language.varying import call_sizes
 from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
-from tngraph.lowering.methods import Body
-from tngraph.lowering.names import Names
+from tngraph.lowering.methods import print_body, print_refold
+from tngraph.lowering.names import Names, assign_names
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes, format_formula
 
@@ -96,7 +96,9 @@ def emit(plan: Plan | Network) -> str:
 
 def print_source(plan: Plan) -> Source:
     """Return the printed module of a plan together with its names."""
-    names = Names(plan)
+    programs = [regime.program for regime in plan.regimes]
+    tiles = [tree.tile for regime in plan.regimes for tree in regime.trees if tree.tile is not None]
+    names = assign_names(plan.network, programs, plan.folding, tiles)
     body = _class(plan, names)
     parts = [_header(plan, names, body), *([PLANNED] if "contract(" in body else []), body]
     text = "\n\n".join(parts)
@@ -137,13 +139,13 @@ def _class(plan: Plan, names: Names) -> str:
     inputs = ", ".join(map(_signature, plan.network.inputs)) or "no input"
     outputs = ", ".join(map(_signature, plan.network.outputs))
     doc = f'"""{plan.network.name}: {inputs} -> {outputs}."""'
-    body = Body(plan, names)
+    body = print_body(plan, names)
     methods = [
         print_constructor(plan, names),
         print_reset(plan, names),
-        _forward(plan, names, body),
-        *(method.text for method in body.methods.values()),
-        *body.refold(),
+        _forward(plan, names, body.lines),
+        *body.methods,
+        *print_refold(plan, names),
         print_extra_repr(plan, names),
     ]
     text = "\n\n".join([doc, *methods])
@@ -155,9 +157,9 @@ def _signature(port: Port) -> str:
     return f"{port.name}[{', '.join(axes)}]"
 
 
-def _forward(plan: Plan, names: Names, body: Body) -> str:
+def _forward(plan: Plan, names: Names, body: Iterable[str]) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
-    code = [*_bind(plan, names), *body.lines()]
+    code = [*_bind(plan, names), *body]
     lines = [*_forward_doc(plan, names), *names.local_lines(code), *code]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
@@ -188,9 +190,12 @@ def _bind(plan: Plan, names: Names) -> Iterator[str]:
         shape = f"{{tuple({argument}.shape)}}"
         yield f'    raise ValueError(f"{port.name} has shape {shape}, and takes {_shape(port, names)}")'
     axes = [_Axis(port, k, axis) for port in plan.network.inputs for k, axis in enumerate(port.axes)]
-    yield from _bind_sizes(plan, names, axes)
+    bindings = _bind_sizes(plan.network, names, axes)
+    yield from (binding.line for binding in bindings)
+    exact = [binding.axis for binding in bindings]
     for axis in axes:
-        yield from _check_axis(axis, names)
+        if axis not in exact:  # an axis that is the size itself fits
+            yield from _check_axis(axis, names)
     for size, local in names.windows.items():
         yield f"{local} = {names.show_size(size)}"
     yield from _check_indices(plan, names)
@@ -218,42 +223,49 @@ class _Axis(NamedTuple):
         return f"{names.arguments[self.port.name]}.shape[{self.number}]"
 
 
-def _bind_sizes(plan: Plan, names: Names, axes: Sequence[_Axis]) -> Iterator[str]:
-    """Yield one line per run-time size, each as soon as everything it needs is bound."""
-    bound = {size.name for size in plan.network.settable_sizes()}
-    pending = [size for size in plan.network.sizes if size.name not in bound]
+class _Binding(NamedTuple):
+    """The line that gives a run-time size its value, and the axis that is this size and nothing else, if it is one."""
+
+    line: str
+    axis: _Axis | None = None
+
+
+def _bind_sizes(network: Network, names: Names, axes: Sequence[_Axis]) -> list[_Binding]:
+    """Return one binding per run-time size, each as soon as everything it needs is bound."""
+    bound = {size.name for size in network.settable_sizes()}
+    pending = [size for size in network.sizes if size.name not in bound]
+    bindings: list[_Binding] = []
     while pending:
-        lines = {size.name: line for size in pending if (line := _bind_size(size, axes, bound, names)) is not None}
-        if not lines:
+        ready = {s.name: b for s in pending if (b := _bind_size(network, s, axes, bound, names)) is not None}
+        if not ready:
             raise SizeError(f"no input determines the size {pending[0].name!r}")
-        yield from lines.values()
-        bound |= lines.keys()
+        bindings.extend(ready.values())
+        bound |= ready.keys()
         pending = [size for size in pending if size.name not in bound]
+    return bindings
 
 
-def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: Names) -> str | None:
-    """Return the line that binds a run-time size, or None until everything it needs is bound."""
+def _bind_size(network: Network, size: Size, axes: Sequence[_Axis], bound: set[str], names: Names) -> _Binding | None:
+    """Return how a run-time size gets its value, or None until everything it needs is bound."""
+    variable = names.sizes[size.name]
     if size.value is not None:
-        ready = all(symbol.name in known for symbol in size.value.free_symbols)
-        return f"{names.sizes[size.name]} = {names.show_size(size.value)}" if ready else None
+        is_ready = all(symbol.name in bound for symbol in size.value.free_symbols)
+        return _Binding(f"{variable} = {names.show_size(size.value)}") if is_ready else None
     for axis in axes:
         whole = product(index.size for index in axis.indices)
-        extent = sympy.expand(in_basic_sizes(names.plan.network, whole, known))
-        unknown = {symbol for symbol in extent.free_symbols if symbol.name not in known}
+        extent = sympy.expand(in_basic_sizes(network, whole, bound))
+        unknown = {symbol for symbol in extent.free_symbols if symbol.name not in bound}
         if unknown == {size.symbol} and extent.is_polynomial(size.symbol) and sympy.degree(extent, size.symbol) == 1:
             slope, rest = extent.coeff(size.symbol, 1), extent.coeff(size.symbol, 0)
             code = axis.code(names)
-            if whole == size.symbol:
-                names.readers.add((axis.port.name, axis.number))
             code = code if rest == 0 else f"({code} - ({names.show_size(rest)}))"
-            return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show_size(slope)})")
+            line = f"{variable} = {code}" + ("" if slope == 1 else f" // ({names.show_size(slope)})")
+            return _Binding(line, axis if whole == size.symbol else None)
     return None
 
 
 def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
-    """Yield the lines that refuse an axis of the wrong size. An axis that a size was read off needs none."""
-    if (axis.port.name, axis.number) in names.readers:
-        return
+    """Yield the lines that refuse an axis of the wrong size."""
     code, wanted = axis.code(names), names.show_size(product(index.size for index in axis.indices))
     own = ", ".join(index.name for index in axis.indices)
     have = f"indices {own} have" if own else "group () has"
