@@ -61,7 +61,7 @@ def _derived(size: Size, numbers: Mapping[str, int]) -> int:
 
 def operations(plan: Plan) -> list[Operation]:
     """Return the operations of all regimes, including those before the first call."""
-    return [op for regime in plan.regimes for op in regime.whole.operations]
+    return [op for regime in plan.regimes for op in regime.split.whole.operations]
 
 
 def _constants(plan: Plan, names: Names) -> list[Core]:

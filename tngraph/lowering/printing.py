@@ -23,6 +23,7 @@ from tngraph.language.varying import call_sizes
 from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
 from tngraph.lowering.methods import print_body, print_refold
 from tngraph.lowering.names import Names, assign_names
+from tngraph.plans.counts import Count, Counted
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes, format_formula
 
@@ -108,11 +109,11 @@ def print_source(plan: Plan) -> Source:
 
 def _header(plan: Plan, names: Names, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
-    lines.append(f"params: {format_formula(plan.params)} [elements]")
-    for label, name, unit in (("FLOPs", "flops", "FLOPs"), ("elementwise", "elementwise", "operations")):
-        for where, count in _by_regime(plan, name):
-            shown = format_formula(count.xreplace(names.windows))
-            lines.append(f"{label}{where and f' ({where})'}: {shown} [{unit}]")
+    lines.append(f"{Counted.params.label}: {format_formula(plan.params)} [{Counted.params.unit}]")
+    for count in (Counted.flops, Counted.elementwise):
+        for where, formula in _by_regime(plan, count):
+            shown = format_formula(formula.xreplace(names.windows))
+            lines.append(f"{count.label}{where and f' ({where})'}: {shown} [{count.unit}]")
     if names.buffers:
         lines.append(f"folded: {format_formula(plan.folding.elements.xreplace(names.windows))} [elements]")
     lines.append('"""\n')
@@ -129,10 +130,10 @@ def _header(plan: Plan, names: Names, body: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _by_regime(plan: Plan, name: str) -> list[tuple[str, sympy.Expr]]:
+def _by_regime(plan: Plan, count: Count) -> list[tuple[str, sympy.Expr]]:
     """Return a count for every regime with where that runs, or only once if it is the same in all."""
-    counts = [getattr(regime, name) for regime in plan.regimes]
-    return [("", counts[0])] if len({*counts}) == 1 else [*zip(describe_regimes(plan), counts, strict=True)]
+    formulas = [getattr(regime, count.name) for regime in plan.regimes]
+    return [("", formulas[0])] if len({*formulas}) == 1 else [*zip(describe_regimes(plan), formulas, strict=True)]
 
 
 def _class(plan: Plan, names: Names) -> str:

@@ -16,7 +16,7 @@ import sympy
 from tngraph.language.sizes import symbol
 from tngraph.lowering.calls import Words, print_expression
 from tngraph.lowering.names import Names, names_in
-from tngraph.plans.plan import Regime
+from tngraph.plans.regime import Regime
 from tngraph.plans.table import draw_tree, format_formula, format_step, format_value
 from tngraph.program.counts import volume, work_unit
 from tngraph.program.lines import Line, Program

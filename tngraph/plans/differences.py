@@ -10,16 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from textwrap import shorten
-from typing import TYPE_CHECKING
 
 import sympy
 
-from tngraph.plans.table import count_rows, format_formula, format_range, window_names
+from tngraph.language.sizes import find_case
+from tngraph.plans.decision import Decision
+from tngraph.plans.regime import Regime
+from tngraph.plans.table import format_formula, format_range, list_totals, window_names
 from tngraph.program.counts import evaluate_count, volume, work_unit
 from tngraph.program.operations import Operation
-
-if TYPE_CHECKING:
-    from tngraph.plans.plan import Plan, Regime
 
 LONGEST_NAME = 60
 """The description of what a step contracts is cut to this length [characters]."""
@@ -134,7 +133,7 @@ class PlanDifference:
         yield from (f"  {step}" for step in changed)
 
 
-def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
+def compare_plans(before: Decision, after: Decision, /, **sizes: int) -> PlanDifference:
     """Return how a second plan differs from a first, at some sizes, with the others as each plan was searched.
 
     Raises:
@@ -146,7 +145,7 @@ def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     windows = {**window_names(before.network), **window_names(after.network)}
     steps = [_list_steps(regime, each) for regime, each in zip(regimes, numbers, strict=True)]
     rows = [
-        {label: (expr, number, unit) for label, expr, number, unit, _ in count_rows(plan, regime, each)}
+        {t.label: (find_case(t.formula, each)[0], t.value, t.unit) for t in list_totals(plan, regime, each)}
         for plan, regime, each in zip(plans, regimes, numbers, strict=True)
     ]
     return PlanDifference(
@@ -158,12 +157,12 @@ def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     )
 
 
-def _title(plan: Plan, numbers: Mapping[str, int]) -> str:
+def _title(plan: Decision, numbers: Mapping[str, int]) -> str:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     return f"{plan.network.name} at {at}" if at else plan.network.name
 
 
-def _describe_request(plan: Plan) -> str:
+def _describe_request(plan: Decision) -> str:
     request = plan.request
     minimize = request.minimize if isinstance(request.minimize, str | Mapping) else type(request.rate).__name__
     limit = "" if request.memory_limit is None else f" within {request.memory_limit:,} bytes"
@@ -176,7 +175,7 @@ def _listed(names: Sequence[str]) -> str:
     return shorten(", ".join(names), LONGEST_NAME, placeholder=" …")
 
 
-def _describe_regimes(plan: Plan) -> str:
+def _describe_regimes(plan: Decision) -> str:
     if len(plan.free) == 1:
         return f"{plan.free[0]} {', '.join(format_range(each.low, each.high) for each in plan.regimes)}"
     return f"{len(plan.regimes)} by cost" if len(plan.regimes) > 1 else "one for all sizes"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tngraph.errors import NetworkError, PlanError
 from tngraph.files import explain, write_whole
@@ -21,13 +21,12 @@ from tngraph.language.network import Network
 from tngraph.language.rewrites import find_inlined, merge
 from tngraph.language.text.format import format_network
 from tngraph.language.text.parsing import parse
+from tngraph.plans.decision import Decision
+from tngraph.plans.regime import Regime
 from tngraph.plans.table import format_leg, format_value
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Request
 from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region, Step
-
-if TYPE_CHECKING:
-    from tngraph.plans.plan import Plan, Regime
 
 FORMAT = "tngraph plan"
 VERSION = 1
@@ -40,7 +39,7 @@ _BREAK = re.compile(r"\n *")
 Fields = dict[str, Any]
 
 
-def save_plan(plan: Plan, path: str | Path) -> None:
+def save_plan(plan: Decision, path: str | Path) -> None:
     """Write a plan to a file, whole or not at all.
 
     Raises:
@@ -53,7 +52,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         raise PlanError(f"{path} cannot be written: {explain(error)}") from None
 
 
-def format_plan_file(plan: Plan) -> str:
+def format_plan_file(plan: Decision) -> str:
     """Return a plan as the text of its file.
 
     Raises:
@@ -119,7 +118,7 @@ def _minimize_field(request: Request) -> Any:
     raise PlanError("a plan that minimizes a function of a step cannot be saved\n  a file holds no code")
 
 
-def _decisions(plan: Plan) -> Fields:
+def _decisions(plan: Decision) -> Fields:
     """Return the decisions for a network: which equations were inlined, and the trees of every regime."""
     inlined = find_inlined(plan.network, plan.merged)
     if merge(plan.network, inlined) != plan.merged:

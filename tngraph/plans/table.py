@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import sympy
 
@@ -12,16 +12,15 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import find_case, symbol
 from tngraph.language.text.format import format_size
+from tngraph.plans.counts import COUNTS, Count, Counted
+from tngraph.plans.decision import Decision
+from tngraph.plans.regime import Regime
 from tngraph.program.counts import evaluate_count, volume, work_unit
-from tngraph.program.memory import MemoryFormulas, case_at
+from tngraph.program.memory import case_at
 from tngraph.program.operations import Operation
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Rate, Request, Weighted
 from tngraph.search.region import ContractionTree
-
-if TYPE_CHECKING:
-    from tngraph.plans.plan import Plan, Regime
-
 
 LONGEST_DRAWING = 400
 """A line of trees longer than this is cut [characters]."""
@@ -107,20 +106,21 @@ def format_range(low: int, high: int | None) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def format_plan(plan: Plan, numbers: Mapping[str, int]) -> str:
+def format_plan(plan: Decision, numbers: Mapping[str, int]) -> str:
     """Return the text of a plan: totals, regimes if several, then one row per step of the regime that runs here."""
     regime = plan.regime_of(numbers)
     return "\n".join([*_totals(plan, regime, numbers), "", *_rows(regime, numbers)])
 
 
-def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[str]:
+def _totals(plan: Decision, regime: Regime, numbers: Mapping[str, int]) -> Iterable[str]:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    for label, expr, number, unit, condition in count_rows(plan, regime, numbers):
-        shown = f" = {format_formula(expr.xreplace(windows))}{_format_condition(condition)}"
-        is_formula = not expr.is_Integer and number == evaluate_count(expr, numbers)
-        yield f"  {label:<12} {number:,} [{unit}]{shown if is_formula else ''}"
+    for total in list_totals(plan, regime, numbers):
+        case, condition = find_case(total.formula, numbers)
+        shown = f" = {format_formula(case.xreplace(windows))}{_format_condition(condition)}"
+        is_formula = not case.is_Integer and total.value == evaluate_count(case, numbers)
+        yield f"  {total.label:<12} {total.value:,} [{total.unit}]{shown if is_formula else ''}"
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
@@ -149,7 +149,7 @@ def _format_condition(condition: sympy.Basic) -> str:
     return f" where {', '.join(fixed)}" if fixed else ""
 
 
-def _describe_proof(plan: Plan, regime: Regime) -> str:
+def _describe_proof(plan: Decision, regime: Regime) -> str:
     proven = sum(tree.is_proven for tree in regime.trees)
     pinned = sum(tree.is_pinned for tree in regime.trees)
     by_hand = f", {pinned} pinned by hand" if pinned else ""
@@ -158,7 +158,7 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
     return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
 
 
-def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
+def _compare_best(plan: Decision, best: Decision, numbers: Mapping[str, int]) -> str:
     """Return the cost of a pinned order beside that of the best one, in the units that were minimised."""
     regimes = [each.regime_of(numbers) for each in (plan, best)]
     is_peak = plan.request.minimize == "memory"
@@ -177,7 +177,7 @@ def _price_unit(request: Request) -> str:
     return "s" if isinstance(request.rate, Machine) else units.get(request.rate, "weighted operations")
 
 
-def describe_regimes(plan: Plan) -> list[str]:
+def describe_regimes(plan: Decision) -> list[str]:
     """Return where each regime runs: a range of the free size, "order 1", … if several are free, or "" if alone."""
     if len(plan.regimes) == 1:
         return [""]
@@ -186,7 +186,7 @@ def describe_regimes(plan: Plan) -> list[str]:
     return [f"order {k + 1}" for k in range(len(plan.regimes))]
 
 
-def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
+def format_regimes(plan: Decision, running: Regime) -> Iterable[str]:
     """Yield one line per regime: where it runs, its cost and its trees, with a mark at the one that runs."""
     windows = window_names(plan.network)
     for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
@@ -195,32 +195,45 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 
 
-def count_rows(
-    plan: Plan, regime: Regime, numbers: Mapping[str, int]
-) -> Iterable[tuple[str, sympy.Expr, int, str, sympy.Basic]]:
-    """Yield the totals of a regime: label, formula, value at these sizes, unit, and where the formula holds."""
-    memory = regime.memory(numbers)
-    exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
-    for label, expr, unit in _counts(plan, regime, regime.memory_formulas([{}, case_at(plan.network, numbers)])):
-        case, condition = find_case(expr, numbers)
-        yield label, case, exact[label] if label in exact else evaluate_count(case, numbers), unit, condition
+class Total(NamedTuple):
+    """A total of the regime that runs at some sizes.
+
+    Attributes:
+        name: the name of the count.
+        label: its name in tables.
+        unit: of its value.
+        formula: in all sizes; with a case of its own where sizes of 1 make a difference at these sizes.
+        value: at these sizes.
+    """
+
+    name: str
+    label: str
+    unit: str
+    formula: sympy.Expr
+    value: int
 
 
-def _counts(plan: Plan, regime: Regime, formulas: MemoryFormulas) -> Iterable[tuple[str, sympy.Expr, str]]:
-    yield "params", plan.params, "elements"
-    if plan.dense is not None:
-        yield "dense", plan.dense.params, "elements"
-        yield "dense MAC", plan.dense.macs, "MAC"
-    yield "MAC", regime.macs, "MAC"
-    yield "FLOPs", regime.flops, "FLOPs"
-    yield "training", regime.training_flops, "FLOPs"
-    yield "elementwise", regime.elementwise, "operations"
-    yield "largest", regime.largest, "elements"
-    yield "peak", formulas.peak, "bytes"
-    yield "saved", formulas.saved, "bytes"
-    yield "moves", formulas.moves, "bytes"
-    if plan.request.mode == "serve":
-        yield "folded", plan.folded, "bytes"
+def list_totals(plan: Decision, regime: Regime, numbers: Mapping[str, int]) -> list[Total]:
+    """Return the totals of a regime at these sizes, beside those of a dense weight if there is one."""
+    formulas, memory = regime.memory_formulas([{}, case_at(plan.network, numbers)]), regime.memory(numbers)
+
+    def total(count: Count) -> Total:
+        if count.has_cases:
+            formula, value = getattr(formulas, count.name), getattr(memory, count.name)
+        else:
+            formula = getattr(plan if count.is_stored else regime, count.name)
+            value = evaluate_count(formula, numbers)
+        return Total(count.name, count.label, count.unit, formula, value)
+
+    totals = [total(count) for count in COUNTS if count is not Counted.folded or plan.request.mode == "serve"]
+    if plan.dense is None:
+        return totals
+    params, macs = plan.dense.params, plan.dense.macs
+    dense = (
+        Total("dense_params", "dense", "elements", params, evaluate_count(params, numbers)),
+        Total("dense_macs", "dense MAC", "MAC", macs, evaluate_count(macs, numbers)),
+    )
+    return [totals[0], *dense, *totals[1:]]
 
 
 def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:
