@@ -140,7 +140,7 @@ class Regime(Counted):
             cases: sizes that are fixed at numbers; none first, and those of fewer before those of more.
         """
         formulas = [(fixed, self._formulas(fixed)) for fixed in cases]
-        return MemoryFormulas(*(_join_cases((fixed, each[k]) for fixed, each in formulas) for k in range(3)))
+        return MemoryFormulas(*(_join_cases((fixed, three[k]) for fixed, three in formulas) for k in range(3)))
 
     def _formulas(self, fixed: Mapping[str, int]) -> MemoryFormulas:
         """Return the formulas where some sizes have these numbers and no other index has size 1."""
@@ -167,7 +167,7 @@ class Regime(Counted):
         Args:
             numbers: an integer for every named size.
             machine: the model to use; when absent, the request's.
-            known: what the model said of kernels before, for all that are asked about one machine.
+            known: the model's times of kernels so far, to share between regimes that run on one machine.
         """
         clock = Clock(machine or self.request.machine, known={} if known is None else known)
         trained = self.request.trained if self.request.mode == "train" else ()
@@ -211,14 +211,10 @@ class Regime(Counted):
 
 def _join_cases(cases: Iterable[tuple[Mapping[str, int], sympy.Expr]]) -> sympy.Expr:
     """Join a general formula with one for each case in which it does not hold, most special first."""
-    intervals: list[tuple[Mapping[str, int], sympy.Expr]] = []
+    special: list[tuple[Mapping[str, int], sympy.Expr]] = []
     for fixed, formula in cases:
-        general = next((each for other, each in intervals if other.items() <= fixed.items()), None)
+        general = next((expr for other, expr in special if other.items() <= fixed.items()), None)
         if general is None or fix_sizes(general, fixed) != formula:
-            intervals.insert(0, (fixed, formula))
-    conditions = (
-        sympy.And(*(sympy.Eq(symbol(name), number) for name, number in fixed.items())) for fixed, _ in intervals
-    )
-    return sympy.Piecewise(
-        *((formula, condition) for (_, formula), condition in zip(intervals, conditions, strict=True))
-    )
+            special.insert(0, (fixed, formula))
+    conditions = (sympy.And(*(sympy.Eq(symbol(name), value) for name, value in fixed.items())) for fixed, _ in special)
+    return sympy.Piecewise(*((formula, condition) for (_, formula), condition in zip(special, conditions, strict=True)))

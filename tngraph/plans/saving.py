@@ -69,7 +69,7 @@ def format_plan_file(plan: Decision) -> str:
         "sizes": dict(plan.sizes),
         **_decisions(plan),
         "unpinned": None if plan.unpinned is None else _decisions(plan.unpinned),
-        "measured": [{**asdict(each), "sizes": dict(each.sizes)} for each in plan.measured],
+        "measured": [{**asdict(measured), "sizes": dict(measured.sizes)} for measured in plan.measured],
     }
     return _compact(json.dumps(fields, indent=1, allow_nan=False)) + "\n"
 
@@ -77,7 +77,7 @@ def format_plan_file(plan: Decision) -> str:
 def _compact(text: str) -> str:
     """Put each innermost list and object of indented JSON on one line. Strings in JSON hold no newline."""
     for innermost in (_LIST, _OBJECT):
-        text = innermost.sub(lambda found: found[1] + _BREAK.sub(" ", found[2]), text)
+        text = innermost.sub(lambda match: match[1] + _BREAK.sub(" ", match[2]), text)
     return text
 
 
@@ -161,10 +161,10 @@ def show_step(step: Step) -> Fields:
 
 def show_matmul(matmul: MatmulLayout) -> Fields:
     """Return a matmul layout as JSON fields: its legs in the language, and which matrices are transposed."""
-    parts = {
-        part: [format_leg(leg) for leg in legs] for part, legs in zip(matmul._fields[:-1], matmul[:-1], strict=True)
+    groups = {
+        group: [format_leg(leg) for leg in legs] for group, legs in zip(matmul._fields[:-1], matmul[:-1], strict=True)
     }
-    return {**parts, "transposed": list(matmul.transposed)}
+    return {**groups, "transposed": list(matmul.transposed)}
 
 
 def show_gradient(gradient: Gradient) -> Fields:

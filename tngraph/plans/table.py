@@ -13,7 +13,7 @@ from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import find_case, symbol
 from tngraph.language.text.format import format_size
 from tngraph.plans.counts import COUNTS, Count, Counted
-from tngraph.plans.decision import Decision
+from tngraph.plans.decision import Decision, Measured
 from tngraph.plans.regime import Regime
 from tngraph.program.counts import evaluate_count, volume, work_unit
 from tngraph.program.memory import case_at
@@ -43,7 +43,7 @@ def format_value(name: str, legs: Sequence[Leg]) -> str:
 
 
 def format_step(operations: Sequence[Operation], number: int) -> str:
-    """Return what a step computes in terms of the names of its operands, as ``t1 * w2``."""
+    """Return the computation of a step in terms of the names of its operands, as ``t1 * w2``."""
     op = operations[number]
     names = [operations[k].name for k in op.operands]
     if op.kind == "add":
@@ -76,16 +76,16 @@ def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     text = str(expr)
     if len(text) <= width:
         return text
-    kind, part = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
-    return f"{kind} of {len(expr.args)} {part}"
+    kind, arguments = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
+    return f"{kind} of {len(expr.args)} {arguments}"
 
 
 def draw_tree(tree: ContractionTree) -> str:
     """Return a tree as nested names, as a pinned order is written: ``((x w1) (w2 w3))``."""
     drawn = [access.source for access in tree.region.accesses]
     for step in tree.steps:
-        parts = [drawn[k] for k in step.operands]
-        drawn.append(f"({' '.join(parts)})" if len(parts) > 1 else parts[0])
+        operands = [drawn[k] for k in step.operands]
+        drawn.append(f"({' '.join(operands)})" if len(operands) > 1 else operands[0])
     return drawn[-1]
 
 
@@ -128,14 +128,8 @@ def _totals(plan: Decision, regime: Regime, numbers: Mapping[str, int]) -> Itera
         yield f"  compression  {ratio:.1f} dense entries per param"
     if isinstance(plan.request.rate, Machine):
         yield f"  time         {regime.seconds(numbers):.3g} [s], by the model of the machine"
-    for each in plan.measured:
-        where = ", ".join(f"{name} = {value}" for name, value in each.sizes)
-        at = f" at {where}" if where else ""
-        yield f"  measured     {each.seconds:.3g} [s]{at} on {each.device}, {each.dtype}"
-        if each.dense is not None:
-            folds = ": mode='serve' folds to it" if plan.request.mode == "infer" else ""
-            faster = f", which is faster{folds}" if each.is_slower_than_dense else ""
-            yield f"  dense time   {each.dense:.3g} [s]{at} with a dense weight{faster}"
+    for measured in plan.measured:
+        yield from _format_measured(measured, plan.request)
     yield f"  order        {_describe_proof(plan, regime)}"
     if plan.unpinned is not None:
         yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
@@ -143,9 +137,20 @@ def _totals(plan: Decision, regime: Regime, numbers: Mapping[str, int]) -> Itera
         yield from format_regimes(plan, regime)
 
 
+def _format_measured(measured: Measured, request: Request) -> Iterable[str]:
+    """Yield the measured time of a call, and that with a dense weight if it was measured."""
+    where = ", ".join(f"{name} = {value}" for name, value in measured.sizes)
+    at = f" at {where}" if where else ""
+    yield f"  measured     {measured.seconds:.3g} [s]{at} on {measured.device}, {measured.dtype}"
+    if measured.dense is not None:
+        folds = ": mode='serve' folds to it" if request.mode == "infer" else ""
+        faster = f", which is faster{folds}" if measured.is_slower_than_dense else ""
+        yield f"  dense time   {measured.dense:.3g} [s]{at} with a dense weight{faster}"
+
+
 def _format_condition(condition: sympy.Basic) -> str:
     """Return the only sizes that a formula holds for, as `` where batch = 1``."""
-    fixed = sorted(f"{size} = {number}" for size, number in (each.args for each in condition.atoms(sympy.Eq)))
+    fixed = sorted(f"{size} = {value}" for size, value in (equality.args for equality in condition.atoms(sympy.Eq)))
     return f" where {', '.join(fixed)}" if fixed else ""
 
 
@@ -160,9 +165,9 @@ def _describe_proof(plan: Decision, regime: Regime) -> str:
 
 def _compare_best(plan: Decision, best: Decision, numbers: Mapping[str, int]) -> str:
     """Return the cost of a pinned order beside that of the best one, in the units that were minimised."""
-    regimes = [each.regime_of(numbers) for each in (plan, best)]
+    regimes = [decision.regime_of(numbers) for decision in (plan, best)]
     is_peak = plan.request.minimize == "memory"
-    costs = [each.memory(numbers).peak if is_peak else each.price(numbers) for each in regimes]
+    costs = [regime.memory(numbers).peak if is_peak else regime.price(numbers) for regime in regimes]
     own, least = (f"{cost:{'.3g' if isinstance(cost, float) else ','}}" for cost in costs)
     unit = _price_unit(plan.request)
     ratio = f"{costs[0] / costs[1]:.2f} times the best" if costs[1] else "and the best"
