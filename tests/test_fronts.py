@@ -17,7 +17,8 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.modules.measuring import measure_peak, measure_saved
-from tngraph.plans.plan import Plan, Regime
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
 from tngraph.program.counts import keeps_values, needs_gradient
 
 FC2 = "examples/specs/fc2_mpo.tn"

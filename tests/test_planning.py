@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 from collections.abc import Sequence
+from dataclasses import fields
 
 import pytest
 import sympy
@@ -20,6 +21,8 @@ from tngraph.cli import app
 from tngraph.language.network import Network
 from tngraph.language.rewrites import drop_unused, merge_chains
 from tngraph.language.sizes import symbol
+from tngraph.plans.counts import COUNTS
+from tngraph.program.counts import Counts
 from tngraph.search.cleaning import clean_term
 from tngraph.search.pinning import DEEPEST_ORDER, LONGEST_ORDER, MOST_WORDS
 
@@ -56,6 +59,14 @@ def test_two_adtns_generate_vggs_linear_layers_from_424_weights():
     assert plan.at().params == 424
     assert plan.at().macs < 512 * 4096 // 50
     assert plan.at().largest == 4096
+
+
+def test_the_values_of_counts_are_those_of_the_table():
+    names = [count.name for count in COUNTS]
+    assert [field.name for field in fields(Counts)] == [*names, "cost"]
+    plan = tg.plan(tg.load("examples/specs/fc2_mpo.tn"), mode="serve")
+    totals = str(plan).split("\n\n")[0]
+    assert [count.label for count in COUNTS if f"\n  {count.label} " not in totals] == []
 
 
 def test_a_tied_core_is_counted_once():

@@ -31,8 +31,9 @@ from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import KernelTimes, MeasuredMachine, ProductCase, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
+from tngraph.plans.decision import Measured
 from tngraph.plans.dense import dense_equivalent
-from tngraph.plans.plan import Measured, Plan
+from tngraph.plans.plan import Plan
 from tngraph.program.clock import Clock, Made, is_transposed
 from tngraph.program.counts import evaluate_count
 from tngraph.program.expressions import Call, Variable

@@ -11,7 +11,8 @@ from tngraph.compiler.tasks import PricedRegion, Task, clean_regions, find_tree
 from tngraph.errors import PlanError
 from tngraph.language.network import Network
 from tngraph.plans.assembly import assemble_plan
-from tngraph.plans.plan import Plan, Regime
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
 from tngraph.search.exact import MOST_LEAVES
 from tngraph.search.objectives import Pricing, Rate
 from tngraph.search.orders import find_order

@@ -17,7 +17,8 @@ from itertools import islice
 from tngraph.errors import PlanError
 from tngraph.language.legs import legs_size
 from tngraph.language.sizes import evaluate_size
-from tngraph.plans.plan import Plan, Regime
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
 from tngraph.plans.table import draw_stages
 from tngraph.program.counts import evaluate_count, keeps_values, needs_gradient, volume
 from tngraph.program.memory import Memory

@@ -16,7 +16,7 @@ from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.language.sizing import number_sizes
 from tngraph.language.varying import Varying, find_varying
 from tngraph.plans.assembly import Cleaned, clean_equations
-from tngraph.plans.plan import Regime
+from tngraph.plans.regime import Regime
 from tngraph.search.layouts import Run, lay_out
 from tngraph.search.objectives import Price, Pricing, Request
 from tngraph.search.orders import Search, pinned_tree, search_tree

@@ -18,7 +18,9 @@ from tngraph.language.legs import bare_legs, depends_on, legs_size
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import evaluate_size
 from tngraph.plans.assembly import assemble_plan
-from tngraph.plans.plan import Measured, Plan, Regime
+from tngraph.plans.decision import Measured
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
 from tngraph.plans.table import draw_stages
 from tngraph.search.exact import MOST_LEAVES
 from tngraph.search.gradients import can_plan_backward, lay_out_gradients

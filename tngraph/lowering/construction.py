@@ -8,7 +8,9 @@ from textwrap import indent
 
 import sympy
 
+from tngraph.language.legs import depends_on
 from tngraph.language.network import Core, Size
+from tngraph.language.varying import call_sizes
 from tngraph.lowering.initialise import Spread, default_spreads, matrix_sizes
 from tngraph.lowering.names import Names
 from tngraph.plans.plan import Plan
@@ -18,19 +20,8 @@ from tngraph.program.operations import Operation
 
 def print_constructor(plan: Plan, names: Names) -> str:
     """Return ``__init__``: sizes as arguments, and every stored tensor with its legs in a comment."""
-    arguments, lines = ["self"], ["super().__init__()"]
-    for size in plan.network.settable_sizes():
-        argument = names.size_arguments[size.name]
-        derived = size.value is not None and bool(size.value.free_symbols)
-        number = plan.sizes[size.name]
-        if derived and number == _derived(size, plan.sizes):
-            arguments.append(f"{argument}=None")
-            lines.append(f"{argument} = {names.show_argument(_value(size))} if {argument} is None else {argument}")
-        else:
-            arguments.append(f"{argument}={number}")
-        lines.append(f"if {argument} < 1:")
-        lines.append(f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")')
-        lines.append(f"self.{names.size_attributes[size.name]} = {argument}")
+    sizes = [_print_size(size, plan.sizes, names) for size in plan.network.settable_sizes()]
+    lines = ["super().__init__()", *(line for _, checks in sizes for line in checks)]
     constants = _constants(plan, names)
     stored = [core for core in plan.network.cores if core.role in ("param", "buffer") or core in constants]
     paths = dict.fromkeys(names.folders[folder] for core in stored for folder in core.folders)
@@ -39,40 +30,53 @@ def print_constructor(plan: Plan, names: Names) -> str:
     if names.anchor:
         empty = "torch.empty((), device=device, dtype=dtype)"
         lines.append(f'self.register_buffer("{names.anchor}", {empty}, persistent=False)  # what results are like')
-    if any(op.loops for op in operations(plan)):
+    if any(op.loops for op in _operations(plan)):
         lines.append("self.first_slice, self.slice_step = 0, 1  # the slices that this process adds up")
     lines.append("self.reset_parameters()")
     if names.buffers:
         lines.append("self.register_load_state_dict_post_hook(self.refold)")
-    signature = f"def __init__({', '.join([*arguments, '*', 'device=None', 'dtype=None'])}):"
+    arguments = ["self", *(argument for argument, _ in sizes), "*", "device=None", "dtype=None"]
+    signature = f"def __init__({', '.join(arguments)}):"
     return "\n".join([signature, indent("\n".join(lines), "    ")])
 
 
-def _value(size: Size) -> sympy.Expr:
-    assert size.value is not None
-    return size.value
+def _print_size(size: Size, numbers: Mapping[str, int], names: Names) -> tuple[str, list[str]]:
+    """Return the argument for a size with its default, and the lines that check and store it.
+
+    A size that was planned at its formula's value keeps the formula as its default, so that it follows other sizes.
+    """
+    argument, planned = names.size_arguments[size.name], numbers[size.name]
+    lines = [
+        f"if {argument} < 1:",
+        f'    raise ValueError(f"the size {size.name} is {{{argument}}}; a size is at least 1")',
+        f"self.{names.size_attributes[size.name]} = {argument}",
+    ]
+    formula = size.value
+    if formula is not None and formula.free_symbols:
+        at_default = formula.subs({other: numbers[other.name] for other in formula.free_symbols})
+        if at_default == planned:
+            default = f"{argument} = {names.show_argument(formula)} if {argument} is None else {argument}"
+            return f"{argument}=None", [default, *lines]
+    return f"{argument}={planned}", lines
 
 
-def _derived(size: Size, numbers: Mapping[str, int]) -> int:
-    return int(_value(size).subs({s: numbers[s.name] for s in _value(size).free_symbols}))
-
-
-def operations(plan: Plan) -> list[Operation]:
+def _operations(plan: Plan) -> list[Operation]:
     """Return the operations of all regimes, including those before the first call."""
-    return [op for regime in plan.regimes for op in regime.whole.operations]
+    return [op for regime in plan.regimes for op in regime.split.whole.operations]
 
 
 def _constants(plan: Plan, names: Names) -> list[Core]:
     """Return the constants that a module stores: those that it reads and whose sizes are known when it is built."""
     cores = {core.name: core for core in plan.network.cores if core.role == "const"}
-    accesses = [op.access for op in operations(plan) if op.access is not None and op.access.source in cores]
+    runtime = call_sizes(plan.network)
+    accesses = [op.access for op in _operations(plan) if op.access is not None and op.access.source in cores]
     loaded = {access.source for access in accesses if not is_diagonal(cores[access.source], access)}
-    return [core for core in cores.values() if core.name in loaded and not names.is_runtime(core)]
+    return [core for core in cores.values() if core.name in loaded and not depends_on(core.legs, runtime)]
 
 
 def _register(core: Core, names: Names, trained: Container[str]) -> str:
     """Return the line that registers a core with the module. A frozen param has ``requires_grad=False``."""
-    shape = show_tuple([names.show_argument(leg.size) for leg in core.legs])
+    shape = _show_tuple([names.show_argument(leg.size) for leg in core.legs])
     name = names.attributes[core.name]
     comment = f"  # [{', '.join(leg.name for leg in core.legs)}]"
     empty = f"torch.empty({shape}, device=device, dtype=dtype)"
@@ -87,7 +91,7 @@ def _register(core: Core, names: Names, trained: Container[str]) -> str:
     return f'{register}("{own}", {empty}, persistent=False){comment}'
 
 
-def show_tuple(items: Sequence[str]) -> str:
+def _show_tuple(items: Sequence[str]) -> str:
     """Return the code of a tuple."""
     return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
 

@@ -36,7 +36,10 @@ class Spread:
 
 
 def default_spreads(network: Network) -> dict[str, Spread]:
-    """The spread of every param that names no initialisation, by name; a shared one takes its first use's."""
+    """Return the spread of every param that names no initialisation, by name.
+
+    A param that several equations read takes the spread of the first.
+    """
     merged = merge_chains(drop_unused(network))
     cores = {core.name: core for core in network.cores}
     spreads: dict[str, Spread] = {}
@@ -48,29 +51,32 @@ def default_spreads(network: Network) -> dict[str, Spread]:
 
 
 def _equation_spreads(equation: Equation, network: Network, cores: Mapping[str, Core]) -> Iterable[tuple[str, Spread]]:
-    """Each term's params; a term without data (a bias) takes the fan-in of its neighbours."""
+    """Yield the spread of the params of each term.
+
+    A term without data (a bias) takes the largest fan-in of the other terms.
+    """
     sources = network.sources()
     regions = [clean_term(term, equation.legs, sources)[0] for term in equation.terms]
-    shared: sympy.Expr = sympy.Integer(1)
+    largest: sympy.Expr = sympy.Integer(1)
     for region in regions:
-        shared = sympy.Max(shared, _fan_in(region.accesses, region.legs, cores))
+        largest = sympy.Max(largest, _fan_in(region.accesses, region.legs, cores))
     for term, region in zip(equation.terms, regions, strict=True):
         weights, data = _split(region.accesses, cores)
-        fan_in = _fan_in(region.accesses, region.legs, cores) if data else shared
-        bonds = _sizes(set(_indices(weights)) - set(_indices(data)), region.legs)
+        fan_in = _fan_in(region.accesses, region.legs, cores) if data else largest
+        bonds = _summed_size(set(_indices(weights)) - set(_indices(data)), region.legs)
         moments = [_moment(cores[access.source]) for access in weights]
-        known = product(moment for moment in moments if moment is not None)
+        fixed = product(moment for moment in moments if moment is not None)
         for access in weights:
             if _is_drawn(cores[access.source]):
                 scale = sympy.Rational(term.scale) if abs(term.scale) > SMALLEST_SCALE else 1
-                yield access.source, Spread(3 * fan_in * bonds * known * scale**2, moments.count(None))
+                yield access.source, Spread(3 * fan_in * bonds * fixed * scale**2, moments.count(None))
 
 
 def _split(accesses: Iterable[Access], cores: Mapping[str, Core]) -> tuple[list[Access], list[Access]]:
-    """What is part of the weight, and the data it is applied to."""
-    every = list(accesses)
-    weights = [access for access in every if access.source in cores and cores[access.source].role != "input"]
-    return weights, [access for access in every if access not in weights]
+    """Return the accesses of the weight, and those of the data that it is applied to."""
+    factors = list(accesses)
+    weights = [access for access in factors if access.source in cores and cores[access.source].role != "input"]
+    return weights, [access for access in factors if access not in weights]
 
 
 def _is_drawn(core: Core) -> bool:
@@ -81,21 +87,22 @@ def _indices(accesses: Iterable[Access]) -> Iterable[Index]:
     return (index for access in accesses for index in access.indices)
 
 
-def _sizes(indices: set[Index], kept: Iterable[Index]) -> sympy.Expr:
-    summed = indices - set(kept)
+def _summed_size(indices: set[Index], legs: Iterable[Index]) -> sympy.Expr:
+    """Return the product of the sizes of those indices that are summed, since the result has no leg for them."""
+    summed = indices - set(legs)
     return product(index.size for index in sorted(summed, key=lambda index: index.name))
 
 
 def _fan_in(accesses: tuple[Access, ...], legs: tuple[Index, ...], cores: Mapping[str, Core]) -> sympy.Expr:
-    """The entries of the data that one output entry sums over with weights."""
+    """Return how many entries of the data one output entry sums over with weights."""
     weights, data = _split(accesses, cores)
-    return _sizes(set(_indices(weights)) & set(_indices(data)), legs)
+    return _summed_size(set(_indices(weights)) & set(_indices(data)), legs)
 
 
 def _moment(core: Core) -> sympy.Expr | None:
-    """The mean square of the entries of a core that is not drawn with the rest.
+    """Return the mean square of the entries of a core, or None if its entries are drawn with the spread.
 
-    None for one that is. Zeros of a param stand for one that is drawn, and a buffer that is filled later for ones.
+    A param that starts at zero counts as drawn, since training moves it. A buffer that is filled later counts as ones.
     """
     if core.init is None or core.init.kind == "zeros":
         return None if core.role == "param" else sympy.Integer(1)
@@ -111,7 +118,7 @@ _FILLED: Mapping[str, Callable[[Core], sympy.Expr]] = {
     "basis": lambda core: sympy.Integer(1),
     "delta": lambda core: core.legs[0].size,
 }
-"""How many entries of a const are ones."""
+"""Returns how many entries of a const are ones."""
 
 _MOMENTS: Mapping[str, Callable[[sympy.Expr, Sequence[sympy.Expr]], sympy.Expr]] = {
     "ones": lambda diagonal, numbers: sympy.Integer(1),
@@ -122,10 +129,10 @@ _MOMENTS: Mapping[str, Callable[[sympy.Expr, Sequence[sympy.Expr]], sympy.Expr]]
     "eye": lambda diagonal, numbers: diagonal * sympy.prod(numbers) ** 2,
     "near_eye": lambda diagonal, numbers: diagonal + numbers[0] ** 2,
 }
-"""The second moment of an initialisation, given that of a diagonal of ones, and its numbers."""
+"""Returns the mean square of an initialisation, from that of a diagonal of ones and from its numbers."""
 
 
 def matrix_sizes(core: Core) -> tuple[sympy.Expr, sympy.Expr]:
-    """The sizes of a core as a matrix: the first half of its legs are the rows, the others the columns."""
+    """Return the rows and columns of a core as a matrix: the first half of its legs, and the others."""
     half = len(core.legs) // 2
     return product(leg.size for leg in core.legs[:half]), product(leg.size for leg in core.legs[half:])

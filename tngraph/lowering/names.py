@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import ast
 import keyword
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import sympy
 
-from tngraph.language.network import Core
+from tngraph.language.network import Network
 from tngraph.language.sizes import symbol
 from tngraph.language.text.format import format_size
-from tngraph.language.varying import call_sizes
-from tngraph.plans.plan import Plan
 from tngraph.program.backward import GRADIENT, LAID
+from tngraph.program.folding import Folding
+from tngraph.program.lines import Program
+from tngraph.search.region import Tile
 
 MODULE_ATTRIBUTES = frozenset(
     """T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches
@@ -50,105 +51,78 @@ LOCALS |= {"device", "dtype", "range", "checkpoint", "zip", "contract", "Planned
 """Names that a variable of the generated methods cannot have."""
 
 
-def escape(name: str, reserved: Iterable[str], taken: set[str]) -> str:
-    """Return a name free of clashes, and add it to the taken ones."""
-    blocked = frozenset(reserved)
-    safe = f"x{name}" if name.startswith("__") else name
-    while safe in blocked or safe in taken:
-        safe += "_"
-    taken.add(safe)
-    return safe
+class Scope:
+    """A scope of the generated code, with the names that it has so far."""
+
+    def __init__(self, reserved: Iterable[str]) -> None:
+        """Begin a scope without names.
+
+        Args:
+            reserved: the names that nothing in it can have.
+        """
+        self.reserved = frozenset(reserved)
+        self.taken: set[str] = set()
+
+    def add(self, name: str, avoid: Container[str] = ()) -> str:
+        """Return a name that is free in the scope, which has it from now on.
+
+        Args:
+            name: the name that is wanted, which may be dotted.
+            avoid: further names not to choose.
+        """
+        free = name.replace(".", "_")
+        free = f"x{free}" if free.startswith("__") else free
+        while free in self.reserved or free in self.taken or free in avoid:
+            free += "_"
+        self.taken.add(free)
+        return free
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Names:
-    """The Python names of everything in a network's module."""
+    """The Python names of everything in a network's module.
 
-    plan: Plan
-    class_name: str = ""
-    attributes: dict[str, str] = field(default_factory=dict)
-    folders: dict[str, str] = field(default_factory=dict)
-    folder_locals: dict[str, str] = field(default_factory=dict)
-    size_attributes: dict[str, str] = field(default_factory=dict)
-    size_arguments: dict[str, str] = field(default_factory=dict)
-    arguments: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, str] = field(default_factory=dict)
-    values: dict[str, str] = field(default_factory=dict)
-    buffers: dict[str, str] = field(default_factory=dict)
-    windows: dict[sympy.Expr, sympy.Symbol] = field(default_factory=dict)
-    readers: set[tuple[str, int]] = field(default_factory=set)
-    loops: dict[str, str] = field(default_factory=dict)
-    costs: list[str] = field(default_factory=list)
-    order: str = "order"
-    number: str = "number"
-    anchor: str = ""
-    methods: set[str] = field(default_factory=set)
+    Attributes:
+        class_name: the name of the class.
+        members: the attributes and methods of the class. Printing a method adds its name.
+        folders: the path of every folder of stored tensors.
+        folder_locals: the variable of every folder in methods.
+        attributes: the path of every stored tensor.
+        size_attributes: the attribute of every size that the constructor takes.
+        size_arguments: the constructor's argument for each of these sizes.
+        arguments: the argument of ``forward`` for every input.
+        sizes: the variable of every named size, and of the size of a tile.
+        values: the variable of every value and gradient.
+        buffers: the attribute of every folded buffer.
+        windows: the variable of every size that counts windows.
+        order: the variable for the number of the regime that runs.
+        costs: the variable for the cost of every regime, if there are several.
+        loops: the variable of every index that is sliced.
+        slice: the variable for the number of a slice.
+        anchor: the attribute that shows the module's device and type; empty where another tensor does.
+    """
 
-    def __post_init__(self) -> None:
-        network = self.plan.network
-        self.class_name = escape(network.name, LOCALS, set())
-        taken: dict[str, set[str]] = {"": set()}
-        for core in network.cores:
-            if core.role != "input":
-                for folder in core.folders:
-                    if folder not in self.folders:
-                        self.folders[folder] = self._attribute(folder, taken)
-                        taken[folder] = set()
-                self.attributes[core.name] = self._attribute(core.name, taken)
-        in_constructor: set[str] = set()
-        for size in network.settable_sizes():
-            self.size_attributes[size.name] = self._attribute(size.name, taken)
-            self.size_arguments[size.name] = escape(size.name, LOCALS, in_constructor)
-        in_forward: set[str] = set()
-        for port in network.inputs:
-            self.arguments[port.name] = _variable(port.name, in_forward)
-        for size in network.sizes:
-            self.sizes[size.name] = escape(size.name, LOCALS, in_forward)
-        for tile in (tree.tile for regime in self.plan.regimes for tree in regime.trees):
-            if tile is not None and not tile.is_runtime:
-                self.sizes[str(tile.part.size)] = _variable(f"{tile.index.name}_part", in_forward)
-        folding = self.plan.folding
-        for operations in (*(regime.operations for regime in self.plan.regimes), folding.program.operations):
-            for op in operations:
-                if op.name not in self.values:
-                    self.values[op.name] = _variable(op.name, in_forward)
-        for regime in self.plan.regimes:
-            for backward in regime.program.backward.values():
-                for name in (backward.start.name, *(line.variable.name for line in backward.lines)):
-                    if name not in self.values:
-                        self.values[name] = _variable(_gradient_name(name), in_forward)
-        for k, buffer in enumerate(folding.buffers, 1):
-            self.buffers[buffer.name] = escape(f"folded_{k}", MODULE_ATTRIBUTES | in_forward, taken[""])
-        for index in network.indices():
-            if index.size.has(sympy.floor, sympy.Mod) and index.size not in self.windows:
-                self.windows[index.size] = symbol(_variable(index.name, in_forward))
-        if len(self.plan.regimes) > 1:
-            self.order = _variable("order", in_forward)
-            self.costs = [_variable(f"cost_{k + 1}", in_forward) for k in range(len(self.plan.regimes))]
-        for regime in self.plan.regimes:
-            for index in (index for op in regime.operations for index in op.loops):
-                if index.name not in self.loops:
-                    self.loops[index.name] = _variable(index.name, in_forward)
-        self.number = _variable("number", in_forward) if self.loops else self.number
-        self.folder_locals = {folder: _variable(folder, in_forward) for folder in self.folders}
-        if not any(core.role in ("input", "param", "buffer") for core in network.cores):
-            # Nothing else of the module knows its device and type.
-            self.anchor = escape("anchor", MODULE_ATTRIBUTES | KEYWORDS, taken[""])
-        self.methods = taken[""]
-
-    def method(self, stem: str) -> str:
-        """Return a free name for one more method of the module."""
-        return escape(stem, MODULE_ATTRIBUTES | KEYWORDS, self.methods)
-
-    def _attribute(self, name: str, taken: Mapping[str, set[str]]) -> str:
-        """Return the attribute path of a stored tensor or folder, and add its name to those taken in its folder."""
-        folder, _, own = name.rpartition(".")
-        safe = escape(own, MODULE_ATTRIBUTES | KEYWORDS, taken[folder])
-        return f"{self.folders[folder]}.{safe}" if folder else safe
+    class_name: str
+    members: Scope
+    folders: Mapping[str, str]
+    folder_locals: Mapping[str, str]
+    attributes: Mapping[str, str]
+    size_attributes: Mapping[str, str]
+    size_arguments: Mapping[str, str]
+    arguments: Mapping[str, str]
+    sizes: Mapping[str, str]
+    values: Mapping[str, str]
+    buffers: Mapping[str, str]
+    windows: Mapping[sympy.Expr, sympy.Symbol]
+    order: str
+    costs: tuple[str, ...]
+    loops: Mapping[str, str]
+    slice: str
+    anchor: str
 
     def show(self, expr: sympy.Expr) -> str:
         """Return a size as code inside ``forward``, where counts of windows have local names."""
-        return format_size(expr.xreplace(self.windows | _renamed(self.sizes)))
+        return format_size(expr.xreplace({**self.windows, **_renamed(self.sizes)}))
 
     def show_size(self, expr: sympy.Expr) -> str:
         """Return a size as code in terms of the named sizes alone, for ``forward`` and ``reset_parameters``."""
@@ -157,11 +131,6 @@ class Names:
     def show_argument(self, expr: sympy.Expr) -> str:
         """Return a size as code inside the constructor."""
         return format_size(expr.xreplace(_renamed(self.size_arguments)))
-
-    def is_runtime(self, core: Core) -> bool:
-        """Return whether the shape of a core depends on run-time sizes."""
-        runtime = call_sizes(self.plan.network)
-        return any(symbol.name in runtime for leg in core.legs for symbol in leg.size.free_symbols)
 
     def stored(self, name: str) -> str:
         """Return the code that reads a stored tensor in a method, through its folder's local name if it has one."""
@@ -177,6 +146,103 @@ class Names:
         return (f"{local} = self.{path}" for local, path in own.items() if local in used)
 
 
+def assign_names(network: Network, programs: Sequence[Program], folding: Folding, tiles: Iterable[Tile] = ()) -> Names:
+    """Return the Python names of everything in a module.
+
+    Names are assigned in a fixed order, in which the ones that a user reads most keep their spelling: inputs and sizes
+    before values.
+
+    Args:
+        network: the network of the module.
+        programs: the lines of every regime.
+        folding: the lines before the first call.
+        tiles: the tiles that the programs cut.
+    """
+    members, arguments, variables = Scope(MODULE_ATTRIBUTES | KEYWORDS), Scope(LOCALS), Scope(LOCALS)
+    folders, attributes = _name_stored(network, members)
+    sizes = network.settable_sizes()
+    several = len(programs) > 1
+    loops = dict.fromkeys(index.name for program in programs for op in program.operations for index in op.loops)
+    # Only a module without data and stored tensors needs a tensor to take the device and type of its result from.
+    has_tensor = any(core.role in ("input", "param", "buffer") for core in network.cores)
+    return Names(
+        class_name=Scope(LOCALS).add(network.name),
+        members=members,
+        folders=folders,
+        attributes=attributes,
+        size_attributes={size.name: members.add(size.name) for size in sizes},
+        size_arguments={size.name: arguments.add(size.name) for size in sizes},
+        arguments={port.name: variables.add(port.name) for port in network.inputs},
+        sizes=_name_sizes(network, tiles, variables),
+        values=_name_values(programs, folding, variables),
+        buffers={
+            buffer.name: members.add(f"folded_{k}", avoid=variables.taken)
+            for k, buffer in enumerate(folding.buffers, 1)
+        },
+        windows=_name_windows(network, variables),
+        order=variables.add("order") if several else "",
+        costs=tuple(variables.add(f"cost_{k + 1}") for k in range(len(programs))) if several else (),
+        loops={name: variables.add(name) for name in loops},
+        slice=variables.add("number") if loops else "",
+        folder_locals={folder: variables.add(folder) for folder in folders},
+        anchor="" if has_tensor else members.add("anchor"),
+    )
+
+
+def _name_stored(network: Network, members: Scope) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the path of every folder of stored tensors, and of every stored tensor."""
+    scopes = {"": members}
+    folders: dict[str, str] = {}
+    attributes: dict[str, str] = {}
+
+    def path(name: str) -> str:
+        folder, _, own = name.rpartition(".")
+        member = scopes[folder].add(own)
+        return f"{folders[folder]}.{member}" if folder else member
+
+    for core in network.cores:
+        if core.role != "input":
+            for folder in core.folders:
+                if folder not in folders:
+                    folders[folder] = path(folder)
+                    scopes[folder] = Scope(members.reserved)
+            attributes[core.name] = path(core.name)
+    return folders, attributes
+
+
+def _name_sizes(network: Network, tiles: Iterable[Tile], variables: Scope) -> dict[str, str]:
+    """Return the variable of every named size, and of the size of every tile that has a size of its own."""
+    sizes = {size.name: variables.add(size.name) for size in network.sizes}
+    for tile in tiles:
+        size = str(tile.part.size)
+        if not tile.is_runtime and size not in sizes:
+            sizes[size] = variables.add(f"{tile.index.name}_part")
+    return sizes
+
+
+def _name_values(programs: Sequence[Program], folding: Folding, variables: Scope) -> dict[str, str]:
+    """Return the variable of every value and of every gradient."""
+    values: dict[str, str] = {}
+    for program in (*programs, folding.program):
+        for op in program.operations:
+            if op.name not in values:
+                values[op.name] = variables.add(op.name)
+    for backward in (backward for program in programs for backward in program.backward.values()):
+        for name in (backward.start.name, *(line.variable.name for line in backward.lines)):
+            if name not in values:
+                values[name] = variables.add(_gradient_name(name))
+    return values
+
+
+def _name_windows(network: Network, variables: Scope) -> dict[sympy.Expr, sympy.Symbol]:
+    """Return the variable of every size that counts windows."""
+    windows: dict[sympy.Expr, sympy.Symbol] = {}
+    for index in network.indices():
+        if index.size.has(sympy.floor, sympy.Mod) and index.size not in windows:
+            windows[index.size] = symbol(variables.add(index.name))
+    return windows
+
+
 def names_in(code: Iterable[str]) -> set[str]:
     """Return the variables that some lines of code read or write."""
     return {node.id for node in ast.walk(ast.parse("\n".join(code))) if isinstance(node, ast.Name)}
@@ -187,10 +253,6 @@ def _gradient_name(name: str) -> str:
     of, laid, number = name.partition(LAID)
     stem = f"{of.removeprefix(GRADIENT)}_grad" if of.startswith(GRADIENT) else of
     return f"{stem}_laid{number}" if laid else stem
-
-
-def _variable(name: str, taken: set[str]) -> str:
-    return escape(name.replace(".", "_"), LOCALS, taken)
 
 
 def _renamed(names: Mapping[str, str]) -> dict[sympy.Expr, sympy.Symbol]:

@@ -7,22 +7,19 @@ network is escaped, so text from a file never becomes anything but a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import indent
-from typing import NamedTuple
 
 import sympy
 
 from tngraph.compiler.pipeline import plan as plan_network
-from tngraph.errors import SizeError
-from tngraph.language.binding import in_basic_sizes
-from tngraph.language.network import Index, Network, Port, Size
-from tngraph.language.sizes import product
-from tngraph.language.varying import call_sizes
+from tngraph.language.network import Network, Port
+from tngraph.lowering.binding import bind_sizes, show_shape
 from tngraph.lowering.construction import print_constructor, print_extra_repr, print_reset
-from tngraph.lowering.methods import Body
-from tngraph.lowering.names import Names
+from tngraph.lowering.methods import print_body, print_refold
+from tngraph.lowering.names import Names, assign_names
+from tngraph.plans.counts import Count, Counted
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes, format_formula
 
@@ -96,7 +93,9 @@ def emit(plan: Plan | Network) -> str:
 
 def print_source(plan: Plan) -> Source:
     """Return the printed module of a plan together with its names."""
-    names = Names(plan)
+    programs = [regime.program for regime in plan.regimes]
+    tiles = [tree.tile for regime in plan.regimes for tree in regime.trees if tree.tile is not None]
+    names = assign_names(plan.network, programs, plan.folding, tiles)
     body = _class(plan, names)
     parts = [_header(plan, names, body), *([PLANNED] if "contract(" in body else []), body]
     text = "\n\n".join(parts)
@@ -106,11 +105,11 @@ def print_source(plan: Plan) -> Source:
 
 def _header(plan: Plan, names: Names, body: str) -> str:
     lines = [f'"""{plan.network.name}: a tensor network as a PyTorch module, printed by tngraph.', ""]
-    lines.append(f"params: {format_formula(plan.params)} [elements]")
-    for label, name, unit in (("FLOPs", "flops", "FLOPs"), ("elementwise", "elementwise", "operations")):
-        for where, count in _by_regime(plan, name):
-            shown = format_formula(count.xreplace(names.windows))
-            lines.append(f"{label}{where and f' ({where})'}: {shown} [{unit}]")
+    lines.append(f"{Counted.params.label}: {format_formula(plan.params)} [{Counted.params.unit}]")
+    for count in (Counted.flops, Counted.elementwise):
+        for where, formula in _by_regime(plan, count):
+            shown = format_formula(formula.xreplace(names.windows))
+            lines.append(f"{count.label}{where and f' ({where})'}: {shown} [{count.unit}]")
     if names.buffers:
         lines.append(f"folded: {format_formula(plan.folding.elements.xreplace(names.windows))} [elements]")
     lines.append('"""\n')
@@ -127,23 +126,23 @@ def _header(plan: Plan, names: Names, body: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _by_regime(plan: Plan, name: str) -> list[tuple[str, sympy.Expr]]:
+def _by_regime(plan: Plan, count: Count) -> list[tuple[str, sympy.Expr]]:
     """Return a count for every regime with where that runs, or only once if it is the same in all."""
-    counts = [getattr(regime, name) for regime in plan.regimes]
-    return [("", counts[0])] if len({*counts}) == 1 else [*zip(describe_regimes(plan), counts, strict=True)]
+    formulas = [getattr(regime, count.name) for regime in plan.regimes]
+    return [("", formulas[0])] if len({*formulas}) == 1 else [*zip(describe_regimes(plan), formulas, strict=True)]
 
 
 def _class(plan: Plan, names: Names) -> str:
     inputs = ", ".join(map(_signature, plan.network.inputs)) or "no input"
     outputs = ", ".join(map(_signature, plan.network.outputs))
     doc = f'"""{plan.network.name}: {inputs} -> {outputs}."""'
-    body = Body(plan, names)
+    body = print_body(plan, names)
     methods = [
         print_constructor(plan, names),
         print_reset(plan, names),
-        _forward(plan, names, body),
-        *(method.text for method in body.methods.values()),
-        *body.refold(),
+        _forward(plan, names, body.lines),
+        *body.methods,
+        *print_refold(plan, names),
         print_extra_repr(plan, names),
     ]
     text = "\n\n".join([doc, *methods])
@@ -155,9 +154,9 @@ def _signature(port: Port) -> str:
     return f"{port.name}[{', '.join(axes)}]"
 
 
-def _forward(plan: Plan, names: Names, body: Body) -> str:
+def _forward(plan: Plan, names: Names, body: Iterable[str]) -> str:
     arguments = ", ".join(["self", *names.arguments.values()])
-    code = [*_bind(plan, names), *body.lines()]
+    code = [*bind_sizes(plan.network, names), *body]
     lines = [*_forward_doc(plan, names), *names.local_lines(code), *code]
     return "\n".join([f"def forward({arguments}):", indent("\n".join(lines), "    ")])
 
@@ -168,98 +167,9 @@ def _forward_doc(plan: Plan, names: Names) -> Iterator[str]:
         yield ""
         yield "Args:"
     for port in plan.network.inputs:
-        yield f"    {port.name}: {_shape(port, names)}."
+        yield f"    {port.name}: {show_shape(port, names)}."
     yield ""
     yield "Returns:"
     for port in plan.network.outputs:
-        yield f"    {port.name}: {_shape(port, names)}."
+        yield f"    {port.name}: {show_shape(port, names)}."
     yield '"""'
-
-
-def _shape(port: Port, names: Names) -> str:
-    return f"({', '.join(names.show_size(product(i.size for i in axis)) for axis in port.axes)})"
-
-
-def _bind(plan: Plan, names: Names) -> Iterator[str]:
-    """Yield the lines that read run-time sizes off shapes, refuse misfits, and name counts of windows."""
-    for port in plan.network.inputs:
-        argument = names.arguments[port.name]
-        yield f"if {argument}.dim() != {len(port.axes)}:"
-        shape = f"{{tuple({argument}.shape)}}"
-        yield f'    raise ValueError(f"{port.name} has shape {shape}, and takes {_shape(port, names)}")'
-    axes = [_Axis(port, k, axis) for port in plan.network.inputs for k, axis in enumerate(port.axes)]
-    yield from _bind_sizes(plan, names, axes)
-    for axis in axes:
-        yield from _check_axis(axis, names)
-    for size, local in names.windows.items():
-        yield f"{local} = {names.show_size(size)}"
-    yield from _check_indices(plan, names)
-
-
-def _check_indices(plan: Plan, names: Names) -> Iterator[str]:
-    """Yield the lines that refuse inputs too small for every index to have a positive size."""
-    runtime = call_sizes(plan.network)
-    for index in plan.network.indices():
-        if any(symbol.name in runtime for symbol in index.size.free_symbols) and not index.size.is_positive:
-            size = names.show(index.size)
-            yield f"if {size} < 1:"
-            yield f'    raise ValueError(f"the index {index.name} = {names.show_size(index.size)} has size {{{size}}}")'
-
-
-class _Axis(NamedTuple):
-    """One axis of an input."""
-
-    port: Port
-    number: int
-    indices: tuple[Index, ...]
-
-    def code(self, names: Names) -> str:
-        """Return the code of the axis's size at run time."""
-        return f"{names.arguments[self.port.name]}.shape[{self.number}]"
-
-
-def _bind_sizes(plan: Plan, names: Names, axes: Sequence[_Axis]) -> Iterator[str]:
-    """Yield one line per run-time size, each as soon as everything it needs is bound."""
-    bound = {size.name for size in plan.network.settable_sizes()}
-    pending = [size for size in plan.network.sizes if size.name not in bound]
-    while pending:
-        lines = {size.name: line for size in pending if (line := _bind_size(size, axes, bound, names)) is not None}
-        if not lines:
-            raise SizeError(f"no input determines the size {pending[0].name!r}")
-        yield from lines.values()
-        bound |= lines.keys()
-        pending = [size for size in pending if size.name not in bound]
-
-
-def _bind_size(size: Size, axes: Sequence[_Axis], known: set[str], names: Names) -> str | None:
-    """Return the line that binds a run-time size, or None until everything it needs is bound."""
-    if size.value is not None:
-        ready = all(symbol.name in known for symbol in size.value.free_symbols)
-        return f"{names.sizes[size.name]} = {names.show_size(size.value)}" if ready else None
-    for axis in axes:
-        whole = product(index.size for index in axis.indices)
-        extent = sympy.expand(in_basic_sizes(names.plan.network, whole, known))
-        unknown = {symbol for symbol in extent.free_symbols if symbol.name not in known}
-        if unknown == {size.symbol} and extent.is_polynomial(size.symbol) and sympy.degree(extent, size.symbol) == 1:
-            slope, rest = extent.coeff(size.symbol, 1), extent.coeff(size.symbol, 0)
-            code = axis.code(names)
-            if whole == size.symbol:
-                names.readers.add((axis.port.name, axis.number))
-            code = code if rest == 0 else f"({code} - ({names.show_size(rest)}))"
-            return f"{names.sizes[size.name]} = {code}" + ("" if slope == 1 else f" // ({names.show_size(slope)})")
-    return None
-
-
-def _check_axis(axis: _Axis, names: Names) -> Iterator[str]:
-    """Yield the lines that refuse an axis of the wrong size. An axis that a size was read off needs none."""
-    if (axis.port.name, axis.number) in names.readers:
-        return
-    code, wanted = axis.code(names), names.show_size(product(index.size for index in axis.indices))
-    own = ", ".join(index.name for index in axis.indices)
-    have = f"indices {own} have" if own else "group () has"
-    shown = wanted if wanted.isdigit() else f"{{{wanted}}}"
-    factors = " * ".join(names.show_size(index.size) for index in axis.indices)
-    fused = f" = {factors}" if len(axis.indices) > 1 else ""
-    message = f"axis {axis.number} of {axis.port.name} has size {{{code}}}, and its {have} {shown}{fused}"
-    yield f"if {code} != {wanted}:"
-    yield f'    raise ValueError(f"{message}")'

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tngraph.language.network import Equation, Index, Network
-from tngraph.plans.plan import Plan, Regime
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
 from tngraph.program.operations import Stage
 from tngraph.search.cleaning import clean_term
 from tngraph.search.objectives import Request

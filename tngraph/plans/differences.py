@@ -10,16 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from textwrap import shorten
-from typing import TYPE_CHECKING
 
 import sympy
 
-from tngraph.plans.table import count_rows, format_formula, format_range, window_names
+from tngraph.language.sizes import find_case
+from tngraph.plans.decision import Decision
+from tngraph.plans.regime import Regime
+from tngraph.plans.table import format_formula, format_range, list_totals, window_names
 from tngraph.program.counts import evaluate_count, volume, work_unit
 from tngraph.program.operations import Operation
-
-if TYPE_CHECKING:
-    from tngraph.plans.plan import Plan, Regime
 
 LONGEST_NAME = 60
 """The description of what a step contracts is cut to this length [characters]."""
@@ -84,7 +83,7 @@ class StepChange:
     def __str__(self) -> str:
         if self.sign == "~":
             change = f"{_number(self.before)} -> {_number(self.after)} {self.unit}"
-            formulas = [format_formula(each) for each in (self.before_formula, self.after_formula) if each is not None]
+            formulas = [format_formula(expr) for expr in (self.before_formula, self.after_formula) if expr is not None]
             return f"~ {self.computes}: {change} = {' -> '.join(dict.fromkeys(formulas))}"
         work, formula = (self.after, self.after_formula) if self.before is None else (self.before, self.before_formula)
         shown = "" if formula is None or formula.is_Integer else f" = {format_formula(formula)}"
@@ -97,7 +96,7 @@ class PlanDifference:
 
     Attributes:
         titles: each network with its sizes.
-        requests: what each plan was searched for.
+        requests: the request of each plan.
         counts: the totals that differ, in value or in formula.
         regimes: where the regimes of each plan run.
         steps: of the regimes that run at these sizes: those of the first plan in order, then those only in the second.
@@ -134,7 +133,7 @@ class PlanDifference:
         yield from (f"  {step}" for step in changed)
 
 
-def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
+def compare_plans(before: Decision, after: Decision, /, **sizes: int) -> PlanDifference:
     """Return how a second plan differs from a first, at some sizes, with the others as each plan was searched.
 
     Raises:
@@ -142,12 +141,12 @@ def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     """
     plans = (before, after)
     numbers = [plan.values(**sizes) for plan in plans]
-    regimes = [plan.regime_of(each) for plan, each in zip(plans, numbers, strict=True)]
+    regimes = [plan.regime_of(values) for plan, values in zip(plans, numbers, strict=True)]
     windows = {**window_names(before.network), **window_names(after.network)}
-    steps = [_list_steps(regime, each) for regime, each in zip(regimes, numbers, strict=True)]
+    steps = [_list_steps(regime, values) for regime, values in zip(regimes, numbers, strict=True)]
     rows = [
-        {label: (expr, number, unit) for label, expr, number, unit, _ in count_rows(plan, regime, each)}
-        for plan, regime, each in zip(plans, regimes, numbers, strict=True)
+        {t.label: (find_case(t.formula, values)[0], t.value, t.unit) for t in list_totals(plan, regime, values)}
+        for plan, regime, values in zip(plans, regimes, numbers, strict=True)
     ]
     return PlanDifference(
         titles=(_title(before, numbers[0]), _title(after, numbers[1])),
@@ -158,12 +157,12 @@ def compare_plans(before: Plan, after: Plan, /, **sizes: int) -> PlanDifference:
     )
 
 
-def _title(plan: Plan, numbers: Mapping[str, int]) -> str:
+def _title(plan: Decision, numbers: Mapping[str, int]) -> str:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     return f"{plan.network.name} at {at}" if at else plan.network.name
 
 
-def _describe_request(plan: Plan) -> str:
+def _describe_request(plan: Decision) -> str:
     request = plan.request
     minimize = request.minimize if isinstance(request.minimize, str | Mapping) else type(request.rate).__name__
     limit = "" if request.memory_limit is None else f" within {request.memory_limit:,} bytes"
@@ -176,9 +175,9 @@ def _listed(names: Sequence[str]) -> str:
     return shorten(", ".join(names), LONGEST_NAME, placeholder=" …")
 
 
-def _describe_regimes(plan: Plan) -> str:
+def _describe_regimes(plan: Decision) -> str:
     if len(plan.free) == 1:
-        return f"{plan.free[0]} {', '.join(format_range(each.low, each.high) for each in plan.regimes)}"
+        return f"{plan.free[0]} {', '.join(format_range(regime.low, regime.high) for regime in plan.regimes)}"
     return f"{len(plan.regimes)} by cost" if len(plan.regimes) > 1 else "one for all sizes"
 
 
@@ -201,13 +200,13 @@ def _changed_counts(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step of one plan. Steps of two plans that compute the same have equal ``key``."""
+    """A step of one plan. Steps of two plans that compute the same have the same ``key``."""
 
     key: object
     computes: str
     unit: str
     formula: sympy.Expr
-    number: int
+    work: int
 
 
 def _list_steps(regime: Regime, numbers: Mapping[str, int]) -> list[_Step]:
@@ -244,19 +243,19 @@ def _digest(*parts: object) -> int:
 
 
 def _draw(op: Operation, drawn: Sequence[str]) -> str:
-    """Return what an operation computes as nested names, cut to little more than can be shown."""
-    parts = [drawn[operand] for operand in op.operands]
-    if op.kind == "load" or (op.kind in ("view", "read", "embed", "accumulate", "arrange", "join") and parts):
-        return parts[0] if parts else op.name
+    """Return the computation of an operation as nested names, cut to little more than can be shown."""
+    operands = [drawn[operand] for operand in op.operands]
+    if op.kind == "load" or (op.kind in ("view", "read", "embed", "accumulate", "arrange", "join") and operands):
+        return operands[0] if operands else op.name
     if op.kind == "add":
         sign = "-" if op.number < 0 else "+"
-        text = f"({parts[0]} {sign} {parts[1]})"
+        text = f"({operands[0]} {sign} {operands[1]})"
     elif op.function is not None:
-        text = f"{op.function.name}({parts[0]})"
+        text = f"{op.function.name}({operands[0]})"
     elif op.kind == "scale":
-        text = f"({op.number} * {parts[0]})"
+        text = f"({op.number} * {operands[0]})"
     else:
-        text = f"({' '.join(parts)})" if len(parts) > 1 else f"{op.kind}({parts[0]})"
+        text = f"({' '.join(operands)})" if len(operands) > 1 else f"{op.kind}({operands[0]})"
     return text[: 2 * LONGEST_NAME]
 
 
@@ -279,9 +278,9 @@ def _match_steps(
 def _change(old: _Step | None, new: _Step | None, windows: Mapping[sympy.Expr, sympy.Symbol]) -> StepChange:
     named = old or new
     assert named is not None
-    formulas = [None if each is None else each.formula.xreplace(windows) for each in (old, new)]
+    formulas = [None if step is None else step.formula.xreplace(windows) for step in (old, new)]
     return StepChange(
-        named.computes, named.unit, old.number if old else None, new.number if new else None, formulas[0], formulas[1]
+        named.computes, named.unit, old.work if old else None, new.work if new else None, formulas[0], formulas[1]
     )
 
 

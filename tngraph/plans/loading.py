@@ -24,7 +24,9 @@ from tngraph.language.sizes import LARGEST
 from tngraph.language.sizing import given_sizes, number_sizes
 from tngraph.language.text.parsing import parse
 from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
-from tngraph.plans.plan import Measured, Plan, Regime
+from tngraph.plans.decision import Measured
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
 from tngraph.plans.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
 from tngraph.plans.table import format_leg
 from tngraph.search.gradients import can_differentiate, is_elementwise, other_operand

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tngraph.errors import NetworkError, PlanError
 from tngraph.files import explain, write_whole
@@ -21,13 +21,12 @@ from tngraph.language.network import Network
 from tngraph.language.rewrites import find_inlined, merge
 from tngraph.language.text.format import format_network
 from tngraph.language.text.parsing import parse
+from tngraph.plans.decision import Decision
+from tngraph.plans.regime import Regime
 from tngraph.plans.table import format_leg, format_value
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Request
 from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region, Step
-
-if TYPE_CHECKING:
-    from tngraph.plans.plan import Plan, Regime
 
 FORMAT = "tngraph plan"
 VERSION = 1
@@ -40,7 +39,7 @@ _BREAK = re.compile(r"\n *")
 Fields = dict[str, Any]
 
 
-def save_plan(plan: Plan, path: str | Path) -> None:
+def save_plan(plan: Decision, path: str | Path) -> None:
     """Write a plan to a file, whole or not at all.
 
     Raises:
@@ -53,7 +52,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         raise PlanError(f"{path} cannot be written: {explain(error)}") from None
 
 
-def format_plan_file(plan: Plan) -> str:
+def format_plan_file(plan: Decision) -> str:
     """Return a plan as the text of its file.
 
     Raises:
@@ -70,7 +69,7 @@ def format_plan_file(plan: Plan) -> str:
         "sizes": dict(plan.sizes),
         **_decisions(plan),
         "unpinned": None if plan.unpinned is None else _decisions(plan.unpinned),
-        "measured": [{**asdict(each), "sizes": dict(each.sizes)} for each in plan.measured],
+        "measured": [{**asdict(measured), "sizes": dict(measured.sizes)} for measured in plan.measured],
     }
     return _compact(json.dumps(fields, indent=1, allow_nan=False)) + "\n"
 
@@ -78,7 +77,7 @@ def format_plan_file(plan: Plan) -> str:
 def _compact(text: str) -> str:
     """Put each innermost list and object of indented JSON on one line. Strings in JSON hold no newline."""
     for innermost in (_LIST, _OBJECT):
-        text = innermost.sub(lambda found: found[1] + _BREAK.sub(" ", found[2]), text)
+        text = innermost.sub(lambda match: match[1] + _BREAK.sub(" ", match[2]), text)
     return text
 
 
@@ -119,7 +118,7 @@ def _minimize_field(request: Request) -> Any:
     raise PlanError("a plan that minimizes a function of a step cannot be saved\n  a file holds no code")
 
 
-def _decisions(plan: Plan) -> Fields:
+def _decisions(plan: Decision) -> Fields:
     """Return the decisions for a network: which equations were inlined, and the trees of every regime."""
     inlined = find_inlined(plan.network, plan.merged)
     if merge(plan.network, inlined) != plan.merged:
@@ -162,10 +161,10 @@ def show_step(step: Step) -> Fields:
 
 def show_matmul(matmul: MatmulLayout) -> Fields:
     """Return a matmul layout as JSON fields: its legs in the language, and which matrices are transposed."""
-    parts = {
-        part: [format_leg(leg) for leg in legs] for part, legs in zip(matmul._fields[:-1], matmul[:-1], strict=True)
+    groups = {
+        group: [format_leg(leg) for leg in legs] for group, legs in zip(matmul._fields[:-1], matmul[:-1], strict=True)
     }
-    return {**parts, "transposed": list(matmul.transposed)}
+    return {**groups, "transposed": list(matmul.transposed)}
 
 
 def show_gradient(gradient: Gradient) -> Fields:

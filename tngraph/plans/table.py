@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import sympy
 
@@ -12,16 +12,15 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import find_case, symbol
 from tngraph.language.text.format import format_size
+from tngraph.plans.counts import COUNTS, Count, Counted
+from tngraph.plans.decision import Decision, Measured
+from tngraph.plans.regime import Regime
 from tngraph.program.counts import evaluate_count, volume, work_unit
-from tngraph.program.memory import MemoryFormulas, case_at
+from tngraph.program.memory import case_at
 from tngraph.program.operations import Operation
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Rate, Request, Weighted
 from tngraph.search.region import ContractionTree
-
-if TYPE_CHECKING:
-    from tngraph.plans.plan import Plan, Regime
-
 
 LONGEST_DRAWING = 400
 """A line of trees longer than this is cut [characters]."""
@@ -44,7 +43,7 @@ def format_value(name: str, legs: Sequence[Leg]) -> str:
 
 
 def format_step(operations: Sequence[Operation], number: int) -> str:
-    """Return what a step computes in terms of the names of its operands, as ``t1 * w2``."""
+    """Return the computation of a step in terms of the names of its operands, as ``t1 * w2``."""
     op = operations[number]
     names = [operations[k].name for k in op.operands]
     if op.kind == "add":
@@ -77,16 +76,16 @@ def format_formula(expr: sympy.Expr, width: int = 160) -> str:
     text = str(expr)
     if len(text) <= width:
         return text
-    kind, part = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
-    return f"{kind} of {len(expr.args)} {part}"
+    kind, arguments = ("the largest", "formulas") if expr.func is sympy.Max else ("a sum", "terms")
+    return f"{kind} of {len(expr.args)} {arguments}"
 
 
 def draw_tree(tree: ContractionTree) -> str:
     """Return a tree as nested names, as a pinned order is written: ``((x w1) (w2 w3))``."""
     drawn = [access.source for access in tree.region.accesses]
     for step in tree.steps:
-        parts = [drawn[k] for k in step.operands]
-        drawn.append(f"({' '.join(parts)})" if len(parts) > 1 else parts[0])
+        operands = [drawn[k] for k in step.operands]
+        drawn.append(f"({' '.join(operands)})" if len(operands) > 1 else operands[0])
     return drawn[-1]
 
 
@@ -107,20 +106,21 @@ def format_range(low: int, high: int | None) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def format_plan(plan: Plan, numbers: Mapping[str, int]) -> str:
+def format_plan(plan: Decision, numbers: Mapping[str, int]) -> str:
     """Return the text of a plan: totals, regimes if several, then one row per step of the regime that runs here."""
     regime = plan.regime_of(numbers)
     return "\n".join([*_totals(plan, regime, numbers), "", *_rows(regime, numbers)])
 
 
-def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[str]:
+def _totals(plan: Decision, regime: Regime, numbers: Mapping[str, int]) -> Iterable[str]:
     at = ", ".join(f"{name} = {value}" for name, value in numbers.items())
     yield f"{plan.network.name}" + (f" at {at}" if at else "")
     windows = window_names(plan.network)
-    for label, expr, number, unit, condition in count_rows(plan, regime, numbers):
-        shown = f" = {format_formula(expr.xreplace(windows))}{_format_condition(condition)}"
-        is_formula = not expr.is_Integer and number == evaluate_count(expr, numbers)
-        yield f"  {label:<12} {number:,} [{unit}]{shown if is_formula else ''}"
+    for total in list_totals(plan, regime, numbers):
+        case, condition = find_case(total.formula, numbers)
+        shown = f" = {format_formula(case.xreplace(windows))}{_format_condition(condition)}"
+        is_formula = not case.is_Integer and total.value == evaluate_count(case, numbers)
+        yield f"  {total.label:<12} {total.value:,} [{total.unit}]{shown if is_formula else ''}"
     for size, name in windows.items():
         yield f"  where        {name} = {format_size(size)}"
     if plan.dense is not None:
@@ -128,14 +128,8 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         yield f"  compression  {ratio:.1f} dense entries per param"
     if isinstance(plan.request.rate, Machine):
         yield f"  time         {regime.seconds(numbers):.3g} [s], by the model of the machine"
-    for each in plan.measured:
-        where = ", ".join(f"{name} = {value}" for name, value in each.sizes)
-        at = f" at {where}" if where else ""
-        yield f"  measured     {each.seconds:.3g} [s]{at} on {each.device}, {each.dtype}"
-        if each.dense is not None:
-            folds = ": mode='serve' folds to it" if plan.request.mode == "infer" else ""
-            faster = f", which is faster{folds}" if each.is_slower_than_dense else ""
-            yield f"  dense time   {each.dense:.3g} [s]{at} with a dense weight{faster}"
+    for measured in plan.measured:
+        yield from _format_measured(measured, plan.request)
     yield f"  order        {_describe_proof(plan, regime)}"
     if plan.unpinned is not None:
         yield f"  pinned       {_compare_best(plan, plan.unpinned, numbers)}"
@@ -143,13 +137,24 @@ def _totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Iterable[
         yield from format_regimes(plan, regime)
 
 
+def _format_measured(measured: Measured, request: Request) -> Iterable[str]:
+    """Yield the measured time of a call, and that with a dense weight if it was measured."""
+    where = ", ".join(f"{name} = {value}" for name, value in measured.sizes)
+    at = f" at {where}" if where else ""
+    yield f"  measured     {measured.seconds:.3g} [s]{at} on {measured.device}, {measured.dtype}"
+    if measured.dense is not None:
+        folds = ": mode='serve' folds to it" if request.mode == "infer" else ""
+        faster = f", which is faster{folds}" if measured.is_slower_than_dense else ""
+        yield f"  dense time   {measured.dense:.3g} [s]{at} with a dense weight{faster}"
+
+
 def _format_condition(condition: sympy.Basic) -> str:
     """Return the only sizes that a formula holds for, as `` where batch = 1``."""
-    fixed = sorted(f"{size} = {number}" for size, number in (each.args for each in condition.atoms(sympy.Eq)))
+    fixed = sorted(f"{size} = {value}" for size, value in (equality.args for equality in condition.atoms(sympy.Eq)))
     return f" where {', '.join(fixed)}" if fixed else ""
 
 
-def _describe_proof(plan: Plan, regime: Regime) -> str:
+def _describe_proof(plan: Decision, regime: Regime) -> str:
     proven = sum(tree.is_proven for tree in regime.trees)
     pinned = sum(tree.is_pinned for tree in regime.trees)
     by_hand = f", {pinned} pinned by hand" if pinned else ""
@@ -158,11 +163,11 @@ def _describe_proof(plan: Plan, regime: Regime) -> str:
     return f"{proven} of {len(regime.trees)} regions proven optimal{by_hand}, at {searched}"
 
 
-def _compare_best(plan: Plan, best: Plan, numbers: Mapping[str, int]) -> str:
+def _compare_best(plan: Decision, best: Decision, numbers: Mapping[str, int]) -> str:
     """Return the cost of a pinned order beside that of the best one, in the units that were minimised."""
-    regimes = [each.regime_of(numbers) for each in (plan, best)]
+    regimes = [decision.regime_of(numbers) for decision in (plan, best)]
     is_peak = plan.request.minimize == "memory"
-    costs = [each.memory(numbers).peak if is_peak else each.price(numbers) for each in regimes]
+    costs = [regime.memory(numbers).peak if is_peak else regime.price(numbers) for regime in regimes]
     own, least = (f"{cost:{'.3g' if isinstance(cost, float) else ','}}" for cost in costs)
     unit = _price_unit(plan.request)
     ratio = f"{costs[0] / costs[1]:.2f} times the best" if costs[1] else "and the best"
@@ -177,7 +182,7 @@ def _price_unit(request: Request) -> str:
     return "s" if isinstance(request.rate, Machine) else units.get(request.rate, "weighted operations")
 
 
-def describe_regimes(plan: Plan) -> list[str]:
+def describe_regimes(plan: Decision) -> list[str]:
     """Return where each regime runs: a range of the free size, "order 1", … if several are free, or "" if alone."""
     if len(plan.regimes) == 1:
         return [""]
@@ -186,7 +191,7 @@ def describe_regimes(plan: Plan) -> list[str]:
     return [f"order {k + 1}" for k in range(len(plan.regimes))]
 
 
-def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
+def format_regimes(plan: Decision, running: Regime) -> Iterable[str]:
     """Yield one line per regime: where it runs, its cost and its trees, with a mark at the one that runs."""
     windows = window_names(plan.network)
     for regime, where in zip(plan.regimes, describe_regimes(plan), strict=True):
@@ -195,32 +200,45 @@ def format_regimes(plan: Plan, running: Regime) -> Iterable[str]:
         yield f"  regime     {mark} {where}: {cost}{shorten(draw_stages(regime), LONGEST_DRAWING, placeholder=' …')}"
 
 
-def count_rows(
-    plan: Plan, regime: Regime, numbers: Mapping[str, int]
-) -> Iterable[tuple[str, sympy.Expr, int, str, sympy.Basic]]:
-    """Yield the totals of a regime: label, formula, value at these sizes, unit, and where the formula holds."""
-    memory = regime.memory(numbers)
-    exact = {"peak": memory.peak, "saved": memory.saved, "moves": memory.moves}
-    for label, expr, unit in _counts(plan, regime, regime.memory_formulas([{}, case_at(plan.network, numbers)])):
-        case, condition = find_case(expr, numbers)
-        yield label, case, exact[label] if label in exact else evaluate_count(case, numbers), unit, condition
+class Total(NamedTuple):
+    """A total of the regime that runs at some sizes.
+
+    Attributes:
+        name: the name of the count.
+        label: its name in tables.
+        unit: of its value.
+        formula: in all sizes; with a case of its own where sizes of 1 make a difference at these sizes.
+        value: at these sizes.
+    """
+
+    name: str
+    label: str
+    unit: str
+    formula: sympy.Expr
+    value: int
 
 
-def _counts(plan: Plan, regime: Regime, formulas: MemoryFormulas) -> Iterable[tuple[str, sympy.Expr, str]]:
-    yield "params", plan.params, "elements"
-    if plan.dense is not None:
-        yield "dense", plan.dense.params, "elements"
-        yield "dense MAC", plan.dense.macs, "MAC"
-    yield "MAC", regime.macs, "MAC"
-    yield "FLOPs", regime.flops, "FLOPs"
-    yield "training", regime.training_flops, "FLOPs"
-    yield "elementwise", regime.elementwise, "operations"
-    yield "largest", regime.largest, "elements"
-    yield "peak", formulas.peak, "bytes"
-    yield "saved", formulas.saved, "bytes"
-    yield "moves", formulas.moves, "bytes"
-    if plan.request.mode == "serve":
-        yield "folded", plan.folded, "bytes"
+def list_totals(plan: Decision, regime: Regime, numbers: Mapping[str, int]) -> list[Total]:
+    """Return the totals of a regime at these sizes, beside those of a dense weight if there is one."""
+    formulas, memory = regime.memory_formulas([{}, case_at(plan.network, numbers)]), regime.memory(numbers)
+
+    def total(count: Count) -> Total:
+        if count.has_cases:
+            formula, value = getattr(formulas, count.name), getattr(memory, count.name)
+        else:
+            formula = getattr(plan if count.is_stored else regime, count.name)
+            value = evaluate_count(formula, numbers)
+        return Total(count.name, count.label, count.unit, formula, value)
+
+    totals = [total(count) for count in COUNTS if count is not Counted.folded or plan.request.mode == "serve"]
+    if plan.dense is None:
+        return totals
+    params, macs = plan.dense.params, plan.dense.macs
+    dense = (
+        Total("dense_params", "dense", "elements", params, evaluate_count(params, numbers)),
+        Total("dense_macs", "dense MAC", "MAC", macs, evaluate_count(macs, numbers)),
+    )
+    return [totals[0], *dense, *totals[1:]]
 
 
 def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:

@@ -90,6 +90,11 @@ def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
     return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
 
 
+def find_largest(operations: Sequence[Operation]) -> sympy.Expr:
+    """Return the size of the largest value that a step of a schedule writes [elements]."""
+    return maximum(legs_size(op.legs) for op in operations if op.kind != "load")
+
+
 def training_macs(
     operations: Sequence[Operation],
     trained: Iterable[str],
@@ -259,6 +264,15 @@ def aliases(operations: Sequence[Operation]) -> list[int]:
     for number, op in enumerate(operations):
         alias.append(alias[op.operands[0]] if op.kind == "load" and op.operands else number)
     return alias
+
+
+def find_users(operations: Sequence[Operation]) -> dict[int, frozenset[int]]:
+    """Return the operations that use each value, including those that use it through an alias."""
+    names, users_of = aliases(operations), dict[int, set[int]]()
+    for number, op in enumerate(operations):
+        for operand in op.operands:
+            users_of.setdefault(names[operand], set()).add(number)
+    return {value: frozenset(users) for value, users in users_of.items()}
 
 
 def maximum(values: Iterable[sympy.Expr]) -> sympy.Expr:

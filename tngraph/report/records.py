@@ -16,10 +16,10 @@ from tngraph.errors import Problem
 from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.plans.differences import PlanDifference
-from tngraph.plans.plan import Plan, Regime
-from tngraph.plans.table import draw_stages, format_step, format_value
+from tngraph.plans.plan import Plan
+from tngraph.plans.regime import Regime
+from tngraph.plans.table import Total, draw_stages, format_step, format_value, list_totals
 from tngraph.program.counts import evaluate_count, volume, work_unit
-from tngraph.program.memory import case_at
 
 Record = dict[str, Any]
 
@@ -48,15 +48,11 @@ def plan_record(plan: Plan, /, **sizes: int) -> Record:
     """Return totals, regimes and steps of a plan, at given sizes, with the others as searched."""
     numbers = plan.values(**sizes)
     running = plan.regime_of(numbers)
-    memory = running.memory(numbers)
     return {
         "network": plan.network.name,
         "sizes": numbers,
         "mode": plan.request.mode,
-        **_count(plan_totals(plan, running, numbers), numbers),
-        "peak_bytes": memory.peak,
-        "saved_bytes": memory.saved,
-        "moves_bytes": memory.moves,
+        **_totals_record(plan, running, numbers),
         "region_count": len(running.trees),
         "proven_region_count": sum(tree.is_proven for tree in running.trees),
         "free_sizes": list(plan.free),
@@ -72,27 +68,19 @@ def _regime_record(plan: Plan, regime: Regime, is_running: bool) -> Record:
     return {**ends, "is_running": is_running, "orders": draw_stages(regime), "formulas": {"cost_operations": cost}}
 
 
-def plan_totals(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> dict[str, sympy.Expr | None]:
-    """Return the totals of a regime as formulas. Those of the dense weight are None if there is none.
+def _totals_record(plan: Plan, regime: Regime, numbers: Mapping[str, int]) -> Record:
+    """Return the totals of a regime, and its cost. Those of the dense weight are None if there is none."""
+    totals = {_key(total): total for total in list_totals(plan, regime, numbers)}
+    keys = dict.fromkeys(["params_elements", "dense_params_elements", "dense_macs", *totals])
+    values = {key: totals[key].value if key in totals else None for key in keys}
+    formulas = {key: _text(totals[key].formula) if key in totals else None for key in keys}
+    cost = _count({"cost_operations": regime.cost}, numbers)
+    return {**values, **cost, "formulas": {**formulas, **cost["formulas"]}}
 
-    Formulas of memory have a case of their own where sizes of 1 make a difference at these numbers.
-    """
-    memory = regime.memory_formulas([{}, case_at(plan.network, numbers)])
-    return {
-        "params_elements": plan.params,
-        "dense_params_elements": plan.dense.params if plan.dense is not None else None,
-        "dense_macs": plan.dense.macs if plan.dense is not None else None,
-        "macs": regime.macs,
-        "flops": regime.flops,
-        "training_flops": regime.training_flops,
-        "elementwise_operations": regime.elementwise,
-        "largest_elements": regime.largest,
-        "peak_bytes": memory.peak,
-        "saved_bytes": memory.saved,
-        "moves_bytes": memory.moves,
-        **({"folded_bytes": plan.folded} if plan.request.mode == "serve" else {}),
-        "cost_operations": regime.cost,
-    }
+
+def _key(total: Total) -> str:
+    """Return the key of a total, which names its unit: macs and flops do so by themselves."""
+    return total.name if total.unit in ("MAC", "FLOPs") else f"{total.name}_{total.unit}"
 
 
 def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
