@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.networks import networks
-from tngraph.compiler import cache, pipeline, tasks, timed
+from tngraph.compiler import cache, ranges, tasks, timed
 from tngraph.language.network import Network
 
 RING = "examples/specs/ring_tied.tn"
@@ -32,7 +32,7 @@ WINDOWS = """network windows { size batch; size h; input x[batch, p:h, q:9]; par
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The searches that are made, by what they are made with."""
     made: list[str] = []
-    places = [("find_intervals", pipeline), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", pipeline)]
+    places = [("find_intervals", ranges), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", ranges)]
     for name, module in places:
         inner = getattr(module, name)
 
@@ -322,7 +322,7 @@ def test_writers_that_are_killed_do_not_disturb_readers(cache_folder: Path):
 def test_plans_for_time_and_fronts_are_read_back(searches: list[str], monkeypatch: pytest.MonkeyPatch):
     network = tg.parse(CHAIN)
     first = tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})
-    monkeypatch.setattr("tngraph.compiler.pipeline.find_timed", None)
+    monkeypatch.setattr("tngraph.compiler.pipeline.find_fastest", None)
     monkeypatch.setattr("tngraph.compiler.pipeline.find_front", None)
     assert (tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})) == first
 

@@ -25,7 +25,7 @@ import tngraph as tg
 from tests.bench.running import KEEPING
 from tngraph.cli import app
 from tngraph.compiler.pipeline import timed_search
-from tngraph.compiler.timed import IN_PARTS, SAMPLED
+from tngraph.compiler.timed import SAMPLED, TILING_GAIN
 from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
@@ -103,7 +103,7 @@ def test_blocks_have_a_planned_backward_pass_and_all_that_modules_have(tmp_path:
     finder = timed_search(network, {"batch": 64}, machine=Machine(seconds_per_view=1e-9), mode="train")
     tree = next(each.trees[0] for each in finder.candidates() if each.is_planned and each.is_whole)
     o1 = next(leg for leg in tree.region.legs if leg.name == "o1")
-    block = finder._block(finder.priced_regions[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
+    block = finder.tile_weight(finder.problem.regions[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
     assert block.gradients
     plan = finder.plan([(1, None, (block,))])
     layer = tg.compile(plan)
@@ -265,7 +265,7 @@ def test_the_fastest_candidate_runs_at_every_size_compared(mode: str):
     assert any(tree.tile for regime in plan.regimes for tree in regime.trees)
     for before, after in zip(plan.regimes, plan.regimes[1:], strict=False):
         numbers = plan.values(batch=after.low)
-        assert after.seconds(numbers) < IN_PARTS * before.seconds(numbers)
+        assert after.seconds(numbers) < TILING_GAIN * before.seconds(numbers)
 
 
 def test_every_regime_of_a_plan_for_time_is_verified():
@@ -307,7 +307,7 @@ WRONG = {
     ),
     "a block of all": (
         partial(cut, index="o1", size=4),
-        "blocks of 4 of 'o1' are none in mode 'infer'",
+        "tiles of 4 of 'o1' are not possible in mode 'infer'",
     ),
     "parts of nothing": (
         partial(cut, index="zz", size=2),
@@ -681,7 +681,7 @@ def test_pytorch_copies_no_gradient_that_a_planned_backward_pass_makes(monkeypat
     copied = {}
     for each in whole:
         spent.clear()
-        finder.seconds(each.trees, finder.task.numbers_at(batch=64))
+        finder.seconds(each.trees, finder.problem.task.numbers_at(batch=64))
         copied[each] = sum(spent) > 0
     assert {each.is_planned for each in whole} == {True, False}
     assert all(copied[each] != each.is_planned for each in whole)

@@ -186,10 +186,10 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
     weight is far too large.
     """
     candidate, measured = way
-    task, request = finder.task, finder.task.request
+    task, request = finder.problem.task, finder.problem.task.request
     numbers = task.numbers_at(**dict(measured.sizes))
-    dense = dense_equivalent(finder.merged)
-    if dense is None or request.mode == "serve" or not _has_factors(finder.merged):
+    dense = dense_equivalent(finder.problem.merged)
+    if dense is None or request.mode == "serve" or not _has_factors(finder.problem.merged):
         return None
     if request.itemsize * evaluate_count(dense.params, numbers) > MOST_DENSE:
         return None

@@ -23,7 +23,7 @@ from tngraph.language.rewrites import merge
 from tngraph.language.sizes import LARGEST
 from tngraph.language.sizing import given_sizes, number_sizes
 from tngraph.language.text.parsing import parse
-from tngraph.plans.assembly import Cleaned, assemble_plan, clean_equations
+from tngraph.plans.assembly import Assembly, Cleaned, clean_equations
 from tngraph.plans.plan import Measured, Plan, Regime
 from tngraph.plans.saving import FORMAT, VERSION, Fields, digest, show_accesses, show_step
 from tngraph.plans.table import format_leg
@@ -35,7 +35,7 @@ from tngraph.search.objectives import Objective, Request, Weighted, make_request
 from tngraph.search.regimes import RegimeTrees
 from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region, Tile, Topology
 from tngraph.search.replay import Replay, ReplayError, find_move
-from tngraph.search.tiling import can_tile
+from tngraph.search.tiling import can_tile_runtime, can_tile_weight
 
 LONGEST_PLAN = 2**26
 """The longest file of a plan [bytes]."""
@@ -294,11 +294,14 @@ def _read_decisions(network: Network, request: Request, numbers: Mapping[str, in
                 continue
             if not tree.tile.is_runtime and (request.mode == "serve" or tree.tile.size >= tree.tile.index.size):
                 raise PlanError(
-                    f"blocks of {tree.tile.size} of {tree.tile.index.name!r} are none in mode {request.mode!r}"
+                    f"tiles of {tree.tile.size} of {tree.tile.index.name!r} are not possible in mode {request.mode!r}"
                 )
+            can_tile = can_tile_runtime if tree.tile.is_runtime else can_tile_weight
             if not can_tile(merged, tree.region, tree.tile.index):
-                raise PlanError(f"parts of {tree.tile.index.name!r} cannot be taken of all that stand on it")
-    made = assemble_plan(network, merged, cleaned, found, numbers, request, free)
+                raise PlanError(
+                    f"{tree.tile.index.name!r} cannot be tiled: not every tensor that has it can be cut along it"
+                )
+    made = Assembly(network, merged, cleaned, numbers, request).plan(found, free)
     regimes = [
         _recompute(regime, data["recomputed"], f"regime {number}")
         for number, (regime, data) in enumerate(zip(made.regimes, fields["regimes"], strict=True), 1)
@@ -472,7 +475,7 @@ def _read_tile(data: object, where: str, tree: ContractionTree) -> Tile | None:
     fields = _check_fields(data, f"the tile of {where}", _TILE)
     index = next((leg for leg in tree.region.legs if leg.name == fields["index"]), None)
     if index is None or not tree.steps or tree.sliced:
-        raise PlanError(f"{where} runs in parts of {_shown(fields['index'])}, which cannot be cut there")
+        raise PlanError(f"{where} runs in tiles of {_shown(fields['index'])}, which cannot be cut there")
     return Tile(index, fields["size"])
 
 
