@@ -32,7 +32,8 @@ from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import KernelTimes, MeasuredMachine, Product, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.plans.dense import dense_equivalent
-from tngraph.plans.plan import Measured, Plan
+from tngraph.plans.measured import Measured
+from tngraph.plans.plan import Plan
 from tngraph.program.clock import Clock, Made, is_transposed
 from tngraph.program.counts import evaluate_count
 from tngraph.program.expressions import Call, Variable
@@ -281,14 +282,14 @@ def test_a_plan_with_forms_and_parts_is_read_as_it_was_saved(tmp_path: Path):
 
 
 def matmuls_of(fields: dict[str, Any]) -> list[dict[str, list[str]]]:
-    (tree,) = [tree for tree in fields["regimes"][-1]["trees"]["y"] if tree["matmuls"]]
+    (tree,) = [tree for tree in fields["plan"]["regimes"][-1]["equations"][0]["terms"] if tree["matmuls"]]
     return tree["matmuls"]
 
 
 def cut(fields: dict[str, Any], index: str, size: int) -> None:
     """Let every tree with steps run in parts."""
-    for tree in fields["regimes"][-1]["trees"]["y"]:
-        if tree["steps"]:
+    for tree in fields["plan"]["regimes"][-1]["equations"][0]["terms"]:
+        if tree["moves"]:
             tree["tile"] = {"index": index, "size": size}
 
 
@@ -297,9 +298,9 @@ WRONG = {
     "a leg less": (lambda f: matmuls_of(f)[-1]["rows"].clear(), "where its step has"),
     "rows and columns of one operand": (
         lambda f: matmuls_of(f)[-1].update(rows=matmuls_of(f)[-1]["rows"] + matmuls_of(f)[-1]["columns"], columns=[]),
-        "is no matrix product",
+        "is not a matrix product",
     ),
-    "no order of what is summed": (lambda f: matmuls_of(f)[0].update(summed=[]), "is no matrix product"),
+    "no order of what is summed": (lambda f: matmuls_of(f)[0].update(summed=[]), "is not a matrix product"),
     "a layout less": (lambda f: matmuls_of(f).pop(), "matmul layouts for"),
     "parts of what is summed": (
         partial(cut, index="i1", size=2),
@@ -315,7 +316,7 @@ WRONG = {
     ),
     "a part of no rows": (
         partial(cut, index="batch", size=0),
-        "not a positive integer",
+        "expected an integer >= 1",
     ),
 }
 

@@ -164,7 +164,7 @@ def keeping(environment: Mapping[str, str]) -> str:
         f"Every case runs in a process of its own, started with `{told}`: there the C library of Linux keeps all "
         "memory that is freed. By itself it would take results of 32 MiB and more from the system each time, or not, "
         "as it has come about in the process before, and the same call takes up to twice as long "
-        "([Parts](machine.md#parts))."
+        "([Tiles](machine.md#tiles))."
     )
 
 

@@ -21,14 +21,16 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import msgspec
 import sympy
 from platformdirs import user_cache_dir
 
 from tngraph.files import read_bytes, write_whole
 from tngraph.language.legs import bare_legs
 from tngraph.language.network import Index, Leg
+from tngraph.plans.schema import Positive
 from tngraph.search.objectives import PerStep, Pricing
 from tngraph.search.orders import Search
 from tngraph.search.regimes import Interval
@@ -153,62 +155,44 @@ def _read_entry(place: Path, topology: Topology) -> tuple[Interval, ...] | None:
     return None
 
 
+class _CachedInterval(NamedTuple):
+    """An interval as its file holds it."""
+
+    low: Positive
+    high: Positive | None
+    is_proven: bool
+    moves: tuple[Move, ...]
+
+
 def _format_entry(topology: Topology, intervals: Sequence[Interval]) -> str:
-    """A sum of what follows, and the intervals."""
-    rows = [
-        (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)])
-        for low, high, tree in intervals
-    ]
-    body = json.dumps(rows, separators=(",", ":"))
-    return f"{check_sum(body.encode())}\n{body}"
+    """Return the check sum of what follows, and the intervals."""
+    rows = [_CachedInterval(low, high, tree.is_proven, find_moves(topology, tree)) for low, high, tree in intervals]
+    body = msgspec.json.encode(rows)
+    return f"{check_sum(body)}\n{body.decode()}"
 
 
 def _parse_entry(data: bytes, topology: Topology) -> Iterator[Interval]:
-    """The intervals in a file.
+    """Yield the intervals in a file.
 
     Raises:
-        ValueError: they are none of the region.
+        ValueError: they are not those of the region.
     """
-    given, _, body = data.partition(b"\n")
-    if given.decode() != check_sum(body):
+    total, _, body = data.partition(b"\n")
+    if total.decode() != check_sum(body):
         raise ValueError("the file is damaged")
-    rows = json.loads(body)
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise ValueError("the file has no intervals")
     next_low: int | None = 1
-    for low, high, is_proven, moves in rows:
-        is_range = type(low) is int and (high is None or (type(high) is int and high >= low))
-        if low != next_low or not is_range or type(is_proven) is not bool or not isinstance(moves, list):
+    for low, high, is_proven, moves in msgspec.json.decode(body, type=list[_CachedInterval]):
+        if low != next_low or (high is not None and high < low):
             raise ValueError("the intervals have gaps")
-        yield Interval(low, high, replay_moves(topology, [_unpack(move) for move in moves], is_proven=is_proven))
+        yield Interval(low, high, replay_moves(topology, moves, is_proven=is_proven))
         next_low = None if high is None else high + 1
     if next_low is not None:
         raise ValueError("the intervals have no end")
 
 
 def check_sum(body: bytes) -> str:
-    """The sha256 of what is in a file, which stands on its first line."""
+    """Return the sha256 of what is in a file, which stands on its first line."""
     return hashlib.sha256(body).hexdigest()
-
-
-def _pack(move: Move) -> list[Any]:
-    return [*move.operands, *([list(move.reads)] if move.reads else []), *([True] if move.is_transposed else [])]
-
-
-def _unpack(data: object) -> Move:
-    """A move as it was packed.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(data, list) and len(data) == 3 and type(data[0]) is type(data[1]) is int and data[2] is True:
-        return Move((data[0], data[1]), is_transposed=True)
-    if isinstance(data, list) and len(data) == 2 and type(data[0]) is int:
-        if type(data[1]) is int:
-            return Move((data[0], data[1]))
-        if isinstance(data[1], list) and all(type(read) is int for read in data[1]):
-            return Move((data[0],), tuple(data[1]))
-    raise ValueError("the file has no moves")
 
 
 def write_entry(place: Path, text: str) -> None:

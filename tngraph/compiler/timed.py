@@ -18,7 +18,8 @@ from tngraph.compiler.tasks import PricedRegion, Problem
 from tngraph.language.legs import bare_legs, depends_on, legs_size
 from tngraph.language.network import Index
 from tngraph.language.sizes import evaluate_size
-from tngraph.plans.plan import Measured, Plan, Regime
+from tngraph.plans.measured import Measured
+from tngraph.plans.plan import Plan, Regime
 from tngraph.plans.table import draw_stages
 from tngraph.search.exact import MOST_LEAVES
 from tngraph.search.gradients import can_plan_backward, lay_out_gradients

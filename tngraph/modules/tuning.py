@@ -24,7 +24,8 @@ from tngraph.modules.layer import Layer, layer_class
 from tngraph.modules.timing import MeasuredMachine, in_this_process, kernels_of
 from tngraph.modules.verification import as_tuple, random_inputs
 from tngraph.plans.dense import dense_equivalent
-from tngraph.plans.plan import Measured, Plan
+from tngraph.plans.measured import Measured
+from tngraph.plans.plan import Plan
 from tngraph.program.counts import evaluate_count
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Mode
