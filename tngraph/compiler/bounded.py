@@ -47,7 +47,7 @@ def check_given(task: Task) -> None:
     Raises:
         PlanError: a run-time size has no number.
     """
-    missing = [name for name in task.network.runtime_sizes() if name not in task.given]
+    missing = [name for name in task.network.runtime_sizes() if name not in task.fixed]
     if missing:
         raise PlanError(
             f"how much memory a plan takes depends on {', '.join(map(repr, missing))}\n"

@@ -114,8 +114,8 @@ def _choose_strategy(problem: Problem) -> Strategy:
 
 def _plan_for_memory(problem: Problem) -> Plan:
     """Return the cheapest plan within the memory limit, or the plan of the least memory if there is no limit."""
-    limit, points = problem.task.request.memory_limit, _find_front(problem)
-    return points.points[-1].plan if limit is None else points.within(limit)
+    limit, plans = problem.task.request.memory_limit, _find_front(problem)
+    return plans.points[-1].plan if limit is None else plans.within(limit)
 
 
 def _plan_for_time(problem: Problem) -> Plan:
@@ -137,8 +137,8 @@ def _find_front(problem: Problem) -> Front:
     task = problem.task
 
     def search() -> list[Plan]:
-        found = find_front(front_search(problem), task.numbers, task.search.progress)
-        return [point.plan for point in found.points]
+        points = find_front(front_search(problem), task.numbers, task.search.progress).points
+        return [point.plan for point in points]
 
     return Front(tuple(make_point(plan, task.numbers) for plan in remember_plans(task, "front", search)))
 

@@ -30,7 +30,7 @@ class Task:
 
     Attributes:
         network: the network as the caller gave it.
-        given: numbers of sizes by name; run-time sizes without one are free.
+        fixed: the numbers of sizes that the caller gave; run-time sizes without one are free.
         request: what the plan is for.
         search: seed and effort.
         pins: orders by hand, by the name of their equation.
@@ -39,7 +39,7 @@ class Task:
     """
 
     network: Network
-    given: Mapping[str, int]
+    fixed: Mapping[str, int]
     request: Request
     search: Search
     pins: Mapping[str, tuple[Pin, ...]]
@@ -49,21 +49,21 @@ class Task:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """The numbers of all sizes, free ones at their default."""
-        return number_sizes(self.network, self.given)
+        return number_sizes(self.network, self.fixed)
 
     @cached_property
     def free(self) -> tuple[str, ...]:
         """The run-time sizes for which the plan is the best at every value."""
         if self.request.is_bounded:
             return ()
-        return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
+        return tuple(name for name in self.network.runtime_sizes() if name not in self.fixed)
 
     @cached_property
     def formulas(self) -> dict[sympy.Symbol, sympy.Expr]:
         """Every size by its symbol: a number, or a formula in the free sizes."""
         formulas: dict[sympy.Symbol, sympy.Expr] = {}
         for size in self.network.sizes:
-            if size.value is not None and size.name not in self.given:
+            if size.value is not None and size.name not in self.fixed:
                 formulas[size.symbol] = size.value.xreplace(formulas)
             elif size.name not in self.free:
                 formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
@@ -85,7 +85,7 @@ class Task:
 
     def numbers_at(self, /, **sizes: int) -> dict[str, int]:
         """Return the numbers of all sizes where some have other values."""
-        return number_sizes(self.network, {**self.given, **sizes})
+        return number_sizes(self.network, {**self.fixed, **sizes})
 
 
 def merge_where_cheaper(task: Task, network: Network) -> Network:

@@ -86,7 +86,7 @@ def format_plan_file(plan: Plan) -> str:
 def _compact(text: str) -> str:
     """Put each innermost list and object of indented JSON on one line. Strings in JSON hold no newline."""
     for innermost in (_LIST, _OBJECT):
-        text = innermost.sub(lambda found: found[1] + _BREAK.sub(" ", found[2]), text)
+        text = innermost.sub(lambda match: match[1] + _BREAK.sub(" ", match[2]), text)
     return text
 
 

@@ -166,7 +166,7 @@ def _describe_mismatch(error: str) -> str:
         'regime 1, last: expected an integer or null, got a text'
     """
     problem, _, path = error.partition(" - at ")
-    numbered = re.sub(r"(\w+?)s?\[(\d+)\]", lambda found: f"{found[1]} {int(found[2]) + 1}", path.strip("`$."))
+    numbered = re.sub(r"(\w+?)s?\[(\d+)\]", lambda match: f"{match[1]} {int(match[2]) + 1}", path.strip("`$."))
     place = numbered.replace("[...]", "").replace(".", ", ").removeprefix("plan, ") or "the plan"
     words = re.sub(r"`([^`]*)`", lambda quoted: _name_types(quoted[1]), problem)
     return f"{place}: {words[:1].lower()}{words[1:]}"
