@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tngraph.compiler.cache import cache_key, find_cached
@@ -101,16 +102,26 @@ class TimedSearch:
     _regimes: dict[Trees, Regime] = field(default_factory=dict)
     _kernels: dict[Hashable, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        merged, regions = self.problem.merged, [priced.region for priced in self.problem.regions]
-        self.machine = self.bench or self.problem.task.request.machine
-        self.rates: tuple[Rate, ...] = tuple(
-            dict.fromkeys(
-                (self.machine, self.problem.task.request.machine, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))
-            )
-        )
-        self.runtime_indices = [find_runtime_index(merged, region) for region in regions]
-        self.weight_indices = [find_weight_index(merged, region) for region in regions]
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine that axes are laid out for and candidates are compared on."""
+        return self.bench or self.problem.task.request.machine
+
+    @cached_property
+    def rates(self) -> tuple[Rate, ...]:
+        """The prices of a step for which trees are searched."""
+        machines: tuple[Rate, ...] = (self.machine, self.problem.task.request.machine)
+        return tuple(dict.fromkeys((*machines, Weighted(), Weighted(1, OPERATIONS_PER_WRITE))))
+
+    @cached_property
+    def runtime_indices(self) -> list[Index | None]:
+        """The run-time index of each region that its steps can run over in tiles."""
+        return [find_runtime_index(self.problem.merged, priced.region) for priced in self.problem.regions]
+
+    @cached_property
+    def weight_indices(self) -> list[Index | None]:
+        """The index of each region's weights that its steps can run over in tiles."""
+        return [find_weight_index(self.problem.merged, priced.region) for priced in self.problem.regions]
 
     def candidates(self, /, **sizes: int) -> list[Candidate]:
         """Return all candidates at some sizes, the fastest first, among near ties those that run whole."""
