@@ -37,10 +37,12 @@ ROOMS = {
     "typer": {"options", "cli"},
     "rich": {"cli", "report"},
     "platformdirs": {"compiler"},
+    "msgspec": {"plans", "compiler"},
 }
 FILES_OF = {
     "cotengra": {"search/proposals.py"},
     "networkx": {"language/graphs.py"},
+    "msgspec": {"plans/schema.py", "plans/saving.py", "compiler/cache.py"},
     "platformdirs": {"compiler/cache.py"},
 }
 

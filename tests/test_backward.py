@@ -213,17 +213,17 @@ def test_small_products_are_added_up_instead_of_copying_what_they_sum_over(tmp_p
 
 
 def gradients_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    return fields["regimes"][0]["trees"]["y"][0]["gradients"]
+    return fields["plan"]["regimes"][0]["equations"][0]["terms"][0]["gradients"]
 
 
 WRONG = {
     "one less": (lambda g: g.pop(), "gradients for the operands"),
-    "of another value": (lambda g: g[0].update(operand=g[1]["operand"]), "stands where another one does"),
+    "of another value": (lambda g: g[0].update(matmul=g[1]["matmul"]), "the gradient of value"),
     "a leg of nothing": (lambda g: g[0]["matmul"]["rows"].append("nothing"), "which its operands do not have"),
-    "no order of what is summed": (lambda g: g[0]["matmul"].update(summed=[]), "is no product of that"),
-    "of what lies as it did": (lambda g: g[0].update(arranged=True), "that its step does not arrange"),
-    "products added along no sum": (lambda g: g[0].update(added=True), "along legs that are no sum"),
-    "no object": (lambda g: g.__setitem__(0, 3), "not an object"),
+    "no order of what is summed": (lambda g: g[0]["matmul"].update(summed=[]), "is not a product of the gradient"),
+    "of what lies as it did": (lambda g: g[0].update(arranged=True), "that its step does not copy"),
+    "products added along no sum": (lambda g: g[0].update(added=True), "along legs that are not summed"),
+    "no object": (lambda g: g.__setitem__(0, 3), "gradient 1: expected an object, got an integer"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Every way to bound a plan gives the network: limits, fronts, parts and what is made anew, sizes of 1 among others."""
+"""Every way to bound a plan gives the network: limits, fronts, tiles and what is recomputed, sizes of 1 too."""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 import tngraph as tg
 from tests.networks import networks
-from tngraph.compiler import cache, pipeline, tasks, timed
+from tngraph.compiler import cache, ranges, tasks, timed
 from tngraph.language.network import Network
 
 RING = "examples/specs/ring_tied.tn"
@@ -32,7 +34,7 @@ WINDOWS = """network windows { size batch; size h; input x[batch, p:h, q:9]; par
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The searches that are made, by what they are made with."""
     made: list[str] = []
-    places = [("find_intervals", pipeline), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", pipeline)]
+    places = [("find_intervals", ranges), ("search_tree", tasks), ("search_tree", timed), ("_solve_points", ranges)]
     for name, module in places:
         inner = getattr(module, name)
 
@@ -188,6 +190,26 @@ def forge(body: str) -> str:
     return f"{cache.check_sum(body.encode())}\n{body}"
 
 
+SWEEP = [[0, 1], [6, 2], [7, 3], [8, 4], [9, 5]]
+
+
+def row(
+    low: object = 1, high: object = None, is_proven: object = True, order: list[Any] = SWEEP, reads: Sequence[int] = ()
+) -> str:
+    """One interval of the chain, as its file holds it; the first move lays out the reads."""
+    moves = [{"operands": operands, "reads": [] if k else list(reads)} for k, operands in enumerate(order)]
+    return json.dumps([[low, high, is_proven, moves]])
+
+
+def test_a_forged_interval_is_read(cache_folder: Path, searches: list[str]):
+    plan = tg.plan(tg.parse(CHAIN), {"batch": 2})
+    for path in entries(cache_folder):
+        path.write_text(forge(row()))
+    searches.clear()
+    assert tg.plan(tg.parse(CHAIN), {"batch": 2}).at().macs == plan.at().macs
+    assert searches == []
+
+
 DAMAGED = {
     "empty": "",
     "half": None,
@@ -197,16 +219,16 @@ DAMAGED = {
     "no rows": forge("[1]"),
     "no JSON": forge("[[1,"),
     "deep": forge("[" * 10**5),
-    "a gap": forge("[[2,null,true,[]]]"),
-    "no end": forge("[[1,7,true,[[0,1],[6,2],[7,3],[8,4],[9,5]]]]"),
-    "a range that ends before it begins": forge("[[1,0,true,[]]]"),
-    "true for one": forge("[[true,null,true,[]]]"),
-    "no proof": forge("[[1,null,1,[[0,1],[6,2],[7,3],[8,4],[9,5]]]]"),
-    "too few moves": forge("[[1,null,true,[[0,1]]]]"),
-    "a value twice": forge("[[1,null,true,[[0,1],[0,2],[7,3],[8,4],[9,5]]]]"),
-    "a move that is none": forge("[[1,null,true,[[0]]]]"),
-    "a number that is none": forge("[[1,null,true,[[0,1.0]]]]"),
-    "a read that is not there": forge("[[1,null,true,[[0,[3]]]]]"),
+    "a gap": forge(row(2)),
+    "no end": forge(row(1, 7)),
+    "a range that ends before it begins": forge(row(1, 0)),
+    "true for one": forge(row(True)),
+    "no proof": forge(row(is_proven=1)),
+    "too few moves": forge(row(order=[[0, 1]])),
+    "a value twice": forge(row(order=[[0, 1], [0, 2], *SWEEP[2:]])),
+    "a move that is none": forge(row(order=[[0]])),
+    "a number that is none": forge(row(order=[[0, 1.0], *SWEEP[1:]])),
+    "a read that is not there": forge(row(order=[[0], *SWEEP], reads=[3])),
 }
 
 
@@ -230,7 +252,7 @@ def test_a_forged_order_is_another_order_and_no_other_result(cache_folder: Path)
     network = tg.parse(CHAIN)
     plan = tg.plan(network, {"batch": 2})
     for path in entries(cache_folder):
-        path.write_text(forge("[[1,null,true,[[5,4],[3,6],[7,2],[8,1],[9,0]]]]"))
+        path.write_text(forge(row(order=[[5, 4], [3, 6], [7, 2], [8, 1], [9, 0]])))
     forged = tg.plan(network, {"batch": 2})
     assert forged.at().macs > plan.at().macs
     assert tg.compile(forged).verify().is_equal
@@ -322,7 +344,7 @@ def test_writers_that_are_killed_do_not_disturb_readers(cache_folder: Path):
 def test_plans_for_time_and_fronts_are_read_back(searches: list[str], monkeypatch: pytest.MonkeyPatch):
     network = tg.parse(CHAIN)
     first = tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})
-    monkeypatch.setattr("tngraph.compiler.pipeline.find_timed", None)
+    monkeypatch.setattr("tngraph.compiler.pipeline.find_fastest", None)
     monkeypatch.setattr("tngraph.compiler.pipeline.find_front", None)
     assert (tg.plan(network, {"batch": 4}, minimize="time"), tg.front(network, {"batch": 4})) == first
 

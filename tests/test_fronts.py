@@ -253,7 +253,7 @@ def test_a_front_is_drawn():
     lines = str(front).splitlines()
     assert lines[0] == "bytes"
     assert sum(line.count("*") for line in lines[:12]) == len(front.points)
-    assert lines[-1].endswith("made anew")
+    assert lines[-1].endswith("recomputed")
     assert str(Front(front.points[:1])).splitlines()[0] == ""
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import tngraph as tg
 from tests.brute_force import Line, Product, Step, Tensor, Window, at_batch, flops, trees, writes
-from tngraph.compiler.pipeline import GRID
+from tngraph.compiler.ranges import GRID
 from tngraph.plans.plan import Plan
 from tngraph.search.machine import Machine
 from tngraph.search.region import ContractionTree

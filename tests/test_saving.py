@@ -79,7 +79,7 @@ def test_what_was_asked_is_kept(options: dict[str, Any], tmp_path: Path):
 def test_equations_that_were_inlined_are_inlined_again():
     plan = tg.plan(tg.parse(SHARED), {"batch": 1000})
     kept = tg.plan(tg.parse(SHARED), {"batch": 1})
-    assert [fields_of(each)["inlined"] for each in (plan, kept)] == [["h"], []]
+    assert [fields_of(each)["plan"]["inlined"] for each in (plan, kept)] == [["h"], []]
     assert again(plan) == plan
     assert again(kept) == kept
 
@@ -87,15 +87,15 @@ def test_equations_that_were_inlined_are_inlined_again():
 def test_a_tree_that_runs_slice_by_slice_is_kept():
     plan = tg.plan(tg.load(FC2), {"batch": 4})
     (regime,) = plan.regimes
-    tree = regime.stages[0].trees[0]
-    bond = next(leg for leg in tree.region.accesses[1].legs if leg.name == "b1")
-    topology = Topology(tree.region, plan.sizes, sliced=(bond,))
+    region = regime.stages[0].trees[0].region
+    bond = next(leg for leg in region.accesses[1].legs if leg.name == "b1")
+    topology = Topology(region, plan.sizes, sliced=(bond,))
     sliced = build_tree(topology, [(0, 1), (5, 2), (6, 3), (7, 4)], is_proven=False)
     stages = (replace(regime.stages[0], trees=(sliced, *regime.stages[0].trees[1:])),)
     changed = Plan((replace(regime, stages=stages),))
     assert again(changed) == changed
     data = fields_of(changed)
-    data["regimes"][0]["trees"]["y"][0]["sliced"] = ["b1", "b1"]
+    tree(data)["sliced"] = ["b1", "b1"]
     with pytest.raises(tg.PlanError) as error:
         parse_plan(json.dumps(data).encode())
     assert str(error.value) == "<text>: regime 1, 'y', term 1 runs for each value of 'b1', which cannot be cut there"
@@ -111,7 +111,6 @@ def test_what_runs_once_more_is_kept():
 @pytest.mark.parametrize(
     ("intervals", "complaint"),
     [
-        ([7], "7 once more, which are not the ends of operations"),
         ([[7, 99]], "7, 99 once more, which are not the ends of operations"),
         ([[11, 7]], "11, 7 once more, which are not the ends of operations"),
         ([[7, 8], [8, 9]], "8, 9 once more, which are not the ends of operations"),
@@ -120,7 +119,7 @@ def test_what_runs_once_more_is_kept():
 )
 def test_what_cannot_run_once_more_is_refused(intervals: object, complaint: str):
     data = fields_of(tg.plan(tg.load(FC2), {"batch": 64}, mode="train", memory_limit=300_000))
-    data["regimes"][0]["recomputed"] = intervals
+    data["plan"]["regimes"][0]["recomputed"] = intervals
     with pytest.raises(tg.PlanError) as error:
         parse_plan(json.dumps(data).encode())
     assert str(error.value) == f"<text>: regime 1 computes {complaint}"
@@ -166,11 +165,11 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def tree(data: dict[str, Any]) -> dict[str, Any]:
-    return data["regimes"][0]["trees"]["y"][0]
+    return data["plan"]["regimes"][0]["equations"][0]["terms"][0]
 
 
-def step(data: dict[str, Any], number: int = 0) -> dict[str, Any]:
-    return tree(data)["steps"][number]
+def move(data: dict[str, Any], number: int = 0) -> dict[str, Any]:
+    return tree(data)["moves"][number]
 
 
 def set_network(data: dict[str, Any], old: str, new: str) -> None:
@@ -183,17 +182,17 @@ def set_network(data: dict[str, Any], old: str, new: str) -> None:
 WRONG: dict[str, tuple[Edit, str]] = {
     "another format": (
         lambda d: d.update(format="other"),
-        "the file is no plan\n  that of a plan has 'format': 'tngraph plan'",
+        "the file is not a plan\n  a plan has 'format': 'tngraph plan'",
     ),
     "another version": (
-        lambda d: d.update(version=2),
-        "the plan is of version 2, and this tngraph reads 1",
+        lambda d: d.update(version=1),
+        "the plan is of version 1, and this tngraph reads version 2",
     ),
-    "a field too few": (lambda d: d.pop("request"), "the plan has no 'request'"),
-    "a field too many": (lambda d: d.update(code="x"), "the plan has 'code', which means nothing there"),
+    "a field too few": (lambda d: d.pop("request"), "the plan: object missing required field 'request'"),
+    "a field too many": (lambda d: d.update(code="x"), "the plan: object contains unknown field 'code'"),
     "a field of another kind": (
-        lambda d: d.update(regimes={}),
-        "the 'regimes' of the plan is a object, and not a list",
+        lambda d: d["plan"].update(regimes={}),
+        "regimes: expected a list, got an object",
     ),
     "an edited network": (
         lambda d: d.update(network=d["network"].replace("relu", "tanh")),
@@ -201,17 +200,13 @@ WRONG: dict[str, tuple[Edit, str]] = {
     ),
     "a network that is none": (
         lambda d: set_network(d, "relu(x", "relo(x"),
-        "the network is none\nnetwork:12:30: there is no pointwise function 'relo'\n"
+        "the network cannot be read\nnetwork:12:30: there is no pointwise function 'relo'\n"
         "      y[batch, o1, o2, o3, o4] = relo(x * w1 * w2 * w3 * w4 + bias)\n"
         "                                 ^\n  did you mean 'relu'?",
     ),
-    "a network with other cores": (
-        lambda d: set_network(d, "x * w1 * w2", "x * w2 * w1"),
-        "regime 1, 'y', term 1 contracts 'w1[i1, o1, b1]', and its network 'w2[b1, i2, o2, b2]' there",
-    ),
     "a network with one core less": (
         lambda d: set_network(d, " * w4", ""),
-        "regime 1, 'y', term 1 contracts 5 tensors, and its network 4 there",
+        "regime 1, 'y', term 1, move 2 takes the value 0, which is not there",
     ),
     "a mode that there is not": (
         lambda d: d["request"].update(mode="dream"),
@@ -219,8 +214,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
     ),
     "an objective that is none": (
         lambda d: d["request"].update(minimize=["flops"]),
-        "minimize is \"['flops']\"\n"
-        "  it is one of flops, memory, writes, time, weights as {'flops': 1, 'writes': 8}, or a function of a step",
+        "request, minimize: expected a text or an object, got a list",
     ),
     "a machine that stands still": (
         lambda d: d["request"].update(minimize={"machine": {**asdict(Machine()), "operations_per_second": 0}}),
@@ -230,92 +224,91 @@ WRONG: dict[str, tuple[Edit, str]] = {
         lambda d: d["request"].update(trained=["w9"]),
         "requires_grad names 'w9'\n  tensors: x, w1, w2, w3, w4, bias",
     ),
-    "a size too few": (lambda d: d["sizes"].pop("D"), "the object 'sizes' has no 'D'"),
+    "a size too few": (lambda d: d["sizes"].pop("D"), "the sizes are batch, and those of the network batch, D"),
     "a size that is none": (
         lambda d: d["sizes"].update(D=0),
-        "the 'D' of the object 'sizes' is 0, and not a positive integer",
+        "the size 'D' is 0, and not a positive integer",
     ),
     "a size that is true": (
         lambda d: d["sizes"].update(D=True),
-        "the 'D' of the object 'sizes' is True, and not a positive integer",
+        "the size 'D' is True, and not a positive integer",
     ),
     "an equation that cannot be inlined": (
-        lambda d: d.update(inlined=["y"]),
+        lambda d: d["plan"].update(inlined=["y"]),
         "the equation 'y' cannot be written into its readers",
     ),
     "a free size that is fixed": (
-        lambda d: d.update(free=["D"]),
+        lambda d: d["plan"].update(free=["D"]),
         "the free sizes are 'D', and not run-time sizes in their order",
     ),
     "no regimes": (
-        lambda d: d.update(regimes=[]),
+        lambda d: d["plan"].update(regimes=[]),
         "the plan has 0 regimes\n  it has 1, and up to 1,000 with a free size",
     ),
     "too many regimes": (
-        lambda d: d.update(regimes=d["regimes"] * 501),
-        "the plan has 1,001 regimes\n  it has 1, and up to 1,000 with a free size",
+        lambda d: d["plan"].update(regimes=d["plan"]["regimes"] * 501),
+        "the plan has 1,002 regimes\n  it has 1, and up to 1,000 with a free size",
     ),
     "two regimes of no size": (
-        lambda d: d.update(free=[]),
+        lambda d: d["plan"].update(free=[]),
         "the plan has 2 regimes\n  it has 1, and up to 1,000 with a free size",
     ),
     "a gap between regimes": (
-        lambda d: d["regimes"][1].update(first=9),
+        lambda d: d["plan"]["regimes"][1].update(first=9),
         "regime 2 is from 9 to None, which does not continue the one before",
     ),
     "regimes without an end": (
-        lambda d: d["regimes"][1].update(last=9),
+        lambda d: d["plan"]["regimes"][1].update(last=9),
         "regime 2 is from 2 to 9, which does not continue the one before",
     ),
     "an equation too few": (
-        lambda d: d["regimes"][0]["trees"].pop("y"),
-        "the object 'trees' of regime 1 has no 'y'",
+        lambda d: d["plan"]["regimes"][0]["equations"].pop(),
+        "regime 1 has the equations , and its network y",
     ),
     "a term too few": (
-        lambda d: d["regimes"][0]["trees"]["y"].pop(),
+        lambda d: d["plan"]["regimes"][0]["equations"][0]["terms"].pop(),
         "regime 1 has 1 trees for the 2 terms of 'y'",
     ),
-    "a tree that contracts something else": (
-        lambda d: tree(d)["contracts"].pop(),
-        "regime 1, 'y', term 1 contracts 4 tensors, and its network 5 there",
+    "a regime that begins nowhere": (
+        lambda d: d["plan"]["regimes"][0].update(first=0),
+        "regime 1, first: expected an integer >= 1",
     ),
-    "a step too few": (lambda d: tree(d)["steps"].pop(), "regime 1, 'y', term 1 leaves 2 values and not one"),
-    "a step without operands": (
-        lambda d: step(d).update(operands="12"),
-        "regime 1, 'y', term 1, step 1 has no list of one or two operands",
+    "a move too few": (lambda d: tree(d)["moves"].pop(), "regime 1, 'y', term 1 leaves 2 values and not one"),
+    "a move too many": (
+        lambda d: tree(d)["moves"].append({"operands": [8, 0]}),
+        "regime 1, 'y', term 1, move 5 takes the value 0, which is not there",
     ),
-    "an operand that is none": (
-        lambda d: step(d).update(operands=[1, True]),
-        "regime 1, 'y', term 1, step 1 has no list of one or two operands",
+    "a move of nothing": (
+        lambda d: move(d).update(operands=[]),
+        "regime 1, 'y', term 1, move 1 joins no two values and lays out none",
+    ),
+    "a move without operands": (
+        lambda d: move(d).update(operands="12"),
+        "regime 1, equation 1, term 1, move 1, operands: expected a list, got a text",
+    ),
+    "an operand of another kind": (
+        lambda d: move(d).update(operands=[1, True]),
+        "regime 1, equation 1, term 1, move 1, operand 2: expected an integer, got a truth value",
     ),
     "an operand that is not there": (
-        lambda d: step(d).update(operands=[1, 12]),
-        "regime 1, 'y', term 1, step 1 takes the value 12, which is not there",
+        lambda d: move(d).update(operands=[1, 12]),
+        "regime 1, 'y', term 1, move 1 takes the value 12, which is not there",
     ),
     "an operand twice": (
-        lambda d: step(d).update(operands=[1, 1]),
-        "regime 1, 'y', term 1, step 1 takes the value 1, which is not there",
+        lambda d: move(d).update(operands=[1, 1]),
+        "regime 1, 'y', term 1, move 1 takes the value 1, which is not there",
     ),
     "an operand of before": (
-        lambda d: step(d, 1).update(operands=[5, 2]),
-        "regime 1, 'y', term 1, step 2 takes the value 2, which is not there",
+        lambda d: move(d, 1).update(operands=[5, 2]),
+        "regime 1, 'y', term 1, move 2 takes the value 2, which is not there",
     ),
-    "another order with the legs of before": (
-        lambda d: step(d).update(operands=[0, 2]),
-        "regime 1, 'y', term 1, step 1 has the legs i1, o1, i2, o2, b2, "
-        "where its operands make batch, i1, i3, i4, b1, o2, b2",
+    "another order with the layouts of before": (
+        lambda d: tree(d).update(moves=[{"operands": pair} for pair in ([0, 2], [1, 3], [5, 6], [7, 4])]),
+        "regime 1, 'y', term 1, matmul 1 has the leg 'o1', which its operands do not have",
     ),
-    "another kind of step": (
-        lambda d: step(d).update(kind="mul"),
-        "regime 1, 'y', term 1, step 1 has the kind 'mul', where its operands make 'contract'",
-    ),
-    "a leg that is dropped": (
-        lambda d: step(d)["legs"].pop(),
-        "regime 1, 'y', term 1, step 1 has the legs i1, o1, i2, o2, where its operands make i1, o1, i2, o2, b2",
-    ),
-    "a step that says more": (
-        lambda d: step(d).update(run="rm"),
-        "regime 1, 'y', term 1, step 1 has not exactly the fields operands, kind, legs",
+    "a convolution without a window": (
+        lambda d: move(d).update(is_transposed=True),
+        "regime 1, 'y', term 1, move 1 joins values by a transposed convolution, which they do not allow",
     ),
     "a slice of nothing": (
         lambda d: tree(d).update(sliced=["nothing"]),
@@ -328,7 +321,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
 def test_a_file_that_was_changed_is_refused(name: str, tmp_path: Path):
     edit, complaint = WRONG[name]
     data = fields_of(tg.plan(tg.load(FC2)))
-    assert len(data["regimes"]) == 2
+    assert len(data["plan"]["regimes"]) == 2
     edit(data)
     place = tmp_path / "plan.json"
     place.write_text(json.dumps(data))
@@ -339,33 +332,34 @@ def test_a_file_that_was_changed_is_refused(name: str, tmp_path: Path):
 
 def test_the_unpinned_plan_is_not_believed_either():
     data = fields_of(tg.plan(tg.load(FC2), {"batch": 1}, order="x w1"))
-    data["unpinned"]["regimes"][0]["trees"]["y"][0]["steps"][0]["operands"] = [0, 4]
-    with pytest.raises(tg.PlanError, match="regime 1, 'y', term 1, step 1 has the legs"):
+    data["unpinned"]["regimes"][0]["equations"][0]["terms"][0]["moves"][0]["operands"] = [0, 9]
+    with pytest.raises(tg.PlanError, match="regime 1, 'y', term 1, move 1 takes the value 9"):
         parse_plan(json.dumps(data).encode())
 
 
 def test_a_read_is_laid_out_only_where_it_is_folded():
     plan = tg.plan(tg.parse(CONV), {"batch": 3})
-    for name, legs in (("laid out", ["batch", "h", "k"]), ("nothing", ["batch", "h + k"]), ("another", ["batch", "o"])):
+    for reads, complaint in (
+        ([0], "leaves 3 values"),
+        ([7], "move 1 lays out a read that is not folded there"),
+        ([], "move 1 joins no two values and lays out none"),
+    ):
         data = fields_of(plan)
-        steps = [{"operands": [0], "kind": "read", "legs": legs}]
-        tree(data)["steps"] = steps
+        tree(data)["moves"] = [{"operands": [0], "reads": reads}]
         with pytest.raises(tg.PlanError) as error:
             parse_plan(json.dumps(data).encode())
-        wanted = "leaves 3 values" if name == "laid out" else "step 1 lays out no reads that give its legs"
-        assert wanted in str(error.value)
+        assert complaint in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"", "the file is no JSON: Expecting value: line 1 column 1 (char 0)"),
-        (b"\xff", "the file is no JSON: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-        (b"[" * 10**5, "the file is nested too deep for a plan"),
-        (b'{"a": 1, "a": 2}', "the file is no JSON: a field stands twice in one object"),
-        (b'{"a": NaN}', "the file is no JSON: NaN is no number"),
-        (b"[1]", "the file is no plan\n  that of a plan has 'format': 'tngraph plan'"),
-        (b"network n { }", "the file is no JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b"", "the file is not JSON: Input data was truncated"),
+        (b"\xff", "the file is not JSON: invalid character (byte 0)"),
+        (b'{"version": ' + b"[" * 10**5, "the file is nested too deep for a plan"),
+        (b'{"version": NaN}', "the file is not JSON: invalid character (byte 12)"),
+        (b"[1]", "the file is not a plan\n  a plan has 'format': 'tngraph plan'"),
+        (b"network n { }", "the file is not JSON: invalid character (byte 4)"),
     ],
 )
 def test_what_is_no_plan_is_refused(data: bytes, complaint: str):
@@ -375,8 +369,8 @@ def test_what_is_no_plan_is_refused(data: bytes, complaint: str):
 
 
 def test_a_long_number_is_refused():
-    with pytest.raises(tg.PlanError, match="the file is no JSON"):
-        parse_plan(b'{"a": ' + b"9" * 10**5 + b"}")
+    with pytest.raises(tg.PlanError, match="version: integer value out of range"):
+        parse_plan(b'{"version": ' + b"9" * 10**5 + b"}")
 
 
 def test_a_file_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch):
@@ -398,7 +392,7 @@ def test_a_file_cannot_make_an_equation_explode():
     lines = [f"y{k}[i] = y{k - 1} * y{k - 1}" for k in range(1, 41)]
     text = "\n".join(["network deep { input x[i:2]", "y0[i] = x * x", *lines, "output y40[i] }"])
     data = fields_of(tg.plan(tg.parse(text)))
-    data["inlined"] = [f"y{k}" for k in range(39, -1, -1)]
+    data["plan"]["inlined"] = [f"y{k}" for k in range(39, -1, -1)]
     with pytest.raises(tg.PlanError) as error:
         parse_plan(json.dumps(data).encode())
     assert str(error.value) == "<text>: the equation 'y30' is read too often to be written into its readers"
@@ -415,6 +409,5 @@ def test_an_error_quotes_no_whole_file():
 def test_characters_that_are_none_are_refused():
     data = fields_of(tg.plan(tg.load(FC2)))
     data["network"] = "network \ud800 {}"
-    data["sha256"] = digest(data["network"])
-    with pytest.raises(tg.PlanError, match="the network is none"):
+    with pytest.raises(tg.PlanError, match="the file is not JSON: unexpected end of hex escape"):
         parse_plan(json.dumps(data).encode())

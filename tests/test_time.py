@@ -25,14 +25,14 @@ import tngraph as tg
 from tests.bench.running import KEEPING
 from tngraph.cli import app
 from tngraph.compiler.pipeline import timed_search
-from tngraph.compiler.timed import IN_PARTS, SAMPLED
+from tngraph.compiler.timed import SAMPLED, TILING_GAIN
 from tngraph.language import families
 from tngraph.modules import timing, tuning
 from tngraph.modules.calibration import describe_device
 from tngraph.modules.timing import KernelTimes, MeasuredMachine, ProductCase, in_this_process
 from tngraph.modules.tuning import Tuning, choose_tried, tune
-from tngraph.plans.decision import Measured
 from tngraph.plans.dense import dense_equivalent
+from tngraph.plans.measured import Measured
 from tngraph.plans.plan import Plan
 from tngraph.program.clock import Clock, Made, is_transposed
 from tngraph.program.counts import evaluate_count
@@ -104,7 +104,7 @@ def test_blocks_have_a_planned_backward_pass_and_all_that_modules_have(tmp_path:
     finder = timed_search(network, {"batch": 64}, machine=Machine(seconds_per_view=1e-9), mode="train")
     tree = next(each.trees[0] for each in finder.candidates() if each.is_planned and each.is_whole)
     o1 = next(leg for leg in tree.region.legs if leg.name == "o1")
-    block = finder._block(finder.priced_regions[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
+    block = finder.tile_weight(finder.problem.regions[0], tree, Tile(o1, 1), {"batch": 64, "R": 3})
     assert block.gradients
     plan = finder.plan([(1, None, (block,))])
     layer = tg.compile(plan)
@@ -266,7 +266,7 @@ def test_the_fastest_candidate_runs_at_every_size_compared(mode: str):
     assert any(tree.tile for regime in plan.regimes for tree in regime.trees)
     for before, after in zip(plan.regimes, plan.regimes[1:], strict=False):
         numbers = plan.values(batch=after.low)
-        assert after.seconds(numbers) < IN_PARTS * before.seconds(numbers)
+        assert after.seconds(numbers) < TILING_GAIN * before.seconds(numbers)
 
 
 def test_every_regime_of_a_plan_for_time_is_verified():
@@ -282,14 +282,14 @@ def test_a_plan_with_forms_and_parts_is_read_as_it_was_saved(tmp_path: Path):
 
 
 def matmuls_of(fields: dict[str, Any]) -> list[dict[str, list[str]]]:
-    (tree,) = [tree for tree in fields["regimes"][-1]["trees"]["y"] if tree["matmuls"]]
+    (tree,) = [tree for tree in fields["plan"]["regimes"][-1]["equations"][0]["terms"] if tree["matmuls"]]
     return tree["matmuls"]
 
 
 def cut(fields: dict[str, Any], index: str, size: int) -> None:
     """Let every tree with steps run in parts."""
-    for tree in fields["regimes"][-1]["trees"]["y"]:
-        if tree["steps"]:
+    for tree in fields["plan"]["regimes"][-1]["equations"][0]["terms"]:
+        if tree["moves"]:
             tree["tile"] = {"index": index, "size": size}
 
 
@@ -298,9 +298,9 @@ WRONG = {
     "a leg less": (lambda f: matmuls_of(f)[-1]["rows"].clear(), "where its step has"),
     "rows and columns of one operand": (
         lambda f: matmuls_of(f)[-1].update(rows=matmuls_of(f)[-1]["rows"] + matmuls_of(f)[-1]["columns"], columns=[]),
-        "is no matrix product",
+        "is not a matrix product",
     ),
-    "no order of what is summed": (lambda f: matmuls_of(f)[0].update(summed=[]), "is no matrix product"),
+    "no order of what is summed": (lambda f: matmuls_of(f)[0].update(summed=[]), "is not a matrix product"),
     "a layout less": (lambda f: matmuls_of(f).pop(), "matmul layouts for"),
     "parts of what is summed": (
         partial(cut, index="i1", size=2),
@@ -308,7 +308,7 @@ WRONG = {
     ),
     "a block of all": (
         partial(cut, index="o1", size=4),
-        "blocks of 4 of 'o1' are none in mode 'infer'",
+        "tiles of 4 of 'o1' are not possible in mode 'infer'",
     ),
     "parts of nothing": (
         partial(cut, index="zz", size=2),
@@ -316,7 +316,7 @@ WRONG = {
     ),
     "a part of no rows": (
         partial(cut, index="batch", size=0),
-        "not a positive integer",
+        "expected an integer >= 1",
     ),
 }
 
@@ -682,7 +682,7 @@ def test_pytorch_copies_no_gradient_that_a_planned_backward_pass_makes(monkeypat
     copied = {}
     for each in whole:
         spent.clear()
-        finder.seconds(each.trees, finder.task.numbers_at(batch=64))
+        finder.seconds(each.trees, finder.problem.task.numbers_at(batch=64))
         copied[each] = sum(spent) > 0
     assert {each.is_planned for each in whole} == {True, False}
     assert all(copied[each] != each.is_planned for each in whole)

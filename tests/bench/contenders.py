@@ -30,7 +30,7 @@ from tests.bench.libraries import LACKING, LIBRARIES, Builder
 from tngraph.modules.calibration import name_dtype
 from tngraph.modules.layer import build
 from tngraph.modules.tuning import Tuning, tune
-from tngraph.plans.decision import Measured
+from tngraph.plans.measured import Measured
 
 Mode = Literal["infer", "train"]
 Forward = Callable[[Tensor], Tensor]

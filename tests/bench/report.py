@@ -164,7 +164,7 @@ def keeping(environment: Mapping[str, str]) -> str:
         f"Every case runs in a process of its own, started with `{settings}`. With these settings the C library of "
         "Linux keeps all freed memory. By default, it may take results of 32 MiB and more from the system at each "
         "call, depending on what the process did before, and the same call takes up to twice as long "
-        "([Parts](machine.md#parts))."
+        "([Tiles](machine.md#tiles))."
     )
 
 

@@ -11,7 +11,7 @@ import tngraph as tg
 from tests.bench.cases import Case
 from tests.bench.contenders import COMPILED, DENSE, GRAPH, OURS, Field
 from tests.bench.measuring import Timing
-from tngraph.plans.decision import Measured
+from tngraph.plans.measured import Measured
 
 Cell = Mapping[str, Any]
 PASSES = ("forward", "forward+backward")

@@ -1,11 +1,11 @@
-"""What searches found, on disk, so that a region is searched once.
+"""The results of searches on disk, so that a region is searched once.
 
-A file is named by all that a search depends on, up to names: how a region hangs together, the numbers of its sizes,
-what a step costs, seed and effort, and the code that searches. It holds moves, which are made again when they are read
-(see `replay`), so that no file makes a plan that its network does not allow. What goes wrong with a file or the folder
-is never an error: then the region is searched.
+The name of a file is a hash of everything that a search depends on, up to names: how a region hangs together, the
+numbers of its sizes, what a step costs, seed and effort, and the code that searches. The file holds moves, which are
+made again when they are read (see `replay`). So no file leads to a plan that its network does not allow. A file or a
+folder that cannot be read or written is not an error: the region is searched then.
 
-``TNGRAPH_CACHE`` is the folder, or ``off``. Files appear in one move and are never changed, so that any number of
+``TNGRAPH_CACHE`` is the folder, or ``off``. Files are written atomically and never changed, so that any number of
 processes may share the folder and end at any moment.
 """
 
@@ -21,14 +21,16 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import msgspec
 import sympy
 from platformdirs import user_cache_dir
 
 from tngraph.files import read_bytes, write_whole
 from tngraph.language.legs import bare_legs
 from tngraph.language.network import Index, Leg
+from tngraph.plans.schema import Positive
 from tngraph.search.objectives import PerStep, Pricing
 from tngraph.search.orders import Search
 from tngraph.search.regimes import Interval
@@ -36,48 +38,48 @@ from tngraph.search.region import Region, Topology
 from tngraph.search.replay import Move, find_moves, replay_moves
 
 MOST_BYTES = 2**26
-"""The folder is cut back to three quarters of this when it is seen to hold more [bytes]."""
+"""A folder that holds more is cut back to three quarters of this [bytes]."""
 LONGEST_ENTRY = 2**24
 """The longest file that is read [bytes]."""
 _BLOCK = 4096
-"""What the smallest file takes on a disk [bytes]."""
+"""The space that the smallest file takes on a disk [bytes]."""
 _OWN_FILE = re.compile(r"[0-9a-f]{64}\.json|\.tngraph-.*\.tmp")
 
 
 def find_cached(
     topology: Topology, key: str | None, search_intervals: Callable[[], Sequence[Interval]]
 ) -> Sequence[Interval]:
-    """What was found for a region under a key before, or else what is found now.
+    """Return the intervals that were found for a region before, or else search them.
 
     Args:
         topology: the region by number, at any sizes.
-        key: see `cache_key`.
+        key: see `cache_key`. Without a key the region is always searched.
         search_intervals: the search.
     """
     folder = cache_folder()
     if key is None or folder is None:
         return search_intervals()
     place = folder / f"{key}.json"
-    known = _read_entry(place, topology)
-    if known is not None:
-        return known
-    found = search_intervals()
-    if not any(interval.tree.sliced for interval in found):
-        write_entry(place, _format_entry(topology, found))
-    return found
+    cached = _read_entry(place, topology)
+    if cached is not None:
+        return cached
+    intervals = search_intervals()
+    if not any(interval.tree.sliced for interval in intervals):
+        write_entry(place, _format_entry(topology, intervals))
+    return intervals
 
 
 def cache_key(
     region: Region, pricing: Pricing, search: Search, show_size: Callable[[sympy.Expr], object], points: int = 1
 ) -> str | None:
-    """The name of all that a search depends on; None where a user's function is one of it.
+    """Return a hash of everything that a search depends on, or None if that includes a user's function.
 
     Args:
-        region: what is contracted.
+        region: the product to contract.
         pricing: what a step costs.
         search: seed and effort.
-        show_size: a size as the search sees it: its number, or numbers, or its formula in a free size.
-        points: how many numbers that are, which a region without sizes does not tell.
+        show_size: returns a size as the search sees it: its number or numbers, or its formula in a free size.
+        points: the number of points that are searched, which a region without sizes does not tell.
     """
     if isinstance(pricing.rate, PerStep):
         return None
@@ -87,29 +89,32 @@ def cache_key(
 
 
 def _describe(region: Region, show_size: Callable[[sympy.Expr], object]) -> object:
-    """A region up to the names in it: indices by number, in order of mention."""
+    """Return a region up to the names in it, with indices by number, in order of mention."""
     numbers: dict[Index, int] = {}
-    shown: dict[sympy.Expr, object] = {}
+    shown_sizes: dict[sympy.Expr, object] = {}
 
-    def size(expr: sympy.Expr) -> object:
-        if expr not in shown:
-            shown[expr] = show_size(expr)
-        return shown[expr]
+    def number(index: Index) -> int:
+        return numbers.setdefault(index, len(numbers))
 
-    def leg(each: Leg) -> object:
-        if isinstance(each, Index):
-            return numbers.setdefault(each, len(numbers))
-        return size(each.leg.size), each.wrap, [(c, numbers.setdefault(i, len(numbers))) for c, i in each.terms]
+    def show(size: sympy.Expr) -> object:
+        if size not in shown_sizes:
+            shown_sizes[size] = show_size(size)
+        return shown_sizes[size]
 
-    accesses = [[leg(each) for each in bare_legs(access)] for access in region.accesses]
-    return accesses, [size(index.size) for index in numbers], sorted(numbers[i] for i in region.legs if i in numbers)
+    def describe_leg(leg: Leg) -> object:
+        if isinstance(leg, Index):
+            return number(leg)
+        return show(leg.leg.size), leg.wrap, [(coefficient, number(index)) for coefficient, index in leg.terms]
+
+    accesses = [[describe_leg(leg) for leg in bare_legs(access)] for access in region.accesses]
+    return accesses, [show(index.size) for index in numbers], sorted(numbers[i] for i in region.legs if i in numbers)
 
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """The versions of what searches, whatever changed in it, of what is kept here, and of cotengra.
+    """Return a hash of the code that searches, of this file, and of the version of cotengra.
 
-    A number that is raised by hand when the search changes would be forgotten once.
+    A version number would have to be raised by hand with every change of the search, and would be forgotten once.
     """
     digest = hashlib.sha256(version("cotengra").encode())
     here = Path(__file__)
@@ -119,7 +124,7 @@ def code_version() -> str:
 
 
 def cache_folder() -> Path | None:
-    """Where the files are; None where there shall be none."""
+    """Return the folder of the files, or None if the cache is off."""
     chosen = os.environ.get("TNGRAPH_CACHE")
     if chosen == "off":
         return None
@@ -127,7 +132,7 @@ def cache_folder() -> Path | None:
 
 
 def named_folder(name: str) -> Path | None:
-    """Where something else is kept than searches: in the folder that is chosen, or beside that of the searches."""
+    """Return the folder of something else than searches: in the chosen folder, or beside that of the searches."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -140,7 +145,7 @@ def _default_folder() -> str:
 
 
 def _read_entry(place: Path, topology: Topology) -> tuple[Interval, ...] | None:
-    """The intervals in a file; None where there is none, or a damaged one, which is removed."""
+    """Return the intervals in a file, or None if it is missing or damaged. A damaged file is removed."""
     with suppress(OSError):
         data = read_bytes(place, LONGEST_ENTRY)
         try:
@@ -148,71 +153,53 @@ def _read_entry(place: Path, topology: Topology) -> tuple[Interval, ...] | None:
         except (ValueError, RecursionError):
             place.unlink()
             return None
-        os.utime(place)  # what was used last is removed last
+        os.utime(place)  # the file that was used last is removed last
         return intervals
     return None
 
 
+class _CachedInterval(NamedTuple):
+    """An interval as its file holds it."""
+
+    low: Positive
+    high: Positive | None
+    is_proven: bool
+    moves: tuple[Move, ...]
+
+
 def _format_entry(topology: Topology, intervals: Sequence[Interval]) -> str:
-    """A sum of what follows, and the intervals."""
-    rows = [
-        (low, high, tree.is_proven, [_pack(move) for move in find_moves(topology, tree)])
-        for low, high, tree in intervals
-    ]
-    body = json.dumps(rows, separators=(",", ":"))
-    return f"{check_sum(body.encode())}\n{body}"
+    """Return the check sum of what follows, and the intervals."""
+    rows = [_CachedInterval(low, high, tree.is_proven, find_moves(topology, tree)) for low, high, tree in intervals]
+    body = msgspec.json.encode(rows)
+    return f"{check_sum(body)}\n{body.decode()}"
 
 
 def _parse_entry(data: bytes, topology: Topology) -> Iterator[Interval]:
-    """The intervals in a file.
+    """Yield the intervals in a file.
 
     Raises:
-        ValueError: they are none of the region.
+        ValueError: they are not those of the region.
     """
-    given, _, body = data.partition(b"\n")
-    if given.decode() != check_sum(body):
+    total, _, body = data.partition(b"\n")
+    if total.decode() != check_sum(body):
         raise ValueError("the file is damaged")
-    rows = json.loads(body)
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise ValueError("the file has no intervals")
     next_low: int | None = 1
-    for low, high, is_proven, moves in rows:
-        is_range = type(low) is int and (high is None or (type(high) is int and high >= low))
-        if low != next_low or not is_range or type(is_proven) is not bool or not isinstance(moves, list):
+    for low, high, is_proven, moves in msgspec.json.decode(body, type=list[_CachedInterval]):
+        if low != next_low or (high is not None and high < low):
             raise ValueError("the intervals have gaps")
-        yield Interval(low, high, replay_moves(topology, [_unpack(move) for move in moves], is_proven=is_proven))
+        yield Interval(low, high, replay_moves(topology, moves, is_proven=is_proven))
         next_low = None if high is None else high + 1
     if next_low is not None:
         raise ValueError("the intervals have no end")
 
 
 def check_sum(body: bytes) -> str:
-    """The sha256 of what is in a file, which stands on its first line."""
+    """Return the sha256 of what is in a file, which stands on its first line."""
     return hashlib.sha256(body).hexdigest()
 
 
-def _pack(move: Move) -> list[Any]:
-    return [*move.operands, *([list(move.reads)] if move.reads else []), *([True] if move.is_transposed else [])]
-
-
-def _unpack(data: object) -> Move:
-    """A move as it was packed.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(data, list) and len(data) == 3 and type(data[0]) is type(data[1]) is int and data[2] is True:
-        return Move((data[0], data[1]), is_transposed=True)
-    if isinstance(data, list) and len(data) == 2 and type(data[0]) is int:
-        if type(data[1]) is int:
-            return Move((data[0], data[1]))
-        if isinstance(data[1], list) and all(type(read) is int for read in data[1]):
-            return Move((data[0],), tuple(data[1]))
-    raise ValueError("the file has no moves")
-
-
 def write_entry(place: Path, text: str) -> None:
-    """Put a file into the folder, and now and then, as its name decides, make room there."""
+    """Write a file to the folder. Where the name starts with 00, one time in 256, make room there too."""
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, text)
@@ -221,7 +208,7 @@ def write_entry(place: Path, text: str) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    """Remove the files that were not used for longest where all are too large; those of killed processes among them."""
+    """Remove the files that were not used for longest, and leftovers of killed processes, if all are too large."""
     with os.scandir(folder) as entries:
         files = [(e.stat().st_mtime_ns, max(e.stat().st_size, _BLOCK), e.path) for e in entries if _is_own(e)]
     total = sum(size for _, size, _ in files)

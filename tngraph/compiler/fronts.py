@@ -1,10 +1,13 @@
 """Plans of less memory: trees of smaller values, regions run slice by slice, operations run once more.
 
-What counts as memory is the request's: the peak of a call or, in training, what is kept for the backward pass, both
-exact. Candidates come from searches in which no value may have more than so many elements, or in which writing has a
-price; from slices of these trees; and in training from sets of consecutive operations that are made anew in the
-backward pass. Each is lowered and followed through memory; those of which no other is both cheaper and smaller are the
-front.
+The request says which memory counts: the peak of a call or, in training, what is kept for the backward pass. Both are
+exact. There are three kinds of candidates:
+
+- the results of searches in which values have a largest size, or in which writing has a price;
+- slices of these trees;
+- in training, sets of consecutive operations that are recomputed in the backward pass.
+
+Each candidate is lowered and followed through memory. The front is those of which no other is both cheaper and smaller.
 """
 
 from __future__ import annotations
@@ -27,24 +30,24 @@ from tngraph.search.orders import Progress
 from tngraph.search.region import ContractionTree
 
 MOST_CAPS = 12
-"""So many searches under ever smaller values; after half of them the values are halved."""
+"""The most searches with ever smaller values. After half of them, the largest value is halved each time."""
 WRITES = (1, 8, 64, 512)
-"""Prices of an element written, in operations, that are tried beside 0."""
+"""The prices of a written element that are tried beside 0 [operations]."""
 MOST_SETS = 20_000
-"""Sets of operations to run once more are all looked at up to so many; beyond, they are found one by one."""
+"""The most sets of operations to recompute that are all compared. If there are more, sets are grown one by one."""
 
 Trees = tuple[ContractionTree, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FrontSearch:
-    """What fronts need of a search, for all regions of a network at once.
+    """The functions of a search that fronts need, for all regions of a network at once.
 
     Attributes:
-        find: the best trees whose values have at most so many elements (None for no limit) under an objective; None
-            where there are none.
-        cut: the best slices of trees in which no value has more elements; None where that cannot be.
-        make: the regime of some trees.
+        find: returns the best trees under an objective whose values have at most so many elements (None for no limit),
+            or None if there are none.
+        cut: yields the best slices of trees in which no value has more elements.
+        make: returns the regime of some trees.
     """
 
     find: Callable[[int | None, Rate], Trees | None]
@@ -54,7 +57,7 @@ class FrontSearch:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One plan of a front: what it costs, and the bytes that its mode is about [bytes]."""
+    """One plan of a front, with its cost and the memory that counts in its mode [bytes]."""
 
     plan: Plan
     cost: Price
@@ -72,13 +75,13 @@ class Front:
     points: tuple[Point, ...]
 
     def within(self, limit: int) -> Plan:
-        """The cheapest plan within a limit.
+        """Return the cheapest plan within a limit.
 
         Args:
-            limit: [bytes].
+            limit: the most memory of the plan [bytes].
 
         Raises:
-            PlanError: none is; it says the least that was found.
+            PlanError: every plan needs more. The error gives the least that was found.
         """
         for point in self.points:
             if point.bytes <= limit:
@@ -105,21 +108,21 @@ class Front:
 
 
 def describe_point(plan: Plan) -> str:
-    """The trees of a plan in one line, with what it slices and what it makes anew."""
+    """Return the trees of a plan on one line, with the indices it slices and the values it recomputes."""
     (regime,) = plan.regimes
     sliced = dict.fromkeys(index.name for tree in regime.trees for index in tree.sliced)
-    again = [regime.operations[k] for first, last in regime.recomputed for k in range(first, last)]
-    made = [op.name for op in again if op.kind != "load"]
-    notes = [f"slices of {', '.join(sliced)}"] * bool(sliced) + [f"{', '.join(made)} made anew"] * bool(made)
+    operations = [regime.operations[k] for first, last in regime.recomputed for k in range(first, last)]
+    again = [op.name for op in operations if op.kind != "load"]
+    notes = [f"slices of {', '.join(sliced)}"] * bool(sliced) + [f"{', '.join(again)} recomputed"] * bool(again)
     return "; ".join([draw_stages(regime), *notes])
 
 
 WIDTH, HEIGHT = 56, 10
-"""Of a drawing [characters]."""
+"""The size of a drawing [characters]."""
 
 
 def draw_points(points: Sequence[Point]) -> list[str]:
-    """The points of a front: bytes upwards, cost to the right, from the least to the most of each."""
+    """Return a drawing of the points of a front: bytes upwards, cost to the right."""
     if len(points) < 2:
         return []
     lines = [[" "] * WIDTH for _ in range(HEIGHT)]
@@ -137,7 +140,7 @@ def draw_points(points: Sequence[Point]) -> list[str]:
 
 
 def find_front(search: FrontSearch, numbers: Mapping[str, int], progress: Progress | None = None) -> Front:
-    """The front of all candidates at these numbers of all sizes; `progress` is told of each as of a trial."""
+    """Return the front of all candidates at these numbers of all sizes, and call `progress` for each candidate."""
     points: dict[Regime, Point] = {}
     for regime in _candidates(search, numbers):
         if regime not in points:
@@ -146,26 +149,26 @@ def find_front(search: FrontSearch, numbers: Mapping[str, int], progress: Progre
                 progress(len(points), None, min(point.cost for point in points.values()))
     if progress is not None:
         progress(len(points), len(points), min(point.cost for point in points.values()))
-    kept: list[Point] = []
+    smaller: list[Point] = []
     for point in sorted(points.values(), key=lambda point: (point.cost, point.bytes)):
-        if not kept or point.bytes < kept[-1].bytes:
-            kept.append(point)
-    return Front(tuple(kept))
+        if not smaller or point.bytes < smaller[-1].bytes:
+            smaller.append(point)
+    return Front(tuple(smaller))
 
 
 def make_point(plan: Plan, numbers: Mapping[str, int]) -> Point:
-    """A plan of one regime with its cost and its bytes at these numbers of all sizes."""
+    """Return a plan of one regime with its cost and its bytes at these numbers of all sizes."""
     (regime,) = plan.regimes
     return Point(plan, regime.price(numbers), _held(regime, regime.memory(numbers)))
 
 
 def _held(regime: Regime, memory: Memory) -> int:
-    """The bytes that the request is about."""
+    """Return the memory that counts for the request [bytes]."""
     return memory.saved if regime.request.mode == "train" else memory.peak
 
 
 def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Regime]:
-    """The best trees first; these alone are cut, since slicing looks for other trees by itself."""
+    """Yield the regimes to compare. Only the best trees are cut, since slicing looks for other trees by itself."""
     for k, trees in enumerate(_tree_sets(search, numbers)):
         regime = search.make(trees)
         yield regime
@@ -176,7 +179,7 @@ def _candidates(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Reg
 
 
 def _tree_sets(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Trees]:
-    """The best trees, those of ever smaller values, and those where writing costs something."""
+    """Yield the best trees, those with ever smaller values, and those where writing has a price."""
     first = search.find(None, Weighted()) or ()
     rate = search.make(first).request.rate
     if rate != Weighted():
@@ -194,12 +197,12 @@ def _tree_sets(search: FrontSearch, numbers: Mapping[str, int]) -> Iterator[Tree
 
 
 def _largest(tree: ContractionTree, numbers: Mapping[str, int]) -> int:
-    """The largest value of a tree but its result [elements]."""
+    """Return the largest value of a tree except its result [elements]."""
     return max((evaluate_size(legs_size(step.legs), numbers) for step in tree.steps[:-1]), default=0)
 
 
 def _sliced(search: FrontSearch, trees: Trees, numbers: Mapping[str, int]) -> Iterator[Regime]:
-    """Slices of trees by ever smaller values."""
+    """Yield slices of trees with ever smaller values."""
     largest = max((_largest(tree, numbers) for tree in trees), default=0)
     with suppress(PlanError):
         while largest > 1:
@@ -213,10 +216,10 @@ Span = tuple[int, int]
 
 
 def _recomputations(regime: Regime, numbers: Mapping[str, int]) -> Iterator[tuple[Span, ...]]:
-    """Sets of operations to run once more of which none is both dearer and larger than another, as far as is known.
+    """Yield sets of spans to recompute, of which none is estimated to be both dearer and larger than another.
 
-    What a set keeps is found from what each operation keeps: a value that only operations of one interval keep is made
-    anew, and what an interval is given is kept instead.
+    The estimate goes by what each operation keeps. A value that only operations of one span keep is recomputed, and
+    what the span reads is kept instead.
     """
     savings = _Savings(regime, numbers)
     sets = list(islice(savings.sets(), MOST_SETS + 1))
@@ -231,7 +234,7 @@ def _recomputations(regime: Regime, numbers: Mapping[str, int]) -> Iterator[tupl
 
 
 class _Savings:
-    """What making operations anew saves and costs. Made once per regime; nothing in it changes."""
+    """Estimates what recomputing spans of operations saves and costs, in one regime."""
 
     def __init__(self, regime: Regime, numbers: Mapping[str, int]) -> None:
         operations = regime.operations
@@ -241,13 +244,13 @@ class _Savings:
         self.keeping = {k for k in self.lines if keeps_values(operations, needs, k, regime.program.gathering)}
         self.users = {k: regime.users(k) for k in self.lines}
         self.held = [
-            (storage.bytes, [(writer, user) for writer in made for user in self.users[writer]], by)
-            for storage, made, by in regime.memory(numbers).keepers
+            (storage.bytes, [(writer, user) for writer in writers for user in self.users[writer]], keepers)
+            for storage, writers, keepers in regime.memory(numbers).keepers
         ]
-        self.intervals = tuple(self._intervals(frozenset(regime.outputs)))
+        self.spans = tuple(self._find_spans(frozenset(regime.outputs)))
 
-    def _intervals(self, outputs: frozenset[int]) -> Iterator[Span]:
-        """Two consecutive operations or more that keep something, of which only the last value is used by others."""
+    def _find_spans(self, outputs: frozenset[int]) -> Iterator[Span]:
+        """Yield the spans of several operations that keep something and whose last value alone is used outside."""
         for start, first in enumerate(self.lines):
             for stop in range(start + 1, len(self.lines)):
                 last = self.lines[stop]
@@ -257,7 +260,7 @@ class _Savings:
                     yield first, last
 
     def work(self, chosen: Iterable[Span]) -> int:
-        """The operations that run once more, up to the last of each interval that keeps something."""
+        """Return the work of running spans once more, each up to its last operation that keeps something."""
         total = 0
         for first, last in chosen:
             final = max(k for k in self.keeping if first <= k <= last)
@@ -265,43 +268,43 @@ class _Savings:
         return total
 
     def kept(self, chosen: Sequence[Span]) -> int:
-        """What is kept for the backward pass [bytes]."""
-        return sum(count for count, uses, by in self.held if _is_kept(chosen, uses, by))
+        """Return what is kept for the backward pass [bytes]."""
+        return sum(count for count, uses, keepers in self.held if _is_kept(chosen, uses, keepers))
 
     def sets(self, after: int = -1) -> Iterator[tuple[Span, ...]]:
-        """Every set of intervals that do not overlap."""
+        """Yield every set of spans that do not overlap."""
         yield ()
-        for interval in self.intervals:
-            if interval[0] > after:
-                yield from ((interval, *rest) for rest in self.sets(interval[1]))
+        for span in self.spans:
+            if span[0] > after:
+                yield from ((span, *rest) for rest in self.sets(span[1]))
 
     def greedy(self) -> Iterator[tuple[Span, ...]]:
-        """Span after interval, each the one that frees most per operation."""
+        """Yield sets that grow span by span, each time by the span that frees most per operation."""
         chosen: tuple[Span, ...] = ()
         while True:
             yield chosen
             before, work = self.kept(chosen), self.work(chosen)
-            better = [made for made in self._extensions(chosen) if self.kept(made) < before]
+            better = [spans for spans in self._extensions(chosen) if self.kept(spans) < before]
             if not better:
                 return
-            chosen = max(better, key=lambda made: (before - self.kept(made)) / max(1, self.work(made) - work))
+            chosen = max(better, key=lambda spans: (before - self.kept(spans)) / max(1, self.work(spans) - work))
 
     def _extensions(self, chosen: Sequence[Span]) -> Iterator[tuple[Span, ...]]:
-        """One more interval, in place of those that it covers."""
-        for first, last in self.intervals:
-            rest = [each for each in chosen if not (first <= each[0] and each[1] <= last)]
-            if all(last < each[0] or each[1] < first for each in rest):
+        """Yield sets with one more span, in place of those that it covers."""
+        for first, last in self.spans:
+            rest = [span for span in chosen if not (first <= span[0] and span[1] <= last)]
+            if all(last < span[0] or span[1] < first for span in rest):
                 yield tuple(sorted([*rest, (first, last)]))
 
 
-def _is_kept(chosen: Iterable[Span], uses: Iterable[tuple[int, int]], by: frozenset[int]) -> bool:
-    """Whether a storage is kept where some intervals run once more: one is given it, or what keeps it is in none.
+def _is_kept(chosen: Iterable[Span], uses: Iterable[tuple[int, int]], keepers: frozenset[int]) -> bool:
+    """Return whether a storage is kept if some spans are recomputed: a span reads it, or an operation outside keeps it.
 
     Args:
-        chosen: the intervals.
+        chosen: the spans.
         uses: each operation that writes to the storage with each that uses what it wrote.
-        by: the operations that keep it.
+        keepers: the operations that keep it.
     """
-    inside = {k for first, last in chosen for k in by if first <= k <= last}
-    given = any(writer < first <= user <= last for first, last in chosen for writer, user in uses)
-    return given or bool(by - inside)
+    inside = {k for first, last in chosen for k in keepers if first <= k <= last}
+    is_read = any(writer < first <= user <= last for first, last in chosen for writer, user in uses)
+    return is_read or bool(keepers - inside)

@@ -1,41 +1,33 @@
-"""The pipeline of a plan, top to bottom: rewrites, regions, the best tree of each at every size, regimes.
+"""The pipeline from a network to its plan, read top to bottom.
 
-A run-time size that is given a number is planned for at this number; the others are *free*: the plan is the best at
-every value of them. With one free size every region is solved for all its values and the plan's regimes are the common
-refinement. With several, the regions are solved on a grid, and the regime of least cost runs.
+A run-time size that is given a number is planned for at this number. The others are *free*: the plan is the best at
+every value of them (`ranges`). Requests with a bound (`bounded`) or for time (`timed`) have a strategy of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import product as combinations
-from math import inf
 
-from tngraph.compiler.bounded import check_given, front_search, plan_within
-from tngraph.compiler.cache import cache_key, find_cached
+from tngraph.compiler.bounded import check_given, front_search, plan_largest
 from tngraph.compiler.fronts import Front, find_front, make_point
+from tngraph.compiler.ranges import find_ranges, lay_out_ranges
 from tngraph.compiler.remembered import remember_plans
-from tngraph.compiler.tasks import PricedRegion, Task, clean_regions, find_tree, lay_out_all, merge_where_cheaper
-from tngraph.compiler.timed import TimedSearch, find_timed
+from tngraph.compiler.tasks import Problem, Task, merge_where_cheaper, price_regions
+from tngraph.compiler.timed import TimedSearch, find_fastest
 from tngraph.errors import PlanError
 from tngraph.language.binding import check_sizes
 from tngraph.language.network import Network
 from tngraph.language.rewrites import drop_unused, merge_chains
-from tngraph.language.sizes import evaluate_size, product, symbol
-from tngraph.plans.assembly import assemble_plan
+from tngraph.language.sizes import evaluate_size, product
 from tngraph.plans.plan import Plan
 from tngraph.search.machine import Machine
-from tngraph.search.objectives import Mode, Objective, Price, Request, Weighted, make_request
+from tngraph.search.objectives import Mode, Objective, Request, make_request
 from tngraph.search.orders import Search
 from tngraph.search.pinning import Nested, read_orders
-from tngraph.search.regimes import Interval, RegimeTrees, Solver, find_intervals, has_sizes, refine_intervals
-from tngraph.search.region import ContractionTree, Topology
 
-GRID = (1, 32, 1024)
-"""The values of each of several free sizes at which trees are searched."""
-MOST_GRID = 3
-"""Where more sizes are free than this, the plan is made for the default sizes alone."""
+Strategy = Callable[[Problem], Plan]
+"""Finds the trees of a problem's regions, and returns the plan of them."""
 
 
 def plan(
@@ -81,79 +73,74 @@ def plan(
     task = _make_task(network, sizes, request, search)
     used = drop_unused(network)
     chained = merge_chains(used)
-    kept = {equation.name for equation in chained.equations}
-    pins = read_orders(order, {equation.name: equation.name in kept for equation in network.equations})
-    task = replace(task, pins=pins)
+    names = {equation.name for equation in chained.equations}
+    pins = read_orders(order, {equation.name: equation.name in names for equation in network.equations})
     if request.is_bounded:
         check_given(task)
-    unpinned = _plan(replace(task, pins={}, costs={}), chained) if pins else None
-    return replace(_plan(task, chained), unpinned=unpinned)
+    unpinned = _plan_within_folding(task, chained) if pins else None
+    return replace(_plan_within_folding(replace(task, pins=pins), chained), unpinned=unpinned)
 
 
-def _check_network(network: object) -> Network:
-    """What is to be planned.
+def _plan_within_folding(task: Task, chained: Network) -> Plan:
+    """Return the plan of a network whose linear chains are merged, in which the buffers are no larger than they may be.
 
-    Raises:
-        TypeError: something else than a network.
+    The search limits only each single folded value. So this limit is lowered until the sum of all buffers, which is
+    exact, is within the request's limit. At a limit of 0 nothing is folded.
     """
-    if not isinstance(network, Network):
-        raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
-    return network
+    limit = task.request.memory_limit if task.request.mode == "serve" else None
+    most = None if limit is None else limit // task.request.itemsize
+    while True:
+        attempt = replace(task, request=replace(task.request, most_folded=most), costs={})
+        merged = merge_where_cheaper(attempt, chained)
+        problem = price_regions(attempt, merged)
+        plan = _choose_strategy(problem)(problem)
+        if most is None or limit is None or evaluate_size(plan.folded, plan.sizes) <= limit:
+            return plan
+        largest = max(evaluate_size(product(buffer.shape), plan.sizes) for buffer in plan.folding.buffers)
+        most = min(most // 2, largest - 1)
 
 
-def _make_task(network: Network, sizes: Mapping[str, int] | None, request: Request, search: Search | None) -> Task:
-    """What to plan, its arguments checked.
-
-    Raises:
-        SizeError: an unknown size, or a number that is not a positive integer.
-        TypeError: what is no sizes or no search.
-    """
-    _check_arguments(sizes, search)
-    task = Task(network, dict(sizes or {}), request, search or Search(), {})
-    check_sizes(network, task.numbers)
-    return task
-
-
-def timed_search(
-    network: Network,
-    sizes: Mapping[str, int] | None = None,
-    *,
-    machine: Machine,
-    bench: Machine | None = None,
-    mode: Mode = "infer",
-    itemsize: int = 4,
-    search: Search | None = None,
-) -> TimedSearch:
-    """The ways to run a network that the model of a machine compares, for those who measure them.
-
-    Args:
-        network: what to plan.
-        sizes: as for `plan`.
-        machine: on which it runs.
-        bench: the same as it was measured, by which ways are laid out and compared.
-        mode: as for `plan`.
-        itemsize: of an element [bytes].
-        search: seed and effort.
-
-    Raises:
-        SizeError, PlanError, TypeError: as `plan` does.
-    """
-    request = make_request(_check_network(network), mode, machine, itemsize=itemsize)
-    task = _make_task(network, sizes, request, search)
-    return TimedSearch(task, merge_where_cheaper(task, merge_chains(drop_unused(network))), bench)
+def _choose_strategy(problem: Problem) -> Strategy:
+    """Return the first strategy that fits the request."""
+    request = problem.task.request
+    strategies: tuple[tuple[bool, Strategy], ...] = (
+        (request.largest is not None, plan_largest),
+        (request.is_bounded, _plan_for_memory),
+        (isinstance(request.rate, Machine) and not problem.task.pins, _plan_for_time),
+        (True, _plan_for_cost),
+    )
+    return next(strategy for is_fitting, strategy in strategies if is_fitting)
 
 
-def _plan(task: Task, chained: Network) -> Plan:
-    """The plan of a network whose linear chains are merged."""
-    if task.request.mode == "serve" and task.request.memory_limit is not None:
-        return _fold_within(task, chained, task.request.memory_limit)
-    merged = merge_where_cheaper(task, chained)
-    if task.request.largest is not None:
-        return plan_within(task, merged, task.request.largest)
-    if task.request.is_bounded:
-        front = _find_front(task, merged)
-        return front.points[-1].plan if task.request.memory_limit is None else front.within(task.request.memory_limit)
-    return _find_regimes(task, merged)
+def _plan_for_memory(problem: Problem) -> Plan:
+    """Return the cheapest plan within the memory limit, or the plan of the least memory if there is no limit."""
+    limit, plans = problem.task.request.memory_limit, _find_front(problem)
+    return plans.points[-1].plan if limit is None else plans.within(limit)
+
+
+def _plan_for_time(problem: Problem) -> Plan:
+    """Return the plan that the model of a machine predicts to be fastest."""
+    search = TimedSearch(problem)
+    (fastest,) = remember_plans(problem.task, "time", lambda: [search.plan(find_fastest(search))])
+    return fastest
+
+
+def _plan_for_cost(problem: Problem) -> Plan:
+    """Return the plan of the cheapest trees at every value of the free sizes."""
+    ranges = find_ranges(problem)
+    laid_out = lay_out_ranges(problem, ranges)
+    return problem.plan(laid_out)
+
+
+def _find_front(problem: Problem) -> Front:
+    """Return the front of a problem, from the folder of searches if it was found before."""
+    task = problem.task
+
+    def search() -> list[Plan]:
+        points = find_front(front_search(problem), task.numbers, task.search.progress).points
+        return [point.plan for point in points]
+
+    return Front(tuple(make_point(plan, task.numbers) for plan in remember_plans(task, "front", search)))
 
 
 def front(
@@ -166,7 +153,7 @@ def front(
     itemsize: int = 4,
     search: Search | None = None,
 ) -> Front:
-    """Cost against memory: plans of which none is both cheaper and smaller than another.
+    """Find plans of ever less memory, of which none is both cheaper and smaller than another.
 
     Args:
         network: what to plan.
@@ -188,61 +175,58 @@ def front(
         raise PlanError("there is no front in serve\n  memory_limit says how much is folded into buffers")
     task = _make_task(network, sizes, request, search)
     check_given(task)
-    merged = merge_where_cheaper(task, merge_chains(drop_unused(network)))
-    return _find_front(task, merged)
+    return _find_front(_pose_problem(task))
 
 
-def _find_front(task: Task, merged: Network) -> Front:
-    """The front of a network, from the folder of searches where it was found before."""
+def timed_search(
+    network: Network,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    machine: Machine,
+    bench: Machine | None = None,
+    mode: Mode = "infer",
+    itemsize: int = 4,
+    search: Search | None = None,
+) -> TimedSearch:
+    """Return the search for the fastest candidates to run a network, for callers that measure them.
 
-    def search() -> list[Plan]:
-        found = find_front(front_search(task, merged), task.numbers, task.search.progress)
-        return [point.plan for point in found.points]
-
-    return Front(tuple(make_point(each, task.numbers) for each in remember_plans(task, "front", search)))
-
-
-def _fold_within(task: Task, network: Network, limit: int) -> Plan:
-    """The plan that folds the largest values whose buffers together stay within a limit [bytes].
-
-    The search bounds one value. So the bound is lowered until the sum, which is exact, fits; at 0 nothing is folded.
-    """
-    most = limit // task.request.itemsize
-    while True:
-        tried = replace(task, request=replace(task.request, most_folded=most), costs={})
-        found = _find_regimes(tried, merge_where_cheaper(tried, network))
-        if evaluate_size(found.folded, found.sizes) <= limit:
-            return found
-        largest = max(evaluate_size(product(buffer.shape), found.sizes) for buffer in found.folding.buffers)
-        most = min(most // 2, largest - 1)
-
-
-def _check_arguments(sizes: object, search: object) -> None:
-    """Refuse what is no sizes or no search.
+    Args:
+        network: what to plan.
+        sizes: as for `plan`.
+        machine: on which it runs.
+        bench: the same machine as it was measured, on which candidates are laid out and compared.
+        mode: as for `plan`.
+        itemsize: of an element [bytes].
+        search: seed and effort.
 
     Raises:
-        TypeError: it is something else.
+        SizeError, PlanError, TypeError: as `plan` does.
     """
-    if sizes is not None and not isinstance(sizes, Mapping):
-        raise TypeError(f"sizes are numbers by name, as {{'batch': 64}}, and not {sizes!r}")
-    if search is not None and not isinstance(search, Search):
-        raise TypeError(f"a search is tg.Search(…), and not {search!r}")
+    request = make_request(_check_network(network), mode, machine, itemsize=itemsize)
+    return TimedSearch(_pose_problem(_make_task(network, sizes, request, search)), bench)
 
 
-def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | None, itemsize: int) -> Plan:
+def _pose_problem(task: Task) -> Problem:
+    """Return the problem of a task without pins or a limit on what is folded."""
+    chained = merge_chains(drop_unused(task.network))
+    return price_regions(task, merge_where_cheaper(task, chained))
+
+
+def plan_for_serving(other: Plan, sizes: Mapping[str, int], memory_limit: int | None, itemsize: int) -> Plan:
     """Plan the network of another plan for calls with weights that never change.
 
     Args:
-        known: whose objective, run-time sizes, gradients of inputs and largest value are kept; an order by hand is not.
+        other: the plan whose objective, run-time sizes, gradients of inputs and largest value are kept. An order by
+            hand is not kept.
         sizes: numbers for compile-time sizes.
         memory_limit: what may be folded into buffers [bytes].
         itemsize: of an element [bytes].
 
     Raises:
-        PlanError: a limit that is no positive integer.
+        PlanError: the limit is not a positive integer.
     """
-    network, request = known.network, known.request
-    fixed = {name: known.sizes[name] for name in network.runtime_sizes() if name not in known.free}
+    network, request = other.network, other.request
+    fixed = {name: other.sizes[name] for name in network.runtime_sizes() if name not in other.free}
     return plan(
         network,
         {**fixed, **sizes},
@@ -255,89 +239,28 @@ def plan_for_serving(known: Plan, sizes: Mapping[str, int], memory_limit: int | 
     )
 
 
-def _find_regimes(task: Task, merged: Network) -> Plan:
-    """A plan of as few regimes as there are best orders."""
-    if isinstance(task.request.rate, Machine) and not task.pins:
-        timed = TimedSearch(task, merged)
-        (fastest,) = remember_plans(task, "time", lambda: [timed.plan(find_timed(timed))])
-        return fastest
-    cleaned, priced_regions = clean_regions(task, merged)
-    is_additive = isinstance(task.request.rate, Weighted)
-    found: list[RegimeTrees]
-    if len(task.free) == 1:
-        found = refine_intervals(_find_intervals(task, priced) for priced in priced_regions)
-    elif 1 < len(task.free) <= MOST_GRID and is_additive:
-        found = [(1, None, trees) for trees in _find_combinations(task, priced_regions)]
-    else:
-        found = [(1, None, tuple(find_tree(task, priced) for priced in priced_regions))]
-    found = lay_out_all(task, priced_regions, found)
-    return assemble_plan(task.network, merged, cleaned, found, task.numbers, task.request, task.free)
+def _check_network(network: object) -> Network:
+    """Return the network to plan.
+
+    Raises:
+        TypeError: it is something other than a network.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(f"plan takes a network, and not {network!r}; tg.load reads one from a file")
+    return network
 
 
-def _find_intervals(task: Task, priced: PricedRegion) -> Sequence[Interval]:
-    """The trees of a region at all values of the one free size."""
-    if priced.pin is not None:
-        return (Interval(1, None, find_tree(task, priced)),)
-    (name,) = task.free
+def _make_task(network: Network, sizes: Mapping[str, int] | None, request: Request, search: Search | None) -> Task:
+    """Return the task of a network, after checking the caller's arguments.
 
-    def numbers_at(value: int) -> dict[str, int]:
-        return task.numbers_at(**{name: value})
-
-    def search() -> Sequence[Interval]:
-        return find_intervals(priced.region, priced.pricing, task.search, symbol(name), task.write_out, numbers_at)
-
-    key = cache_key(priced.region, priced.pricing, task.search, task.show_formula)
-    return find_cached(Topology(priced.region, task.numbers, priced.pricing), key, search)
-
-
-def _find_combinations(task: Task, priced_regions: Sequence[PricedRegion]) -> list[tuple[ContractionTree, ...]]:
-    """Return the trees of all regions that are best together somewhere on a grid of the free sizes, in few sets."""
-    points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]
-
-    def numbers_of(k: int) -> dict[str, int]:
-        return task.numbers_at(**dict(zip(task.free, points[k], strict=True)))
-
-    valid = [k for k in range(len(points)) if all(has_sizes(priced.region, numbers_of, k) for priced in priced_regions)]
-    numbers = [numbers_of(k) for k in valid]
-    solvers = [_solver(task, priced, numbers) for priced in priced_regions]
-    chosen: list[tuple[ContractionTree, ...]] = []
-
-    def price(trees: Sequence[ContractionTree], k: int) -> Price:
-        return sum(solver.price(tree, k) for solver, tree in zip(solvers, trees, strict=True))
-
-    for k in range(len(numbers)):
-        best = tuple(solver.solve(k) for solver in solvers)
-        if price(best, k) < min((price(trees, k) for trees in chosen), default=inf):
-            chosen.append(best)
-    if len(chosen) == 1:
-        return chosen
-    # Between the points of the grid nothing is proven but what does not depend on where one is.
-    moving = [not task.sizes_of(priced.region).isdisjoint(task.free) for priced in priced_regions]
-    return [
-        tuple(replace(tree, is_proven=tree.is_proven and not moves) for tree, moves in zip(trees, moving, strict=True))
-        for trees in chosen
-    ]
-
-
-def _solver(task: Task, priced: PricedRegion, numbers: Sequence[Mapping[str, int]]) -> Solver:
-    """A solver that has solved a region at the k-th of some numbers; a pinned one has the same tree everywhere."""
-    solver = Solver(priced.region, priced.pricing, task.search, numbers.__getitem__)
-    if priced.pin is not None:
-        trees = [find_tree(task, priced)] * len(numbers)
-    else:
-        points = len(numbers)
-        key = cache_key(
-            priced.region,
-            priced.pricing,
-            task.search,
-            lambda size: [evaluate_size(size, each) for each in numbers],
-            points,
-        )
-        topology = Topology(priced.region, task.numbers, priced.pricing)
-        trees = [interval.tree for interval in find_cached(topology, key, lambda: _solve_points(solver, len(numbers)))]
-    return replace(solver, trees=[*dict.fromkeys(trees)], solved=dict(enumerate(trees)))
-
-
-def _solve_points(solver: Solver, count: int) -> list[Interval]:
-    """The trees at some points, the k-th as the range that is k."""
-    return [Interval(k + 1, k + 1 if k < count - 1 else None, solver.solve(k)) for k in range(count)]
+    Raises:
+        SizeError: an unknown size, or a number that is not a positive integer.
+        TypeError: sizes or a search of another type.
+    """
+    if sizes is not None and not isinstance(sizes, Mapping):
+        raise TypeError(f"sizes are numbers by name, as {{'batch': 64}}, and not {sizes!r}")
+    if search is not None and not isinstance(search, Search):
+        raise TypeError(f"a search is tg.Search(…), and not {search!r}")
+    task = Task(network, dict(sizes or {}), request, search or Search(), {})
+    check_sizes(network, task.numbers)
+    return task

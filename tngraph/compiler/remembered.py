@@ -1,8 +1,8 @@
 """Whole plans on disk, for searches that compare many: those for time, and fronts of cost against memory.
 
-A file holds plans as `Plan.save` writes them, and is read as any saved plan is: it is not believed. It is named by the
-network as text, the sizes, the request, the effort, and the code that plans. As with `cache`, what goes wrong with a
-file is never an error: then the plans are searched.
+A file holds plans as `Plan.save` writes them. It is read like any saved plan, and not trusted. Its name is a hash of
+the network as text, the sizes, the request, the effort, and the code that plans. As with `cache`, a file that cannot be
+read is not an error: the plans are searched then.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tngraph.search.objectives import PerStep
 
 
 def remember_plans(task: Task, kind: str, search_plans: Callable[[], Sequence[Plan]]) -> Sequence[Plan]:
-    """Return the plans that were found for a task before, or else those found now.
+    """Return the plans that were found for a task before, or else search them.
 
     Args:
-        task: what to plan; one with pins or a user's function is always searched.
-        kind: what is asked for, as ``"front"``.
+        task: what to plan. A task with pins or a user's function is always searched.
+        kind: what the search is for, as ``"front"``.
         search_plans: the search.
     """
     folder = cache_folder()
@@ -52,13 +52,13 @@ def remember_plans(task: Task, kind: str, search_plans: Callable[[], Sequence[Pl
 def _key(task: Task, kind: str) -> str:
     effort = repr(replace(task.search, progress=None, parallel=None))
     request = repr(replace(task.request, trained=frozenset())), sorted(task.request.trained)
-    parts = [_planning_version(), kind, format_network(task.network), sorted(task.given.items()), request, effort]
+    parts = [_planning_version(), kind, format_network(task.network), sorted(task.fixed.items()), request, effort]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def _planning_version() -> str:
-    """The versions of all that a plan depends on beside the search."""
+    """Return a hash of the code that a plan depends on, that of the search included."""
     digest = hashlib.sha256(code_version().encode())
     package = Path(__file__).parents[1]
     for room in ("language", "program", "plans", "compiler"):
@@ -68,7 +68,7 @@ def _planning_version() -> str:
 
 
 def _read_plans(place: Path, task: Task) -> list[Plan] | None:
-    """The plans in a file; None where there is none, or one of something else, which is removed."""
+    """Return the plans in a file, or None if it is missing or is of another task. Then it is removed."""
     with suppress(OSError):
         total, _, body = read_bytes(place, LONGEST_ENTRY).partition(b"\n")
         try:
@@ -77,7 +77,7 @@ def _read_plans(place: Path, task: Task) -> list[Plan] | None:
         except (AttributeError, TypeError, ValueError, RecursionError, PlanError):
             plans = []
         if plans and all(plan.network == task.network and plan.request == task.request for plan in plans):
-            os.utime(place)  # what was used last is removed last
+            os.utime(place)  # the file that was used last is removed last
             return plans
         place.unlink()
     return None

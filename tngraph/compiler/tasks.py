@@ -1,4 +1,4 @@
-"""What there is to plan: a network at sizes, its regions, and the tree of each at given numbers."""
+"""Tasks and problems: what to plan, the regions to find trees for, and the tree of one region at given numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tngraph.language.rewrites import can_inline, drop_unused, inline, merge_cha
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.language.sizing import number_sizes
 from tngraph.language.varying import Varying, find_varying
-from tngraph.plans.assembly import Cleaned, clean_equations
+from tngraph.plans.assembly import Assembly, Cleaned, clean_equations
+from tngraph.plans.plan import Plan
 from tngraph.plans.regime import Regime
-from tngraph.search.layouts import Run, lay_out
 from tngraph.search.objectives import Price, Pricing, Request
 from tngraph.search.orders import Search, pinned_tree, search_tree
 from tngraph.search.pinning import Pin, match_pins
@@ -27,10 +27,20 @@ from tngraph.search.region import ContractionTree, Region, Topology
 
 @dataclass
 class Task:
-    """What to plan, at which sizes and how; the trees and the equations' costs found so far."""
+    """A network to plan, at which sizes and how, and what was found on the way.
+
+    Attributes:
+        network: the network as the caller gave it.
+        fixed: the numbers of sizes that the caller gave; run-time sizes without one are free.
+        request: what the plan is for.
+        search: seed and effort.
+        pins: orders by hand, by the name of their equation.
+        trees: the trees that were found, by region.
+        costs: the costs of equations that were planned.
+    """
 
     network: Network
-    given: Mapping[str, int]
+    fixed: Mapping[str, int]
     request: Request
     search: Search
     pins: Mapping[str, tuple[Pin, ...]]
@@ -40,43 +50,43 @@ class Task:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """The numbers of all sizes, free ones at their default."""
-        return number_sizes(self.network, self.given)
+        return number_sizes(self.network, self.fixed)
 
     @cached_property
     def free(self) -> tuple[str, ...]:
-        """The run-time sizes the plan is to be the best at every value of."""
+        """The run-time sizes for which the plan is the best at every value."""
         if self.request.is_bounded:
             return ()
-        return tuple(name for name in self.network.runtime_sizes() if name not in self.given)
+        return tuple(name for name in self.network.runtime_sizes() if name not in self.fixed)
 
     @cached_property
     def formulas(self) -> dict[sympy.Symbol, sympy.Expr]:
-        """Every size by its symbol: a number, or a formula in the free ones."""
+        """Every size by its symbol: a number, or a formula in the free sizes."""
         formulas: dict[sympy.Symbol, sympy.Expr] = {}
         for size in self.network.sizes:
-            if size.value is not None and size.name not in self.given:
+            if size.value is not None and size.name not in self.fixed:
                 formulas[size.symbol] = size.value.xreplace(formulas)
             elif size.name not in self.free:
                 formulas[size.symbol] = sympy.Integer(self.numbers[size.name])
         return formulas
 
     def write_out(self, size: sympy.Expr) -> sympy.Expr:
-        """A size as a number, or as a formula in the free ones."""
+        """Return a size as a number, or as a formula in the free sizes."""
         return size.xreplace(self.formulas)
 
     def sizes_of(self, region: Region) -> frozenset[str]:
-        """The names of the sizes that a region depends on, derived ones written out."""
-        written = [self.write_out(size) for size in region_sizes(region)]
-        return frozenset(each.name for size in written for each in size.free_symbols)
+        """Return the names of the sizes that a region depends on, derived ones written out."""
+        formulas = [self.write_out(size) for size in region_sizes(region)]
+        return frozenset(size.name for formula in formulas for size in formula.free_symbols)
 
     def show_formula(self, size: sympy.Expr) -> str:
-        """A size as a formula in the one free size, whatever that is called."""
+        """Return a size as a formula in the one free size, which is called `n` whatever its name is."""
         (name,) = self.free
         return str(self.write_out(size).xreplace({symbol(name): symbol("n")}))
 
     def numbers_at(self, /, **sizes: int) -> dict[str, int]:
-        """The numbers of all sizes where some have other values."""
-        return number_sizes(self.network, {**self.given, **sizes})
+        """Return the numbers of all sizes where some have other values."""
+        return number_sizes(self.network, {**self.fixed, **sizes})
 
 
 def merge_where_cheaper(task: Task, network: Network) -> Network:
@@ -90,18 +100,19 @@ def merge_where_cheaper(task: Task, network: Network) -> Network:
 
 
 def _keeps_pinned(task: Task, network: Network, candidate: Network) -> bool:
-    """Whether the equations with an order of their own are the same in both."""
-    return all(e in candidate.equations for e in network.equations if e.name in task.pins)
+    """Return whether the equations with an order by hand are the same in both networks."""
+    pinned = (equation for equation in network.equations if equation.name in task.pins)
+    return all(equation in candidate.equations for equation in pinned)
 
 
 def _cost(task: Task, merged: Network) -> Price:
-    """What a network costs: the sum over its equations, each planned once."""
+    """Return the cost of a network: the sum over its equations, each planned once."""
     missing = [equation for equation in merged.equations if equation not in task.costs]
     cleaned = clean_equations(merged, missing)
-    for each, priced_regions in zip(cleaned, price_regions(task, merged, cleaned), strict=True):
-        stage = each.stage([find_tree(task, priced) for priced in priced_regions])
+    for equation, regions in zip(cleaned, _price_equations(task, merged, cleaned), strict=True):
+        stage = equation.stage([find_tree(task, priced) for priced in regions])
         regime = Regime(merged, merged, (stage,), task.numbers, task.request)
-        task.costs[each.equation] = regime.price(task.numbers)
+        task.costs[equation.equation] = regime.price(task.numbers)
     return sum(task.costs[equation] for equation in merged.equations)
 
 
@@ -114,8 +125,39 @@ class PricedRegion(NamedTuple):
     positions: tuple[int, ...] = ()
 
 
-def price_regions(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[PricedRegion]]:
-    """The regions of each equation, one per term."""
+@dataclass(frozen=True)
+class Problem:
+    """The regions of a merged network, each of which needs a tree.
+
+    Attributes:
+        task: what to plan.
+        assembly: what the trees are put into.
+        regions: the regions of all equations, in order, with their prices.
+    """
+
+    task: Task
+    assembly: Assembly
+    regions: tuple[PricedRegion, ...]
+
+    @property
+    def merged(self) -> Network:
+        """The network that is contracted."""
+        return self.assembly.merged
+
+    def plan(self, ranges: Sequence[RegimeTrees]) -> Plan:
+        """Return the plan that has a regime for each range."""
+        return self.assembly.plan(ranges, self.task.free)
+
+
+def price_regions(task: Task, merged: Network) -> Problem:
+    """Return the regions of a merged network with the prices of their steps."""
+    equations = clean_equations(merged, merged.equations)
+    regions = tuple(priced for regions in _price_equations(task, merged, equations) for priced in regions)
+    return Problem(task, Assembly(task.network, merged, equations, task.numbers, task.request), regions)
+
+
+def _price_equations(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[PricedRegion]]:
+    """Yield the regions of each equation, one per term."""
     trained, varying = reached(merged, task.request.trained), find_varying(merged)
     for equation, regions, _ in cleaned:
         pinned = match_pins(task.pins.get(equation.name, ()), equation.name, regions)
@@ -123,12 +165,6 @@ def price_regions(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> It
             PricedRegion(region, _pricing(task.request, region, trained, varying), *pinned.get(k, ()))
             for k, region in enumerate(regions)
         ]
-
-
-def clean_regions(task: Task, merged: Network) -> tuple[tuple[Cleaned, ...], list[PricedRegion]]:
-    """The equations of a merged network with their terms as regions, and the same with their prices in order."""
-    cleaned = clean_equations(merged, merged.equations)
-    return cleaned, [priced for each in price_regions(task, merged, cleaned) for priced in each]
 
 
 def _pricing(request: Request, region: Region, trained: Container[str], varying: Varying) -> Pricing:
@@ -139,7 +175,7 @@ def _pricing(request: Request, region: Region, trained: Container[str], varying:
 
 
 def find_tree(task: Task, priced: PricedRegion) -> ContractionTree:
-    """The tree of a region at the numbers of the task, pinned or searched."""
+    """Return the tree of a region at the numbers of the task, pinned or searched."""
     if priced not in task.trees:
         topology = Topology(priced.region, task.numbers, priced.pricing)
         if priced.pin is None:
@@ -149,21 +185,3 @@ def find_tree(task: Task, priced: PricedRegion) -> ContractionTree:
         else:
             task.trees[priced] = pinned_tree(topology, task.search, priced.pin, priced.positions)
     return task.trees[priced]
-
-
-def lay_out_all(task: Task, priced_regions: Sequence[PricedRegion], found: Sequence[RegimeTrees]) -> list[RegimeTrees]:
-    """Ranges whose trees are laid out, each as where it runs first."""
-    known: dict[object, ContractionTree] = {}
-    made: list[RegimeTrees] = []
-    for low, high, trees in found:
-        numbers = task.numbers
-        if len(task.free) == 1:
-            (name,) = task.free
-            value = max(low, numbers[name] if high is None else min(high, numbers[name]))
-            numbers = task.numbers_at(**{name: value})
-        for priced, tree in zip(priced_regions, trees, strict=True):
-            if (priced, tree) not in known:
-                run = Run(numbers, task.request.machine, priced.pricing.trained, priced.pricing.fixed)
-                known[priced, tree] = lay_out(tree, run)
-        made.append((low, high, tuple(known[pair] for pair in zip(priced_regions, trees, strict=True))))
-    return made

@@ -23,13 +23,14 @@ from tngraph.modules.calibration import describe_device, machine_for, name_dtype
 from tngraph.modules.layer import Layer, layer_class
 from tngraph.modules.timing import MeasuredMachine, in_this_process, kernels_of
 from tngraph.modules.verification import as_tuple, random_inputs
-from tngraph.plans.decision import Measured
 from tngraph.plans.dense import dense_equivalent
+from tngraph.plans.measured import Measured
 from tngraph.plans.plan import Plan
 from tngraph.program.counts import evaluate_count
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Mode
 from tngraph.search.orders import Search
+from tngraph.search.regimes import RegimeTrees
 
 TRIED = 6
 """The most candidates that are measured at one size."""
@@ -80,9 +81,10 @@ def _row(trial: Measured, is_kept: bool) -> tuple[str, ...]:
     return _at(trial), trial.way, *times, "kept" if is_kept else ""
 
 
-def _dense_row(kept: Measured) -> tuple[str, ...]:
-    assert kept.dense is not None
-    return _at(kept), "a dense weight", "", f"{kept.dense * 1e3:.3g}", "", "faster" * kept.is_slower_than_dense
+def _dense_row(measured: Measured) -> tuple[str, ...]:
+    assert measured.dense is not None
+    milliseconds = f"{measured.dense * 1e3:.3g}"
+    return _at(measured), "a dense weight", "", milliseconds, "", "faster" * measured.is_slower_than_dense
 
 
 def _at(trial: Measured) -> str:
@@ -122,63 +124,97 @@ def tune(
     if not inputs:
         raise PlanError("there is nothing to tune for\n  give the inputs of the calls that are to be fast")
     runner = _Runner(torch.device(device or inputs[0][0].device), dtype or inputs[0][0].dtype, mode)
-    bound = [_bind(network, tensors, sizes) for tensors in inputs]
-    names = [name for name in network.runtime_sizes() if name not in (sizes or {})]
-    points = {
-        tuple((name, numbers[name]) for name in names): tensors for numbers, tensors in zip(bound, inputs, strict=True)
-    }
-    fixed = dict(sizes or {})
-    if len(names) != 1:
-        if len(points) > 1:
-            raise PlanError(f"the inputs differ in {', '.join(names)}\n  give numbers for all of these but one")
-        fixed.update(next(iter(points)))
+    points = _read_points(network, sizes, inputs)
+    is_free = len(_free_sizes(network, sizes)) == 1
+    fixed = dict(sizes or {}) if is_free else {**(sizes or {}), **dict(points[0][0])}
     machine = machine or in_this_process(machine_for(runner.device, runner.dtype), runner.device)
-    itemsize = runner.dtype.itemsize
     kernels = kernels_of(runner.device, runner.dtype, *runner.names)
     bench = MeasuredMachine.like(machine, kernels)
+    itemsize = runner.dtype.itemsize
     finder = timed_search(network, fixed, machine=machine, bench=bench, mode=mode, itemsize=itemsize, search=search)
-    trials: list[Measured] = []
-    fastest_runs: list[Run] = []
     try:
-        for at, tensors in sorted(points.items(), key=lambda point: point[0]):
-            runs, fastest = _try(finder, runner, tensors, at)
-            trials.extend(measured for _, measured in runs)
-            fastest_runs.append(fastest)
+        tried = [_measure_candidates(finder, runner, tensors, at) for at, tensors in points]
     finally:
         kernels.release()
-    values = [trial.sizes[0][1] for _, trial in fastest_runs] if len(names) == 1 else [1]
+    fastest_runs = [fastest for _, fastest in tried]
+    plan = finder.plan(_divide_sizes(fastest_runs, is_free), [measured for _, measured in fastest_runs])
+    return Tuning(plan, tuple(measured for runs, _ in tried for _, measured in runs))
+
+
+def _free_sizes(network: Network, sizes: Mapping[str, int] | None) -> list[str]:
+    return [name for name in network.runtime_sizes() if name not in (sizes or {})]
+
+
+def _read_points(
+    network: Network, sizes: Mapping[str, int] | None, inputs: Sequence[Sequence[torch.Tensor]]
+) -> list[tuple[Sizes, Sequence[torch.Tensor]]]:
+    """Return the free sizes of each call with its inputs, in ascending order, the last call of each size.
+
+    Raises:
+        PlanError: several sizes vary between the calls.
+        SizeError: inputs that do not fit.
+    """
+    free = _free_sizes(network, sizes)
+    bound = [_bind(network, tensors, sizes) for tensors in inputs]
+    points = {
+        tuple((name, numbers[name]) for name in free): tensors for numbers, tensors in zip(bound, inputs, strict=True)
+    }
+    if len(free) != 1 and len(points) > 1:
+        raise PlanError(f"the inputs differ in {', '.join(free)}\n  give numbers for all of these but one")
+    return sorted(points.items(), key=lambda point: point[0])
+
+
+def _divide_sizes(fastest_runs: Sequence[Run], is_free: bool) -> list[RegimeTrees]:
+    """Return the ranges of the one free size, which end at the geometric means of the measured values."""
+    values = [measured.sizes[0][1] for _, measured in fastest_runs] if is_free else [1]
     ends = [isqrt(low * high) for low, high in pairwise(values)]
     ranges = zip([1, *(end + 1 for end in ends)], [*ends, None], fastest_runs, strict=True)
-    intervals = [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
-    return Tuning(finder.plan(intervals, [trial for _, trial in fastest_runs]), tuple(trials))
+    return [(low, high, candidate.trees) for low, high, (candidate, _) in ranges]
 
 
-def _try(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], at: Sizes) -> tuple[list[Run], Run]:
+def _measure_candidates(
+    finder: TimedSearch, runner: _Runner, tensors: Sequence[torch.Tensor], at: Sizes
+) -> tuple[list[Run], Run]:
     """Return the candidates measured for some inputs, in the model's order, and the fastest of them.
 
-    Candidates nearly as fast as the fastest are measured once more, together with their variants that have the other
-    backward pass. Their times count relative to the fastest one's in the same turns. Finally the fastest is compared
-    with a dense weight.
+    Finally the fastest is compared with a dense weight.
     """
     candidates = finder.candidates(**dict(at))
     tried = choose_tried(candidates)
-    runs = dict(zip(tried, runner.measure(finder, tried, given, at), strict=True))
-    fastest, *others = sorted(runs, key=lambda each: runs[each].seconds)
-    close = [each for each in others if runs[each].seconds <= TIE * runs[fastest].seconds][:MOST_TIED]
-    kinds = {by_autograd(each.trees) for each in (fastest, *close)}
-    again = [each for each in candidates if by_autograd(each.trees) in kinds]
-    if close or not all(each in runs for each in again):
-        second = dict(zip(again, runner.measure(finder, again, given, at), strict=True))
-        share = runs[fastest].seconds / second[fastest].seconds
-        for each, measured in second.items():
-            before = [runs[each].seconds] if each in runs else []
-            runs[each] = replace(measured, seconds=statistics.mean([*before, share * measured.seconds]))
-        fastest = min(again, key=lambda each: runs[each].seconds)
-    runs[fastest] = replace(runs[fastest], dense=_time_dense(finder, runner, given, (fastest, runs[fastest])))
-    return [(each, runs[each]) for each in candidates if each in runs], (fastest, runs[fastest])
+    runs = dict(zip(tried, runner.measure(finder, tried, tensors, at), strict=True))
+    again = _choose_again(candidates, runs)
+    if any(candidate not in runs for candidate in again) or len(_find_close(runs)) > 1:
+        _average(runs, dict(zip(again, runner.measure(finder, again, tensors, at), strict=True)))
+        fastest = min(again, key=lambda candidate: runs[candidate].seconds)
+    else:
+        (fastest,) = _find_close(runs)
+    runs[fastest] = replace(runs[fastest], dense=_time_dense(finder, runner, tensors, (fastest, runs[fastest])))
+    return [(candidate, runs[candidate]) for candidate in candidates if candidate in runs], (fastest, runs[fastest])
 
 
-def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tensor], way: Run) -> float | None:
+def _find_close(runs: Mapping[Candidate, Measured]) -> list[Candidate]:
+    """Return the fastest candidate, and those nearly as fast."""
+    fastest, *others = sorted(runs, key=lambda candidate: runs[candidate].seconds)
+    close = [candidate for candidate in others if runs[candidate].seconds <= TIE * runs[fastest].seconds]
+    return [fastest, *close[:MOST_TIED]]
+
+
+def _choose_again(candidates: Sequence[Candidate], runs: Mapping[Candidate, Measured]) -> list[Candidate]:
+    """Return the candidates to measure once more: the close ones, and their variants with the other backward pass."""
+    orders = {by_autograd(candidate.trees) for candidate in _find_close(runs)}
+    return [candidate for candidate in candidates if by_autograd(candidate.trees) in orders]
+
+
+def _average(runs: dict[Candidate, Measured], second: Mapping[Candidate, Measured]) -> None:
+    """Add second measurements to the first ones. They count relative to the fastest candidate's in the same turns."""
+    fastest = _find_close(runs)[0]
+    share = runs[fastest].seconds / second[fastest].seconds
+    for candidate, measured in second.items():
+        before = [runs[candidate].seconds] if candidate in runs else []
+        runs[candidate] = replace(measured, seconds=statistics.mean([*before, share * measured.seconds]))
+
+
+def _time_dense(finder: TimedSearch, runner: _Runner, tensors: Sequence[torch.Tensor], run: Run) -> float | None:
     """Return the time of the network with a dense weight [s].
 
     It is the candidate's time, multiplied by the ratio of both in the same turns.
@@ -186,22 +222,22 @@ def _time_dense(finder: TimedSearch, runner: _Runner, given: Sequence[torch.Tens
     Return None if there is no other dense network to compare with, as if the weight is folded anyway, or if the dense
     weight is far too large.
     """
-    candidate, measured = way
-    task, request = finder.task, finder.task.request
+    candidate, measured = run
+    task, request = finder.problem.task, finder.problem.task.request
     numbers = task.numbers_at(**dict(measured.sizes))
-    dense = dense_equivalent(finder.merged)
-    if dense is None or request.mode == "serve" or not _has_factors(finder.merged):
+    dense = dense_equivalent(finder.problem.merged)
+    if dense is None or request.mode == "serve" or not _has_factors(finder.problem.merged):
         return None
     if request.itemsize * evaluate_count(dense.params, numbers) > MOST_DENSE:
         return None
-    sizes = {**task.given, **dict(measured.sizes)}
+    sizes = {**task.fixed, **dict(measured.sizes)}
     other = plan(dense.network, sizes, mode=request.mode, minimize=request.machine, itemsize=request.itemsize)
     if other.regimes[0].seconds(numbers) > MOST_DENSE_SECONDS:
         return None
     both = [finder.plan([(1, None, candidate.trees)]), other]
-    shares = [runner.compare(both, given)]
+    shares = [runner.compare(both, tensors)]
     if 1 / CLOSE < shares[0] < CLOSE:
-        shares += [runner.compare(both, given) for _ in range(AGAIN)]
+        shares += [runner.compare(both, tensors) for _ in range(AGAIN)]
     return measured.seconds * statistics.median(shares)
 
 
@@ -254,8 +290,8 @@ def random_calls(
     ]
 
 
-def _bind(network: Network, given: Sequence[torch.Tensor], sizes: Mapping[str, int] | None) -> Mapping[str, int]:
-    shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, given, strict=True)}
+def _bind(network: Network, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int] | None) -> Mapping[str, int]:
+    shapes = {port.name: tuple(x.shape) for port, x in zip(network.inputs, tensors, strict=True)}
     settable = {name: number for name, number in (sizes or {}).items() if name not in network.runtime_sizes()}
     return bind_sizes(network, shapes, settable)
 
@@ -335,9 +371,9 @@ def _make_call(layer: Layer, inputs: Sequence[torch.Tensor], mode: Mode) -> Call
         return torch.no_grad()(lambda: layer(*inputs))
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     wanted = [*(x for x in leaves if x.requires_grad), *layer.parameters()]
-    slopes = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in as_tuple(layer(*leaves))]
+    ones = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in as_tuple(layer(*leaves))]
 
     def step() -> object:
-        return torch.autograd.grad(as_tuple(layer(*leaves)), wanted, slopes, allow_unused=True)
+        return torch.autograd.grad(as_tuple(layer(*leaves)), wanted, ones, allow_unused=True)
 
     return step

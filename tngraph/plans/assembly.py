@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tngraph.language.network import Equation, Index, Network
@@ -37,33 +38,45 @@ def clean_equations(merged: Network, equations: Iterable[Equation]) -> tuple[Cle
     return tuple(cleaned)
 
 
-def assemble_plan(
-    network: Network,
-    merged: Network,
-    cleaned: Sequence[Cleaned],
-    found: Sequence[RegimeTrees],
-    numbers: Mapping[str, int],
-    request: Request,
-    free: tuple[str, ...],
-) -> Plan:
-    """Return the plan that has a regime for each range.
+@dataclass(frozen=True)
+class Assembly:
+    """Everything in a plan but its trees. Trees are given for every region of all equations, in order.
 
-    Args:
+    Attributes:
         network: the network as the caller gave it.
         merged: the network that is contracted.
-        cleaned: the equations of `merged`.
-        found: ranges of a size, in order, each with a tree for every region of all equations.
-        numbers: an integer for every named size.
-        request: what the trees were searched for.
-        free: the run-time sizes that they were searched over.
+        equations: the equations of `merged`, as regions.
+        sizes: an integer for every named size.
+        request: what the trees are searched for.
     """
-    count = sum(len(each.regions) for each in cleaned)
-    branches = [len({trees[k].choices for _, _, trees in found}) > 1 for k in range(count)]
-    regimes = []
-    for low, high, trees in found:
-        rest, flags = iter(trees), iter(branches)
-        stages = tuple(
-            each.stage([next(rest) for _ in each.regions], [next(flags) for _ in each.regions]) for each in cleaned
-        )
-        regimes.append(Regime(network, merged, stages, numbers, request, low=low, high=high))
-    return Plan(tuple(regimes), free if len(free) == 1 or len(regimes) > 1 else ())
+
+    network: Network
+    merged: Network
+    equations: tuple[Cleaned, ...]
+    sizes: Mapping[str, int]
+    request: Request
+
+    def regime(self, trees: Iterable[ContractionTree]) -> Regime:
+        """Return the regime that runs these trees at all sizes."""
+        return self._regime((1, None, tuple(trees)), frozenset())
+
+    def plan(self, ranges: Sequence[RegimeTrees], free: tuple[str, ...]) -> Plan:
+        """Return the plan that has a regime for each range.
+
+        Args:
+            ranges: ranges of a size, in order, each with its trees.
+            free: the run-time sizes that the trees were searched over.
+        """
+        choices = [{tree.choices for tree in trees} for trees in zip(*(trees for _, _, trees in ranges), strict=True)]
+        branches = frozenset(k for k, different in enumerate(choices) if len(different) > 1)
+        regimes = tuple(self._regime(trees_in_range, branches) for trees_in_range in ranges)
+        return Plan(regimes, free if len(free) == 1 or len(regimes) > 1 else ())
+
+    def _regime(self, trees_in_range: RegimeTrees, branches: frozenset[int]) -> Regime:
+        """Return the regime of a range, where the trees with these numbers differ from regime to regime."""
+        low, high, trees = trees_in_range
+        numbered, stages = iter(enumerate(trees)), list[Stage]()
+        for equation in self.equations:
+            own = [next(numbered) for _ in equation.regions]
+            stages.append(equation.stage([tree for _, tree in own], [k in branches for k, _ in own]))
+        return Regime(self.network, self.merged, tuple(stages), self.sizes, self.request, low=low, high=high)

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import NamedTuple
 
 import sympy
 
 from tngraph.language.legs import depends_on, leg_indices, legs_size
-from tngraph.language.network import Access, Core, Index, Leg, Network, Read, Term
+from tngraph.language.network import Access, Core, Equation, Index, Leg, Network, Read, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,52 +39,105 @@ def dense_equivalent(network: Network) -> Dense | None:
     same way and have the same indices share one weight. A term without params and buffers (a skip connection) stays as
     it is.
     """
-    (equation, *others) = network.equations or (None,)
-    roles, runtime = {core.name: core.role for core in network.cores}, network.runtime_sizes()
-    inputs = [core.name for core in network.cores if core.role == "input"]
-    if equation is None or others or any(port.name not in (equation.name, *inputs) for port in network.outputs):
+    equation = _find_map(network)
+    if equation is None:
         return None
-    names = (name for k in count(1) if (name := f"weight{k}") not in network.sources())
-    taken = {index.name for index in network.indices()}
-    windows = (window for k in count(1) if (window := f"k{k}") not in taken)
-    weights: dict[tuple[frozenset[Leg], tuple[Access, ...]], Core] = {}
-    terms: dict[object, Term] = {}
-    for term in equation.terms:
-        data = tuple(access for access in term.accesses if access.source in inputs)
-        held = {index for access in term.accesses if access not in data for index in access.indices}
-        stored = {roles[access.source] for access in term.accesses} & {"param", "buffer"}
-        if len(data) > 1:
-            return None
-        if not stored:
-            terms[term] = term
-            continue
-        kernels = _find_kernels(term, data, equation.legs)
-        held -= set(leg_indices(kernels))
-        read = (index for access in data for index in access.indices)
-        legs: tuple[Leg, ...] = (
-            *(index for index in dict.fromkeys([*equation.legs, *read]) if index in held),
-            *kernels,
-        )
-        if depends_on(legs, runtime):
-            return None
-        key = frozenset(legs), data
-        shared = weights.get(key)
-        is_param = "param" in stored or (shared is not None and shared.role == "param")
-        name = shared.name if shared is not None else next(names)
-        own = (leg if isinstance(leg, Index) else Index(next(windows), leg.leg.size) for leg in legs)
-        weight = Core(name, tuple(own) if shared is None else shared.legs, "param" if is_param else "buffer")
-        weights[key] = weight
-        terms[key] = Term(1, (*data, Access(name, tuple(map(_read_as, legs, weight.legs)))))
-    maps = [(access, weight) for (_, data), weight in weights.items() for access in data]
-    if not maps:
+    terms = [_split_term(network, term, equation.legs) for term in equation.terms]
+    weighted = [term for term in terms if term.is_weighted]
+    if any(len(term.data) > 1 for term in terms) or not any(term.data for term in weighted):
         return None
+    if any(depends_on(term.legs, network.runtime_sizes()) for term in weighted):
+        return None
+    weights = _Weights(network)
+    dense_terms = {
+        term.key if term.is_weighted else term.term: weights.apply(term) if term.is_weighted else term.term
+        for term in terms
+    }
     unchanged = [core for core in network.cores if core.role in ("input", "const")]
-    dense = replace(equation, terms=tuple(terms.values()))
+    cores, equations = (*unchanged, *weights.cores.values()), (replace(equation, terms=tuple(dense_terms.values())),)
+    volumes = (_volume(access, weight) for (_, data), weight in weights.cores.items() for access in data)
     return Dense(
-        replace(network, cores=(*unchanged, *weights.values()), equations=(dense,)),
-        sympy.Add(*(legs_size(weight.legs) for weight in weights.values())),
-        sympy.Add(*(legs_size(tuple(dict.fromkeys([*access.indices, *weight.legs]))) for access, weight in maps)),
+        replace(network, cores=cores, equations=equations),
+        sympy.Add(*(legs_size(weight.legs) for weight in weights.cores.values())),
+        sympy.Add(*volumes),
     )
+
+
+def _volume(access: Access, weight: Core) -> sympy.Expr:
+    """Return the multiply-adds of applying a weight to what an access reads [MAC]."""
+    return legs_size(tuple(dict.fromkeys([*access.indices, *weight.legs])))
+
+
+def _find_map(network: Network) -> Equation | None:
+    """Return the only equation of a network that outputs nothing else but inputs, or None."""
+    inputs = [core.name for core in network.cores if core.role == "input"]
+    if len(network.equations) != 1:
+        return None
+    (equation,) = network.equations
+    return equation if all(port.name in (equation.name, *inputs) for port in network.outputs) else None
+
+
+class _SplitTerm(NamedTuple):
+    """A term as a weight that is applied to what it reads of inputs.
+
+    Attributes:
+        term: the whole term.
+        data: its accesses of inputs.
+        roles: the roles of its weights, ``param`` or ``buffer``.
+        legs: those of the dense weight.
+    """
+
+    term: Term
+    data: tuple[Access, ...]
+    roles: frozenset[str]
+    legs: tuple[Leg, ...]
+
+    @property
+    def is_weighted(self) -> bool:
+        """True if the term has a param or a buffer."""
+        return bool(self.roles)
+
+    @property
+    def key(self) -> _Key:
+        """What terms that share a weight have in common."""
+        return frozenset(self.legs), self.data
+
+
+_Key = tuple[frozenset[Leg], tuple[Access, ...]]
+
+
+def _split_term(network: Network, term: Term, left: Sequence[Index]) -> _SplitTerm:
+    """Return a term of an equation with the legs of its dense weight."""
+    role_of = {core.name: core.role for core in network.cores}
+    data = tuple(access for access in term.accesses if role_of[access.source] == "input")
+    roles = frozenset(role_of[access.source] for access in term.accesses) & {"param", "buffer"}
+    kernels = _find_kernels(term, data, left)
+    own = {index for access in term.accesses if access not in data for index in access.indices}
+    own -= set(leg_indices(kernels))
+    read = (index for access in data for index in access.indices)
+    return _SplitTerm(
+        term, data, roles, (*(index for index in dict.fromkeys([*left, *read]) if index in own), *kernels)
+    )
+
+
+class _Weights:
+    """The dense weights of a network, each with a new name, by what their terms have in common."""
+
+    def __init__(self, network: Network) -> None:
+        taken = {index.name for index in network.indices()}
+        self.cores: dict[_Key, Core] = {}
+        self.names = (name for k in count(1) if (name := f"weight{k}") not in network.sources())
+        self.windows = (window for k in count(1) if (window := f"k{k}") not in taken)
+
+    def apply(self, term: _SplitTerm) -> Term:
+        """Return a term with a dense weight in place of its own weights: that of a term before, or a new one."""
+        weight = self.cores.get(term.key)
+        if weight is None:
+            legs = (leg if isinstance(leg, Index) else Index(next(self.windows), leg.leg.size) for leg in term.legs)
+            weight = Core(next(self.names), tuple(legs), "buffer")
+        weight = replace(weight, role="param") if "param" in term.roles else weight
+        self.cores[term.key] = weight
+        return Term(1, (*term.data, Access(weight.name, tuple(map(_read_as, term.legs, weight.legs)))))
 
 
 def _find_kernels(term: Term, data: Sequence[Access], left: Sequence[Index]) -> tuple[Read, ...]:

@@ -1,19 +1,19 @@
-"""A plan as a JSON file: the decisions, and beside them their consequences, for people to read and `loading` to check.
+"""A plan as a JSON file, which holds the decisions and nothing that follows from them.
 
 The decisions are few: the network as text, the request, the values of the sizes, which equations were inlined, and the
-steps of every tree. What each step contracts, its kind and its legs follow from them. `loading` derives all of that
-again and compares.
+moves, layouts and tiles of every tree. What each step contracts, its kind and its legs follow from the moves.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from tngraph.errors import NetworkError, PlanError
 from tngraph.files import explain, write_whole
@@ -23,20 +23,28 @@ from tngraph.language.text.format import format_network
 from tngraph.language.text.parsing import parse
 from tngraph.plans.decision import Decision
 from tngraph.plans.regime import Regime
-from tngraph.plans.table import format_leg, format_value
+from tngraph.plans.schema import (
+    FORMAT,
+    VERSION,
+    Decisions,
+    EquationFields,
+    GradientFields,
+    MatmulFields,
+    PlanFields,
+    RegimeFields,
+    RequestFields,
+    TileFields,
+    TreeFields,
+)
+from tngraph.plans.table import format_leg
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Request
-from tngraph.search.region import ContractionTree, Gradient, MatmulLayout, Region, Step
-
-FORMAT = "tngraph plan"
-VERSION = 1
-"""The version of the file format. It changes when the meaning of a file changes."""
+from tngraph.search.region import ContractionTree, MatmulLayout, Topology
+from tngraph.search.replay import find_moves
 
 _LIST = re.compile(r'(\[)\n *((?:[^\[\]{}"]|"[^"\n]*")*?)\n *(?=\])')
 _OBJECT = re.compile(r"(\{)\n *([^{}]*?)\n *(?=\})")
 _BREAK = re.compile(r"\n *")
-
-Fields = dict[str, Any]
 
 
 def save_plan(plan: Decision, path: str | Path) -> None:
@@ -60,18 +68,18 @@ def format_plan_file(plan: Decision) -> str:
     """
     text = format_network(plan.network)
     _check_text(plan.network, text)
-    fields = {
-        "format": FORMAT,
-        "version": VERSION,
-        "sha256": digest(text),
-        "network": text,
-        "request": _request_fields(plan.request),
-        "sizes": dict(plan.sizes),
-        **_decisions(plan),
-        "unpinned": None if plan.unpinned is None else _decisions(plan.unpinned),
-        "measured": [{**asdict(measured), "sizes": dict(measured.sizes)} for measured in plan.measured],
-    }
-    return _compact(json.dumps(fields, indent=1, allow_nan=False)) + "\n"
+    fields = PlanFields(
+        format=FORMAT,
+        version=VERSION,
+        sha256=digest(text),
+        network=text,
+        request=_request_fields(plan.request),
+        sizes=dict(plan.sizes),
+        plan=_decisions(plan),
+        unpinned=None if plan.unpinned is None else _decisions(plan.unpinned),
+        measured=list(plan.measured),
+    )
+    return _compact(msgspec.json.format(msgspec.json.encode(fields), indent=1).decode()) + "\n"
 
 
 def _compact(text: str) -> str:
@@ -82,8 +90,8 @@ def _compact(text: str) -> str:
 
 
 def digest(text: str) -> str:
-    """Return the sha256 of a text. Surrogates, which a JSON file can contain, are allowed."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    """Return the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_text(network: Network, text: str) -> None:
@@ -95,19 +103,12 @@ def _check_text(network: Network, text: str) -> None:
         raise PlanError(f"{network.name} cannot be saved: its text is read back as another network")
 
 
-def _request_fields(request: Request) -> Fields:
-    return {
-        "mode": request.mode,
-        "minimize": _minimize_field(request),
-        "trained": sorted(request.trained),
-        "itemsize": request.itemsize,
-        "memory_limit": request.memory_limit,
-        "largest": request.largest,
-        "most_folded": request.most_folded,
-    }
+def _request_fields(request: Request) -> RequestFields:
+    limits = request.memory_limit, request.largest, request.most_folded
+    return RequestFields(request.mode, _minimize_field(request), sorted(request.trained), request.itemsize, *limits)
 
 
-def _minimize_field(request: Request) -> Any:
+def _minimize_field(request: Request) -> str | dict[str, Any]:
     minimize = request.minimize
     if isinstance(minimize, str):
         return minimize
@@ -118,62 +119,38 @@ def _minimize_field(request: Request) -> Any:
     raise PlanError("a plan that minimizes a function of a step cannot be saved\n  a file holds no code")
 
 
-def _decisions(plan: Decision) -> Fields:
+def _decisions(plan: Decision) -> Decisions:
     """Return the decisions for a network: which equations were inlined, and the trees of every regime."""
     inlined = find_inlined(plan.network, plan.merged)
     if merge(plan.network, inlined) != plan.merged:
         raise PlanError(f"the plan of {plan.network.name} cannot be saved: its equations are not those of its network")
-    return {
-        "inlined": list(inlined),
-        "free": list(plan.free),
-        "regimes": [_regime_fields(regime) for regime in plan.regimes],
-    }
+    return Decisions(list(inlined), list(plan.free), [_regime_fields(regime) for regime in plan.regimes])
 
 
-def _regime_fields(regime: Regime) -> Fields:
-    trees = {stage.equation.name: [_tree_fields(tree) for tree in stage.trees] for stage in regime.stages}
-    again = [list(interval) for interval in regime.recomputed]
-    return {"first": regime.low, "last": regime.high, "trees": trees, "recomputed": again}
+def _regime_fields(regime: Regime) -> RegimeFields:
+    equations = [
+        EquationFields(stage.equation.name, [_tree_fields(tree, regime.sizes) for tree in stage.trees])
+        for stage in regime.stages
+    ]
+    return RegimeFields(regime.low, regime.high, equations, list(regime.recomputed))
 
 
-def _tree_fields(tree: ContractionTree) -> Fields:
-    return {
-        "contracts": show_accesses(tree.region),
-        "is_proven": tree.is_proven,
-        "is_pinned": tree.is_pinned,
-        "sliced": [index.name for index in tree.sliced],
-        "steps": [show_step(step) for step in tree.steps],
-        "matmuls": [show_matmul(matmul) for matmul in tree.matmuls],
-        "gradients": [show_gradient(gradient) for gradient in tree.gradients],
-        "tile": None if tree.tile is None else {"index": tree.tile.index.name, "size": tree.tile.size},
-    }
+def _tree_fields(tree: ContractionTree, sizes: Mapping[str, int]) -> TreeFields:
+    return TreeFields(
+        is_proven=tree.is_proven,
+        is_pinned=tree.is_pinned,
+        sliced=[index.name for index in tree.sliced],
+        moves=list(find_moves(Topology(tree.region, sizes, sliced=tree.sliced), tree)),
+        matmuls=[_matmul_fields(matmul) for matmul in tree.matmuls],
+        gradients=[
+            GradientFields(_matmul_fields(gradient.matmul), gradient.is_arranged, bool(gradient.added))
+            for gradient in tree.gradients
+        ],
+        tile=None if tree.tile is None else TileFields(tree.tile.index.name, tree.tile.size),
+    )
 
 
-def show_accesses(region: Region) -> list[str]:
-    """Return the accesses of a region, which are the values 0, 1, … of its tree, as the language writes them."""
-    return [format_value(access.source, access.legs) for access in region.accesses]
-
-
-def show_step(step: Step) -> Fields:
-    """Return a step as JSON fields, with its legs as the language writes them."""
-    return {"operands": list(step.operands), "kind": step.kind, "legs": show_legs(step)}
-
-
-def show_matmul(matmul: MatmulLayout) -> Fields:
-    """Return a matmul layout as JSON fields: its legs in the language, and which matrices are transposed."""
-    groups = {
-        group: [format_leg(leg) for leg in legs] for group, legs in zip(matmul._fields[:-1], matmul[:-1], strict=True)
-    }
-    return {**groups, "transposed": list(matmul.transposed)}
-
-
-def show_gradient(gradient: Gradient) -> Fields:
-    """Return a gradient as JSON fields, with its step, operand and matmul layout."""
-    matmul = show_matmul(gradient.matmul)
-    named = {"step": gradient.step, "operand": gradient.operand, "matmul": matmul, "arranged": gradient.is_arranged}
-    return {**named, "added": bool(gradient.added)}
-
-
-def show_legs(step: Step) -> list[str]:
-    """Return the legs of a step's result as the language writes them."""
-    return [format_leg(leg) for leg in step.legs]
+def _matmul_fields(matmul: MatmulLayout) -> MatmulFields:
+    groups = matmul.outer, matmul.rows, matmul.columns, matmul.summed
+    outer, rows, columns, summed = ([format_leg(leg) for leg in legs] for legs in groups)
+    return MatmulFields(outer, rows, columns, summed, matmul.transposed)

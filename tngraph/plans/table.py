@@ -13,7 +13,8 @@ from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import find_case, symbol
 from tngraph.language.text.format import format_size
 from tngraph.plans.counts import COUNTS, Count, Counted
-from tngraph.plans.decision import Decision, Measured
+from tngraph.plans.decision import Decision
+from tngraph.plans.measured import Measured
 from tngraph.plans.regime import Regime
 from tngraph.program.counts import evaluate_count, volume, work_unit
 from tngraph.program.memory import case_at

@@ -7,10 +7,9 @@ is a contraction of that region.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tngraph.language.network import Leg
 from tngraph.search.region import ContractionTree, Step, Topology, Value
 from tngraph.search.trees import opened, prepare_leaves
 
@@ -99,39 +98,24 @@ class Replay:
         return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned, self.topology.sliced)
 
 
-def find_move(
-    replay: Replay, operands: tuple[int, ...], kind: object, is_right: Callable[[tuple[Leg, ...]], bool]
-) -> Move:
-    """Return the move on these operands. For a single operand, the legs of the result say which reads are laid out.
-
-    Args:
-        replay: the tree so far.
-        operands: one or two values.
-        kind: the kind of the step, as the plan states it.
-        is_right: returns whether some legs are those of the result.
-
-    Raises:
-        ReplayError: no choice of reads to lay out gives the legs of the result.
-    """
-    if len(operands) != 1:
-        return Move(operands, is_transposed=kind == "conv_transpose")
-    value = replay.values.get(operands[0])
-    if value is None:
-        raise ReplayError(f"takes the value {operands[0]}, which is not there")
-    for result in opened(replay.topology, value):
-        if result != value and is_right(replay.topology.legs(result)):
-            left = {read for read, _ in result.folded}
-            return Move(operands, tuple(read for read, _ in value.folded if read not in left))
-    raise ReplayError("lays out no reads that give its legs")
-
-
 def find_moves(topology: Topology, tree: ContractionTree) -> tuple[Move, ...]:
     """Return the moves of a tree."""
     replay, moves = Replay(topology), list[Move]()
     for step in tree.steps[len(replay.steps) :]:
-        moves.append(find_move(replay, step.operands, step.kind, step.legs.__eq__))
+        moves.append(_find_move(replay, step))
         replay.make(moves[-1])
     return tuple(moves)
+
+
+def _find_move(replay: Replay, step: Step) -> Move:
+    """Return the move that makes a step. The legs of a step on one value say which reads it lays out."""
+    if len(step.operands) != 1:
+        return Move(step.operands, is_transposed=step.kind == "conv_transpose")
+    value = replay.values[step.operands[0]]
+    results = (result for result in opened(replay.topology, value) if result != value)
+    result = next(result for result in results if replay.topology.legs(result) == step.legs)
+    left = {read for read, _ in result.folded}
+    return Move(step.operands, tuple(read for read, _ in value.folded if read not in left))
 
 
 def replay_moves(topology: Topology, moves: Sequence[Move], *, is_proven: bool) -> ContractionTree:
