@@ -25,6 +25,7 @@ from tngraph.plans.dense import Dense, dense_equivalent
 from tngraph.plans.differences import PlanDifference, compare_plans
 from tngraph.plans.saving import save_plan
 from tngraph.plans.table import format_plan
+from tngraph.program.cases import find_cases, generic_sizes
 from tngraph.program.clock import Clock
 from tngraph.program.counts import (
     Counts,
@@ -39,7 +40,7 @@ from tngraph.program.counts import (
 )
 from tngraph.program.folding import Folded, Folding, Split, fold_program, merge_foldings, split_schedule
 from tngraph.program.lines import Program, write_program
-from tngraph.program.memory import Memory, MemoryFormulas, find_cases, fix_sizes, generic_sizes, trace_memory
+from tngraph.program.memory import Memory, MemoryFormulas, fix_sizes, trace_memory
 from tngraph.program.operations import Block, Operation, Schedule, Stage, write_schedule
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Price, Request, Weighted
@@ -237,7 +238,7 @@ class Regime:
             machine: the model to use; when absent, the request's.
             known: what the model said of kernels before, for all that are asked about one machine.
         """
-        clock = Clock(machine or self.request.machine, known={} if known is None else known)
+        clock = Clock(machine or self.request.machine, cache={} if known is None else known)
         trained = self.request.trained if self.request.mode == "train" else ()
         clock.module(bool(trained))
         trace_memory(self.program, numbers, trained, self.request.itemsize, clock)

@@ -12,8 +12,9 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Index, Leg, Network
 from tngraph.language.sizes import find_case, symbol
 from tngraph.language.text.format import format_size
+from tngraph.program.cases import case_at
 from tngraph.program.counts import evaluate_count, volume, work_unit
-from tngraph.program.memory import MemoryFormulas, case_at
+from tngraph.program.memory import MemoryFormulas
 from tngraph.program.operations import Operation
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Rate, Request, Weighted

@@ -21,7 +21,7 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.language.varying import Varying, call_sizes, find_varying
-from tngraph.program.expressions import COUNTED, Call, Expression, Variable, functions_in, substitute, variables
+from tngraph.program.expressions import Call, Expression, Variable, calls_in, substitute, variables
 from tngraph.program.lines import Line, Program, find_drops
 from tngraph.program.operations import Block, Operation, Schedule
 from tngraph.search.objectives import Request
@@ -212,8 +212,8 @@ class _Hoist:
         """Return whether to keep an expression in a buffer: a folded value, or a stored tensor in another order."""
         if isinstance(code, Variable):
             return code.kind == "value" and code.name in self.folded
-        if code.function == "expand" or functions_in(code) & COUNTED:  # a view of what may be stored, or counted work
-            return False
+        if code.function == "expand" or any(call.torch.is_counted for call in calls_in(code)):
+            return False  # the former is a view of what may be stored, the latter is work that the plan counts
         names = [*variables(code)]
         is_fixed = bool(names) and all(v.kind == "stored" or v.name in self.folded for v in names)
         return is_fixed and not _is_given(code) and not _varies(code, self.runtime) and self._fits(code)

@@ -17,9 +17,10 @@ from tngraph.language.varying import call_sizes
 from tngraph.program.backward import Backward, differentiate
 from tngraph.program.counts import aliases, blocks_around, last_uses
 from tngraph.program.diagonals import gather_diagonals
-from tngraph.program.expressions import Call, Expression, Variable, functions_in, permute, variables
+from tngraph.program.expressions import Call, Expression, Variable, calls_in, permute, variables
 from tngraph.program.layout import Axes, Context, Tensor, arrange, axes_shape, lay, separate
 from tngraph.program.operations import Block, Operation, Product, Schedule, Stage
+from tngraph.program.pytorch import POINTWISE
 from tngraph.program.types import arrange_then_convert, find_types, take_type_of_product
 from tngraph.program.windows import (
     add_up,
@@ -79,7 +80,7 @@ class Program:
     def gathering(self) -> frozenset[int]:
         """The operations that read by positions, which PyTorch keeps for the backward pass."""
         reads = (line for line in self.lines if self.operations[line.number].kind == "read")
-        return frozenset(line.number for line in reads if not functions_in(line.code).isdisjoint(GATHERS))
+        return frozenset(line.number for line in reads if any(call.torch.is_gather for call in calls_in(line.code)))
 
     def given(self, block: Block) -> frozenset[str]:
         """Return the names of the values from before a block that its lines use."""
@@ -103,15 +104,6 @@ class Program:
         assert tile is not None
         size = tile.part.size
         return {variable: variable.shape.index(size) for variable in self.tensors(block) if size in variable.shape}
-
-
-OVERWRITING = frozenset({"relu", "tanh", "sigmoid"})
-"""The functions that may be put in place of their operand: PyTorch finds their derivative from their value, and takes
-them in the type that the operand has in mixed precision too."""
-GATHERS = frozenset({"gather", "index_select"})
-"""The calls that read at positions which PyTorch keeps for the backward pass."""
-NEW = frozenset({"mm", "bmm", "conv", "conv_transpose", "mul", "add", "sub", "sum", "scale"})
-"""Calls that return a new tensor which their gradients do not need."""
 
 
 def write_program(
@@ -244,7 +236,7 @@ def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int
     return frozenset(
         number
         for number, op in enumerate(operations)
-        if op.function is not None and op.function.name in OVERWRITING
+        if op.function is not None and POINTWISE[op.function.name].can_overwrite
         for operand in op.operands
         if readers[operand] == 1 and operand not in kept and around.get(operand) == around.get(number)
     )
@@ -259,7 +251,7 @@ def _overwrite(tensor: Tensor) -> Tensor:
 def _is_new(lines: Sequence[Line], number: int) -> bool:
     """Return whether a value is a new tensor of one call, is not a view, and is not saved for a gradient."""
     code = next((line.code for line in lines if line.number == number), None)
-    return isinstance(code, Call) and code.function in NEW
+    return isinstance(code, Call) and code.torch.is_reusable
 
 
 def _wanted(network: Network, stages: Sequence[Stage], schedule: Schedule, number: int) -> tuple[Index, ...]:

@@ -19,8 +19,8 @@ from tngraph.language.network import Network
 from tngraph.plans.differences import PlanDifference
 from tngraph.plans.plan import Plan, Regime
 from tngraph.plans.table import draw_stages, format_step, format_value
+from tngraph.program.cases import case_at
 from tngraph.program.counts import evaluate_count, volume, work_unit
-from tngraph.program.memory import case_at
 
 if TYPE_CHECKING:
     from tngraph.modules.verification import Verification
