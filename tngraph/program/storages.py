@@ -107,9 +107,9 @@ class Sizes:
         whole = tuple(self.tile.whole if size == self.tile.size else self.of(size) for size in shape)
         return Layout(self.of_shape(shape), contiguous_strides(whole))
 
-    def allocate(self, shape: Shape, unit: int) -> Storage:
-        """Return a new storage for a tensor, with its shape in the sizes of the network."""
-        tile, count = self.tile, prod(self.of_shape(shape))
+    def allocate(self, shape: Shape, count: int, unit: int) -> Storage:
+        """Return a new storage for a number of entries, with its shape in the sizes of the network."""
+        tile = self.tile
         if tile is not None:
             shape = tuple(size.xreplace({tile.size: tile.rows_formula}) for size in shape)
         return Storage(shape, count, unit)

@@ -19,7 +19,7 @@ from tngraph.program.clock import Origin, Timer
 from tngraph.program.expressions import Call, Expression, Shape, Variable
 from tngraph.program.lines import Line, Program
 from tngraph.program.operations import Block
-from tngraph.program.pytorch import UNITS, TorchFunction
+from tngraph.program.pytorch import UNITS
 from tngraph.program.storages import Array, Heap, Repeats, Saved, Sizes, Storage, TileRun
 from tngraph.program.strides import Layout
 
@@ -91,8 +91,7 @@ class Evaluator:
 
     def allocate_sum(self, shape: Shape) -> None:
         """Allocate and hold the sum that slices are added to."""
-        layout = self.sizes.contiguous(shape)
-        self.sum_of_slices = Array(layout, self.sizes.allocate(shape, self.itemsize), self.itemsize, False)
+        self.sum_of_slices = self._new(shape, is_trained=False)
         self.hold(self.sum_of_slices)
 
     def stack(self, tile: Array, count: int, count_formula: sympy.Expr) -> Array:
@@ -106,11 +105,16 @@ class Evaluator:
 
     def join(self, shape: Shape, is_trained: bool) -> Array:
         """Return the new tensor that the results of all tiles are copied to."""
-        layout = self.sizes.contiguous(shape)
-        whole = Array(layout, self.sizes.allocate(shape, self.itemsize), self.itemsize, is_trained)
+        whole = self._new(shape, is_trained)
         self.hold(whole)
-        self.timer.copy(layout)
+        self.timer.copy(whole.layout)
         return whole
+
+    def _new(self, shape: Shape, is_trained: bool) -> Array:
+        """Return a new contiguous tensor that no call of the lines makes."""
+        layout = self.sizes.contiguous(shape)
+        storage = self.sizes.allocate(shape, prod(layout.sizes), self.itemsize)
+        return Array(layout, storage, self.itemsize, is_trained)
 
     def time_backward(self, backward: Backward, trained: Collection[int]) -> None:
         """Add the time of the gradient lines that some inputs of a planned backward pass need.
@@ -150,7 +154,8 @@ class Evaluator:
         elif function.kernel == "in place":
             array = self._overwrite(operands[0])
         else:
-            array = self._allocate(code, function, operands, needs)
+            layout = Layout(sizes, function.strides(layouts, sizes, code.arguments))
+            array = self._allocate(code, layout, operands, needs)
         self.timer.call(code, layouts, sizes, followed, strides is not None)
         self.hold(array)
         if any(followed):
@@ -164,17 +169,15 @@ class Evaluator:
             self.saved.writers[operand.storage].add(self.operation)
         return replace(operand, source=Origin(operand.layout.sizes))
 
-    def _allocate(self, code: Call, function: TorchFunction, operands: Sequence[Array], needs: Sequence[bool]) -> Array:
+    def _allocate(self, code: Call, layout: Layout, operands: Sequence[Array], needs: Sequence[bool]) -> Array:
         """Return the new tensor of a call."""
-        sizes, layouts = self.sizes.of_shape(code.shape), [operand.layout for operand in operands]
-        layout = Layout(sizes, function.strides(layouts, sizes, code.arguments))
-        is_like_operand = function.entries == "operand"
-        unit = operands[0].unit if is_like_operand else UNITS.get(function.entries, self.itemsize)
-        storage = self.sizes.allocate(code.shape, unit)
-        if function.kernel == "copy":
+        entries, kernel = code.torch.entries, code.torch.kernel
+        unit = operands[0].unit if entries == "operand" else UNITS.get(entries, self.itemsize)
+        storage = self.sizes.allocate(code.shape, prod(layout.sizes), unit)
+        if kernel == "copy":
             self.moved.append(storage)
-        products = sum(needs) if function.kernel == "product" else 0
-        origin = Origin(sizes, products) if self.recording.is_followed else None
+        products = sum(needs) if kernel == "product" else 0
+        origin = Origin(layout.sizes, products) if self.recording.is_followed else None
         return Array(layout, storage, unit, any(needs), origin)
 
     def _time_gradients(self, code: Call, operands: Sequence[Array]) -> None:
