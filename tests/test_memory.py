@@ -17,17 +17,13 @@ from torch.nn import functional as F  # noqa: N812
 import tngraph as tg
 from tests.networks import TABLE
 from tests.test_families import CASES, Case, build
-from tngraph.language import functions
 from tngraph.language.sizes import symbol
-from tngraph.lowering.calls import FUNCTIONS as SPELLINGS
-from tngraph.lowering.calls import PRINTINGS
 from tngraph.modules.measuring import measure_peak, measure_saved
 from tngraph.modules.verification import random_inputs
 from tngraph.plans.plan import Plan
 from tngraph.program import pytorch
 from tngraph.program.cases import generic_sizes
 from tngraph.program.counts import evaluate_count
-from tngraph.program.expressions import Call
 from tngraph.program.strides import (
     Layout,
     elementwise_strides,
@@ -191,16 +187,6 @@ def test_a_wrong_rule_of_what_is_saved_is_rejected(function: str, monkeypatch: p
     monkeypatch.setitem(pytorch.FUNCTIONS, function, entry)
     with pytest.raises(tg.VerificationError, match="saved for backward"):
         tg.compile(plan).verify()
-
-
-def test_every_pytorch_function_has_its_entries():
-    assert set(PRINTINGS) == set(pytorch.FUNCTIONS)
-    assert set(pytorch.POINTWISE) == set(functions.FUNCTIONS) == set(SPELLINGS)
-
-
-def test_a_call_of_a_function_without_an_entry_is_rejected():
-    with pytest.raises(LookupError, match=r"nothing is known of the PyTorch function 'matmul': add an entry to FUNC"):
-        Call("matmul", (), (), ())
 
 
 def test_a_wrong_rule_of_what_is_a_view_is_rejected(monkeypatch: pytest.MonkeyPatch):

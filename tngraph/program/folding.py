@@ -22,6 +22,7 @@ from tngraph.language.network import Index, Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.language.varying import Varying, call_sizes, find_varying
 from tngraph.program.expressions import Call, Expression, Variable, calls_in, substitute, variables
+from tngraph.program.kinds import entry_of
 from tngraph.program.lines import Line, Program, find_drops
 from tngraph.program.operations import Block, Operation, Schedule
 from tngraph.search.objectives import Request
@@ -103,7 +104,7 @@ def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[
     fixed: list[bool] = []
     for op in operations:
         is_same = op.access is None or varying.is_same(op.access)
-        stands_alone = op.kind not in ("view", "accumulate", "join") and not op.loops
+        stands_alone = entry_of(op).stands_alone and not op.loops
         fixed.append(is_same and stands_alone and all(fixed[operand] for operand in op.operands))
     return frozenset(number for number, op in enumerate(operations) if fixed[number] and op.kind != "load")
 

@@ -118,7 +118,7 @@ class _Writer:
         return replace(op, name=f"t{self._made}")
 
 
-class Product(NamedTuple):
+class GradientProduct(NamedTuple):
     """The product of matrices or entries that computes the gradient of one operand from the result's gradient.
 
     The other factor is the other operand.
@@ -158,7 +158,7 @@ class Block:
     last: int
     equation: str = ""
     term: int = 0
-    products: tuple[Product, ...] = ()
+    products: tuple[GradientProduct, ...] = ()
     kept: frozenset[int] = frozenset()
     constant: frozenset[int] = frozenset()
 
@@ -286,7 +286,7 @@ def _write_gradients(
         number = _contracting(writer, where[count + gradient.step])
         if number in inside:
             side = tree.steps[gradient.step].operands.index(gradient.operand)
-            products.append(Product(number, side, gradient.matmul, gradient.added))
+            products.append(GradientProduct(number, side, gradient.matmul, gradient.added))
             saved.add(writer.operations[number].operands[1 - side])
     saved = {k for k in saved if k in inside and writer.operations[k].kind != "load"}
     accesses = ((k, op.access) for k, op in enumerate(writer.operations))

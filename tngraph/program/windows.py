@@ -13,7 +13,7 @@ from tngraph.language.legs import leg_size, legs_size
 from tngraph.language.network import Index, Leg, Read
 from tngraph.language.sizes import is_same
 from tngraph.program.expressions import Call, Expression, Variable, contiguous, every, flip, replace_axis, reshape
-from tngraph.program.layout import Axes, Context, Tensor, arrange, axes_shape, separate
+from tngraph.program.layout import Axes, Context, LaidOut, arrange, axes_shape, separate
 from tngraph.search.region import position_range
 
 MOST_SPATIAL = 3
@@ -123,7 +123,7 @@ def _windows(code: Expression, axis: int, read: Read, legs: list[Leg], context: 
     return flip(code, flips)
 
 
-def unfold(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
+def unfold(tensor: LaidOut, reads: Sequence[Leg], context: Context) -> LaidOut:
     """Lay out reads along their indices: pad (or gather, if cyclic), then take one window view per index."""
     legs = list(tensor.legs)
     code = arrange(tensor, separate(legs))
@@ -135,7 +135,7 @@ def unfold(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
     code = _extend(code, windows, context)
     for axis, read, _, _ in sorted(windows, key=lambda window: -window[0]):
         code = _windows(code, axis, read, legs, context)
-    return Tensor(code, separate(legs))
+    return LaidOut(code, separate(legs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +180,13 @@ def _resolve(read: Read, kernel: Index, result: Sequence[Leg]) -> Resolved:
     return Resolved(read, kernel, abs(coefficient), coefficient < 0, rest, stride, is_reversed, start, last)
 
 
-def resolved_reads(signal: Tensor, kernel: Tensor, result: Sequence[Leg]) -> list[Resolved]:
+def resolved_reads(signal: LaidOut, kernel: LaidOut, result: Sequence[Leg]) -> list[Resolved]:
     """Return the reads of one operand that the other one's indices resolve."""
     gone = [leg for leg in signal.legs if isinstance(leg, Read) and leg not in result]
     return [_resolve(read, next(i for i in read.indices if i in kernel.legs), result) for read in gone]
 
 
-def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> Tensor:
+def lay_taps(tensor: LaidOut, resolved: Sequence[Resolved], context: Context) -> LaidOut:
     """Lay out the kernel's index of each resolved read beside the rest of the read, as a window view."""
     legs = list(tensor.legs)
     windows = [(legs.index(each.read), each.read, each.start, each.last) for each in resolved]
@@ -202,11 +202,11 @@ def lay_taps(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> 
         legs[place] = each.kernel
         code = every(code, place, each.dilation, each.kernel.size)
         code = flip(code, [axis] * each.is_reversed + [place] * each.is_flipped)
-    return Tensor(code, separate(legs))
+    return LaidOut(code, separate(legs))
 
 
 def can_convolve(
-    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
+    signal: LaidOut, kernel: LaidOut, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
 ) -> bool:
     """Return whether a convolution is one ``F.conv*``: along few axes, in a number of groups that is fixed."""
     groups = tuple(leg for leg in signal.legs if leg in kernel.legs and leg in legs)
@@ -230,7 +230,7 @@ class _Slide:
     resolved: Resolved | None = None
 
 
-def _slides(signal: Tensor, kernel: Tensor, resolving: Iterable[_Slide], context: Context) -> tuple[_Slide, ...]:
+def _slides(signal: LaidOut, kernel: LaidOut, resolving: Iterable[_Slide], context: Context) -> tuple[_Slide, ...]:
     """Return the axes of a convolution, in the signal's order.
 
     Positions behind the channels are axes even if the convolution does not resolve them, since rows in front of the
@@ -260,7 +260,7 @@ class _Roles(NamedTuple):
     columns: tuple[Leg, ...]
 
 
-def _find_roles(signal: Tensor, kernel: Tensor, slides: Sequence[_Slide], legs: Sequence[Leg]) -> _Roles:
+def _find_roles(signal: LaidOut, kernel: LaidOut, slides: Sequence[_Slide], legs: Sequence[Leg]) -> _Roles:
     """Return the roles of the legs that are not on axes.
 
     Legs of the signal alone are its batch. Legs of both operands are channels if they are summed, and groups otherwise.
@@ -275,8 +275,8 @@ def _find_roles(signal: Tensor, kernel: Tensor, slides: Sequence[_Slide], legs: 
 
 
 def convolve(
-    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
-) -> Tensor:
+    signal: LaidOut, kernel: LaidOut, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
+) -> LaidOut:
     """Return one ``F.conv*`` over all resolved reads."""
     resolving = [_Slide((each.read,), (each.kernel,), each.left, each) for each in resolved]
     slides = _slides(signal, kernel, resolving, context)
@@ -303,7 +303,7 @@ def convolve(
     axes = (rows, groups + columns, *(slide.result for slide in slides))
     code = Call("conv", (code, weight), options, axes_shape(axes))
     reversed_axes = [2 + k for k, slide in enumerate(slides) if slide.resolved and slide.resolved.is_reversed]
-    return Tensor(flip(code, reversed_axes), axes)
+    return LaidOut(flip(code, reversed_axes), axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +346,8 @@ class _Spread:
 
 
 def convolve_transposed(
-    signal: Tensor, kernel: Tensor, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
-) -> Tensor:
+    signal: LaidOut, kernel: LaidOut, resolved: Sequence[Resolved], legs: Sequence[Leg], context: Context
+) -> LaidOut:
     """Return one ``F.conv_transpose*``, which adds every position of the kernel to all results that read it.
 
     Args:
@@ -377,10 +377,10 @@ def convolve_transposed(
     for axis, spread in by_hand.items():
         code = spread.cut(code, axis, context)
     reversed_axes = [axis for axis, spread in spreads.items() if spread.resolved.is_reversed]
-    return Tensor(flip(code, reversed_axes), axes)
+    return LaidOut(flip(code, reversed_axes), axes)
 
 
-def add_up(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> Tensor:
+def add_up(tensor: LaidOut, resolved: Sequence[Resolved], context: Context) -> LaidOut:
     """Return the sums along diagonals of the resolved index and the leg it shifts, from the product of all pairs.
 
     Each row is padded to one step more than the result has positions. The whole is then read as rows that are one step
@@ -400,11 +400,11 @@ def add_up(tensor: Tensor, resolved: Sequence[Resolved], context: Context) -> Te
         code = Call("narrow", (code,), (axis, ZERO, count * spread.full), (*shape, count * spread.full))
         code = Call("sum", (reshape(code, (*shape, count, spread.full)),), (axis,), (*shape, spread.full))
         code = spread.cut(code, axis, context)
-        tensor = Tensor(flip(code, [axis] * read.is_reversed), separate((*rest, *read.left)))
+        tensor = LaidOut(flip(code, [axis] * read.is_reversed), separate((*rest, *read.left)))
     return tensor
 
 
-def mix_channels(operands: Sequence[Tensor], legs: Sequence[Leg], context: Context) -> Tensor | None:
+def mix_channels(operands: Sequence[LaidOut], legs: Sequence[Leg], context: Context) -> LaidOut | None:
     """Return a product over channels that stand before the positions, which keep their place.
 
     Return None if the legs are not in this order, or if there are few positions. The product is ``weight @ signal`` per
@@ -430,10 +430,10 @@ def mix_channels(operands: Sequence[Tensor], legs: Sequence[Leg], context: Conte
     factor = arrange(weight, (columns, channels))
     if not rows:
         axes: Axes = (columns, positions)
-        return Tensor(Call("mm", (factor, arrange(signal, (channels, positions))), (), axes_shape(axes)), axes)
+        return LaidOut(Call("mm", (factor, arrange(signal, (channels, positions))), (), axes_shape(axes)), axes)
     axes = (rows, columns, positions)
     factor = Call("expand", (factor,), (), axes_shape((rows, columns, channels)))
-    return Tensor(Call("bmm", (factor, arrange(signal, (rows, channels, positions))), (), axes_shape(axes)), axes)
+    return LaidOut(Call("bmm", (factor, arrange(signal, (rows, channels, positions))), (), axes_shape(axes)), axes)
 
 
 def _in_order(code: Expression) -> Expression:

@@ -21,6 +21,7 @@ from tngraph.plans.plan import Plan, Regime
 from tngraph.plans.table import draw_stages, format_step, format_value
 from tngraph.program.cases import case_at
 from tngraph.program.counts import evaluate_count, volume, work_unit
+from tngraph.program.kinds import entry_of
 
 if TYPE_CHECKING:
     from tngraph.modules.verification import Verification
@@ -104,7 +105,7 @@ def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
     zero = sympy.Integer(0)
     records: list[Record] = []
     for number, op in enumerate(regime.operations):
-        if op.kind in ("load", "view"):
+        if not entry_of(op).has_row:
             continue
         work, is_matrix = volume(regime.operations, number), work_unit(op) == "MAC"
         counts = {
