@@ -41,7 +41,8 @@ from tngraph.program.counts import (
 from tngraph.program.folding import Folded, Folding, Split, fold_program, merge_foldings, split_schedule
 from tngraph.program.lines import Program, write_program
 from tngraph.program.memory import Memory, MemoryFormulas, fix_sizes, trace_memory
-from tngraph.program.operations import Block, Operation, Schedule, Stage, write_schedule
+from tngraph.program.operations import Block, Operation, Schedule, Stage
+from tngraph.program.schedule import write_schedule
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Price, Request, Weighted
 from tngraph.search.region import ContractionTree

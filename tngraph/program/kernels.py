@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tngraph.language.legs import legs_size
 from tngraph.language.network import Function, Leg, Read
+from tngraph.program.convolutions import add_up, can_convolve, convolve, convolve_transposed, mix_channels
 from tngraph.program.diagonals import gather_diagonals
 from tngraph.program.expressions import Call, Expression, permute
 from tngraph.program.layout import (
@@ -29,16 +30,7 @@ from tngraph.program.layout import (
     separate,
 )
 from tngraph.program.operations import GradientProduct, Operation
-from tngraph.program.windows import (
-    add_up,
-    can_convolve,
-    convolve,
-    convolve_transposed,
-    lay_taps,
-    mix_channels,
-    resolved_reads,
-    unfold,
-)
+from tngraph.program.windows import lay_taps, resolved_reads, unfold
 from tngraph.search.matmul import gives_rows, is_copied, operand_axes
 from tngraph.search.region import MatmulLayout
 
