@@ -38,9 +38,10 @@ from tngraph.program.counts import (
     price_operations,
     training_macs,
 )
-from tngraph.program.folding import Folded, Folding, Split, fold_program, merge_foldings, split_schedule
+from tngraph.program.folding import Folded, Folding, Split, fold_program, split_schedule
 from tngraph.program.lines import Program, write_program
 from tngraph.program.memory import Memory, MemoryFormulas, fix_sizes, trace_memory
+from tngraph.program.merging import merge_foldings
 from tngraph.program.operations import Block, Operation, Schedule, Stage
 from tngraph.program.schedule import write_schedule
 from tngraph.search.machine import Machine

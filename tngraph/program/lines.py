@@ -107,41 +107,64 @@ def write_program(
         numbers: sizes at which values are compared, to choose which one is arranged for the other [elements].
         folded: the operations whose values are stored before the first call.
     """
-    operations = schedule.operations
-    tiles = _find_tiles(schedule)
-    parts = {str(tile.part.size): tile.size for tile in tiles.values()}
-    context = Context({**numbers, **parts}, call_sizes(network) | parts.keys(), find_positions(stages))
-    outputs = [schedule.results[port.name] for port in network.outputs]
-    drops, overwriting = find_drops(schedule, outputs), _find_overwriting(schedule, outputs)
-    loader, types = _Loader(network, stages, context), find_types(network, operations, folded)
-    tensors: list[LaidOut] = []
-    lines: list[Line] = []
-    for number, op in enumerate(operations):
+    writer = _Writer(network, stages, schedule, numbers, folded)
+    for number in range(len(schedule.operations)):
+        writer.write(number)
+    outputs = zip(writer.outputs, network.outputs, strict=True)
+    results = tuple(arrange(writer.tensors[k], _port_axes(port)) for k, port in outputs)
+    program = Program(schedule.operations, schedule.blocks, tuple(writer.lines), results)
+    planned = [block for block in schedule.blocks if block.kind == "planned"]
+    return replace(program, backward={block.first: writer.differentiate(block, program) for block in planned})
+
+
+class _Writer:
+    """The lines of a schedule under construction."""
+
+    def __init__(
+        self,
+        network: Network,
+        stages: Sequence[Stage],
+        schedule: Schedule,
+        numbers: Mapping[str, int],
+        folded: Container[int],
+    ) -> None:
+        self.network, self.stages, self.schedule = network, stages, schedule
+        self.tiles = _find_tiles(schedule)
+        rows = {str(tile.part.size): tile.size for tile in self.tiles.values()}
+        self.context = Context({**numbers, **rows}, call_sizes(network) | rows.keys(), find_positions(stages))
+        self.outputs = [schedule.results[port.name] for port in network.outputs]
+        self.drops = find_drops(schedule, self.outputs)
+        self.overwriting = _find_overwriting(schedule, self.outputs)
+        self.loader = _Loader(network, stages, self.context)
+        self.types = find_types(network, schedule.operations, folded)
+        self.tensors: list[LaidOut] = []
+        self.lines: list[Line] = []
+
+    def write(self, number: int) -> None:
+        """Write the line of an operation, and note its value. A load is part of the lines that use it."""
+        op = self.schedule.operations[number]
         entry = entry_of(op)
         if entry.write is None:
-            tensors.append(loader.load(op, tensors))
-            continue
-        operands = [tensors[k] for k in op.operands]
-        if number in tiles:
-            op, operands = _in_part(op, tiles[number]), [_cut(operand, tiles[number]) for operand in operands]
+            self.tensors.append(self.loader.load(op, self.tensors))
+            return
+        operands, tile = [self.tensors[k] for k in op.operands], self.tiles.get(number)
+        if tile is not None:
+            op, operands = _enter_tile(op, tile), [_cut(operand, tile) for operand in operands]
         if entry.is_typed_as_product:
-            operands = take_type_of_product(operands, [types[k] for k in op.operands])
-        result = entry.write(op, operands, _wanted(network, stages, schedule, number), context)
-        if number in overwriting and _is_new(lines, op.operands[0]):
+            operands = take_type_of_product(operands, [self.types[k] for k in op.operands])
+        result = entry.write(op, operands, _wanted(self.network, self.stages, self.schedule, number), self.context)
+        if number in self.overwriting and _is_new(self.lines, op.operands[0]):
             result = _overwrite(result)
-        lines.append(Line(number, result.code, result.axes, drops[number]))
-        tensors.append(LaidOut(Variable("value", op.name, axes_shape(result.axes)), result.axes))
-    results = (arrange(tensors[k], _port_axes(port)) for k, port in zip(outputs, network.outputs, strict=True))
-    program = Program(operations, schedule.blocks, tuple(lines), tuple(results))
+        self.lines.append(Line(number, result.code, result.axes, self.drops[number]))
+        self.tensors.append(LaidOut(Variable("value", op.name, axes_shape(result.axes)), result.axes))
 
-    def undo(block: Block) -> Backward:
-        tile, values = tiles.get(block.first), tensors
+    def differentiate(self, block: Block, program: Program) -> Backward:
+        """Return the planned backward pass of a block, in the legs of a tile if the block runs in tiles."""
+        tile, values = self.tiles.get(block.first), self.tensors
         if tile is not None:
             products = (product._replace(matmul=product.matmul.renamed(tile.enter)) for product in block.products)
-            block, values = replace(block, products=tuple(products)), [_cut(tensor, tile) for tensor in tensors]
-        return differentiate(block, operations, values, program.tensors(block), context)
-
-    return replace(program, backward={block.first: undo(block) for block in schedule.blocks if block.kind == "planned"})
+            block, values = replace(block, products=tuple(products)), [_cut(tensor, tile) for tensor in values]
+        return differentiate(block, self.schedule.operations, values, program.tensors(block), self.context)
 
 
 def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
@@ -154,7 +177,7 @@ def _find_tiles(schedule: Schedule) -> dict[int, Tile]:
     return tiles
 
 
-def _in_part(op: Operation, tile: Tile) -> Operation:
+def _enter_tile(op: Operation, tile: Tile) -> Operation:
     """Return an operation with the legs it has inside a tile."""
     matmul = None if op.matmul is None else op.matmul.renamed(tile.enter)
     return replace(op, legs=tile.enter(op.legs), matmul=matmul, axes=tuple(map(tile.enter, op.axes)))
