@@ -328,7 +328,7 @@ class Body:
         size = self.names.show(op.tile.part.size)
         parts = {
             (self.names.arguments if variable.kind == "input" else self.names.values)[variable.name]: axis
-            for variable, axis in program.parts(block.last).items()
+            for variable, axis in program.cut_axes(block.last).items()
         }
         cuts = [f"{part}.split({op.tile.size}{f', {axis}' if axis else ''})" for part, axis in parts.items()]
         first, axis = next(iter(parts.items()))

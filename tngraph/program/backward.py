@@ -63,7 +63,7 @@ def differentiate(
     block: Block,
     operations: Sequence[Operation],
     tensors: Sequence[LaidOut],
-    given: Sequence[Variable],
+    inputs: Sequence[Variable],
     context: Context,
 ) -> Backward:
     """Return the backward pass of a block.
@@ -72,10 +72,10 @@ def differentiate(
         block: a block of kind ``planned``.
         operations: all operations of the schedule.
         tensors: the values of the operations.
-        given: the inputs of the block.
+        inputs: the inputs of the block.
         context: the sizes planned for.
     """
-    writer = _Writer(block, operations, tensors, given, context)
+    writer = _Writer(block, operations, tensors, inputs, context)
     for number in range(block.last, block.first - 1, -1):
         writer.pass_back(number)
     return writer.backward()
@@ -142,7 +142,7 @@ class _Writer:
         added up.
         """
         source, name = self.tensors[operand], self.operations[operand].name
-        if not _is_given(self.block, self.operations, operand):
+        if not _is_input(self.block, self.operations, operand):
             variable = _gradient_of(name, result.axes)
             self.gradients[operand] = LaidOut(variable, result.axes)
             return variable, result
@@ -191,15 +191,15 @@ def _copies(code: Expression) -> Iterator[Call]:
 
 
 def _find_needs(
-    block: Block, operations: Sequence[Operation], tensors: Sequence[LaidOut], given: Sequence[Variable]
+    block: Block, operations: Sequence[Operation], tensors: Sequence[LaidOut], inputs: Sequence[Variable]
 ) -> dict[int, frozenset[int]]:
     """Return, for every value a block uses, the positions of the inputs it depends on, constants left out."""
-    places = {variable: frozenset({place}) for place, variable in enumerate(given)}
+    places = {variable: frozenset({place}) for place, variable in enumerate(inputs)}
     needs: dict[int, frozenset[int]] = {}
-    inside = [k for k in range(block.first, block.last + 1) if not _is_given(block, operations, k)]
+    inside = [k for k in range(block.first, block.last + 1) if not _is_input(block, operations, k)]
     for number in sorted({*inside, *(operand for k in inside for operand in operations[k].operands)}):
         code = tensors[number].code
-        if not _is_given(block, operations, number):
+        if not _is_input(block, operations, number):
             needs[number] = frozenset().union(*(needs[operand] for operand in operations[number].operands))
         elif isinstance(code, Variable) and number not in block.constant:
             needs[number] = places[code]
@@ -208,7 +208,7 @@ def _find_needs(
     return needs
 
 
-def _is_given(block: Block, operations: Sequence[Operation], number: int) -> bool:
+def _is_input(block: Block, operations: Sequence[Operation], number: int) -> bool:
     """Return whether a value comes from outside a block."""
     return number < block.first or operations[number].kind == "load"
 

@@ -206,13 +206,13 @@ def param_count(network: Network) -> sympy.Expr:
 
 
 def last_uses(
-    operations: Sequence[Operation], kept: Iterable[int], blocks: Sequence[Block] = ()
+    operations: Sequence[Operation], outputs: Iterable[int], blocks: Sequence[Block] = ()
 ) -> dict[int, list[int]]:
     """Return the values that each operation is the last to use. A use of an alias (a load of a result) counts as one.
 
     Args:
         operations: a schedule.
-        kept: values that outlive the schedule (the outputs).
+        outputs: values that outlive the schedule.
         blocks: operations in methods of their own. The caller holds the inputs of a method until it returns. The values
             that it returns for a backward pass also live until then.
 
@@ -220,7 +220,7 @@ def last_uses(
         For each operation the values that may be dropped after it.
     """
     alias = aliases(operations)
-    held = {alias[k] for k in kept}
+    held = {alias[k] for k in outputs}
     around = blocks_around(blocks)
     last: dict[int, int] = {}
     for number, op in enumerate(operations):
@@ -228,7 +228,7 @@ def last_uses(
             last[number] = number
             for operand in (alias[operand] for operand in op.operands):
                 last[operand] = next((b.last for b in around.get(number, ()) if operand < b.first), number)
-    last.update({value: block.last for block in blocks for value in block.kept})
+    last.update({value: block.last for block in blocks for value in block.saved})
     drops: dict[int, list[int]] = {}
     for value, user in last.items():
         if operations[value].kind != "load" and value not in held:

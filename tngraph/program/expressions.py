@@ -93,13 +93,13 @@ def calls_in(code: Expression) -> Iterator[Call]:
             yield from calls_in(operand)
 
 
-def substitute(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
-    """Return an expression with some subexpressions replaced."""
-    if code in known:
-        return known[code]
+def substitute(code: Expression, replacements: Mapping[Expression, Expression]) -> Expression:
+    """Return an expression with replacements for some of its subexpressions."""
+    if code in replacements:
+        return replacements[code]
     if isinstance(code, Variable):
         return code
-    return replace(code, operands=tuple(substitute(operand, known) for operand in code.operands))
+    return replace(code, operands=tuple(substitute(operand, replacements) for operand in code.operands))
 
 
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:

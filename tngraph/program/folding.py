@@ -170,9 +170,9 @@ def fold_program(
     return Folded(called, hoist.write())
 
 
-def with_drops(schedule: Schedule, lines: Iterable[Line], kept: Iterable[int]) -> tuple[Line, ...]:
+def with_drops(schedule: Schedule, lines: Iterable[Line], lasting: Iterable[int]) -> tuple[Line, ...]:
     """Return lines with the values that may be dropped after each."""
-    drops = find_drops(schedule, kept)
+    drops = find_drops(schedule, lasting)
     return tuple(replace(line, dropped=drops[line.number]) for line in lines)
 
 

@@ -78,7 +78,7 @@ class Program:
         used = dict.fromkeys(variable for line in inside for variable in variables(line.code))
         return tuple(v for v in used if v.kind != "value" or v.name not in computed)
 
-    def parts(self, last: int) -> dict[Variable, int]:
+    def cut_axes(self, last: int) -> dict[Variable, int]:
         """Return the variables that a block of tiles cuts, each with its axis that is cut.
 
         Args:
@@ -184,7 +184,7 @@ def _enter_tile(op: Operation, tile: Tile) -> Operation:
 
 
 def _cut(tensor: LaidOut, tile: Tile) -> LaidOut:
-    """Return the part of an earlier value that a tile reads."""
+    """Return the rows of an earlier value that a tile reads."""
     axes = tuple(map(tile.enter, tensor.axes))
     if axes == tensor.axes or not isinstance(tensor.code, Variable):
         return tensor
@@ -214,20 +214,20 @@ def _find_spread(tree: ContractionTree) -> Iterator[Index]:
             yield from (i for leg in resolved if isinstance(leg, Read) for i in leg.indices if i not in remaining)
 
 
-def find_drops(schedule: Schedule, kept: Iterable[int]) -> list[tuple[int, ...]]:
+def find_drops(schedule: Schedule, lasting: Iterable[int]) -> list[tuple[int, ...]]:
     """Return for every operation the values that are not needed after it.
 
-    Values in ``kept`` are never dropped.
+    The lasting values are never dropped.
     """
     operations, alias = schedule.operations, aliases(schedule.operations)
-    drops = last_uses(operations, kept, schedule.blocks)
+    drops = last_uses(operations, lasting, schedule.blocks)
     return [
         tuple(k for k in drops.get(number, ()) if k == alias[k] and operations[k].name != op.name)
         for number, op in enumerate(operations)
     ]
 
 
-def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int]:
+def _find_overwriting(schedule: Schedule, outputs: Container[int]) -> frozenset[int]:
     """Return the operations that may overwrite their operand, because nothing else reads it.
 
     Their gradient is computed from their value. Neither value may be passed between methods: a method that runs again
@@ -241,7 +241,7 @@ def _find_overwriting(schedule: Schedule, kept: Container[int]) -> frozenset[int
         for number, op in enumerate(operations)
         if op.function is not None and POINTWISE[op.function.name].can_overwrite
         for operand in op.operands
-        if readers[operand] == 1 and operand not in kept and around.get(operand) == around.get(number)
+        if readers[operand] == 1 and operand not in outputs and around.get(operand) == around.get(number)
     )
 
 

@@ -31,13 +31,13 @@ class Memory:
 
     Attributes:
         moments: the storages alive together, at each moment when more are alive than just before and just after.
-        kept: the storages that autograd saves.
+        saved_storages: the storages that autograd saves.
         keepers: each saved storage, with the operations that write to it and those that save it.
         moved: the storages of copies into another order.
     """
 
     moments: tuple[tuple[Storage, ...], ...]
-    kept: tuple[Storage, ...]
+    saved_storages: tuple[Storage, ...]
     keepers: tuple[tuple[Storage, frozenset[int], frozenset[int]], ...] = ()
     moved: tuple[Storage, ...] = ()
 
@@ -49,7 +49,7 @@ class Memory:
     @property
     def saved(self) -> int:
         """The bytes saved for the backward pass [bytes]."""
-        return sum(storage.bytes for storage in self.kept)
+        return sum(storage.bytes for storage in self.saved_storages)
 
     @property
     def moves(self) -> int:
@@ -59,7 +59,7 @@ class Memory:
     def formulas(self, fixed: Mapping[str, int]) -> MemoryFormulas:
         """Return peak, saved and moves as formulas, with numbers for the fixed sizes [bytes]."""
         peak = maximum(sympy.Add(*(storage.formula for storage in alive)) for alive in self.moments)
-        saved, moves = (sympy.Add(*(storage.formula for storage in held)) for held in (self.kept, self.moved))
+        saved, moves = (sympy.Add(*(storage.formula for storage in held)) for held in (self.saved_storages, self.moved))
         return MemoryFormulas(*(fix_sizes(formula, fixed) for formula in (peak, saved, moves)))
 
 

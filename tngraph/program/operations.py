@@ -95,14 +95,14 @@ class Block:
 
     Attributes:
         kind: ``branch``, a region with another tree in another regime; ``slices``, a region that runs slice by slice;
-            ``tiles``, the part of a region that runs tile by tile; ``recompute``, operations that are recomputed in the
+            ``tiles``, the steps of a region that run tile by tile; ``recompute``, operations that are recomputed in the
             backward pass; ``planned``, operations whose backward pass is planned.
         first: the first operation.
         last: the last operation.
         equation: the name of the region's equation.
         term: the number of the region's term in the equation.
         products: the gradients of a planned backward pass.
-        kept: the values computed inside that a planned backward pass reads.
+        saved: the values computed inside that a planned backward pass reads.
         constant: the loads of tensors that take no gradient.
     """
 
@@ -112,7 +112,7 @@ class Block:
     equation: str = ""
     term: int = 0
     products: tuple[GradientProduct, ...] = ()
-    kept: frozenset[int] = frozenset()
+    saved: frozenset[int] = frozenset()
     constant: frozenset[int] = frozenset()
 
 

@@ -101,7 +101,7 @@ class Sizes:
         return Layout(sizes, contiguous_strides(sizes))
 
     def stored(self, shape: Shape) -> Layout:
-        """Return the layout of a contiguous tensor from before the run, of which a tile reads a part."""
+        """Return the layout of a contiguous tensor from before the run, of which a tile reads some rows."""
         if self.tile is None:
             return self.contiguous(shape)
         whole = tuple(self.tile.whole if size == self.tile.size else self.of(size) for size in shape)

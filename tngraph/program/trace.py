@@ -136,10 +136,10 @@ class Evaluator:
         if everywhere is not None:
             self.saved.storages[storage] = everywhere
 
-    def _add_slice(self, part: Array) -> Array:
+    def _add_slice(self, slice_: Array) -> Array:
         """Return the sum of all slices, which is held since before the first one."""
         assert self.sum_of_slices is not None
-        return replace(self.sum_of_slices, is_trained=part.is_trained)
+        return replace(self.sum_of_slices, is_trained=slice_.is_trained)
 
     def _call(self, code: Call, operands: Sequence[Array]) -> Array:
         """Return the result of a call, which views its first operand, overwrites it, or lies in a new storage."""
@@ -307,7 +307,7 @@ class Trace:
         evaluator.repeats.own = set()
         evaluator.timer.repeat(tile.count)
         evaluator.timer.tile()
-        for variable, axis in self.program.parts(block.last).items():
+        for variable, axis in self.program.cut_axes(block.last).items():
             if variable.kind == "value":
                 evaluator.values[variable.name] = _cut(values[variable.name], axis, tile.rows)
         self.run(lines[:-1])
@@ -321,6 +321,6 @@ class Trace:
 
 
 def _cut(array: Array, axis: int, rows: int) -> Array:
-    """Return the part of a value that a tile reads."""
+    """Return the rows of a value that a tile reads."""
     sizes = array.layout.sizes
     return replace(array, layout=array.layout._replace(sizes=(*sizes[:axis], rows, *sizes[axis + 1 :])))
