@@ -257,13 +257,13 @@ class Body:
         program = regime.program
         backward = program.backward[block.first]
         words = replace(self.words, is_static=True)
-        if backward.given:  # a static method knows what it is given, and no other tensor
-            words = replace(words, anchor=print_expression(backward.given[0], words))
+        if backward.inputs:  # a static method knows what it is given, and no other tensor
+            words = replace(words, anchor=print_expression(backward.inputs[0], words))
         stem = self._stem(block, end)
         forward = list(self._forward(program, block, backward, words))
         slopes = list(self._gradient_lines(regime, backward, words))
-        tensors = [print_expression(variable, words) for variable in backward.given]
-        kept = [print_expression(variable, words) for variable in backward.kept]
+        tensors = [print_expression(variable, words) for variable in backward.inputs]
+        kept = [print_expression(variable, words) for variable in backward.saved]
         start = print_expression(backward.start, words)
         used = names_in([*forward, *slopes])
         sizes = [name for name in dict.fromkeys(self.names.sizes.values()) if name in used]
@@ -272,7 +272,7 @@ class Body:
         text = _static(first, [*tensors, *sizes], [doc, *forward])
         doc = f'"""The gradients of what ``{first}`` is given, where they are needed."""'
         text += "\n\n" + _static(second, ["needs", start, *tensors, *kept, *sizes], [doc, *slopes])
-        inputs = [print_expression(variable, self.words) for variable in backward.given]
+        inputs = [print_expression(variable, self.words) for variable in backward.inputs]
         shown = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
         return Method(first, (f"self.{first}", f"self.{second}", shown, *inputs), text)
 
@@ -281,7 +281,7 @@ class Body:
         lines = [line for line in program.lines if block.first <= line.number <= block.last]
         for line in lines[:-1]:
             yield from self._line(program, line, line.dropped, words)
-        kept = [print_expression(variable, words) for variable in backward.kept]
+        kept = [print_expression(variable, words) for variable in backward.saved]
         yield f"return {', '.join([print_expression(lines[-1].code, words), *kept])}{',' * (not kept)}"
 
     def _gradient_lines(self, regime: Regime, backward: Backward, words: Words) -> Iterator[str]:
@@ -301,8 +301,8 @@ class Body:
             of = print_expression(line.of, words)
             what = f"{name} = {of}, in another order"
             if line.by:
-                what = f"{format_value(name, line.made.legs)} = {of} * {line.by}{price}"
-            lines = f"# {what}\n{name} = {print_expression(line.made.code, words)}"
+                what = f"{format_value(name, line.result.legs)} = {of} * {line.by}{price}"
+            lines = f"# {what}\n{name} = {print_expression(line.result.code, words)}"
             yield from (lines if line.needs == everything else indent(lines, "    ")).split("\n")
         yield f"return {', '.join(names)}{',' * (len(names) == 1)}"
 

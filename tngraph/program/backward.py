@@ -27,7 +27,7 @@ class GradientLine:
         by: the name or number that `of` is multiplied by; empty for a copy.
         is_product: true if it is a product of matrices.
         variable: the variable that the result is assigned to.
-        made: the expression that computes it, with its axes.
+        result: the expression that computes it, with its axes.
         needs: positions of the region's inputs whose gradients depend on this line.
     """
 
@@ -36,7 +36,7 @@ class GradientLine:
     by: str
     is_product: bool
     variable: Variable
-    made: LaidOut
+    result: LaidOut
     needs: frozenset[int]
 
 
@@ -45,15 +45,15 @@ class Backward:
     """The backward pass of a block.
 
     Attributes:
-        given: the inputs of the block.
-        kept: the values of the forward pass that the backward pass reads.
+        inputs: the inputs of the block.
+        saved: the values of the forward pass that the backward pass reads.
         start: the gradient of the result.
         lines: in the order they run. A later line may add to an earlier gradient.
         results: the gradient's variable for each input, or None if it has no gradient.
     """
 
-    given: tuple[Variable, ...]
-    kept: tuple[Variable, ...]
+    inputs: tuple[Variable, ...]
+    saved: tuple[Variable, ...]
     start: Variable
     lines: tuple[GradientLine, ...]
     results: tuple[Variable | None, ...]
@@ -159,14 +159,14 @@ class _Writer:
         """Return the backward pass, once all operations are passed."""
         lines, block = tuple(_share_copies(self.lines)), self.block
         names = {op.name for op in self.operations[block.first : block.last + 1] if op.kind != "load"}
-        read = dict.fromkeys(v for line in lines for v in variables(line.made.code))
-        kept = tuple(v for v in read if v.kind == "value" and v.name in names)
-        return Backward(tuple(self.inputs), kept, self.start, lines, tuple(map(self.results.get, self.inputs)))
+        read = dict.fromkeys(v for line in lines for v in variables(line.result.code))
+        saved = tuple(v for v in read if v.kind == "value" and v.name in names)
+        return Backward(tuple(self.inputs), saved, self.start, lines, tuple(map(self.results.get, self.inputs)))
 
 
 def _share_copies(lines: Sequence[GradientLine]) -> Iterator[GradientLine]:
     """Yield the lines, with a copy that several of them make in common put before the first of these."""
-    copied = [dict.fromkeys(_copies(line.made.code)) for line in lines]
+    copied = [dict.fromkeys(_copies(line.result.code)) for line in lines]
     users = Counter(code for copies in copied for code in copies)
     shared: dict[Expression, Expression] = {}
     for line, copies in zip(lines, copied, strict=True):
@@ -178,7 +178,7 @@ def _share_copies(lines: Sequence[GradientLine]) -> Iterator[GradientLine]:
             needs = frozenset().union(*(other.needs for other in sharing))
             shared[code] = variable
             yield GradientLine(line.number, of, "", False, variable, LaidOut(code, ()), needs)
-        yield replace(line, made=replace(line.made, code=substitute(line.made.code, shared)))
+        yield replace(line, result=replace(line.result, code=substitute(line.result.code, shared)))
 
 
 def _copies(code: Expression) -> Iterator[Call]:

@@ -128,7 +128,7 @@ class Evaluator:
         run.values[backward.start.name] = Array(start, None, self.itemsize, False)
         for line in backward.lines:
             if not line.needs.isdisjoint(trained):
-                run.values[line.variable.name] = run.evaluate(line.made.code)
+                run.values[line.variable.name] = run.evaluate(line.result.code)
 
     def save(self, storage: Storage) -> None:
         """Save a storage for the backward pass, in all slices or tiles that make one."""
@@ -261,11 +261,11 @@ class Trace:
     def _run_backward(self, block: Block) -> None:
         """Save the values that a planned backward pass reads, and time its lines."""
         evaluator, backward = self.evaluator, self.program.backward[block.first]
-        arrays = [evaluator.values[v.name] if v.kind == "value" else evaluator.stored(v) for v in backward.given]
+        arrays = [evaluator.values[v.name] if v.kind == "value" else evaluator.stored(v) for v in backward.inputs]
         trained = {place for place, array in enumerate(arrays) if array.is_trained}
         if not trained:
             return
-        for array in (*arrays, *(evaluator.values[variable.name] for variable in backward.kept)):
+        for array in (*arrays, *(evaluator.values[variable.name] for variable in backward.saved)):
             if array.storage is not None:
                 evaluator.saved.savers.setdefault(array.storage, set()).add(block.last)
                 evaluator.save(array.storage)
