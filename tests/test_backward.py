@@ -246,7 +246,7 @@ def test_gradients_of_earlier_results_lie_in_the_order_of_their_axes():
     way = next(each for each in finder.candidates() if each.is_planned and each.is_whole)
     plan = finder.plan([(1, None, way.trees)])
     (program,) = (regime.program for regime in plan.regimes)
-    made = {line.variable.name: line.made.code for each in program.backward.values() for line in each.lines}
+    made = {line.variable.name: line.result.code for each in program.backward.values() for line in each.lines}
     for name in ("grad h1", "grad h2", "grad h3"):
         code = made[name]
         while isinstance(code, Call) and code.function == "reshape":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from tngraph.language.sizes import symbol
 from tngraph.modules.measuring import measure_peak, measure_saved
 from tngraph.modules.verification import random_inputs
 from tngraph.plans.plan import Plan
-from tngraph.program import memory
+from tngraph.program import pytorch
+from tngraph.program.cases import generic_sizes
 from tngraph.program.counts import evaluate_count
-from tngraph.program.memory import generic_sizes
 from tngraph.program.strides import (
     Layout,
     elementwise_strides,
@@ -182,14 +183,16 @@ def test_a_wrong_rule_of_what_is_saved_is_rejected(function: str, monkeypatch: p
       y[b, o, h:4] = {"exp" if function == "pointwise" else "tanh"}(x[b, i, h + k] * a * w); output y[b, o, h] }}"""
     plan = tg.plan(tg.parse(text), order="(x a) w")
     assert tg.compile(plan).verify().is_equal
-    monkeypatch.setitem(memory.SAVES, function, lambda code, needs: ())
+    entry = replace(pytorch.FUNCTIONS[function], saves=lambda arguments, needs: ())
+    monkeypatch.setitem(pytorch.FUNCTIONS, function, entry)
     with pytest.raises(tg.VerificationError, match="saved for backward"):
         tg.compile(plan).verify()
 
 
 def test_a_wrong_rule_of_what_is_a_view_is_rejected(monkeypatch: pytest.MonkeyPatch):
     plan = tg.plan(TABLE["fused axes, bias and function"], {"batch": 64})
-    monkeypatch.setitem(memory.VIEWS, "reshape", lambda layout, sizes, arguments: None)
+    entry = replace(pytorch.FUNCTIONS["reshape"], view=None)
+    monkeypatch.setitem(pytorch.FUNCTIONS, "reshape", entry)
     with pytest.raises(tg.VerificationError, match=r"peak \[bytes\].*DIFFERS"):
         tg.compile(plan).verify()
 

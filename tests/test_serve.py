@@ -22,7 +22,7 @@ from tests.networks import TABLE, is_steady, networks
 from tngraph.language.network import Network
 from tngraph.modules import Conv2d, Linear
 from tngraph.modules.measuring import measure_flops
-from tngraph.program.folding import merge_foldings
+from tngraph.program.merging import merge_foldings
 
 SPECS = sorted((Path(__file__).parents[1] / "examples" / "specs").glob("*.tn"))
 FC2 = next(path for path in SPECS if path.stem == "fc2_mpo")

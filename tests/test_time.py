@@ -34,7 +34,7 @@ from tngraph.modules.tuning import Tuning, choose_tried, tune
 from tngraph.plans.dense import dense_equivalent
 from tngraph.plans.measured import Measured
 from tngraph.plans.plan import Plan
-from tngraph.program.clock import Clock, Made, is_transposed
+from tngraph.program.clock import Clock, Origin, is_transposed
 from tngraph.program.counts import evaluate_count
 from tngraph.program.expressions import Call, Variable
 from tngraph.program.strides import Layout, contiguous_strides
@@ -629,7 +629,7 @@ def test_the_model_knows_which_gradients_pytorch_copies(sizes: tuple[int, int, i
     clock = Clock(Machine())
     given = Variable("value", "t1", shape)
     seen = Layout(tuple(y.shape), tuple(strides[axis] for axis in order))
-    clock.undo(Call("contiguous", (given,), (), shape), seen, Made(sizes, 2))
+    clock.undo(Call("contiguous", (given,), (), shape), seen, Origin(sizes, 2))
     assert (clock.seconds > 0) == (copies > 0)
 
 

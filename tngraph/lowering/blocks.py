@@ -104,7 +104,7 @@ def _print_loop(context: Context, block: Block, method: Method) -> Method:
     size = names.show(tile.part.size)
     axes = {
         (names.arguments if variable.kind == "input" else names.values)[variable.name]: axis
-        for variable, axis in context.program.parts(block.last).items()
+        for variable, axis in context.program.cut_axes(block.last).items()
     }
     cuts = [f"{tensor}.split({tile.size}{f', {axis}' if axis else ''})" for tensor, axis in axes.items()]
     first, first_axis = next(iter(axes.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import sympy
 
@@ -64,7 +65,8 @@ class Words:
 def print_expression(code: Expression, words: Words) -> str:
     """Return an expression as Python code."""
     if isinstance(code, Call):
-        return RULES[code.function](code, [_print_operand(code, k, words) for k in range(len(code.operands))], words)
+        operands = [_print_operand(code, k, words) for k in range(len(code.operands))]
+        return PRINTINGS[code.function].rule(code, operands, words)
     if code.kind == "stored":
         return words.names.values[code.name] if words.is_static else words.names.stored(code.name)
     if code.kind == "buffer":
@@ -75,24 +77,50 @@ def print_expression(code: Expression, words: Words) -> str:
 def _print_operand(call: Call, number: int, words: Words) -> str:
     """Return an operand as code, in parentheses if it has a sign: a method after it would apply to one side alone."""
     operand, text = call.operands[number], print_expression(call.operands[number], words)
-    is_split = number == 0 and call.function in METHODS and isinstance(operand, Call) and operand.function in OPERATORS
+    is_split = number == 0 and PRINTINGS[call.function].form == "method" and _has_sign(operand)
     return f"({text})" if is_split else text
+
+
+def _has_sign(code: Expression) -> bool:
+    return isinstance(code, Call) and PRINTINGS[code.function].form == "operator"
 
 
 Rule = Callable[[Call, Sequence[str], Words], str]
 
 
-def _method(name: str) -> Rule:
-    """Return the rule for a method whose arguments are numbers."""
-    return lambda call, operands, words: f"{operands[0]}.{name}({', '.join(map(str, call.arguments))})"
+@dataclass(frozen=True, slots=True)
+class Printing:
+    """How a call is printed.
+
+    Attributes:
+        rule: returns the code of a call from the code of its operands.
+        form: whether the code begins with a name (``call``), with the first operand and a dot or bracket after it
+            (``method``), or has a sign between its operands (``operator``).
+    """
+
+    rule: Rule
+    form: Literal["call", "method", "operator"] = "call"
 
 
-def _operator(sign: str) -> Rule:
-    return lambda call, operands, words: f"{operands[0]} {sign} {operands[1]}"
+def _as_method(rule: Rule) -> Printing:
+    return Printing(rule, "method")
 
 
-def _function(name: str) -> Rule:
-    return lambda call, operands, words: wrap(name, operands)
+def _method(name: str) -> Printing:
+    """Return the printing of a method whose arguments are numbers."""
+    return _as_method(lambda call, operands, words: _write_method(name, call, operands))
+
+
+def _write_method(name: str, call: Call, operands: Sequence[str]) -> str:
+    return f"{operands[0]}.{name}({', '.join(map(str, call.arguments))})"
+
+
+def _operator(sign: str) -> Printing:
+    return Printing(lambda call, operands, words: f"{operands[0]} {sign} {operands[1]}", "operator")
+
+
+def _function(name: str) -> Printing:
+    return Printing(lambda call, operands, words: wrap(name, operands))
 
 
 def wrap(function: str, arguments: Sequence[str]) -> str:
@@ -110,7 +138,7 @@ def _reshape(call: Call, operands: Sequence[str], words: Words) -> str:
 def _permute(call: Call, operands: Sequence[str], words: Words) -> str:
     count = len(call.arguments)
     is_transposed = count > 1 and call.arguments == (*range(count - 2), count - 1, count - 2)
-    return f"{operands[0]}.mT" if is_transposed else _method("permute")(call, operands, words)
+    return f"{operands[0]}.mT" if is_transposed else _write_method("permute", call, operands)
 
 
 def _pad(call: Call, operands: Sequence[str], words: Words) -> str:
@@ -152,10 +180,6 @@ def _remainder(call: Call, operands: Sequence[str], words: Words) -> str:
     return f"{first} % {modulus if modulus.isidentifier() or modulus.isdigit() else f'({modulus})'}"
 
 
-def _sum(call: Call, operands: Sequence[str], words: Words) -> str:
-    return f"{operands[0]}.sum({call.arguments})"
-
-
 def _conv(call: Call, operands: Sequence[str], words: Words) -> str:
     named = zip(("stride", "padding", "dilation"), call.arguments[:3], (1, 0, 1), strict=True)
     return _convolution("conv", call, operands, named, words)
@@ -193,52 +217,52 @@ def _ones(call: Call, operands: Sequence[str], words: Words) -> str:
     return f"torch.ones({shape if len(call.shape) == 1 else f'({shape})'}, {words.options})"
 
 
-RULES: Mapping[str, Rule] = {
-    "reshape": _reshape,
-    "permute": _permute,
-    "expand": lambda call, operands, words: f"{operands[0]}.expand({words.sizes(call.shape)})",
+PRINTINGS: Mapping[str, Printing] = {
+    "reshape": _as_method(_reshape),
+    "permute": _as_method(_permute),
+    "expand": _as_method(lambda call, operands, words: f"{operands[0]}.expand({words.sizes(call.shape)})"),
     "contiguous": _method("contiguous"),
     "movedim": _method("movedim"),
-    "pad": _pad,
-    "narrow": _narrow,
-    "select": _select,
-    "accumulate": lambda call, operands, words: operands[0],
-    "join": lambda call, operands, words: operands[0],
-    "every": lambda call, operands, words: _subscript(operands[0], call.arguments[0], f"::{call.arguments[1]}"),
-    "unfold": _unfold,
-    "gather": lambda call, operands, words: _subscript(operands[0], call.arguments[0], ", ".join(operands[1:])),
-    "index_select": lambda call, operands, words: f"{operands[0]}.index_select({call.arguments[0]}, {operands[1]})",
-    "diagonal": lambda call, operands, words: f"{operands[0]}.diagonal(0, {call.arguments[0]}, {call.arguments[1]})",
+    "narrow": _as_method(_narrow),
+    "select": _as_method(_select),
+    "every": _as_method(
+        lambda call, operands, words: _subscript(operands[0], call.arguments[0], f"::{call.arguments[1]}")
+    ),
+    "unfold": _as_method(_unfold),
+    "gather": _as_method(
+        lambda call, operands, words: _subscript(operands[0], call.arguments[0], ", ".join(operands[1:]))
+    ),
+    "index_select": _as_method(
+        lambda call, operands, words: f"{operands[0]}.index_select({call.arguments[0]}, {operands[1]})"
+    ),
+    "diagonal": _as_method(
+        lambda call, operands, words: f"{operands[0]}.diagonal(0, {call.arguments[0]}, {call.arguments[1]})"
+    ),
     "unsqueeze": _method("unsqueeze"),
     "flip": _method("flip"),
-    "mm": _function("torch.mm"),
-    "bmm": _function("torch.bmm"),
+    "sum": _as_method(lambda call, operands, words: f"{operands[0]}.sum({call.arguments})"),
+    "type_as": _as_method(lambda call, operands, words: f"{operands[0]}.type_as({operands[1]})"),
+    "masked_fill": _as_method(lambda call, operands, words: f"{operands[0]}.masked_fill({operands[1]}, 0)"),
+    "convert": _as_method(lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)"),
     "mul": _operator("*"),
     "add": _operator("+"),
     "sub": _operator("-"),
-    "scale": lambda call, operands, words: f"{call.arguments[0]!r} * {operands[0]}",
-    "sum": _sum,
-    **dict.fromkeys(("pointwise", "pointwise_"), _pointwise),
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
+    "scale": Printing(lambda call, operands, words: f"{call.arguments[0]!r} * {operands[0]}", "operator"),
+    "remainder": Printing(_remainder, "operator"),
+    "mm": _function("torch.mm"),
+    "bmm": _function("torch.bmm"),
     "diag_embed": _function("torch.diag_embed"),
-    "ones": _ones,
-    "eye": lambda call, operands, words: f"torch.eye({words.sizes(call.shape)}, {words.options})",
-    "full": lambda call, operands, words: f"torch.full((), {words.sizes(call.arguments)}, {words.device})",
-    "arange": lambda call, operands, words: f"torch.arange({words.sizes(call.arguments)}, {words.device})",
-    "remainder": _remainder,
-    "type_as": lambda call, operands, words: f"{operands[0]}.type_as({operands[1]})",
-    "clamp": lambda call, operands, words: f"torch.clamp({operands[0]}, 0, {words.sizes(call.arguments)})",
-    "differs": lambda call, operands, words: f"({operands[0]} != {operands[1]})",
-    "masked_fill": lambda call, operands, words: f"{operands[0]}.masked_fill({operands[1]}, 0)",
-    "equals": lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})",
-    "convert": lambda call, operands, words: f"{operands[0]}.to({words.anchor}.dtype)",
+    "pad": Printing(_pad),
+    "conv": Printing(_conv),
+    "conv_transpose": Printing(_conv_transpose),
+    **dict.fromkeys(("pointwise", "pointwise_"), Printing(_pointwise)),
+    "ones": Printing(_ones),
+    "eye": Printing(lambda call, operands, words: f"torch.eye({words.sizes(call.shape)}, {words.options})"),
+    "full": Printing(lambda call, operands, words: f"torch.full((), {words.sizes(call.arguments)}, {words.device})"),
+    "arange": Printing(lambda call, operands, words: f"torch.arange({words.sizes(call.arguments)}, {words.device})"),
+    "clamp": Printing(lambda call, operands, words: f"torch.clamp({operands[0]}, 0, {words.sizes(call.arguments)})"),
+    "differs": Printing(lambda call, operands, words: f"({operands[0]} != {operands[1]})"),
+    "equals": Printing(lambda call, operands, words: f"({operands[0]} == {call.arguments[0]})"),
+    **dict.fromkeys(("accumulate", "join"), Printing(lambda call, operands, words: operands[0])),
 }
-
-OPERATORS = ("mul", "add", "sub", "scale", "remainder")
-"""Calls that are printed with a sign between their operands."""
-METHODS = (
-    *("reshape", "permute", "expand", "contiguous", "movedim", "narrow", "select", "every", "unfold", "gather"),
-    *("index_select", "diagonal", "unsqueeze", "flip", "sum", "convert", "type_as", "masked_fill"),
-)
-"""Calls that are printed as a method or a subscript of their first operand."""
+"""How each function of `program.pytorch.FUNCTIONS` is printed."""

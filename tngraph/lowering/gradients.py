@@ -25,13 +25,13 @@ def print_planned(context: Context, block: Block, inside: Sequence[PrintedBlock]
     """
     backward, names = context.program.backward[block.first], context.names
     words = replace(context.words, is_static=True)
-    if backward.given:  # a static method has no other tensor than its arguments
-        words = replace(words, anchor=print_expression(backward.given[0], words))
+    if backward.inputs:  # a static method has no other tensor than its arguments
+        words = replace(words, anchor=print_expression(backward.inputs[0], words))
     forward = [*_forward_lines(context, block, backward, words)]
     gradients = [*_backward_lines(context.program, backward, words)]
     used = names_in([*forward, *gradients])
     sizes = [name for name in dict.fromkeys(names.sizes.values()) if name in used]
-    tensors, kept = _print_all(backward.given, words), _print_all(backward.kept, words)
+    tensors, kept = _print_all(backward.inputs, words), _print_all(backward.saved, words)
     start = print_expression(backward.start, words)
     first, second = (names.members.add(f"{context.stem(block)}_{way}") for way in ("forward", "backward"))
     doc = f'"""{block.equation}, and what its gradients are made of: {context.drawing(block)}."""'
@@ -40,7 +40,7 @@ def print_planned(context: Context, block: Block, inside: Sequence[PrintedBlock]
     text += "\n\n" + _print_static(second, ["needs", start, *tensors, *kept, *sizes], [doc, *gradients])
     op = context.program.operations[block.last]
     shown = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
-    arguments = [f"self.{first}", f"self.{second}", shown, *_print_all(backward.given, context.words)]
+    arguments = [f"self.{first}", f"self.{second}", shown, *_print_all(backward.inputs, context.words)]
     call = (
         f"# {format_value(op.name, op.legs)}, with a backward pass of its own",
         f"{context.value(block)} = {wrap('contract', arguments)}",
@@ -56,7 +56,7 @@ def _forward_lines(context: Context, block: Block, backward: Backward, words: Wo
     """Yield the lines of a block, and the return of its result and of the values that its backward pass reads."""
     lines = context.lines(block)
     yield from print_lines(context.program, lines[:-1], words)
-    kept = _print_all(backward.kept, words)
+    kept = _print_all(backward.saved, words)
     yield f"return {', '.join([print_expression(lines[-1].code, words), *kept])}{',' * (not kept)}"
 
 
@@ -83,8 +83,8 @@ def _print_gradient(program: Program, line: GradientLine, words: Words) -> str:
     name, source = print_expression(line.variable, words), print_expression(line.of, words)
     comment = f"{name} = {source}, in another order"
     if line.by:
-        comment = f"{format_value(name, line.made.legs)} = {source} * {line.by}{price}"
-    return f"# {comment}\n{name} = {print_expression(line.made.code, words)}"
+        comment = f"{format_value(name, line.result.legs)} = {source} * {line.by}{price}"
+    return f"# {comment}\n{name} = {print_expression(line.result.code, words)}"
 
 
 def _print_static(name: str, arguments: Sequence[str], lines: Sequence[str]) -> str:

@@ -22,7 +22,8 @@ from tngraph.plans.dense import Dense, dense_equivalent
 from tngraph.plans.measured import Measured
 from tngraph.plans.regime import Regime
 from tngraph.program.counts import Counts, evaluate_count
-from tngraph.program.folding import Folding, merge_foldings
+from tngraph.program.folding import Folding
+from tngraph.program.merging import merge_foldings
 from tngraph.search.objectives import Request
 
 

@@ -17,6 +17,7 @@ import sympy
 from tngraph.language.network import Network
 from tngraph.language.sizes import symbol
 from tngraph.plans.counts import COUNTS, Count, Counted
+from tngraph.program.cases import find_cases, generic_sizes
 from tngraph.program.clock import Clock
 from tngraph.program.counts import (
     Counts,
@@ -27,7 +28,7 @@ from tngraph.program.counts import (
 )
 from tngraph.program.folding import Folded, Folding, Split
 from tngraph.program.lines import Program
-from tngraph.program.memory import Memory, MemoryFormulas, find_cases, fix_sizes, generic_sizes, trace_memory
+from tngraph.program.memory import Memory, MemoryFormulas, fix_sizes, trace_memory
 from tngraph.program.operations import Operation, Schedule, Stage
 from tngraph.program.writing import write_lines, write_operations
 from tngraph.search.machine import Machine
@@ -169,7 +170,7 @@ class Regime(Counted):
             machine: the model to use; when absent, the request's.
             known: the model's times of kernels so far, to share between regimes that run on one machine.
         """
-        clock = Clock(machine or self.request.machine, known={} if known is None else known)
+        clock = Clock(machine or self.request.machine, cache={} if known is None else known)
         trained = self.request.trained if self.request.mode == "train" else ()
         clock.module(bool(trained))
         trace_memory(self.program, numbers, trained, self.request.itemsize, clock)

@@ -16,8 +16,9 @@ from tngraph.plans.counts import COUNTS, Count, Counted
 from tngraph.plans.decision import Decision
 from tngraph.plans.measured import Measured
 from tngraph.plans.regime import Regime
+from tngraph.program.cases import case_at
 from tngraph.program.counts import evaluate_count, volume, work_unit
-from tngraph.program.memory import case_at
+from tngraph.program.kinds import entry_of
 from tngraph.program.operations import Operation
 from tngraph.search.machine import Machine
 from tngraph.search.objectives import Rate, Request, Weighted
@@ -47,19 +48,7 @@ def format_step(operations: Sequence[Operation], number: int) -> str:
     """Return the computation of a step in terms of the names of its operands, as ``t1 * w2``."""
     op = operations[number]
     names = [operations[k].name for k in op.operands]
-    if op.kind == "add":
-        return f"{names[0]} {'-' if op.number < 0 else '+'} {names[1]}"
-    if op.kind == "scale":
-        return f"{op.number} * {names[0]}"
-    if op.kind == "pointwise" and op.function is not None:
-        return f"{op.function.name}({names[0]})"
-    if op.kind in ("view", "arrange"):
-        return names[0]
-    if op.kind == "join" and op.tile is not None:
-        return f"{names[0]} for {op.tile.size} of {op.tile.index.name} at a time"
-    if op.kind == "accumulate":
-        return f"sum of {names[0]} over {', '.join(index.name for index in op.loops)}"
-    return " * ".join(names) if len(names) > 1 else f"{op.kind}({names[0]})"
+    return entry_of(op).show(op, names)
 
 
 def window_names(network: Network) -> dict[sympy.Expr, sympy.Symbol]:
@@ -247,7 +236,7 @@ def _rows(regime: Regime, numbers: Mapping[str, int]) -> list[str]:
     header = ("step", "kind", "computes", "legs", "operations", "size [elements]")
     rows: list[Sequence[str]] = [header]
     for number, op in enumerate(operations):
-        if op.kind not in ("load", "view"):
+        if entry_of(op).has_row:
             work = f"{evaluate_count(volume(operations, number), numbers):,} {work_unit(op)}"
             size = f"{evaluate_count(legs_size(op.legs), numbers):,}"
             legs = format_value(op.name, op.legs)

@@ -15,12 +15,13 @@ from math import prod
 from typing import Any, NamedTuple
 
 from tngraph.program.expressions import Call
+from tngraph.program.pytorch import TorchFunction
 from tngraph.program.strides import Ints, Layout, contiguous_strides, reshaped_strides
 from tngraph.search.machine import Copy, Machine, find_copy
 
 _VIEWS_PER_CALL = 5
 """Calling a module, which then checks the shapes of its inputs, takes as long as this many views."""
-_VIEWS_PER_PART = 20
+_VIEWS_PER_TILE = 20
 """Cutting a tile, calling a method with it and joining its result to the others takes as long as this many views."""
 _VIEWS_PER_BACKWARD = 20
 """Starting a backward pass takes as long as this many views."""
@@ -32,7 +33,7 @@ _IN_SLICES = 2
 """Copying matrices one by one takes this many times as long as all at once: what they share is read again."""
 
 
-class Made(NamedTuple):
+class Origin(NamedTuple):
     """The call that computed a tensor, however the tensor is viewed later.
 
     Attributes:
@@ -44,21 +45,46 @@ class Made(NamedTuple):
     gradients: int = 0
 
 
+class Timer:
+    """A listener to the calls of a run. This one takes no notice of them, and `Clock` adds up their times."""
+
+    is_timing = False
+
+    def repeat(self, times: int) -> None:
+        """Take the next calls to run this number of times."""
+
+    def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool], is_view: bool) -> None:
+        """Take notice of a call, with the operands that gradients flow to, and whether it returns a view."""
+
+    def undo(self, code: Call, operand: Layout, origin: Origin) -> None:
+        """Take notice that the gradient of a call's operand goes back to the operand's origin."""
+
+    def copy(self, layout: Layout) -> None:
+        """Take notice of a copy into the order of the axes that has no backward."""
+
+    def tile(self) -> None:
+        """Take notice that a tile is cut and a method is called with it."""
+
+    def function(self) -> None:
+        """Take notice of a call of a function that has a backward pass of its own."""
+
+
 @dataclass
-class Clock:
+class Clock(Timer):
     """A sum of the predicted seconds of calls.
 
     Attributes:
         machine: the machine that runs them.
         times: the number of times that the current calls run.
         seconds: the sum so far [s].
-        known: the seconds of kernels on this machine, by what they are; clocks of one machine may share them.
+        cache: the seconds of kernels on this machine; clocks of one machine may share them.
     """
 
     machine: Machine
+    is_timing = True
     times: int = 1
     seconds: float = 0.0
-    known: dict[Hashable, Any] = field(default_factory=dict)
+    cache: dict[Hashable, Any] = field(default_factory=dict)
 
     def add(self, seconds: float) -> None:
         """Add some time, multiplied by how often the current calls run."""
@@ -67,74 +93,76 @@ class Clock:
     def _ask(self, kind: str, *numbers: Any, **named: int) -> Any:
         """Return what the machine says of a kernel, which is asked once."""
         key = kind, numbers, *named.values()
-        if key not in self.known:
-            self.known[key] = getattr(self.machine, kind)(*numbers, **named)
-        return self.known[key]
+        if key not in self.cache:
+            self.cache[key] = getattr(self.machine, kind)(*numbers, **named)
+        return self.cache[key]
 
-    def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool]) -> None:
-        """Add the time of a call that is not a view, and of its gradients."""
-        if code.function in ("mm", "bmm"):
-            forward, backward = self._product(operands, needs)
-        elif code.function in ("conv", "conv_transpose"):
-            is_transposed = code.function == "conv_transpose"
-            forward = self._convolution(operands, operands[0].sizes if is_transposed else sizes)
-            backward = sum(needs) * forward
-        elif code.function in ("reshape", "contiguous"):
-            forward, backward = self._ask("rearrange", copy_of(operands[0])), 0.0  # its gradient is a view, see `undo`
-        else:
-            given, written = [prod(each.sizes) for each in operands], prod(sizes)
-            forward = backward = self._ask("elementwise", *given, written=written)
-            if code.function == "pointwise_":
-                forward = self._ask("elementwise", *given, written)
-            backward = backward * (sum(needs) if code.function not in ("sum", "add", "sub") else any(needs))
-        self._run(forward, backward, any(needs))
+    def repeat(self, times: int) -> None:
+        """Multiply the times of the next calls by the number of times that they run."""
+        self.times = times
 
-    def _run(self, forward: float, backward: float, is_trained: bool) -> None:
-        """Add a call, its backward, and what autograd needs to record it."""
+    def call(self, code: Call, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool], is_view: bool) -> None:
+        """Add the time of a call and of its gradients. The gradient of a view is another view."""
+        if code.torch.kernel == "nothing":
+            return
+        seconds = self.machine.seconds_per_view
+        forward, backward = (seconds, seconds) if is_view else self._kernel(code.torch, operands, sizes, needs)
         node = _VIEWS_PER_NODE * self.machine.seconds_per_view
-        self.add(forward + is_trained * (backward + node))
+        self.add(forward + any(needs) * (backward + node))
 
-    def undo(self, code: Call, operand: Layout, made: Made) -> None:
-        """Add the time to copy an operand's gradient into an order that its maker's backward can read.
+    def _kernel(
+        self, function: TorchFunction, operands: Sequence[Layout], sizes: Ints, needs: Sequence[bool]
+    ) -> tuple[float, float]:
+        """Return the times of a call that is not a view, and of its gradients."""
+        if function.kernel == "product":
+            return self._product(operands, needs)
+        if function.kernel in ("convolution", "transposed convolution"):
+            seconds = self._convolution(operands, sizes if function.kernel == "convolution" else operands[0].sizes)
+            return seconds, sum(needs) * seconds
+        if function.kernel == "copy":
+            return self._ask("rearrange", copy_of(operands[0])), 0.0  # its gradient is a view, see `undo`
+        read, written = [prod(operand.sizes) for operand in operands], prod(sizes)
+        fresh = self._ask("elementwise", *read, written=written)
+        forward = self._ask("elementwise", *read, written) if function.kernel == "in place" else fresh
+        return forward, fresh * (any(needs) if function.has_one_gradient else sum(needs))
 
-        The gradient lies in the order of the operand's axes. Backward views it in the shape that the maker returned,
+    def undo(self, code: Call, operand: Layout, origin: Origin) -> None:
+        """Add the time to copy an operand's gradient into an order that the backward of its origin can read.
+
+        The gradient lies in the order of the operand's axes. Backward views it in the shape that the origin returned,
         and copies it if there is no such view. A product of matrices that cannot read its operands as they lie copies
         them one by one, for the gradient of either operand.
         """
-        if code.function not in ("mm", "bmm", "reshape", "contiguous"):
+        if code.torch.kernel not in ("product", "copy"):
             return
-        if code.function == "mm" and is_transposed(operand):
+        if code.torch.kernel == "product" and len(operand.sizes) == 2 and is_transposed(operand):
             return  # PyTorch computes the gradient of such a matrix transposed as well
         axes = [axis for axis, stride in enumerate(operand.strides) if stride or operand.sizes[axis] == 1]
         strides = contiguous_strides(tuple(operand.sizes[axis] for axis in axes))
         lying = sorted(zip(axes, strides, strict=True), key=lambda pair: -operand.strides[pair[0]])
         gradient = Layout(tuple(operand.sizes[axis] for axis, _ in lying), tuple(stride for _, stride in lying))
-        if prod(gradient.sizes) != prod(made.sizes):
+        if prod(gradient.sizes) != prod(origin.sizes):
             return
-        seen = gradient.strides if gradient.sizes == made.sizes else reshaped_strides(gradient, made.sizes)
+        seen = gradient.strides if gradient.sizes == origin.sizes else reshaped_strides(gradient, origin.sizes)
         if seen is None:
             self.add(self._ask("rearrange", copy_of(gradient)))
-        elif made.gradients and not _is_read_as_it_lies(Layout(made.sizes, seen)):
-            each = self.machine.seconds_per_kernel + self.machine.seconds_per_product
-            matrices = made.sizes[0] if len(made.sizes) == 3 else 1
-            copied = self._ask("rearrange", copy_of(Layout(made.sizes, seen)))
-            self.add(made.gradients * (_IN_SLICES * copied + matrices * each))
+        elif origin.gradients and not _is_read_as_it_lies(Layout(origin.sizes, seen)):
+            per_matrix = self.machine.seconds_per_kernel + self.machine.seconds_per_product
+            matrices = origin.sizes[0] if len(origin.sizes) == 3 else 1
+            copied = self._ask("rearrange", copy_of(Layout(origin.sizes, seen)))
+            self.add(origin.gradients * (_IN_SLICES * copied + matrices * per_matrix))
 
     def module(self, is_trained: bool) -> None:
         """Add the time to call a module, and in training to start a backward pass."""
         self.add((_VIEWS_PER_CALL + is_trained * _VIEWS_PER_BACKWARD) * self.machine.seconds_per_view)
 
-    def view(self, is_trained: bool) -> None:
-        """Add the time of a view, whose gradient is another view."""
-        self._run(self.machine.seconds_per_view, self.machine.seconds_per_view, is_trained)
-
-    def copy(self, given: Layout) -> None:
+    def copy(self, layout: Layout) -> None:
         """Add the time of a copy into the order of the axes that has no backward."""
-        self.add(self._ask("rearrange", copy_of(given)))
+        self.add(self._ask("rearrange", copy_of(layout)))
 
-    def part(self) -> None:
+    def tile(self) -> None:
         """Add the time to cut a tile and to call a method with it."""
-        self.add(_VIEWS_PER_PART * self.machine.seconds_per_view)
+        self.add(_VIEWS_PER_TILE * self.machine.seconds_per_view)
 
     def function(self) -> None:
         """Add the time to call a function that has a backward pass of its own."""

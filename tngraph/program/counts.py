@@ -2,8 +2,9 @@
 
 The MAC of a step are the product of the sizes of its result's axes and of the indices it sums. For a convolution that
 is output positions times kernel positions times the rest, for a transposed one input positions times kernel positions.
-FLOPs are 2·MAC over ``contract``, ``conv`` and ``conv_transpose``, the convention of ``torch.utils.flop_counter``.
+FLOPs are 2·MAC, the convention of ``torch.utils.flop_counter``.
 Products, sums, factors, additions and functions are *elementwise* operations, which are counted separately from FLOPs.
+`kinds` says which of both each kind of operation is, and how many it takes.
 """
 
 from __future__ import annotations
@@ -17,15 +18,10 @@ import sympy
 from tngraph.language.legs import legs_size
 from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, product
+from tngraph.program.kinds import entry_of
 from tngraph.program.operations import Block, Operation
 from tngraph.search.machine import Work
 from tngraph.search.objectives import Price, Request
-from tngraph.search.region import counted_legs
-
-_MATRIX = ("contract", "conv", "conv_transpose")
-_SILENT = ("load", "read", "embed", "view", "arrange", "join")
-_DIFFERENTIATED = (*_MATRIX, "mul", "scale", "pointwise")
-"""Kinds for which the gradient with respect to an operand is as much work as the forward step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +58,28 @@ class Counts:
 def volume(operations: Sequence[Operation], number: int) -> sympy.Expr:
     """Return the scalar operations of one line in all slices: products if it contracts, else entries [operations]."""
     op = operations[number]
-    if op.kind in _SILENT:
-        return sympy.Integer(0)
-    return _volume_of_slice(operations, op) * product(index.size for index in op.loops)
-
-
-def _volume_of_slice(operations: Sequence[Operation], op: Operation) -> sympy.Expr:
-    if op.kind in ("scale", "add", "pointwise"):
-        return legs_size(op.legs)
-    if op.kind == "accumulate":
-        return legs_size(operations[op.operands[0]].legs)
-    return legs_size(counted_legs(op.kind, [operations[k].legs for k in op.operands], op.legs))
+    in_slice = entry_of(op).count(op, [operations[k].legs for k in op.operands])
+    return in_slice * product(index.size for index in op.loops)
 
 
 def work_unit(op: Operation) -> str:
     """Return the unit of a line's volume."""
-    return "MAC" if op.kind in _MATRIX else "elementwise"
+    return entry_of(op).unit or "elementwise"
 
 
 def macs(operations: Sequence[Operation]) -> sympy.Expr:
     """Return the multiply-adds of a schedule [MAC]."""
-    return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind in _MATRIX))
+    return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if _is_matrix(op)))
+
+
+def _is_matrix(op: Operation) -> bool:
+    """Return whether the work of an operation is counted as multiply-adds."""
+    return entry_of(op).unit == "MAC"
 
 
 def elementwise(operations: Sequence[Operation]) -> sympy.Expr:
     """Return the operations of a schedule outside contractions and convolutions [operations]."""
-    return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if op.kind not in _MATRIX))
+    return sympy.Add(*(volume(operations, k) for k, op in enumerate(operations) if not _is_matrix(op)))
 
 
 def find_largest(operations: Sequence[Operation]) -> sympy.Expr:
@@ -116,7 +108,7 @@ def training_macs(
     terms = (
         volume(operations, k) * (1 + (k in again) + sum(needs[o] for o in op.operands))
         for k, op in enumerate(operations)
-        if op.kind in _MATRIX
+        if _is_matrix(op)
     )
     return sympy.Add(*terms, *_macs_of_gradient_lines(operations, needs, blocks))
 
@@ -125,10 +117,10 @@ def _macs_of_gradient_lines(
     operations: Sequence[Operation], needs: Sequence[bool], blocks: Iterable[Block]
 ) -> Iterator[sympy.Expr]:
     """Yield the multiply-adds of gradients of elementwise products that are matrix products, since they sum [MAC]."""
-    for slope in (slope for block in blocks for slope in block.products):
-        op = operations[slope.number]
-        if op.kind == "mul" and needs[op.operands[slope.side]] and slope.matmul.is_matrix:
-            yield volume(operations, slope.number)
+    for gradient in (gradient for block in blocks for gradient in block.products):
+        op = operations[gradient.number]
+        if not _is_matrix(op) and needs[op.operands[gradient.side]] and gradient.matmul.is_matrix:
+            yield volume(operations, gradient.number)
 
 
 def recomputed(
@@ -159,8 +151,8 @@ def keeps_values(
         gathering: the reads that are printed as gathers, whose positions PyTorch keeps; the others are views.
     """
     op = operations[number]
-    is_keeping = op.kind in (*_MATRIX, "mul", "pointwise") or number in gathering
-    return is_keeping and any(needs[k] for k in op.operands)
+    is_saving = entry_of(op).is_saving or number in gathering
+    return is_saving and any(needs[k] for k in op.operands)
 
 
 def needs_gradient(operations: Sequence[Operation], trained: Iterable[str]) -> list[bool]:
@@ -202,8 +194,8 @@ def price_operations(
     again = recomputed(operations, needs, blocks, gathering)
     total = []
     for k, op in enumerate(operations):
-        if op.kind not in _SILENT:
-            grads = [int(needs[o] and op.kind in _DIFFERENTIATED) for o in op.operands]
+        if entry_of(op).unit is not None:
+            grads = [int(needs[o] and entry_of(op).is_differentiated) for o in op.operands]
             sizes = [show(legs_size(operations[o].legs)) for o in op.operands]
             second = (sizes[1], grads[1]) if len(sizes) > 1 else (0, 0)
             work = Work(show(volume(operations, k)), sizes[0], second[0], show(legs_size(op.legs)), grads[0], second[1])
@@ -219,13 +211,13 @@ def param_count(network: Network) -> sympy.Expr:
 
 
 def last_uses(
-    operations: Sequence[Operation], kept: Iterable[int], blocks: Sequence[Block] = ()
+    operations: Sequence[Operation], outputs: Iterable[int], blocks: Sequence[Block] = ()
 ) -> dict[int, list[int]]:
     """Return the values that each operation is the last to use. A use of an alias (a load of a result) counts as one.
 
     Args:
         operations: a schedule.
-        kept: values that outlive the schedule (the outputs).
+        outputs: values that outlive the schedule.
         blocks: operations in methods of their own. The caller holds the inputs of a method until it returns. The values
             that it returns for a backward pass also live until then.
 
@@ -233,7 +225,7 @@ def last_uses(
         For each operation the values that may be dropped after it.
     """
     alias = aliases(operations)
-    held = {alias[k] for k in kept}
+    held = {alias[k] for k in outputs}
     around = blocks_around(blocks)
     last: dict[int, int] = {}
     for number, op in enumerate(operations):
@@ -241,7 +233,7 @@ def last_uses(
             last[number] = number
             for operand in (alias[operand] for operand in op.operands):
                 last[operand] = next((b.last for b in around.get(number, ()) if operand < b.first), number)
-    last.update({value: block.last for block in blocks for value in block.kept})
+    last.update({value: block.last for block in blocks for value in block.saved})
     drops: dict[int, list[int]] = {}
     for value, user in last.items():
         if operations[value].kind != "load" and value not in held:

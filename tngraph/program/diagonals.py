@@ -14,14 +14,14 @@ import sympy
 from tngraph.language.legs import leg_indices, leg_size
 from tngraph.language.network import Index, Leg
 from tngraph.program.expressions import Call, Expression, Shape, reshape
-from tngraph.program.layout import Context, Tensor, arrange, separate
+from tngraph.program.layout import Context, LaidOut, arrange, separate
 from tngraph.program.windows import wrap_positions
 from tngraph.search.region import position_range
 
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
 
-def gather_diagonals(tensor: Tensor, reads: Sequence[Leg], context: Context) -> Tensor:
+def gather_diagonals(tensor: LaidOut, reads: Sequence[Leg], context: Context) -> LaidOut:
     """Lay out the reads that share an index with another leg, together with the legs they share it with.
 
     Args:
@@ -47,7 +47,7 @@ def _tied(legs: Sequence[Leg], read: Leg) -> tuple[Leg, ...]:
         tied = wider
 
 
-def _gather(tensor: Tensor, tied: Sequence[Leg], context: Context) -> Tensor:
+def _gather(tensor: LaidOut, tied: Sequence[Leg], context: Context) -> LaidOut:
     """Return a tensor with the tied legs laid out along their indices, which come first.
 
     A position outside its leg is moved to the border, and the entry read there is then set to zero.
@@ -64,7 +64,7 @@ def _gather(tensor: Tensor, tied: Sequence[Leg], context: Context) -> Tensor:
             outside = Call("differs", (position, _clamp(position, leg)), (), position.shape)
             mask = reshape(outside, (*position.shape, *(ONE for _ in rest))) if rest else outside
             code = Call("masked_fill", (code, mask), (), shape)
-    return Tensor(code, separate((*indices, *rest)))
+    return LaidOut(code, separate((*indices, *rest)))
 
 
 def _positions(leg: Leg, indices: Sequence[Index], context: Context) -> Expression:

@@ -3,29 +3,7 @@
 Every expression has a shape in the sizes of the network. Printing (`lowering`) and following memory (`memory`) are two
 loops over the same values, with a rule per function.
 
-A call stands for PyTorch's function of that name, with these arguments:
-
-| function | arguments | function | arguments |
-| --- | --- | --- | --- |
-| reshape | | permute | the order of the axes |
-| contiguous | | movedim | from, to |
-| pad | (before, after) per axis | narrow | axis, first, length |
-| select | axis, position | every | axis, step |
-| unfold | axis, size, step | gather | axis (at positions, the other operands: one per axis from there on) |
-| index_select | axis (at positions) | diagonal | first axis, second axis |
-| unsqueeze | axis | flip | axes |
-| expand | | | |
-| mm, bmm, mul, add, sub | | scale | factor |
-| sum | axes | pointwise, pointwise_ | the function and its numbers; over its operand |
-| conv | stride, padding, dilation, groups | diag_embed | |
-| conv_transpose | stride, padding, output_padding, groups | | |
-| ones, eye | | full | value |
-| arange | stop, or start and stop (and step) | remainder | modulus, unless it is the second operand |
-| equals | number | convert | |
-| type_as | (that of the second operand) | | |
-| clamp | maximum; the minimum is 0 | differs | |
-| masked_fill | | | |
-| accumulate | the indices of the slices | join | axis, size of a tile |
+A call stands for PyTorch's function of that name. `pytorch.FUNCTIONS` has an entry for each, with its arguments.
 """
 
 from __future__ import annotations
@@ -35,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import sympy
+
+from tngraph.program.pytorch import FUNCTIONS, TorchFunction
 
 Shape = tuple[sympy.Expr, ...]
 
@@ -57,11 +37,20 @@ class Call:
     arguments: tuple[Any, ...]
     shape: Shape
 
+    def __post_init__(self) -> None:
+        if self.function not in FUNCTIONS:
+            raise LookupError(
+                f"nothing is known of the PyTorch function {self.function!r}: "
+                "add an entry to FUNCTIONS in tngraph/program/pytorch.py, and a rule to print it in lowering/calls.py"
+            )
+
+    @property
+    def torch(self) -> TorchFunction:
+        """The entry of its function in the table of PyTorch functions."""
+        return FUNCTIONS[self.function]
+
 
 Expression = Variable | Call
-
-COUNTED = frozenset({"mm", "bmm", "conv", "conv_transpose"})
-"""The functions whose FLOPs PyTorch counts. A line that calls one is an operation whose work the plan counts."""
 
 
 def reshape(operand: Expression, shape: Sequence[sympy.Expr]) -> Call:
@@ -96,20 +85,21 @@ def variables(code: Expression) -> Iterator[Variable]:
             yield from variables(operand)
 
 
-def functions_in(code: Expression) -> frozenset[str]:
-    """Return the functions that an expression calls."""
-    if isinstance(code, Variable):
-        return frozenset()
-    return frozenset({code.function}).union(*map(functions_in, code.operands))
+def calls_in(code: Expression) -> Iterator[Call]:
+    """Yield the calls in an expression, each before those in its operands."""
+    if isinstance(code, Call):
+        yield code
+        for operand in code.operands:
+            yield from calls_in(operand)
 
 
-def substitute(code: Expression, known: Mapping[Expression, Expression]) -> Expression:
-    """Return an expression with some subexpressions replaced."""
-    if code in known:
-        return known[code]
+def substitute(code: Expression, replacements: Mapping[Expression, Expression]) -> Expression:
+    """Return an expression with replacements for some of its subexpressions."""
+    if code in replacements:
+        return replacements[code]
     if isinstance(code, Variable):
         return code
-    return replace(code, operands=tuple(substitute(operand, known) for operand in code.operands))
+    return replace(code, operands=tuple(substitute(operand, replacements) for operand in code.operands))
 
 
 def replace_axis(shape: Shape, axis: int, size: sympy.Expr) -> Shape:

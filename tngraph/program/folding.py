@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from itertools import count
 from typing import NamedTuple
 
 import sympy
@@ -21,7 +20,8 @@ from tngraph.language.legs import legs_size
 from tngraph.language.network import Index, Network
 from tngraph.language.sizes import evaluate_size, product
 from tngraph.language.varying import Varying, call_sizes, find_varying
-from tngraph.program.expressions import COUNTED, Call, Expression, Variable, functions_in, substitute, variables
+from tngraph.program.expressions import Call, Expression, Variable, calls_in, variables
+from tngraph.program.kinds import entry_of
 from tngraph.program.lines import Line, Program, find_drops
 from tngraph.program.operations import Block, Operation, Schedule
 from tngraph.search.objectives import Request
@@ -54,7 +54,7 @@ class Split:
             return self.whole
         places = self.places
         operations = tuple(
-            _load(op) if number in self.folded else _renumber(op, places)
+            _load(op) if number in self.folded else renumber(op, places)
             for number, op in ((number, self.whole.operations[number]) for number in self.called)
         )
         results = {name: places[number] for name, number in self.whole.results.items() if number in places}
@@ -66,7 +66,8 @@ def _load(op: Operation) -> Operation:
     return Operation("load", (), op.legs, op.name)
 
 
-def _renumber(op: Operation, places: Mapping[int, int]) -> Operation:
+def renumber(op: Operation, places: Mapping[int, int]) -> Operation:
+    """Return an operation whose operands have the numbers of another schedule."""
     return replace(op, operands=tuple(places[operand] for operand in op.operands))
 
 
@@ -103,16 +104,16 @@ def _find_fixed(operations: Sequence[Operation], varying: Varying) -> frozenset[
     fixed: list[bool] = []
     for op in operations:
         is_same = op.access is None or varying.is_same(op.access)
-        stands_alone = op.kind not in ("view", "accumulate", "join") and not op.loops
+        stands_alone = entry_of(op).stands_alone and not op.loops
         fixed.append(is_same and stands_alone and all(fixed[operand] for operand in op.operands))
     return frozenset(number for number, op in enumerate(operations) if fixed[number] and op.kind != "load")
 
 
-def _needed(operations: Sequence[Operation], roots: Iterable[int], given: frozenset[int]) -> tuple[int, ...]:
-    """Return the operations that some values depend on, including these, without looking behind given ones."""
+def _needed(operations: Sequence[Operation], roots: Iterable[int], stored: frozenset[int]) -> tuple[int, ...]:
+    """Return the operations that some values depend on, including these, without those of stored ones."""
     needed = set(roots)
     for number in range(len(operations) - 1, -1, -1):
-        if number in needed and number not in given:
+        if number in needed and number not in stored:
             needed.update(operations[number].operands)
     return tuple(sorted(needed))
 
@@ -165,13 +166,13 @@ def fold_program(
     ]
     outputs = [schedule.results[port.name] for port in network.outputs]
     results = tuple(map(hoist.replace, whole.results))
-    called = Program(schedule.operations, schedule.blocks, _drop(schedule, lines, outputs), results)
+    called = Program(schedule.operations, schedule.blocks, with_drops(schedule, lines, outputs), results)
     return Folded(called, hoist.write())
 
 
-def _drop(schedule: Schedule, lines: Iterable[Line], kept: Iterable[int]) -> tuple[Line, ...]:
+def with_drops(schedule: Schedule, lines: Iterable[Line], lasting: Iterable[int]) -> tuple[Line, ...]:
     """Return lines with the values that may be dropped after each."""
-    drops = find_drops(schedule, kept)
+    drops = find_drops(schedule, lasting)
     return tuple(replace(line, dropped=drops[line.number]) for line in lines)
 
 
@@ -182,7 +183,7 @@ class _Hoist:
         self, whole: Program, split: Split, most: int | None, numbers: Mapping[str, int], runtime: frozenset[str]
     ) -> None:
         self.whole, self.split, self.most, self.numbers, self.runtime = whole, split, most, numbers, runtime
-        self.made = {whole.operations[k].name: k for k in split.fixed}
+        self.numbers_of = {whole.operations[k].name: k for k in split.fixed}
         self.folded = {whole.operations[k].name for k in split.folded}
         self.digests: dict[str, str] = {}
         for line in whole.lines:
@@ -212,28 +213,28 @@ class _Hoist:
         """Return whether to keep an expression in a buffer: a folded value, or a stored tensor in another order."""
         if isinstance(code, Variable):
             return code.kind == "value" and code.name in self.folded
-        if code.function == "expand" or functions_in(code) & COUNTED:  # a view of what may be stored, or counted work
-            return False
+        if code.function == "expand" or any(call.torch.is_counted for call in calls_in(code)):
+            return False  # the former is a view of what may be stored, the latter is work that the plan counts
         names = [*variables(code)]
         is_fixed = bool(names) and all(v.kind == "stored" or v.name in self.folded for v in names)
-        return is_fixed and not _is_given(code) and not _varies(code, self.runtime) and self._fits(code)
+        return is_fixed and not _is_stored_view(code) and not _varies(code, self.runtime) and self._fits(code)
 
     def _fits(self, code: Expression) -> bool:
         return self.most is None or evaluate_size(product(code.shape), self.numbers) <= self.most
 
     def write(self) -> Folding:
         """Return the operations and lines that fill the buffers."""
-        ends = {self.made[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"}
+        ends = {self.numbers_of[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"}
         needed = _needed(self.whole.operations, ends, frozenset())
         places = {number: place for place, number in enumerate(needed)}
-        operations = tuple(_renumber(self.whole.operations[number], places) for number in needed)
-        lines = (replace(x, number=places[x.number]) for x in self.whole.lines if x.number in places)
-        program = _drop(Schedule(operations, {}), lines, [places[number] for number in ends])
+        operations = tuple(renumber(self.whole.operations[number], places) for number in needed)
+        lines = (replace(line, number=places[line.number]) for line in self.whole.lines if line.number in places)
+        dropping = with_drops(Schedule(operations, {}), lines, [places[number] for number in ends])
         keys = tuple(self.digests.get(op.name, "") if op.kind != "load" else repr(op) for op in operations)
-        return Folding(Program(operations, (), program, tuple(self.buffers.values())), keys, tuple(self.buffers))
+        return Folding(Program(operations, (), dropping, tuple(self.buffers.values())), keys, tuple(self.buffers))
 
 
-def _is_given(code: Expression) -> bool:
+def _is_stored_view(code: Expression) -> bool:
     """Return whether an expression is only a view of a stored tensor, fused or transposed, as products read it."""
     if isinstance(code, Call) and code.function == "permute" and code.arguments == (1, 0):
         code = code.operands[0]
@@ -246,70 +247,24 @@ def _varies(code: Expression, runtime: frozenset[str]) -> bool:
     """Return whether an expression contains a run-time size or the position of a slice."""
     if isinstance(code, Variable):
         return False
-    for each in (*code.shape, *code.arguments):
-        for number in each if isinstance(each, tuple) else (each,):
-            if isinstance(number, Index) or runtime & {s.name for s in getattr(number, "free_symbols", ())}:
-                return True
-    return any(_varies(operand, runtime) for operand in code.operands)
+    entries = (entry for value in (*code.shape, *code.arguments) for entry in _entries(value))
+    return any(_is_varying(entry, runtime) for entry in entries) or any(_varies(o, runtime) for o in code.operands)
 
 
-def _digest(code: Expression, known: Mapping[str, str]) -> str:
+def _entries(value: object) -> tuple[object, ...]:
+    """Return the entries of a pair or list of options, or a value alone."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _is_varying(value: object, runtime: frozenset[str]) -> bool:
+    """Return whether a size or argument is the position of a slice, or depends on a run-time size."""
+    sizes = {size.name for size in getattr(value, "free_symbols", ())}
+    return isinstance(value, Index) or not runtime.isdisjoint(sizes)
+
+
+def _digest(code: Expression, digests: Mapping[str, str]) -> str:
     """Return a name for an expression's value, equal wherever the same calls are made on the same tensors."""
     if isinstance(code, Variable):
-        return known[code.name] if code.kind == "value" else code.name
-    parts = code.function, [_digest(operand, known) for operand in code.operands], code.arguments, code.shape
-    return sha256(repr(parts).encode()).hexdigest()
-
-
-def merge_foldings(foldings: Sequence[Folding]) -> Folding:
-    """Return what runs before the first call for several regimes, with what they have in common only once."""
-    merge = _Merge()
-    for folding in foldings:
-        merge.add(folding)
-    return merge.write()
-
-
-class _Merge:
-    """A collection of distinct operations, each under a name of its own."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, int] = {}
-        self.operations: list[Operation] = []
-        self.lines: list[Line] = []
-        self.buffers: dict[Variable, Expression] = {}
-
-    def add(self, folding: Folding) -> None:
-        """Add the operations of a folding that are new."""
-        places: list[int] = []
-        names: dict[str, str] = {}
-        lines = {line.number: line for line in folding.program.lines}
-        for number, (op, key) in enumerate(zip(folding.program.operations, folding.keys, strict=True)):
-            if key not in self.places:
-                self.places[key] = len(self.operations)
-                self.operations.append(replace(_renumber(op, dict(enumerate(places))), name=self._name(op)))
-                if number in lines:
-                    code = _rename(lines[number].code, names)
-                    self.lines.append(replace(lines[number], number=self.places[key], code=code))
-            places.append(self.places[key])
-            if number in lines:
-                names[op.name] = self.operations[places[number]].name
-        for buffer, code in zip(folding.buffers, folding.program.results, strict=True):
-            self.buffers.setdefault(buffer, _rename(code, names))
-
-    def _name(self, op: Operation) -> str:
-        taken = {other.name for other in self.operations if other.kind != "load"}
-        names = (f"{op.name}_{k}" if k > 1 else op.name for k in count(1))
-        return op.name if op.kind == "load" else next(name for name in names if name not in taken)
-
-    def write(self) -> Folding:
-        """Return the whole collection, with values dropped once nothing needs them."""
-        numbers = {op.name: number for number, op in enumerate(self.operations) if op.kind != "load"}
-        stored = [numbers[v.name] for code in self.buffers.values() for v in variables(code) if v.kind == "value"]
-        operations, results = tuple(self.operations), tuple(self.buffers.values())
-        lines = _drop(Schedule(operations, {}), self.lines, stored)
-        return Folding(Program(operations, (), lines, results), tuple(self.places), tuple(self.buffers))
-
-
-def _rename(code: Expression, names: Mapping[str, str]) -> Expression:
-    """Return an expression with its values renamed."""
-    return substitute(code, {v: replace(v, name=names[v.name]) for v in variables(code) if v.kind == "value"})
+        return digests[code.name] if code.kind == "value" else code.name
+    call = code.function, [_digest(operand, digests) for operand in code.operands], code.arguments, code.shape
+    return sha256(repr(call).encode()).hexdigest()

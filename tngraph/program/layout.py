@@ -1,6 +1,6 @@
 """The axes of values in memory, and the calls that bring them into the order that a kernel wants.
 
-A `Tensor` is an expression of the generated code with its legs in memory order, fused into axes. `arrange` returns the
+A `LaidOut` is an expression of the generated code with its legs in memory order, fused into axes. `arrange` returns the
 cheapest chain of ``reshape`` and ``permute`` to another order and fusing: nothing where it already fits, and a view
 where only the fusing differs.
 """
@@ -21,7 +21,7 @@ Axes = tuple[tuple[Leg, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class LaidOut:
     """An expression of the generated code and its axes: tuples of fused legs, slowest first; () has size 1."""
 
     code: Expression
@@ -43,7 +43,7 @@ def axes_shape(axes: Axes) -> Shape:
     return tuple(legs_size(axis) for axis in axes)
 
 
-def arrange(tensor: Tensor, axes: Axes) -> Expression:
+def arrange(tensor: LaidOut, axes: Axes) -> Expression:
     """Return the expression that gives a tensor these axes.
 
     Args:
@@ -53,15 +53,15 @@ def arrange(tensor: Tensor, axes: Axes) -> Expression:
     wanted = [leg for axis in axes for leg in axis]
     if list(tensor.legs) == wanted:
         return tensor.code if tensor.axes == axes else reshape(tensor.code, axes_shape(axes))
-    blocks = _blocks(tensor.legs, axes)
-    code = tensor.code if tensor.axes == blocks else reshape(tensor.code, axes_shape(blocks))
-    order = sorted(range(len(blocks)), key=lambda k: wanted.index(blocks[k][0]))
-    permuted = tuple(blocks[k] for k in order)
+    runs = _adjacent_runs(tensor.legs, axes)
+    code = tensor.code if tensor.axes == runs else reshape(tensor.code, axes_shape(runs))
+    order = sorted(range(len(runs)), key=lambda k: wanted.index(runs[k][0]))
+    permuted = tuple(runs[k] for k in order)
     code = permute(code, order)
     return code if permuted == axes else reshape(code, axes_shape(axes))
 
 
-def lay(tensor: Tensor, axes: Axes) -> Expression:
+def lay(tensor: LaidOut, axes: Axes) -> Expression:
     """Return the expression that gives a tensor these axes, copied into their order before they are fused.
 
     At some sizes a ``reshape`` alone is a view with gaps, which PyTorch's products copy matrix by matrix.
@@ -74,20 +74,37 @@ def lay(tensor: Tensor, axes: Axes) -> Expression:
     return replace(code, operands=(contiguous(code.operands[0]),))
 
 
-def _blocks(legs: Sequence[Leg], axes: Axes) -> Axes:
+def arrange_then_convert(tensor: LaidOut, axes: Axes) -> Expression:
+    """Return a tensor arranged into axes, with any conversion of its type done last.
+
+    The arranged tensor below the conversion may then be folded.
+    """
+    code = tensor.code
+    if not isinstance(code, Call) or code.function != "type_as":
+        return arrange(tensor, axes)
+    arranged = arrange(replace(tensor, code=code.operands[0]), axes)
+    return replace(code, operands=(arranged, code.operands[1]), shape=arranged.shape)
+
+
+def compute(function: str, operands: tuple[Expression, ...], axes: Axes, *arguments: object) -> LaidOut:
+    """Return a call whose result has these axes."""
+    return LaidOut(Call(function, operands, arguments, axes_shape(axes)), axes)
+
+
+def _adjacent_runs(legs: Sequence[Leg], axes: Axes) -> Axes:
     """Return the longest runs of legs that stay adjacent on one axis.
 
     Longer ones would be fused and split again, and inductor cannot split what was fused.
     """
     place = {leg: (k, position) for k, axis in enumerate(axes) for position, leg in enumerate(axis)}
-    blocks: list[tuple[Leg, ...]] = []
+    runs: list[tuple[Leg, ...]] = []
     for leg in legs:
         axis, position = place[leg]
-        if blocks and place[blocks[-1][-1]] == (axis, position - 1):
-            blocks[-1] += (leg,)
+        if runs and place[runs[-1][-1]] == (axis, position - 1):
+            runs[-1] += (leg,)
         else:
-            blocks.append((leg,))
-    return tuple(blocks)
+            runs.append((leg,))
+    return tuple(runs)
 
 
 @dataclass(frozen=True, slots=True)

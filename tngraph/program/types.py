@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Literal
 
 from tngraph.language.network import Network
-from tngraph.program.expressions import Call, Expression, variables
-from tngraph.program.layout import Axes, Tensor, arrange
+from tngraph.program.expressions import Call, variables
+from tngraph.program.kinds import entry_of
+from tngraph.program.layout import LaidOut
 from tngraph.program.operations import Operation
 
 ValueType = Literal["data", "constant", "weight", "product"]
@@ -44,14 +45,14 @@ def find_types(
             types.append("weight")
         elif op.access is not None and not operands:
             types.append(roles[op.access.source])
-        elif op.kind in ("contract", "conv"):
+        elif entry_of(op).is_matrix_product:
             types.append("product" if {"weight", "product"} & {*operands} else "data")
         else:
             types.append("data" if "data" in operands else max(operands, key=_STRENGTH.index))
     return tuple(types)
 
 
-def take_type_of_product(operands: Sequence[Tensor], types: Sequence[ValueType]) -> list[Tensor]:
+def take_type_of_product(operands: Sequence[LaidOut], types: Sequence[ValueType]) -> list[LaidOut]:
     """Return two operands, of which one computed from stored tensors has the type of the other if that is a product."""
     product = next((tensor for tensor, kind in zip(operands, types, strict=True) if kind == "product"), None)
     if product is None:
@@ -63,15 +64,3 @@ def take_type_of_product(operands: Sequence[Tensor], types: Sequence[ValueType])
         else tensor
         for tensor, kind in zip(operands, types, strict=True)
     ]
-
-
-def arrange_then_convert(tensor: Tensor, axes: Axes) -> Expression:
-    """Return a tensor arranged into axes, with any conversion of its type done last.
-
-    The arranged tensor below the conversion may then be folded.
-    """
-    code = tensor.code
-    if not isinstance(code, Call) or code.function != "type_as":
-        return arrange(tensor, axes)
-    arranged = arrange(replace(tensor, code=code.operands[0]), axes)
-    return replace(code, operands=(arranged, code.operands[1]), shape=arranged.shape)

@@ -12,7 +12,8 @@ from dataclasses import replace
 from tngraph.language.network import Network
 from tngraph.program.folding import Folded, Folding, Split, fold_program, split_schedule
 from tngraph.program.lines import write_program
-from tngraph.program.operations import Block, Stage, write_schedule
+from tngraph.program.operations import Block, Stage
+from tngraph.program.schedule import write_schedule
 from tngraph.search.objectives import Request
 
 

@@ -20,6 +20,7 @@ from tngraph.plans.plan import Plan
 from tngraph.plans.regime import Regime
 from tngraph.plans.table import Total, draw_stages, format_step, format_value, list_totals
 from tngraph.program.counts import evaluate_count, volume, work_unit
+from tngraph.program.kinds import entry_of
 
 Record = dict[str, Any]
 
@@ -88,7 +89,7 @@ def step_records(regime: Regime, sizes: Mapping[str, int]) -> list[Record]:
     zero = sympy.Integer(0)
     records: list[Record] = []
     for position, op in enumerate(regime.operations):
-        if op.kind in ("load", "view"):
+        if not entry_of(op).has_row:
             continue
         work, is_matrix = volume(regime.operations, position), work_unit(op) == "MAC"
         counts = {
