@@ -103,7 +103,7 @@ class _Tree:
         part = self.topology.part([self.values[each] for each in joined])
         known = [(place[left], place[right]) for left, right in (self.operands[each] for each in reversed(steps))]
         found, _ = prove_order(part, known)
-        if order_cost(part, found) < order_cost(part, known):
+        if found is not known and order_cost(part, found) < order_cost(part, known):
             for each, (left, right) in zip(reversed(steps), found, strict=True):
                 self._join(each, (numbers[left], numbers[right]))
 

@@ -278,6 +278,7 @@ class Topology:
     ) -> None:
         self.region, self.named, self.sliced = region, sizes, sliced
         self.pricing = pricing or Pricing()
+        self.prices: dict[Work, Price] = {}  # of steps that are alike, which large regions have many of
         bare_accesses = [sliced_legs(access, sliced) for access in region.accesses]
         holders = Counter(i for legs in bare_accesses for i in leg_indices(legs))
         lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
@@ -327,6 +328,8 @@ class Topology:
         for name in ("everything", "unfit"):  # the cached properties depend on prices and leaves
             topology.__dict__.pop(name, None)
         topology.pricing = pricing
+        if pricing.rate != self.pricing.rate:
+            topology.prices = {}
         return topology
 
     def part(self, values: Sequence[Value]) -> Topology:
@@ -455,8 +458,10 @@ class Topology:
     def _price_as(self, kind: StepKind, left: Value, right: Value, result: Value) -> Price:
         grads = (int(bool(value.leaves & self.pricing.trained)) for value in (left, right))
         sizes = (self.size(value) for value in (left, right, result))
-        price: Price = self.pricing.rate(Work(self.volume(left, right, result, kind), *sizes, *grads))
-        return price
+        work = Work(self.volume(left, right, result, kind), *sizes, *grads)
+        if work not in self.prices:
+            self.prices[work] = self.pricing.rate(work)
+        return self.prices[work]
 
     def kind(self, left: Value, right: Value, result: Value) -> StepKind:
         """Return the cheapest kind of step that computes a value from two others, the first of equals."""
