@@ -27,7 +27,7 @@ from tngraph.language.sizes import evaluate_size
 from tngraph.search.machine import BEYOND, clip
 from tngraph.search.orders import Search, hypergraph, parallel_for
 from tngraph.search.proposals import Cut, CutTrial, propose_cut
-from tngraph.search.region import ContractionTree, Topology, counted_legs
+from tngraph.search.region import ContractionTree, Topology, work_of
 from tngraph.search.trees import build_tree
 from tngraph.search.workers import run_tasks
 
@@ -191,9 +191,10 @@ class Sliceable:
             operands = [legs[k] for k in step.operands]
             below = reduce(or_, (reach[k] for k in step.operands))
             summed = {*leg_indices(leg for own in operands for leg in own)} - {*leg_indices(step.legs)}
-            volume = 0 if step.kind == "read" else count(counted_legs(step.kind, operands, step.legs))
+            work = work_of(step, operands, count)
             kept = self._mask(leg for leg in step.legs if isinstance(leg, Index))
-            yield _Line(volume, count(step.legs), kept | self._mask(summed), kept, below)
+            volume = 0 if step.kind == "read" else work.operations
+            yield _Line(volume, work.result, kept | self._mask(summed), kept, below)
             legs.append(step.legs)
             reach.append(below)
 
