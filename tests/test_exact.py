@@ -210,7 +210,7 @@ def test_a_kernel_is_resolved_only_with_all_its_kernels():
     assert kernels is not None
     resolved = topology.join(x, kernels)
     assert resolved is not None
-    assert not resolved.folded
+    assert not resolved.unresolved
     assert {topology.indices[i].name for i in resolved.plain} == {"s", "l", "r", "t"}
 
 

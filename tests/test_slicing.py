@@ -1,4 +1,4 @@
-"""Slicing: the limit is kept, the total is what a loop over the slices multiplies, and the sum is the network's."""
+"""Slicing: the limit is kept, the total is what a loop over the slices computes, and the sum is the network's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tree_of(net: tg.Network) -> ContractionTree:
 
 
 def run_loop(slicing: Slicing, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, int, int]:
-    """The result of a loop over the slices in NumPy, its multiplications, and the largest value a step wrote before."""
+    """The result of a loop over the slices in NumPy, its operations, and the largest value a step wrote before."""
     tree, cut = slicing.tree, slicing.indices
     letters = {index: k for k, index in enumerate(dict.fromkeys(i for a in tree.region.accesses for i in a.indices))}
     result = np.zeros([int(i.size) for i in tree.region.legs])
@@ -60,6 +60,7 @@ def run_loop(slicing: Slicing, arrays: dict[str, np.ndarray]) -> tuple[np.ndarra
         place = tuple(at.get(leg, slice(None)) for leg in tree.region.legs)
         order = [legs[-1].index(leg) for leg in tree.region.legs if leg not in at]
         result[place] += values[-1].transpose(order)
+        count += values[-1].size if cut else 0
     return result, count, largest
 
 

@@ -130,11 +130,12 @@ class _Cutter:
     def _slice_large(self, tree: ContractionTree, most: int) -> tuple[Slicing, Slicing]:
         """Return the cheapest slicing found, and that of the tree as it is.
 
-        Nothing is searched if the tree as it is costs no more in slices than whole.
+        Nothing is searched if the tree as it is costs no more in slices than whole, except for adding them up once.
         """
         numbers, search = self.task.numbers, self.task.search
         own = replace(slice_tree(replace(tree, is_pinned=True), numbers, most), tree=tree)
-        if tree.is_pinned or own.total <= Sliceable(tree, numbers).slicing(()).total:
+        whole = Sliceable(tree, numbers)
+        if tree.is_pinned or own.total <= whole.slicing(()).total + whole.result:
             return own, own
         if self.rearranged is not None:
             search = replace(search, trials=1)
@@ -143,4 +144,4 @@ class _Cutter:
         except PlanError:  # the rearranged tree cannot be sliced this far, while this one can
             return own, own
         self.rearranged = other.tree
-        return min(other, own, key=lambda slicing: (slicing.total, slicing.slices)), own
+        return min(other, own, key=Slicing.rank), own

@@ -20,7 +20,7 @@ MOST_PAIRS = 2**18
 
 
 def least_cost(topology: Topology) -> int:
-    """Return a cost that no order is below, 0 where there is no such bound: with folded reads, or for time."""
+    """Return a cost that no order is below, 0 where there is no such bound: with unresolved reads, or for time."""
     rate, pricing = topology.pricing.rate, topology.pricing
     pairs = sum(holders.bit_count() ** 2 for holders in topology.holders)
     if not isinstance(rate, Weighted) or topology.reads or pairs > MOST_PAIRS or len(topology.leaves) < 2:

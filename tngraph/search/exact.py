@@ -1,12 +1,12 @@
 """The exact search: the cheapest tree over all subsets of a region's leaves, outer products included.
 
 A dynamic program in the manner of Held and Karp: cost[S] = min over splits S = A + B of cost[A] + cost[B] +
-price(A, B), for every choice of which folded reads are laid out. It runs in layers of equal subset size, each
+price(A, B), for every choice of which unresolved reads are laid out. It runs in layers of equal subset size, each
 a handful of NumPy operations over all subsets and splits at once, in 64-bit integers where prices are integers.
 Costs beyond the incumbent's are clipped, so nothing can overflow unnoticed.
 
 Source: the subset program is Pfeifer, Haegeman, Verstraete (2014), arXiv 1304.6112; volumes with convolved
-indices, the masks for folded reads, gradients and values folded beforehand are ours.
+indices, the masks for unresolved reads, gradients and values folded beforehand are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tngraph.search.machine import BEYOND, Work, clip
 from tngraph.search.objectives import PerStep, Price, Pricing, Rate, Weighted
-from tngraph.search.region import MOST_FOLDED, Topology
+from tngraph.search.region import MOST_UNRESOLVED, Topology
 from tngraph.search.trees import Order, order_cost
 
 MOST_LEAVES = 14
@@ -50,9 +50,9 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
         incumbent: a valid order; its cost bounds the search.
 
     Returns:
-        An order at most as expensive as the incumbent; proven unless the region is too large for the program
-        (more than `MOST_LEAVES` leaves, `MOST_SPLITS` splits, as many folded reads as a region may have, 62 distinct
-        groups of indices, or costs of 2^59 and more).
+        An order at most as expensive as the incumbent. It is proven unless the region is too large for the program:
+            more than `MOST_LEAVES` leaves, `MOST_SPLITS` splits, as many unresolved reads as a region may have, 62
+            distinct groups of indices, or costs of 2^59 and more.
     """
     price, highest = order_cost(topology, incumbent), _highest(topology.pricing.rate)
     cap = price if price < inf else highest - 1
@@ -81,7 +81,7 @@ def _is_within_reach(topology: Topology, cap: Price) -> bool:
     leaves, reads, rate = len(topology.leaves), len(topology.reads), topology.pricing.rate
     splits = 3**leaves * 2**reads
     most = MOST_CALLS if isinstance(rate, PerStep) else MOST_SPLITS
-    return leaves <= MOST_LEAVES and reads < MOST_FOLDED and splits <= most and cap < _highest(rate)
+    return leaves <= MOST_LEAVES and reads < MOST_UNRESOLVED and splits <= most and cap < _highest(rate)
 
 
 class _Program:
@@ -102,7 +102,7 @@ class _Program:
     def _group_indices(self) -> None:
         """Number the indices anew, those on the same leaves as one: they live and die together."""
         topology = self.topology
-        in_reads = {i for leaf in topology.leaves for _, rest in leaf.folded for i in rest}
+        in_reads = {i for leaf in topology.leaves for _, rest in leaf.unresolved for i in rest}
         groups: dict[object, int] = {}
         self.bit: dict[int, int] = {}
         self.sizes: list[int] = []
@@ -131,12 +131,12 @@ class _Program:
         for k, leaf in enumerate(self.topology.leaves):
             held |= np.where(subsets >> k & 1, np.int64(self._mask(leaf.plain)), 0)
         self.rest = np.zeros((self.reads, len(subsets)), dtype=np.int64)
-        self.is_foldable = np.zeros((self.reads, len(subsets)), dtype=bool)
+        self.can_stay = np.zeros((self.reads, len(subsets)), dtype=bool)
         self.is_dense = np.zeros((self.reads, len(subsets)), dtype=bool)
         for leaf in self.topology.leaves:
-            for read, rest in leaf.folded:
+            for read, rest in leaf.unresolved:
                 self.rest[read] = np.where(subsets & leaf.leaves, self._mask(rest) & self.alive, 0)
-                self.is_foldable[read] = np.bitwise_count(self.rest[read]) >= 2
+                self.can_stay[read] = np.bitwise_count(self.rest[read]) >= 2
                 kept, inverse = self._rests(read)
                 self.is_dense[read] = np.array([self.topology.is_dense(read, rest) for rest in kept])[inverse]
         self.chunks = [self._chunk(start) for start in range(0, max(self.width, 1), _CHUNK)]
@@ -144,7 +144,7 @@ class _Program:
         self._fill_prices()
         self.cost = np.full((1 << self.reads, len(subsets)), self.infinite)
         for leaf in self.topology.leaves:
-            is_written = np.any([self._is_laid_out(read) for read, _ in leaf.folded], axis=0)
+            is_written = np.any([self._is_laid_out(read) for read, _ in leaf.unresolved], axis=0)
             is_out = (is_written & self.is_too_large[:, leaf.leaves]) | bool(self.topology.unfit & leaf.leaves)
             self.cost[:, leaf.leaves] = np.where(is_out, self.infinite, 0)
         self.split = np.zeros(self.cost.shape, dtype=np.int64)
@@ -166,16 +166,18 @@ class _Program:
         self.is_too_large = (self.size > most) & ~self.is_folded & (self.subsets != self.subsets[-1])
 
     def _fill_choices(self, held: Masks) -> None:
-        """For every choice of laid-out reads: the plain indices, those in folds, and the folds' positions."""
+        """Fill in, for every choice of laid-out reads, the plain indices, those in other reads, and their positions."""
         shape = (1 << self.reads, len(self.subsets))
         self.plain, self.busy = np.broadcast_to(held, shape).copy(), np.zeros(shape, dtype=np.int64)
         self.positions = np.ones(shape, dtype=np.int64)
         for choice in range(1 << self.reads):
             for read in range(self.reads):
-                folded = self.is_foldable[read] & (not choice >> read & 1)
-                self.plain[choice] |= np.where(folded, 0, self.rest[read])
-                self.busy[choice] |= np.where(folded, self.rest[read], 0)
-                self.positions[choice] = self._times(self.positions[choice], np.where(folded, self._spans(read), 1))
+                is_unresolved = self.can_stay[read] & (not choice >> read & 1)
+                self.plain[choice] |= np.where(is_unresolved, 0, self.rest[read])
+                self.busy[choice] |= np.where(is_unresolved, self.rest[read], 0)
+                self.positions[choice] = self._times(
+                    self.positions[choice], np.where(is_unresolved, self._spans(read), 1)
+                )
 
     def _times(self, left: Masks, right: Masks) -> Masks:
         """The products of sizes, clipped where they are beyond."""
@@ -269,15 +271,15 @@ class _Program:
         for read in range(self.reads):
             if not choice >> read & 1:
                 for k, side in enumerate((left, right)):
-                    is_resolved = self.is_foldable[read][side] & (self.rest[read][side] != self.rest[read][subsets])
+                    is_resolved = self.can_stay[read][side] & (self.rest[read][side] != self.rest[read][subsets])
                     resolves[k] |= is_resolved
                     are_dense &= ~is_resolved | self.is_dense[read][subsets]
         can_transpose: npt.NDArray[np.bool_] = (resolves[0] ^ resolves[1]) & are_dense
         return can_transpose
 
     def _is_blocked(self, choice: int, read: int, side: Masks, other: Masks, subsets: Masks) -> npt.NDArray[np.bool_]:
-        """Where a folded read of one side cannot take part in the step (see `Topology.join`)."""
-        rest = np.where(self.is_foldable[read][side], self.rest[read][side], 0)
+        """Return where an unresolved read of one side cannot take part in the step (see `Topology.join`)."""
+        rest = np.where(self.can_stay[read][side], self.rest[read][side], 0)
         met = rest & self.plain[choice][other]
         dead = rest & ~self.alive[subsets]
         entangled = (rest & self.busy[choice][other]) != 0
@@ -285,13 +287,13 @@ class _Program:
         return blocked
 
     def _close(self, subsets: Masks) -> None:
-        """A folded value may be laid out for nothing, if it fits; one with nothing folded is the same in both rows."""
+        """Lay reads out for nothing where the value fits; a value with nothing unresolved is the same in both rows."""
         for read in range(self.reads):
             for choice in range(1 << self.reads):
                 if not choice >> read & 1:
                     target = choice | 1 << read
                     self._improve(target, choice, subsets[~self.is_too_large[target, subsets]])
-                    same = subsets[~self.is_foldable[read][subsets]]
+                    same = subsets[~self.can_stay[read][subsets]]
                     self._improve(choice, choice | 1 << read, same)
 
     def _improve(self, target: int, source: int, subsets: Masks) -> None:

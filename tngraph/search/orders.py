@@ -217,7 +217,7 @@ def _order_around(topology: Topology, search: Search, pin: Pin, positions: Seque
 
 
 def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
-    """The indices still needed once some leaves are joined, folded ones laid out."""
+    """The indices still needed once some leaves are joined, those of unresolved reads laid out."""
     below = sum(leaf.leaves for leaf in leaves)
     held = dict.fromkeys(i for leaf in leaves for i in leaf.indices)
     return tuple(i for i in held if topology.is_alive(i, below))

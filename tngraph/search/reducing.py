@@ -97,7 +97,7 @@ def join_alike(topology: Topology) -> Reduction:
             continue
         other = waiting.pop(kind)
         joined = topology.join(values.pop(other), values.pop(number))
-        assert joined is not None  # only folded reads stand in the way
+        assert joined is not None  # only unresolved reads stand in the way
         pairs.append((other, number))
         queue.append(len(topology.leaves) + len(pairs) - 1)
         values[queue[-1]] = joined

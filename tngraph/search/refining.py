@@ -8,7 +8,7 @@ Proposals go by the fewest operations. What another objective wants may be far f
 with each other before they meet a large tensor cost more operations, and fewer passes over it.
 
 Source: the parts are those of subtree reconfiguration in cotengra (Gray, Kourtis, Quantum 5, 410 (2021)); that they are
-solved for any objective, with gradients and folded values, is ours.
+solved for any objective, with gradients and values computed beforehand, is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_SPLITS = 2**22
 def refine_order(topology: Topology, order: Order) -> Order:
     """An order of which no part of some steps can be made cheaper, as far as the limit reaches.
 
-    Where reads are folded the order is left as it is: whether one is laid out is decided along all of it. An
+    Where reads are unresolved the order is left as it is: whether one is laid out is decided along all of it. An
     interruption (``KeyboardInterrupt``) leaves it as it is, too.
 
     Args:
@@ -76,7 +76,7 @@ class _Tree:
     def _join(self, step: int, pair: tuple[int, int]) -> None:
         left, right = (self.values[operand] for operand in pair)
         made = self.topology.join(left, right)
-        assert made is not None  # only folded reads stand in the way
+        assert made is not None  # only unresolved reads stand in the way
         self.operands[step], self.values[step] = pair, made
         self.prices[step] = self.topology.price(left, right, made)
 
@@ -103,7 +103,7 @@ class _Tree:
         part = self.topology.part([self.values[each] for each in joined])
         known = [(place[left], place[right]) for left, right in (self.operands[each] for each in reversed(steps))]
         found, _ = prove_order(part, known)
-        if order_cost(part, found) < order_cost(part, known):
+        if found is not known and order_cost(part, found) < order_cost(part, known):
             for each, (left, right) in zip(reversed(steps), found, strict=True):
                 self._join(each, (numbers[left], numbers[right]))
 

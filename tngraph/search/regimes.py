@@ -28,10 +28,9 @@ from tngraph.language.legs import bare_legs, leg_indices, leg_size
 from tngraph.language.network import Leg, Read
 from tngraph.language.sizes import LARGEST, evaluate_size
 from tngraph.language.sizing import DEFAULT_RUNTIME_SIZE
-from tngraph.search.machine import Work
 from tngraph.search.objectives import Price, Pricing, Weighted
 from tngraph.search.orders import Search, find_order
-from tngraph.search.region import ContractionTree, Region, Topology, counted_legs
+from tngraph.search.region import ContractionTree, Region, Topology, work_of
 from tngraph.search.trees import Order, build_tree
 
 LARGEST_SEARCHED = 2**20
@@ -244,48 +243,36 @@ def _bisect(solver: Solver, before: ContractionTree, after: ContractionTree, low
 
 
 def price_tree(tree: ContractionTree, numbers: Mapping[str, int], pricing: Pricing) -> Price:
-    """What the joins of a tree cost at any sizes: the same price that the search minimised at its own.
+    """Return the price of the joins of a tree at any sizes, which is what the search minimised at its own.
 
     Args:
-        tree: of a region.
+        tree: the tree of a region.
         numbers: an integer for every named size [elements].
-        pricing: what a step costs.
+        pricing: the price of a step.
     """
     sizes: dict[Leg, int] = {}
 
-    def size(leg: Leg) -> int:
-        if leg not in sizes:
-            sizes[leg] = evaluate_size(leg_size(leg), numbers)
-        return sizes[leg]
+    def size(legs: Iterable[Leg]) -> int:
+        return prod(sizes[leg] if leg in sizes else sizes.setdefault(leg, size_of(leg)) for leg in legs)
 
-    legs = [bare_legs(access) for access in tree.region.accesses] + [step.legs for step in tree.steps]
-    leaves = [1 << k for k in range(len(tree.region.accesses))]
-    elements = [prod(map(size, each)) for each in legs]
-    total: list[Price] = [0] * len(leaves)
-    for number, step in enumerate(tree.steps, len(leaves)):
+    def size_of(leg: Leg) -> int:
+        return evaluate_size(leg_size(leg), numbers)
+
+    legs = [bare_legs(access) for access in tree.region.accesses]
+    leaves = [1 << k for k in range(len(legs))]
+    total: list[Price] = [0] * len(legs)
+    for step in tree.steps:
+        legs.append(step.legs)
         leaves.append(sum({leaves[o] for o in step.operands}))
-        below = sum(total[o] for o in step.operands)
-        if pricing.is_folded(leaves[-1], elements[number]):
-            below = 0
+        price = sum(total[o] for o in step.operands)
+        if pricing.is_folded(leaves[-1], size(step.legs)):
+            price = 0
         elif len(step.operands) == 2:
-            volume = prod(map(size, counted_legs(step.kind, [legs[o] for o in step.operands], step.legs)))
-            below += _price_join(step.operands, number, volume, elements, leaves, pricing)
-        total.append(below)
+            work = work_of(step, [legs[o] for o in step.operands], size)
+            grads = [int(bool(leaves[o] & pricing.trained)) for o in step.operands]
+            price += pricing.rate(work._replace(left_grad=grads[0], right_grad=grads[1]))
+        total.append(price)
     return total[-1]
-
-
-def _price_join(
-    operands: Sequence[int],
-    number: int,
-    volume: int,
-    elements: Sequence[int],
-    leaves: Sequence[int],
-    pricing: Pricing,
-) -> Price:
-    left, right = operands
-    grads = [int(bool(leaves[o] & pricing.trained)) for o in operands]
-    price: Price = pricing.rate(Work(volume, elements[left], elements[right], elements[number], *grads))
-    return price
 
 
 RegimeTrees = tuple[int, int | None, tuple[ContractionTree, ...]]

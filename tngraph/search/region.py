@@ -1,26 +1,26 @@
 """Regions, steps and trees: the input and the result of the search, and what one step does to the legs.
 
 A `Region` is one product of accesses to contract. Its leaves are first *prepared*: repeated indices and irregular reads
-are laid out, and indices of one access alone are summed. From then on each value is a set of plain indices and *folded*
-reads. A folded read is a leg that is still addressed by a position Σ c·i. Joining it with a tensor that has one of its
-indices resolves that index, which is a convolution step. In a convolution every position of the result collects what it
-reads. In a transposed convolution every position of the leg is added to all results that read it. Opening a read lays
-its indices out as plain ones (an unfold), after which ordinary steps apply. The search chooses between all of these.
+are laid out, and indices of one access alone are summed. From then on each value is a set of plain indices and
+*unresolved* reads. An unresolved read is a leg that is still addressed by a position Σ c·i. Joining it with a tensor
+that has one of its indices resolves that index, which is a convolution step. In a convolution every position of the
+result collects what it reads. In a transposed convolution every position of the leg is added to all results that read
+it. Opening a read lays its indices out as plain ones, after which ordinary steps apply. The search chooses between all
+of these.
 
-Source: the distinction of folded and opened reads is ours. Without reads this is the ordinary contraction tree of
+Source: the distinction of unresolved and opened reads is ours. Without reads this is the ordinary contraction tree of
 opt_einsum and cotengra, including hyperedges.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from math import gcd, prod
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import sympy
 
@@ -196,21 +196,21 @@ class ContractionTree:
         return bare_legs(self.region.accesses[value]) if value < count else self.matmuls[value - count].legs
 
 
-MOST_FOLDED = 6
-"""The most reads of a region that may stay folded. Further reads are laid out first, since each doubles the search."""
+MOST_UNRESOLVED = 6
+"""The most reads of a region that may stay unresolved. Others are laid out first, since each doubles the search."""
 
 
 class Value(NamedTuple):
-    """The legs of an intermediate by number: leaves below it, plain indices, and the rest of folded reads."""
+    """The legs of an intermediate by number: leaves below it, plain indices, and the rest of unresolved reads."""
 
     leaves: int
     plain: tuple[int, ...]
-    folded: tuple[tuple[int, tuple[int, ...]], ...]
+    unresolved: tuple[tuple[int, tuple[int, ...]], ...]
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """The indices of the value, those of folded reads last."""
-        return (*self.plain, *(i for _, rest in self.folded for i in rest))
+        """The indices of the value, those of unresolved reads last."""
+        return (*self.plain, *(i for _, rest in self.unresolved for i in rest))
 
 
 T = TypeVar("T")
@@ -242,11 +242,23 @@ def counted_legs(kind: str, operands: Iterable[Sequence[Leg]], legs: Sequence[Le
     return (*legs, *(index for index in leg_indices(every) if index not in remaining))
 
 
+def work_of(step: Step, operands: Sequence[Sequence[Leg]], size: Callable[[Iterable[Leg]], Any]) -> Work:
+    """Return the work of a step without gradients, as integers or as formulas.
+
+    Args:
+        step: the step.
+        operands: the legs of each operand.
+        size: returns the product of the sizes of some legs.
+    """
+    left, right = (*map(size, operands), 0)[:2]
+    return Work(size(counted_legs(step.kind, operands, step.legs)), left, right, size(step.legs), 0, 0)
+
+
 def prepare(legs: tuple[Leg, ...], lone: frozenset[Index], most: int) -> list[tuple[StepKind, tuple[Leg, ...]]]:
     """Return the unary steps that make an access with these legs regular, each with the legs of its result.
 
-    A read stays folded only if it has at least two indices, each of which occurs once on this access, and also on
-    another one or in the result. At most ``most`` reads stay folded.
+    A read stays unresolved only if it has at least two indices, each of which occurs once on this access, and also on
+    another one or in the result. At most ``most`` reads stay unresolved.
     """
     counts = Counter(i for leg in legs for i in (leg.indices if isinstance(leg, Read) else (leg,)))
     regular_reads = [
@@ -278,16 +290,17 @@ class Topology:
     ) -> None:
         self.region, self.named, self.sliced = region, sizes, sliced
         self.pricing = pricing or Pricing()
+        self.prices: dict[Work, Price] = {}  # of steps that are alike, which large regions have many of
         bare_accesses = [sliced_legs(access, sliced) for access in region.accesses]
         holders = Counter(i for legs in bare_accesses for i in leg_indices(legs))
         lone = frozenset(i for i, count in holders.items() if count == 1 and i not in region.legs)
         self.preparation = []
         self.leaf_legs = []
-        folded = 0
+        unresolved = 0
         for bare in bare_accesses:
-            steps = prepare(bare, lone, MOST_FOLDED - folded)
+            steps = prepare(bare, lone, MOST_UNRESOLVED - unresolved)
             legs = steps[-1][1] if steps else bare
-            folded += sum(isinstance(leg, Read) for leg in legs)
+            unresolved += sum(isinstance(leg, Read) for leg in legs)
             self.preparation.append(steps)
             self.leaf_legs.append(legs)
         self.indices = leg_indices(leg for legs in self.leaf_legs for leg in legs)
@@ -309,14 +322,14 @@ class Topology:
         return holders
 
     def _leaf(self, k: int, legs: Sequence[Leg]) -> Value:
-        folded = []
+        unresolved = []
         for leg in legs:
             if isinstance(leg, Read):
-                folded.append((len(self.reads), tuple(self.number[i] for i in leg.indices)))
+                unresolved.append((len(self.reads), tuple(self.number[i] for i in leg.indices)))
                 self.reads.append((k, leg))
-        return Value(1 << k, tuple(self.number[leg] for leg in legs if isinstance(leg, Index)), tuple(folded))
+        return Value(1 << k, tuple(self.number[leg] for leg in legs if isinstance(leg, Index)), tuple(unresolved))
 
-    @cached_property
+    @property
     def everything(self) -> int:
         """The set of all leaves, one bit per leaf."""
         return (1 << len(self.leaves)) - 1
@@ -324,16 +337,16 @@ class Topology:
     def priced(self, pricing: Pricing) -> Topology:
         """Return the same region with other prices."""
         topology = copy(self)
-        for name in ("everything", "unfit"):  # the cached properties depend on prices and leaves
-            topology.__dict__.pop(name, None)
         topology.pricing = pricing
+        if pricing.rate != self.pricing.rate:
+            topology.prices = {}
         return topology
 
     def part(self, values: Sequence[Value]) -> Topology:
         """Return the topology that has some values as its leaves; indices keep their numbers.
 
         Args:
-            values: values without folded reads or common leaves.
+            values: values without unresolved reads or common leaves.
         """
         pricing = self.pricing
         trained = sum(1 << k for k, value in enumerate(values) if value.leaves & pricing.trained)
@@ -351,7 +364,7 @@ class Topology:
         return self.is_output[index] or bool(self.holders[index] & ~leaves)
 
     def span(self, read: int, rest: Sequence[int]) -> int:
-        """Return the number of positions that a folded read still ranges over [elements]."""
+        """Return the number of positions that an unresolved read still ranges over [elements]."""
         coefficients = self.coefficients[read]
         if len(rest) == len(coefficients):
             return self.axis_sizes[read]
@@ -360,22 +373,22 @@ class Topology:
 
     def size(self, value: Value) -> int:
         """Return the number of elements of a value [elements]."""
-        return prod(self.sizes[i] for i in value.plain) * prod(self.span(r, rest) for r, rest in value.folded)
+        return prod(self.sizes[i] for i in value.plain) * prod(self.span(r, rest) for r, rest in value.unresolved)
 
     def open(self, value: Value, read: int) -> Value:
-        """Return a value with one of its folded reads laid out along its indices."""
-        opened = next(rest for r, rest in value.folded if r == read)
-        folded = tuple(entry for entry in value.folded if entry[0] != read)
-        return Value(value.leaves, value.plain + opened, folded)
+        """Return a value with one of its unresolved reads laid out along its indices."""
+        opened = next(rest for r, rest in value.unresolved if r == read)
+        unresolved = tuple(entry for entry in value.unresolved if entry[0] != read)
+        return Value(value.leaves, value.plain + opened, unresolved)
 
     def join(self, left: Value, right: Value) -> Value | None:
-        """Return the value that one step computes from two, or None if a folded read does not allow it."""
+        """Return the value that one step computes from two, or None if an unresolved read does not allow it."""
         leaves = left.leaves | right.leaves
         plain = [i for i in dict.fromkeys(left.plain + right.plain) if self.is_alive(i, leaves)]
-        folded = []
+        unresolved = []
         for side, other in ((left, right), (right, left)):
-            busy = {i for _, rest in other.folded for i in rest}
-            for read, rest in side.folded:
+            busy = {i for _, rest in other.unresolved for i in rest}
+            for read, rest in side.unresolved:
                 dead = [i for i in rest if not self.is_alive(i, leaves)]
                 met = [i for i in rest if i in other.plain]
                 # A step resolves at most one index of a read: one that the other value has as a plain index, and that
@@ -384,14 +397,14 @@ class Topology:
                     return None
                 remaining = tuple(i for i in rest if i not in dead)
                 if len(remaining) >= 2:
-                    folded.append((read, remaining))
+                    unresolved.append((read, remaining))
                 else:
                     plain.extend(remaining)
-        return Value(leaves, tuple(plain), tuple(folded))
+        return Value(leaves, tuple(plain), tuple(unresolved))
 
     def kinds(self, left: Value, right: Value, result: Value) -> tuple[StepKind, ...]:
         """Return the kinds of step that can compute a value from two others."""
-        resolved = [[entry for entry in side.folded if entry not in result.folded] for side in (left, right)]
+        resolved = [[entry for entry in side.unresolved if entry not in result.unresolved] for side in (left, right)]
         if not any(resolved):
             remaining = set(result.plain)
             return ("mul" if remaining.issuperset(left.plain) and remaining.issuperset(right.plain) else "contract",)
@@ -410,10 +423,10 @@ class Topology:
     def volume(self, left: Value, right: Value, result: Value, kind: StepKind) -> int:
         """Return the multiplications of a step, the product of the sizes of its `counted_legs` [MAC]."""
         if kind == "conv_transpose":
-            involved, folded = {*left.plain, *right.plain}, {*left.folded, *right.folded}
+            involved, unresolved = {*left.plain, *right.plain}, {*left.unresolved, *right.unresolved}
         else:
-            involved, folded = {*left.plain, *right.plain, *result.plain}, {*result.folded}
-        return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in folded)
+            involved, unresolved = {*left.plain, *right.plain, *result.plain}, {*result.unresolved}
+        return prod(self.sizes[i] for i in involved) * prod(self.span(r, rest) for r, rest in unresolved)
 
     def is_too_large(self, value: Value) -> bool:
         """Return whether a value exceeds the limit on elements.
@@ -425,7 +438,7 @@ class Topology:
             return False
         return self.size(value) > most and not self.is_folded(value)
 
-    @cached_property
+    @property
     def unfit(self) -> int:
         """The set of the leaves that are prepared in steps which write more than one may."""
         most = self.pricing.most_elements
@@ -455,8 +468,10 @@ class Topology:
     def _price_as(self, kind: StepKind, left: Value, right: Value, result: Value) -> Price:
         grads = (int(bool(value.leaves & self.pricing.trained)) for value in (left, right))
         sizes = (self.size(value) for value in (left, right, result))
-        price: Price = self.pricing.rate(Work(self.volume(left, right, result, kind), *sizes, *grads))
-        return price
+        work = Work(self.volume(left, right, result, kind), *sizes, *grads)
+        if work not in self.prices:
+            self.prices[work] = self.pricing.rate(work)
+        return self.prices[work]
 
     def kind(self, left: Value, right: Value, result: Value) -> StepKind:
         """Return the cheapest kind of step that computes a value from two others, the first of equals."""
@@ -468,9 +483,9 @@ class Topology:
     def legs(self, value: Value) -> tuple[Leg, ...]:
         """Return the symbolic legs of a value."""
         plain: list[Leg] = [self.indices[i] for i in value.plain]
-        return (*plain, *(self.folded_leg(read, rest) for read, rest in value.folded))
+        return (*plain, *(self.remaining_read(read, rest) for read, rest in value.unresolved))
 
-    def folded_leg(self, read: int, rest: Sequence[int]) -> Read:
+    def remaining_read(self, read: int, rest: Sequence[int]) -> Read:
         """Return the rest of a read after its other indices are resolved: positions 0…span-1 of an axis of its own."""
         original = self.reads[read][1]
         if len(rest) == len(original.terms):

@@ -1,4 +1,4 @@
-"""Trees as minimal moves: which values are joined and how, and which folded reads are laid out.
+"""Trees as minimal moves: which values are joined and how, and which unresolved reads are laid out.
 
 Everything else in a tree follows from its region. So a tree from a file is not trusted but derived again: `Replay`
 derives the steps from the moves and refuses a move that the region does not allow. Whatever the moves are, the result
@@ -16,7 +16,7 @@ from tngraph.search.trees import opened, prepare_leaves
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A join of two values, or one value some of whose folded reads are laid out. Values are numbered as in a tree.
+    """A join of two values, or one value some of whose unresolved reads are laid out. Values are numbered as in a tree.
 
     A join may be a transposed convolution where a convolution is possible, too.
     """
@@ -65,7 +65,7 @@ class Replay:
     def _join(self, move: Move, left: Value, right: Value) -> None:
         joined = self.topology.join(left, right)
         if joined is None:
-            raise ReplayError("joins values of which a folded read is to be laid out first")
+            raise ReplayError("joins values of which an unresolved read is to be laid out first")
         kinds = self.topology.kinds(left, right, joined)
         if move.is_transposed and "conv_transpose" not in kinds:
             raise ReplayError("joins values by a transposed convolution, which they do not allow")
@@ -73,9 +73,9 @@ class Replay:
         self._put(Step(move.operands, self.topology.legs(joined), kind), joined)
 
     def _lay_out(self, move: Move, value: Value) -> None:
-        folded = {read for read, _ in value.folded}
-        if len(set(move.reads)) != len(move.reads) or not folded.issuperset(move.reads):
-            raise ReplayError("lays out a read that is not folded there")
+        unresolved = {read for read, _ in value.unresolved}
+        if len(set(move.reads)) != len(move.reads) or not unresolved.issuperset(move.reads):
+            raise ReplayError("lays out a read that is resolved there")
         for read in move.reads:
             value = self.topology.open(value, read)
         self._put(Step(move.operands, self.topology.legs(value), "read"), value)
@@ -93,8 +93,8 @@ class Replay:
         if len(self.values) != 1:
             raise ReplayError(f"leaves {len(self.values)} values and not one")
         (value,) = self.values.values()
-        if value.folded:
-            raise ReplayError("leaves a folded read")
+        if value.unresolved:
+            raise ReplayError("leaves an unresolved read")
         return ContractionTree(self.topology.region, tuple(self.steps), is_proven, is_pinned, self.topology.sliced)
 
 
@@ -114,8 +114,8 @@ def _find_move(replay: Replay, step: Step) -> Move:
     value = replay.values[step.operands[0]]
     results = (result for result in opened(replay.topology, value) if result != value)
     result = next(result for result in results if replay.topology.legs(result) == step.legs)
-    left = {read for read, _ in result.folded}
-    return Move(step.operands, tuple(read for read, _ in value.folded if read not in left))
+    left = {read for read, _ in result.unresolved}
+    return Move(step.operands, tuple(read for read, _ in value.unresolved if read not in left))
 
 
 def replay_moves(topology: Topology, moves: Sequence[Move], *, is_proven: bool) -> ContractionTree:

@@ -10,26 +10,29 @@ Quantum 5, 410 (2021)); what a choice costs is counted here, with steps outside 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import reduce
 from math import log2, prod
+from operator import or_
+from typing import NamedTuple
 
 import numpy as np
 
 from tngraph.errors import PlanError
 from tngraph.language.legs import bare_legs, leg_indices, leg_size
-from tngraph.language.network import Index, Read
+from tngraph.language.network import Index, Leg, Read
 from tngraph.language.sizes import evaluate_size
 from tngraph.search.machine import BEYOND, clip
 from tngraph.search.orders import Search, hypergraph, parallel_for
 from tngraph.search.proposals import Cut, CutTrial, propose_cut
-from tngraph.search.region import ContractionTree, Topology, counted_legs
+from tngraph.search.region import ContractionTree, Topology, work_of
 from tngraph.search.trees import build_tree
 from tngraph.search.workers import run_tasks
 
 REPEATS = 4
-"""How often the indices of one tree are chosen, all but the first time straying from what looks best."""
+"""The choices of indices that are tried for one tree; all but the first stray from what looks best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Slicing:
         indices: sliced whole, in the order the region mentions them; none where everything fits.
         slices: how many: the product of the indices' sizes.
         once: what the steps cost that no sliced index reaches [operations].
-        each: what the other steps cost per slice [operations].
+        each: what the other steps cost per slice, and adding its result to the whole [operations].
         largest: the largest value a step writes but for the result, which is held whole [elements].
     """
 
@@ -54,8 +57,12 @@ class Slicing:
 
     @property
     def total(self) -> int:
-        """MAC plus elementwise of all slices, adding up their results left aside [operations]."""
+        """MAC plus elementwise of all slices [operations]."""
         return self.once + self.slices * self.each
+
+    def rank(self) -> tuple[int, int]:
+        """Return what is compared: the total, and of equal ones the number of slices."""
+        return self.total, self.slices
 
 
 def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search | None = None) -> Slicing:
@@ -81,16 +88,12 @@ def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sear
             f"no slicing keeps every value within {limit:,} elements\n  the least possible is {least.largest:,}: "
             "an index read at a position such as x + k is not sliced"
         )
-    best = min(_choices(own, limit, search.seed, ()), key=_rank)
+    best = min(_choices(own, limit, search.seed, ()), key=Slicing.rank)
     if best.indices and not tree.is_pinned:
         with suppress(KeyboardInterrupt):
             for other in _rearranged(tree, sizes, limit, search):
-                best = min(best, other, key=_rank)
+                best = min(best, other, key=Slicing.rank)
     return best
-
-
-def _rank(slicing: Slicing) -> tuple[int, int]:
-    return slicing.total, slicing.slices
 
 
 def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search) -> Iterator[Slicing]:
@@ -123,65 +126,88 @@ def tree_order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
             yield operands[0], operands[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One step in numbers: what it costs, what it writes, and from which indices that comes.
+class _Line(NamedTuple):
+    """One step in numbers. Sets of indices that may be sliced are bits.
 
     Attributes:
-        volume: without slices [operations].
-        size: of its result without slices [elements].
-        involved: the indices its operands and its result have as plain legs.
-        kept: those of its result.
+        volume: what the step costs without slices [operations].
+        size: the size of its result without slices [elements].
+        involved: the indices that its operands and its result have as plain legs.
+        kept: the indices of its result.
         reach: the indices of all accesses below it.
     """
 
     volume: int
     size: int
-    involved: frozenset[Index]
-    kept: frozenset[Index]
-    reach: frozenset[Index]
+    involved: int
+    kept: int
+    reach: int
 
 
 class Sliceable:
-    """A tree priced under any choice of sliced indices. Made once per tree; nothing in it changes."""
+    """A tree priced under any choice of sliced indices. Nothing in it changes."""
 
     def __init__(self, tree: ContractionTree, sizes: Mapping[str, int]) -> None:
         self.tree = tree
-        every = [leg for access in tree.region.accesses for leg in bare_legs(access)]
-        read = {index for leg in every if isinstance(leg, Read) for index in leg.indices}
-        self.allowed = tuple(index for index in leg_indices(every) if index not in read)
-        self.numbers = {index: evaluate_size(index.size, sizes) for index in self.allowed}
-        self.lines = tuple(_lines(tree, sizes))
+        legs = [leg for access in tree.region.accesses for leg in bare_legs(access)]
+        read = {index for leg in legs if isinstance(leg, Read) for index in leg.indices}
+        self.allowed = tuple(index for index in leg_indices(legs) if index not in read)
+        self.numbers = tuple(evaluate_size(index.size, sizes) for index in self.allowed)
+        self._bits = {index: 1 << k for k, index in enumerate(self.allowed)}
+        self._products = {0: 1}
+        self.lines = tuple(self._lines(sizes))
+        self.result = prod(evaluate_size(index.size, sizes) for index in tree.region.legs)
+        self.kept = self._mask(tree.region.legs)
         self.tables = _Tables(self)
 
-    def slicing(self, chosen: Collection[Index]) -> Slicing:
-        """What a choice comes to, in exact integers."""
-        indices = tuple(index for index in self.allowed if index in chosen)
-        once = each = largest = 0
+    def slicing(self, indices: Iterable[Index]) -> Slicing:
+        """Return what slicing some of the allowed indices comes to, in exact integers."""
+        chosen, slices = self._mask(indices), self._slices
+        once = largest = 0
+        each = self.result // slices(self.kept & chosen) if chosen else 0
         for line in self.lines:
-            volume = line.volume // prod(self.numbers[i] for i in indices if i in line.involved)
-            if line.reach.isdisjoint(indices):
-                once += volume
-            else:
+            volume = line.volume // slices(line.involved & chosen)
+            if line.reach & chosen:
                 each += volume
+            else:
+                once += volume
             if line is not self.lines[-1]:
-                largest = max(largest, line.size // prod(self.numbers[i] for i in indices if i in line.kept))
-        return Slicing(self.tree, indices, prod(self.numbers[i] for i in indices), once, each, largest)
+                largest = max(largest, line.size // slices(line.kept & chosen))
+        ordered = tuple(index for k, index in enumerate(self.allowed) if chosen >> k & 1)
+        return Slicing(self.tree, ordered, slices(chosen), once, each, largest)
 
+    def _lines(self, sizes: Mapping[str, int]) -> Iterator[_Line]:
+        elements: dict[Leg, int] = {}
 
-def _lines(tree: ContractionTree, sizes: Mapping[str, int]) -> Iterator[_Line]:
-    legs = [bare_legs(access) for access in tree.region.accesses]
-    reach = [frozenset(leg_indices(each)) for each in legs]
-    for step in tree.steps:
-        below = frozenset[Index]().union(*(reach[k] for k in step.operands))
-        summed = set(leg_indices(leg for k in step.operands for leg in legs[k])) - set(leg_indices(step.legs))
-        size = prod(evaluate_size(leg_size(leg), sizes) for leg in step.legs)
-        counted = counted_legs(step.kind, [legs[k] for k in step.operands], step.legs)
-        volume = 0 if step.kind == "read" else prod(evaluate_size(leg_size(leg), sizes) for leg in counted)
-        kept = frozenset(leg for leg in step.legs if isinstance(leg, Index))
-        yield _Line(volume, size, kept | summed, kept, below)
-        legs.append(step.legs)
-        reach.append(below)
+        def count(legs: Iterable[Leg]) -> int:
+            return prod(elements[leg] if leg in elements else elements.setdefault(leg, size_of(leg)) for leg in legs)
+
+        def size_of(leg: Leg) -> int:
+            return evaluate_size(leg_size(leg), sizes)
+
+        legs = [bare_legs(access) for access in self.tree.region.accesses]
+        reach = [self._mask(leg_indices(own)) for own in legs]
+        for step in self.tree.steps:
+            operands = [legs[k] for k in step.operands]
+            below = reduce(or_, (reach[k] for k in step.operands))
+            summed = {*leg_indices(leg for own in operands for leg in own)} - {*leg_indices(step.legs)}
+            work = work_of(step, operands, count)
+            kept = self._mask(leg for leg in step.legs if isinstance(leg, Index))
+            volume = 0 if step.kind == "read" else work.operations
+            yield _Line(volume, work.result, kept | self._mask(summed), kept, below)
+            legs.append(step.legs)
+            reach.append(below)
+
+    def _slices(self, mask: int) -> int:
+        """Return the product of the sizes of some indices."""
+        if mask not in self._products:
+            fewer = mask & (mask - 1)
+            self._products[mask] = self._slices(fewer) * self.numbers[(mask ^ fewer).bit_length() - 1]
+        return self._products[mask]
+
+    def _mask(self, indices: Iterable[Index]) -> int:
+        """Return some indices as bits, without those that may not be sliced."""
+        return reduce(or_, (self._bits.get(index, 0) for index in indices), 0)
 
 
 class _Tables:
@@ -191,30 +217,32 @@ class _Tables:
     """
 
     def __init__(self, own: Sliceable) -> None:
-        held = [(line.involved, line.kept, line.reach) for line in own.lines]
-        shape = len(own.lines), len(own.allowed)
+        places, shape = range(len(own.allowed)), (len(own.lines), len(own.allowed))
+        masks = [(line.involved, line.kept, line.reach) for line in own.lines]
         involved, self.kept, self.reach = (
-            np.array([[index in sets[k] for index in own.allowed] for sets in held], dtype=bool).reshape(shape)
-            for k in range(3)
+            np.array([[column[which] >> k & 1 for k in places] for column in masks], dtype=bool).reshape(shape)
+            for which in range(3)
         )
-        self.numbers = np.array([clip(own.numbers[index]) for index in own.allowed])
+        self.numbers = np.array([clip(number) for number in own.numbers])
         self.shrink = np.where(involved, 1 / self.numbers, 1.0)
         self.volumes = np.array([clip(line.volume) for line in own.lines])
+        self.result, self.is_result = clip(own.result), np.array([bool(own.kept >> k & 1) for k in places], dtype=bool)
         self.sizes = np.array([log2(line.size) for line in own.lines])
 
     def choose(self, limit: int, noise: np.random.Generator, temperature: float) -> list[int]:
         """Index after index of the largest value, each the one that adds least to the logarithm of the total."""
         chosen: list[int] = []
         volumes, sizes, inside = self.volumes.copy(), self.sizes[:-1].copy(), np.zeros(len(self.volumes), dtype=bool)
-        slices = 1.0
+        slices, added = 1.0, self.result
         while len(sizes) and sizes.max() > log2(limit) + 1e-9:
             open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.round(9).argmax()]) if k not in chosen]
             if not open_to:  # what is left of the largest value is read at positions
                 break
             reached = inside[:, None] | self.reach[:, open_to]
             each = (reached * volumes[:, None] * self.shrink[:, open_to]).sum(axis=0)
-            totals = (~reached * volumes[:, None]).sum(axis=0) + slices * self.numbers[open_to] * each
-            before = volumes[~inside].sum() + slices * volumes[inside].sum()
+            adding = added * np.where(self.is_result[open_to], 1.0, self.numbers[open_to])
+            totals = (~reached * volumes[:, None]).sum(axis=0) + slices * self.numbers[open_to] * each + adding
+            before = volumes[~inside].sum() + slices * volumes[inside].sum() + added
             score = np.log(totals / before) / np.log(np.maximum(self.numbers[open_to], 2))
             best = open_to[int((score + temperature * noise.gumbel(size=len(open_to))).argmin())]
             chosen.append(best)
@@ -222,15 +250,16 @@ class _Tables:
             volumes *= self.shrink[:, best]
             sizes -= np.where(self.kept[:-1, best], np.log2(self.numbers[best]), 0.0)
             slices = min(slices * self.numbers[best], BEYOND)
+            added = min(adding[open_to.index(best)], BEYOND)
         return chosen
 
 
 def _choices(own: Sliceable, limit: int, seed: int, hint: Iterable[Index]) -> Iterator[Slicing]:
-    """The slicings of one tree that meet a limit: by the hint where it does, and by our own choice."""
+    """Yield the slicings of one tree that meet a limit: by the hint where it does, and by our own choices."""
     noise = np.random.default_rng(seed)
     chosen = [own.tables.choose(limit, noise, 0.05 * repeat / REPEATS) for repeat in range(REPEATS)]
-    hinted = own.slicing(set(hint) & set(own.allowed))
-    for slicing in (hinted, *(own.slicing([own.allowed[k] for k in each]) for each in chosen)):
+    for indices in (hint, *([own.allowed[k] for k in places] for places in chosen)):
+        slicing = own.slicing(indices)
         if slicing.largest <= limit:
             yield _without_idle(own, slicing, limit)
 
@@ -239,6 +268,6 @@ def _without_idle(own: Sliceable, slicing: Slicing, limit: int) -> Slicing:
     """A slicing without the indices that it need not slice."""
     for index in slicing.indices:
         fewer = own.slicing([other for other in slicing.indices if other != index])
-        if fewer.largest <= limit and _rank(fewer) <= _rank(slicing):
+        if fewer.largest <= limit and fewer.rank() <= slicing.rank():
             slicing = fewer
     return slicing

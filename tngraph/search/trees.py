@@ -1,7 +1,7 @@
-"""Contraction trees from an order of joins, with the cheapest choice of when to unfold reads.
+"""Contraction trees from an order of joins, with the cheapest choice of when to lay reads out.
 
 An order is a list of pairs in single-assignment numbering, as every contraction-order library returns it. With
-convolved legs an order alone does not say whether a read is resolved in place or unfolded first. `best_states` finds
+convolved legs an order alone does not say whether a read is resolved in place or laid out first. `best_states` finds
 the cheapest consistent choice along a fixed order exactly, and `build_tree` returns it as steps.
 """
 
@@ -26,8 +26,8 @@ class State(NamedTuple):
 
 
 def opened(topology: Topology, value: Value) -> Iterable[Value]:
-    """Yield a value with every subset of its folded reads laid out, including none."""
-    reads = [read for read, _ in value.folded]
+    """Yield a value with every subset of its unresolved reads laid out, including none."""
+    reads = [read for read, _ in value.unresolved]
     for count in range(len(reads) + 1):
         for chosen in combinations(reads, count):
             result = value
@@ -40,11 +40,12 @@ def best_states(topology: Topology, order: Order) -> list[dict[Value, State]]:
     """Return, for every node of an order, the values it may have with the cheapest way to compute each.
 
     Returns:
-        One mapping per node in single-assignment numbering. A mapping has several values if reads are folded in some
-            and laid out in others.
+        One mapping per node in single-assignment numbering. A mapping has several values if some reads may be either
+            unresolved or laid out.
     """
+    unfit = topology.unfit
     nodes: list[dict[Value, State]] = [
-        {} if leaf.leaves & topology.unfit else {leaf: State(0, None)} for leaf in topology.leaves
+        {} if leaf.leaves & unfit else {leaf: State(0, None)} for leaf in topology.leaves
     ]
     for left, right in order:
         states: dict[Value, State] = {}
@@ -74,12 +75,12 @@ def _within(topology: Topology, value: Value) -> Iterable[Value]:
 
 
 def order_cost(topology: Topology, order: Order) -> Price:
-    """Return the price of an order with its best choice of unfolding, or infinity if a value would be too large."""
+    """Return the price of an order with the best reads laid out, or infinity if a value would be too large."""
     return min((state.cost for state in best_states(topology, order)[-1].values()), default=inf)
 
 
 def build_tree(topology: Topology, order: Order, is_proven: bool) -> ContractionTree:
-    """Return an order as a tree of steps, with reads unfolded where that is cheapest."""
+    """Return an order as a tree of steps, with reads laid out where that is cheapest."""
     nodes = best_states(topology, order)
     chosen = _choose(topology, nodes, order)
     leaves = len(topology.leaves)
@@ -124,6 +125,6 @@ def _open(topology: Topology, where: int, value: Value, wanted: Value, steps: li
 
 
 def _flat(topology: Topology, value: Value) -> Value:
-    for read, _ in value.folded:
+    for read, _ in value.unresolved:
         value = topology.open(value, read)
     return value
