@@ -16,9 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
+from tngraph.layers.recipe import Modes, make_recipe
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import check_tensor
-from tngraph.modules.recipe import Modes, make_recipe
 from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 

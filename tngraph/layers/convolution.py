@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
 from tngraph.language.sizes import as_integer
-from tngraph.modules.compressed import Compressed, settings
-from tngraph.modules.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.compressed import Compressed, settings
+from tngraph.layers.recipe import Modes, check_positive, make_recipe
 from tngraph.search.orders import Search
 
 PerAxis = int | Sequence[int]

@@ -19,10 +19,10 @@ from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
 from tngraph.language.families.weight import outside
-from tngraph.modules.compressed import Compressed
-from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from tngraph.modules.linear import Linear
-from tngraph.modules.recipe import Recipe
+from tngraph.layers.compressed import Compressed
+from tngraph.layers.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from tngraph.layers.linear import Linear
+from tngraph.layers.recipe import Recipe
 
 Choice = str | Family | Mapping[str, Any] | None
 """The replacement of a layer: a family, a family with its options, or None to leave the layer as it is."""

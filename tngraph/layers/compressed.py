@@ -20,10 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.language.sizing import DEFAULT_RUNTIME_SIZE
+from tngraph.layers.recipe import Recipe
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import RAW, find_fault
 from tngraph.modules.layer import Layer
-from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes

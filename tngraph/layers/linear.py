@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
-from tngraph.modules.compressed import Compressed, settings
-from tngraph.modules.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.compressed import Compressed, settings
+from tngraph.layers.recipe import Modes, check_positive, make_recipe
 from tngraph.search.orders import Search
 
 _SETTINGS = ("in_features", "out_features")
