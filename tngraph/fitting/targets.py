@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,35 @@ DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Conv
 """The layers whose weight can be a target."""
 
 
+class Dense(Protocol):
+    """The dense weight that a layer of cores stands for, and how its axes are cut into modes and padded."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape `(out, in / groups, *kernel)`, or `(out,)`, whatever PyTorch's layout is."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The modes of its inputs, which may multiply to more."""
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of channels."""
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether PyTorch stores it as `(in, out / groups, *kernel)`."""
+
+    def weight_again(self) -> Network:
+        """Return the network whose output is the padded weight."""
+
+    def pad(self, weight: Tensor) -> Tensor:
+        """Return a weight in PyTorch's layout as the output of that network."""
+
+    def crop(self, weight: Tensor) -> Tensor:
+        """Return the output of that network in PyTorch's layout."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the cores of a weight live.
@@ -34,7 +63,7 @@ class Place:
 
     network: Network
     layer: Layer
-    recipe: Any = None
+    recipe: Dense | None = None
     bias: nn.Parameter | None = None
 
     @property
@@ -68,12 +97,20 @@ class Place:
             if tuple(dense.shape) != wanted:
                 raise SizeError(f"the target has shape {tuple(dense.shape)}, and the network makes {wanted}")
             return dense
-        shape: tuple[int, ...] = self.recipe.shape
+        shape = self.recipe.shape
         stored = (shape[1] * self.recipe.groups, shape[0] // self.recipe.groups, *shape[2:])
         wanted = stored if self.recipe.is_transposed else shape
         if tuple(dense.shape) != wanted:
             raise SizeError(f"the target has a weight of shape {tuple(dense.shape)}, and the layer one of {wanted}")
-        return cast(Tensor, self.recipe.pad(dense))
+        return self.recipe.pad(dense)
+
+    def by_group(self, weight: Tensor) -> Tensor:
+        """Return an output of the network as the matrices of its groups, `(groups, out / groups, in)`, unpadded."""
+        assert self.recipe is not None
+        groups, cropped = self.recipe.groups, self.recipe.crop(weight)
+        if self.recipe.is_transposed:
+            cropped = cropped.reshape(groups, -1, *cropped.shape[1:]).transpose(1, 2)
+        return cropped.reshape(groups, self.recipe.shape[0] // groups, -1)
 
     def metric(self, moments: Moments | None, form_legs: tuple[int, ...], is_centered: bool) -> Metric | None:
         """Return the metric of some moments on the input legs of the weight.

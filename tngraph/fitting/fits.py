@@ -302,11 +302,9 @@ def _set_bias(
             place.bias.copy_(bias)
         elif isinstance(target, nn.Module):
             place.bias.zero_()
-        if moments is not None:
-            recipe = place.recipe
-            missing = recipe.crop(output - weight.reshape(output.shape))
-            groups = missing.reshape(recipe.groups, missing.shape[0] // recipe.groups, -1)
-            shift = (groups @ moments.mean[:, :, None].to(groups)).flatten()
+        if moments is not None and place.recipe is not None:
+            missing = place.by_group(output - weight.reshape(output.shape))
+            shift = (missing @ moments.mean[:, :, None].to(missing)).flatten()
             place.bias.add_(shift.to(place.bias))
 
 
