@@ -2,12 +2,14 @@
 
 A network is parsed (`parse`, `load`), built (`Builder`, `families`) or imported (`from_einsum`, `from_indices`,
 `from_networkx`); `check` warns of likely mistakes; `evaluate` is what it means; `plan` finds in which order to contract
-it and prices that exactly; `emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module.
+it and prices that exactly; `emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module;
+`fit` makes its params stand for a trained weight; `save` and `load_model` keep models that have such layers.
 Importing this package does not import torch.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tngraph.compiler.budget import RankChoice, choose_rank
@@ -36,6 +38,8 @@ from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
 if TYPE_CHECKING:
+    from tngraph.fitting.fits import Fit, fit
+    from tngraph.fitting.moments import Moments, collect_moments
     from tngraph.modules.compiling import compile
     from tngraph.modules.layer import Layer
 
@@ -43,9 +47,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Builder",
+    "Fit",
     "GrowthWarning",
     "Layer",
     "LimitError",
+    "Moments",
     "Network",
     "NetworkError",
     "Plan",
@@ -59,10 +65,12 @@ __all__ = [
     "VerificationError",
     "check",
     "choose_rank",
+    "collect_moments",
     "compile",
     "emit",
     "evaluate",
     "families",
+    "fit",
     "format",
     "from_einsum",
     "from_indices",
@@ -77,14 +85,19 @@ __all__ = [
 ]
 
 
+_WITH_TORCH = {
+    "Fit": "fitting.fits",
+    "Layer": "modules.layer",
+    "Moments": "fitting.moments",
+    "collect_moments": "fitting.moments",
+    "compile": "modules.compiling",
+    "fit": "fitting.fits",
+}
+"""The modules of the names that need torch."""
+
+
 def __getattr__(name: str) -> Any:
-    """Import torch's room at the first use of a name that needs it."""
-    if name == "Layer":
-        from tngraph.modules.layer import Layer
-
-        return Layer
-    if name == "compile":
-        from tngraph.modules.compiling import compile
-
-        return compile
+    """Import torch at the first use of a name that needs it."""
+    if name in _WITH_TORCH:
+        return getattr(import_module(f"tngraph.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module 'tngraph' has no attribute {name!r}")

@@ -169,7 +169,8 @@ def _spread(convolution: Any, batch: Tensor) -> Tensor:
     """
     sizes = [(size - 1) * step + 1 for size, step in zip(batch.shape[2:], convolution.stride, strict=True)]
     spread = batch.new_zeros((*batch.shape[:2], *sizes))
-    spread[[..., *(slice(None, None, step) for step in convolution.stride)]] = batch
+    entries = tuple(slice(None, None, step) for step in convolution.stride)
+    spread[(slice(None), slice(None), *entries)] = batch
     margins: list[int] = []
     for axis in reversed(range(len(sizes))):
         border = convolution.dilation[axis] * (convolution.kernel_size[axis] - 1) - convolution.padding[axis]

@@ -21,6 +21,7 @@ from tngraph.errors import NetworkError, SizeError
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.language.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.layers.recipe import Recipe
+from tngraph.layers.starting import Start, start_as_asked
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import RAW, find_fault
 from tngraph.modules.layer import Layer
@@ -267,8 +268,9 @@ class Compressed(nn.Module):
                 dense.register_parameter(name, nn.Parameter(copy))
         return dense.train(self.training)
 
-    def _like(self, dense: nn.Module) -> Self:
-        """Set this layer to the training or evaluation mode of another one, and return it."""
+    def _like(self, dense: nn.Module, start: Start) -> Self:
+        """Start this layer as asked, in the training or evaluation mode of an ordinary one, and return it."""
+        start_as_asked(self, dense, start)
         return self.train(dense.training)
 
     def extra_repr(self) -> str:

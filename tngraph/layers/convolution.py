@@ -14,6 +14,7 @@ from tngraph.language.families.family import Family
 from tngraph.language.sizes import as_integer
 from tngraph.layers.compressed import Compressed, settings
 from tngraph.layers.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.starting import Start
 from tngraph.search.orders import Search
 
 PerAxis = int | Sequence[int]
@@ -139,15 +140,25 @@ class _Convolution(_Windowed):
         self._build(recipe, bias, device, dtype, sizes, search, **window)
 
     @classmethod
-    def like(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, family: str | Family = "cp", **options: Any) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
+    def like(
+        cls,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        family: str | Family = "cp",
+        *,
+        fit: Start = False,
+        **options: Any,
+    ) -> Self:
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
 
         Args:
             conv: the ordinary layer.
             family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
+                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
+                `tngraph.fit`.
             options: keyword arguments of this class.
         """
-        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
         """Refuse settings that PyTorch's convolution refuses too."""
@@ -318,16 +329,21 @@ class _Transposed(_Windowed):
         cls,
         conv: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
         family: str | Family = "cp",
+        *,
+        fit: Start = False,
         **options: Any,
     ) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
 
         Args:
             conv: the ordinary layer.
             family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
+                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
+                `tngraph.fit`.
             options: keyword arguments of this class.
         """
-        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
         """Refuse settings that PyTorch's transposed convolution refuses too, and a dilation."""

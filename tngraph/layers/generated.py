@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
 from tngraph.layers.recipe import Modes, make_recipe
+from tngraph.layers.starting import Start, start_as_asked
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import check_tensor
 from tngraph.plans.plan import Plan
@@ -74,16 +75,22 @@ class Generated(nn.Module):
         self._start()
 
     @classmethod
-    def like(cls, weight: Tensor, family: str | Family = "adtn", **options: Any) -> Generated:
+    def like(cls, weight: Tensor, family: str | Family = "adtn", *, fit: Start = False, **options: Any) -> Generated:
         """Return a generator with the shape, device and type of a weight.
 
         Args:
             weight: the weight that it replaces, or is added to.
             family: a word or a `Family`.
+            fit: False for cores that start as drawn; True to fit them to the weight; inputs `(*, in)`, or the
+                `Moments` of what enters the layer, to make its outputs right on them; or a mapping of arguments of
+                `tngraph.fit`. A residual then starts as the part of the weight that its cores can hold, and what the
+                layer keeps beside it is the rest.
             options: keyword arguments of this class.
         """
         check_tensor("the weight", weight)
-        return cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
+        generator = cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
+        start_as_asked(generator, weight, fit)
+        return generator
 
     def reset_parameters(self) -> None:
         """Draw new initial values for the cores, as for a layer of this shape."""

@@ -12,6 +12,7 @@ from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
 from tngraph.layers.compressed import Compressed, settings
 from tngraph.layers.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.starting import Start
 from tngraph.search.orders import Search
 
 _SETTINGS = ("in_features", "out_features")
@@ -65,15 +66,21 @@ class Linear(Compressed):
         self._build(recipe, bias, device, dtype, sizes, search)
 
     @classmethod
-    def like(cls, linear: nn.Linear, family: str | Family = "mpo", **options: Any) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
+    def like(cls, linear: nn.Linear, family: str | Family = "mpo", *, fit: Start = False, **options: Any) -> Self:
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
 
         Args:
             linear: the ordinary layer.
             family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; inputs `(*, in_features)`,
+                or their `Moments`, to make the outputs right on them; or a mapping of arguments of `tngraph.fit`.
             options: keyword arguments of this class.
+
+        Example:
+            >>> dense = nn.Linear(64, 64)
+            >>> layer = Linear.like(dense, "mpo", bond=8, fit=torch.randn(1000, 64))
         """
-        return cls(**settings(linear, _SETTINGS), family=family, **options)._like(linear)
+        return cls(**settings(linear, _SETTINGS), family=family, **options)._like(linear, fit)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer.
