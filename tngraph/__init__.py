@@ -27,6 +27,7 @@ from tngraph.errors import (
 )
 from tngraph.language import families
 from tngraph.language.builder import Builder
+from tngraph.language.environments import environment
 from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
 from tngraph.language.network import Network
 from tngraph.language.reference import evaluate, gradients
@@ -68,6 +69,7 @@ __all__ = [
     "collect_moments",
     "compile",
     "emit",
+    "environment",
     "evaluate",
     "families",
     "fit",
