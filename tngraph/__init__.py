@@ -17,6 +17,7 @@ from tngraph.compiler.pipeline import front, plan
 from tngraph.errors import (
     GrowthWarning,
     LimitError,
+    ModelError,
     NetworkError,
     PlanError,
     RankWarning,
@@ -41,6 +42,7 @@ from tngraph.search.orders import Search
 if TYPE_CHECKING:
     from tngraph.fitting.fits import Fit, fit
     from tngraph.fitting.moments import Moments, collect_moments
+    from tngraph.layers.model_files import load_model, save
     from tngraph.modules.compiling import compile
     from tngraph.modules.layer import Layer
 
@@ -52,6 +54,7 @@ __all__ = [
     "GrowthWarning",
     "Layer",
     "LimitError",
+    "ModelError",
     "Moments",
     "Network",
     "NetworkError",
@@ -80,9 +83,11 @@ __all__ = [
     "front",
     "gradients",
     "load",
+    "load_model",
     "load_plan",
     "parse",
     "plan",
+    "save",
     "to_networkx",
 ]
 
@@ -94,6 +99,8 @@ _WITH_TORCH = {
     "collect_moments": "fitting.moments",
     "compile": "modules.compiling",
     "fit": "fitting.fits",
+    "load_model": "layers.model_files",
+    "save": "layers.model_files",
 }
 """The modules of the names that need torch."""
 

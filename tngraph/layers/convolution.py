@@ -15,6 +15,7 @@ from tngraph.language.sizes import as_integer
 from tngraph.layers.compressed import Compressed, settings
 from tngraph.layers.recipe import Modes, check_positive, make_recipe
 from tngraph.layers.starting import Start
+from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
 PerAxis = int | Sequence[int]
@@ -30,7 +31,6 @@ class _Windowed(Compressed):
 
     axes: ClassVar[int]
     ordinary: ClassVar[Callable[..., nn.Module]]
-    arguments: ClassVar[tuple[str, ...]]
     in_channels: int
     out_channels: int
     groups: int
@@ -92,11 +92,13 @@ class _Convolution(_Windowed):
         sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
+        plan: a plan of the network, made before, instead of a new one.
         options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
         SizeError: numbers that do not fit.
+        PlanError: a plan of another network.
     """
 
     arguments = (
@@ -123,6 +125,7 @@ class _Convolution(_Windowed):
         sites: int | None = None,
         sizes: Mapping[str, int] | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ class _Convolution(_Windowed):
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         recipe = make_recipe(family, shape, groups, modes, sites, options)
         window = {"stride": self.stride, "padding": inner, "dilation": self.dilation}
-        self._build(recipe, bias, device, dtype, sizes, search, **window)
+        self._build(recipe, bias, device, dtype, sizes, search, plan, **window)
 
     @classmethod
     def like(
@@ -276,11 +279,13 @@ class _Transposed(_Windowed):
         sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
+        plan: a plan of the network, made before, instead of a new one.
         options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
         SizeError: numbers that do not fit, a dilation, or another padding mode.
+        PlanError: a plan of another network.
     """
 
     arguments = (
@@ -308,6 +313,7 @@ class _Transposed(_Windowed):
         sites: int | None = None,
         sizes: Mapping[str, int] | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -322,7 +328,7 @@ class _Transposed(_Windowed):
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         recipe = make_recipe(family, shape, groups, modes, sites, options, is_transposed=True)
         window = {"stride": self.stride, "padding": self.padding, "output_padding": self.output_padding}
-        self._build(recipe, bias, device, dtype, sizes, search, **window)
+        self._build(recipe, bias, device, dtype, sizes, search, plan, **window)
 
     @classmethod
     def like(
