@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,7 @@ def fit(
     tolerance: float = 1e-4,
     starts: int = 5,
     seed: int = 0,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Fit:
     """Set the params of a layer so that it stands for a trained weight.
@@ -111,6 +114,7 @@ def fit(
         tolerance: stop when a sweep lowers the error by less, relative to it.
         starts: how many starts are drawn where no truncation gives one. The best after a few sweeps goes on.
         seed: of what is drawn.
+        resume: start from the params that the layer has.
         progress: called as ``progress(done, most, error)`` after every sweep or step.
 
     Returns:
@@ -139,7 +143,8 @@ def fit(
     else:
         problem = Problem(form, output.reshape(sizes), metric)
         if form.is_linear:
-            found = _alternate(place, problem, sweeps, tolerance, starts, seed, progress)
+            begin = _resume if resume else partial(_begin, starts=starts, seed=seed)
+            found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
         else:
             found = _descend(place, problem, sweeps * 10, tolerance, progress)
     values, method, bound, history = found
@@ -222,25 +227,38 @@ def _square(problem: Problem, residual: Tensor) -> float:
     return max(0.0, float((problem.apply_metric(residual) * residual).sum()))
 
 
-def _alternate(
-    place: Place, problem: Problem, sweeps: int, tolerance: float, starts: int, seed: int, progress: Progress | None
-) -> _Found:
-    """Return cores by truncation and alternating least squares."""
-    branches = find_branches(problem.form)
-    if branches is not None:
-        candidates = [truncate(problem, branches)]
-        if problem.metric is not None:
-            candidates.append(truncate(Problem(problem.form, problem.target), branches))
-        best = min(candidates, key=lambda c: problem.loss(c.values))
-        values, bound = {**place.values(), **best.values}, candidates[0].bound
-        method = "truncation"
-        if problem.loss(values) <= bound * (1 + 1e-9) + 1e-24 * problem.total:
-            return values, method, bound, [problem.output_error(values)]
-    else:
-        values, bound, method = _best_start(place, problem, starts, seed), 0.0, f"best of {starts} starts"
+class _Start(NamedTuple):
+    """The cores to start from, how they were found, and a squared error that no cores can be below."""
+
+    values: Values
+    method: str
+    bound: float = 0.0
+
+
+def _alternate(problem: Problem, start: _Start, sweeps: int, tolerance: float, progress: Progress | None) -> _Found:
+    """Return cores by alternating least squares, or those of the start if none can be better."""
+    values, method, bound = start
+    if problem.loss(values) <= bound * (1 + 1e-9) + 1e-24 * problem.total:
+        return values, method, bound, [problem.output_error(values)]
     sweeper = Sweeper.over(problem)
     values = sweeper.run(values, sweeps, tolerance, progress)
     return values, f"{method}, {len(sweeper.history) - 1} sweeps", bound, sweeper.history
+
+
+def _resume(place: Place, problem: Problem) -> _Start:
+    return _Start(place.values(), "resumed")
+
+
+def _begin(place: Place, problem: Problem, starts: int, seed: int) -> _Start:
+    """Return the better of two truncations, or the best of several drawn starts."""
+    branches = find_branches(problem.form)
+    if branches is None:
+        return _Start(_best_start(place, problem, starts, seed), f"best of {starts} starts")
+    candidates = [truncate(problem, branches)]
+    if problem.metric is not None:
+        candidates.append(truncate(Problem(problem.form, problem.target), branches))
+    best = min(candidates, key=lambda c: problem.loss(c.values))
+    return _Start({**place.values(), **best.values}, "truncation", candidates[0].bound)
 
 
 def _best_start(place: Place, problem: Problem, starts: int, seed: int) -> Values:
