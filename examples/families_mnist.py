@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tngraph as tg
 from data import DataError, Images, load_digits, load_images
-from tngraph.modules import replace
+from tngraph.layers import replace
 
 BATCH = 128
 LEARNING_RATE = 5e-3

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ import tngraph
 from tngraph.cli import app
 from tngraph.language.families import FAMILIES
 from tngraph.options import parse_bytes
+from tngraph.report.fitting import show_fit_progress
 
 ROOT = Path(__file__).parent.parent
 SPECS = ROOT / "examples" / "specs"
@@ -771,3 +773,114 @@ def test_a_terminal_gets_colours(command):
     assert process.wait(timeout=120) == 0
     assert b"\x1b[" in shown
     assert b"ring_tied" in shown
+
+
+# fit
+
+
+LAYER = """network layer { size batch; size R = 2; input x[batch, i:16]; param u[i, r:R]; param v[r, o:12]
+  y[batch, o] = x * u * v; output y[batch, o] }"""
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch) -> dict[str, Any]:
+    """A folder with a weight, inputs of it, and a layer, and the tensors that it has."""
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    monkeypatch.chdir(tmp_path)
+    tensors = {"fc.weight": torch.randn(12, 16), "fc.bias": torch.randn(12), "steps": torch.ones(2, 2, dtype=torch.int)}
+    inputs = torch.randn(50, 16) * torch.linspace(0.1, 2, 16)
+    safetensors.save_file(tensors, "m.safetensors")
+    safetensors.save_file({"x": inputs}, "x.safetensors")
+    Path("layer.tn").write_text(LAYER)
+    return {**tensors, "x": inputs}
+
+
+def test_fit_writes_the_cores_of_a_family_and_says_how_good_they_are(weights):
+    import safetensors.torch
+
+    from tngraph.layers import Generated
+
+    result = invoke("fit", "low_rank(rank=3)", "--weights", "m.safetensors:fc.weight", "-o", "out.safetensors")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("84 params for 192 (43.75%), truncation, ")
+    assert lines[1].startswith("weight error  ")
+    assert lines[1].endswith(", proven least")
+    generator = Generated((12, 16), "low_rank", rank=3)
+    generator.load_state_dict(safetensors.torch.load_file("out.safetensors"))
+    error = (generator() - weights["fc.weight"]).norm() / weights["fc.weight"].norm()
+    assert lines[1].split()[2] == f"{error.item():.4g},"
+
+
+def test_fit_takes_a_layer_with_an_input_and_inputs_of_its_weight(weights):
+    import safetensors.torch
+
+    args = ("--set", "R=3", "--weights", "m.safetensors:fc.weight", "--inputs", "x.safetensors")
+    result = invoke("fit", "layer.tn", *args, "-o", "out.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert list(record)[:6] == [
+        *("method", "params_elements", "dense_params_elements", "weight_error", "output_error", "is_proven")
+    ]
+    assert record["is_proven"]
+    assert record["input_count"] == 50
+    assert record["low_rank"]["output_error"] == pytest.approx(record["output_error"])
+    layer = tngraph.compile(tngraph.load("layer.tn", sizes={"R": 3}))
+    layer.load_state_dict(safetensors.torch.load_file("out.safetensors"))
+    dense = weights["x"] @ weights["fc.weight"].T
+    error = (layer(weights["x"]) - dense).norm() / dense.norm()
+    assert record["output_error"] == pytest.approx(error.item(), rel=1e-4)
+
+
+def test_a_fit_goes_on_from_what_it_wrote(weights):
+    args = (
+        "mpo(bond=2, modes=((4, 4), (4, 3)))",
+        "--weights",
+        "m.safetensors:fc.weight",
+        "--inputs",
+        "x.safetensors:x",
+    )
+    args = ("fit", *args, "-o", "out.safetensors", "--json", "--tolerance", "0", "--sweeps")
+    first = json.loads(invoke(*args, "12").stdout)
+    again = invoke(*args, "3")
+    assert again.exit_code == 1
+    assert again.stderr == "out.safetensors exists\n  --force overwrites it, and --resume goes on from it\n"
+    second = json.loads(invoke(*args, "3", "--resume").stdout)
+    assert first["method"] == "truncation, 12 sweeps"
+    assert second["method"] == "resumed, 3 sweeps"
+    assert second["history"][0] == pytest.approx(first["history"][-1], rel=1e-4)
+    assert second["output_error"] <= first["output_error"] * (1 + 1e-6)
+    other = invoke("fit", "low_rank(rank=2)", *args[2:], "3", "--resume")
+    assert other.stderr == "out.safetensors has the cores of another network\n  leave out --resume to start anew\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("mp(bond=3)", "m.safetensors:fc.weight"), "there is no family 'mp'\n  did you mean 'mpo'?\n"),
+        (("mpo(bond=", "m.safetensors:fc.weight"), "'mpo(bond=' is not a family with options\n  write mpo(bond=8), or"),
+        (
+            ("mpo(__import__('os'))", "m.safetensors:fc.weight"),
+            "\"mpo(__import__('os'))\" is not a family",
+        ),
+        (("mpo(bond=open('x'))", "m.safetensors:fc.weight"), "\"mpo(bond=open('x'))\" is not a family with options"),
+        (("mpo", "m.safetensors:fc.wieght"), "m.safetensors has no tensor 'fc.wieght'\n  did you mean 'fc.weight'?"),
+        (("mpo", "m.safetensors"), "m.safetensors has 3 tensors\n  add :NAME; it has: fc.bias, fc.weight, steps\n"),
+        (("mpo", "none.safetensors:x"), "none.safetensors is not a file of tensors: "),
+        (("mpo", "layer.tn:x"), "layer.tn is not a file of tensors: "),
+        (("mpo", "m.safetensors:steps"), "m.safetensors:steps has the type int32\n  give a tensor of floating point\n"),
+        (("layer.tn", "m.safetensors:fc.bias"), "the target has shape (12,), and the network makes (12, 16)\n"),
+        (("none.tn", "m.safetensors:fc.bias"), "none.tn: no such file or directory"),
+    ],
+)
+def test_a_fit_that_cannot_be_is_explained(args, message, weights):
+    spec, weight = args
+    result = invoke("fit", spec, "--weights", weight, "-o", "out.safetensors")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+    assert not Path("out.safetensors").exists()
+
+
+def test_the_progress_of_a_fit_is_a_bar(capsys):
+    show_fit_progress(3, 12, 0.25)
+    assert capsys.readouterr().err == "\r\033[K" + "█" * 7 + "░" * 23 + " 3 of 12, error 0.25"

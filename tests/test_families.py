@@ -18,7 +18,7 @@ from tngraph.errors import RankWarning
 from tngraph.language import families
 from tngraph.language.families import ALIASES, FAMILIES, Family, find_family
 from tngraph.language.families.modes import binary_modes, choose_modes, equal_modes, factorise, split_modes
-from tngraph.modules.recipe import make_recipe
+from tngraph.layers.recipe import make_recipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tngraph as tg
 from tngraph.language.families.family import Family
-from tngraph.modules import Conv2d, Generated, Linear, replace, share
+from tngraph.layers import Conv2d, Generated, Linear, replace, share
 
 NET = tg.parse(
     "network n { size batch\n input x[batch, i:6]\n param w[i, o:4]\n y[batch, o] = x * w\n output y[batch, o] }"

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import register_parametrization, remove_parametr
 
 import tngraph as tg
 from tngraph.language.families import FAMILIES
-from tngraph.modules import Generated, share
+from tngraph.layers import Generated, share
 
 pytestmark = pytest.mark.filterwarnings("ignore::tngraph.GrowthWarning")  # the layers here are small
 OPTIONS: dict[str, dict[str, Any]] = {"graph": {"edges": ((1, 2),)}}

@@ -20,9 +20,9 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import tngraph as tg
-import tngraph.modules
+import tngraph.layers
 from tngraph.language.families import FAMILIES
-from tngraph.modules import (
+from tngraph.layers import (
     Compressed,
     Conv1d,
     Conv2d,
@@ -428,7 +428,7 @@ def test_to_dense_is_an_ordinary_layer(bias: bool) -> None:
     ],
 )
 def test_like_takes_everything_from_an_ordinary_layer(dense: Any) -> None:
-    layer = getattr(tngraph.modules, type(dense).__name__).like(dense)
+    layer = getattr(tngraph.layers, type(dense).__name__).like(dense)
     again = layer.to_dense()
     assert again.extra_repr() == dense.extra_repr()
     assert again.weight.shape == dense.weight.shape

@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import tngraph as tg
 from tests.networks import TABLE, is_steady, networks
 from tngraph.language.network import Network
-from tngraph.modules import Conv2d, Linear
+from tngraph.layers import Conv2d, Linear
 from tngraph.modules.measuring import measure_flops
 from tngraph.program.merging import merge_foldings
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from tngraph.language.families import FAMILIES
-from tngraph.modules import Conv2d, Linear
+from tngraph.layers import Conv2d, Linear
 
 STEPS = 60
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import tngraph as tg
 from tngraph.language.sizes import evaluate_size
-from tngraph.modules import Conv2d, Linear
+from tngraph.layers import Conv2d, Linear
 
 HEAD = "network n {\nsize batch\ninput x[batch, i:6]\nparam a[i, r:3]\nparam c[r, o:4]\nparam s[o]\nparam t[o]\n"
 NARROW = {

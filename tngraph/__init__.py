@@ -2,7 +2,8 @@
 
 A network is parsed (`parse`, `load`), built (`Builder`, `families`) or imported (`from_einsum`, `from_indices`,
 `from_networkx`); `check` warns of likely mistakes; `evaluate` is what it means; `plan` finds in which order to contract
-it and prices that exactly; `emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module.
+it and prices that exactly; `emit` prints the plan as a standalone PyTorch file and `compile` loads it as a module;
+`fit` makes its params stand for a trained weight; `save` and `load_model` keep models that have such layers.
 Importing this package does not import torch.
 """
 
@@ -16,6 +17,7 @@ from tngraph.compiler.pipeline import front, plan
 from tngraph.errors import (
     GrowthWarning,
     LimitError,
+    ModelError,
     NetworkError,
     PlanError,
     RankWarning,
@@ -26,6 +28,7 @@ from tngraph.errors import (
 )
 from tngraph.language import families
 from tngraph.language.builder import Builder
+from tngraph.language.environments import environment
 from tngraph.language.graphs import from_einsum, from_indices, from_networkx, to_networkx
 from tngraph.language.network import Network
 from tngraph.language.reference import evaluate, gradients
@@ -37,6 +40,9 @@ from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
 if TYPE_CHECKING:
+    from tngraph.fitting.fits import Fit, fit
+    from tngraph.fitting.moments import Moments, collect_moments
+    from tngraph.layers.model_files import load_model, save
     from tngraph.modules.compiling import compile
     from tngraph.modules.layer import Layer
 
@@ -44,9 +50,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Builder",
+    "Fit",
     "GrowthWarning",
     "Layer",
     "LimitError",
+    "ModelError",
+    "Moments",
     "Network",
     "NetworkError",
     "Plan",
@@ -60,10 +69,13 @@ __all__ = [
     "VerificationError",
     "check",
     "choose_rank",
+    "collect_moments",
     "compile",
     "emit",
+    "environment",
     "evaluate",
     "families",
+    "fit",
     "format",
     "from_einsum",
     "from_indices",
@@ -71,22 +83,33 @@ __all__ = [
     "front",
     "gradients",
     "load",
+    "load_model",
     "load_plan",
     "parse",
     "plan",
+    "save",
     "to_networkx",
 ]
 
 
-_TORCH = {"Layer": "tngraph.modules.layer", "compile": "tngraph.modules.compiling"}
+_TORCH = {
+    "Fit": "fitting.fits",
+    "Layer": "modules.layer",
+    "Moments": "fitting.moments",
+    "collect_moments": "fitting.moments",
+    "compile": "modules.compiling",
+    "fit": "fitting.fits",
+    "load_model": "layers.model_files",
+    "save": "layers.model_files",
+}
 """The names whose modules import torch, which is loaded at their first use."""
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of torch's room, after importing torch."""
+    """Return a name of torch's rooms, after importing torch."""
     if name not in _TORCH:
         raise AttributeError(f"module 'tngraph' has no attribute {name!r}")
-    return getattr(import_module(_TORCH[name]), name)
+    return getattr(import_module(f"tngraph.{_TORCH[name]}"), name)
 
 
 def __dir__() -> list[str]:

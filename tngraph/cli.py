@@ -2,7 +2,7 @@
 
 Exit codes: 0 fine; 1 a file is wrong, or has warnings under ``check --strict``, or a module does not do what its plan
 says; 2 the command line itself is wrong. Results go to standard output; errors and warnings go unchanged to standard
-error. Only ``verify``, ``calibrate``, ``tune`` and ``--machine`` import torch.
+error. Only ``verify``, ``calibrate``, ``tune``, ``fit`` and ``--machine`` import torch.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from tngraph.options import (
 from tngraph.plans.plan import Plan
 from tngraph.plans.saving import format_plan_file
 from tngraph.program.memory import DOUBLE
+from tngraph.report.fitting import fit_record, hide_progress, show_fit_progress
 from tngraph.report.gallery import describe, entries, first_spec, format_entry, format_list, record
 from tngraph.report.records import (
     Record,
@@ -365,6 +366,65 @@ def tune(
             _show_json(tuning_record(tuning))
         else:
             show_text(str(tuning))
+
+
+@app.command(
+    epilog=_examples(
+        "tngraph fit 'mpo(bond=8)' --weights model.safetensors:fc.weight -o fc.safetensors",
+        "tngraph fit 'btt(rank=2)' --weights m.safetensors:fc.weight --inputs x.safetensors:x -o fc.safetensors",
+        "tngraph fit tree.tn --weights m.safetensors:fc.weight -o fc.safetensors --sweeps 100 --resume",
+    )
+)
+@takes("network", "sizes", "seed", "force", "as_json")
+def fit(
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="A spec file, or a family: 'mpo(bond=8)'.", show_default=False)
+    ],
+    *,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="FILE:NAME", help="The tensor of a safetensors file to stand for.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The safetensors file to write.")],
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", metavar="FILE:NAME", help="What enters the weight, (*, in)."),
+    ] = None,
+    sweeps: Annotated[int, typer.Option("--sweeps", metavar="N", min=1, help="The most sweeps over the cores.")] = 30,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", metavar="T", min=0, help="Stop if a sweep gains so little."),
+    ] = 1e-4,
+    resume: Annotated[bool, typer.Option("--resume", help="Start from the cores in OUT.")] = False,
+    options: Options,
+) -> None:
+    """Fit a network to a trained weight, and write its cores."""
+    with _errors_reported():
+        from tngraph.layers.weight_files import family_layer, fit_file, network_layer, read_tensor
+
+        if Path(output).exists() and not (options.force or resume):
+            raise NetworkError(f"{output} exists", "--force overwrites it, and --resume goes on from it")
+        weight = read_tensor(weights)
+        is_file = spec == "-" or spec.endswith(".tn")
+        layer = network_layer(options.load(spec)[0]) if is_file else family_layer(spec, weight)
+        is_shown = sys.stderr.isatty()
+        report = fit_file(
+            layer,
+            weight,
+            None if inputs is None else read_tensor(inputs),
+            Path(output),
+            sweeps=sweeps,
+            tolerance=tolerance,
+            seed=options.seed,
+            resume=resume,
+            metadata={"spec": spec, "weights": weights},
+            progress=show_fit_progress if is_shown else None,
+        )
+        if is_shown:
+            hide_progress()
+        if options.as_json:
+            _show_json(fit_record(report))
+        else:
+            show_text(str(report))
 
 
 def _plan_and_save(file: str, options: Options) -> PlannedFile:

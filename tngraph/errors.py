@@ -87,6 +87,18 @@ class PlanError(TngraphError, ValueError):
     """A plan that cannot be made or used as requested."""
 
 
+class ModelError(TngraphError, ValueError):
+    """A model that cannot be saved, files that hold none, or a model that they do not fit.
+
+    Args:
+        message: one sentence in the user's names.
+        hint: how to fix it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(str(Problem(message, hint)))
+
+
 class VerificationError(TngraphError, AssertionError):
     """A module that does not do what its plan says."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,15 +31,31 @@ def write_whole(path: str | Path, text: str) -> None:
         OSError: it cannot be written.
         ValueError: the path is not a valid one.
     """
-    _check_path(path)
-    place = Path(os.path.realpath(path))
-    beside = place.with_name(f".tngraph-{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
+    with replacing([path]) as (beside,):
         beside.write_text(text, "utf-8", newline="\n")
-        beside.replace(place)
+
+
+@contextmanager
+def replacing(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+    """Give a path to write beside each of some files; replace the files when all are written, or none at an error.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: a path is not a valid one.
+    """
+    for path in paths:
+        _check_path(path)
+    places = [Path(os.path.realpath(path)) for path in paths]
+    stem = f".tngraph-{os.getpid()}-{threading.get_ident()}"
+    beside = [place.with_name(f"{stem}-{number}.tmp") for number, place in enumerate(places)]
+    try:
+        yield beside
+        for temporary, place in zip(beside, places, strict=True):
+            temporary.replace(place)
     finally:
-        with suppress(OSError):
-            beside.unlink()
+        for temporary in beside:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _check_path(path: object) -> None:

@@ -249,7 +249,7 @@ def _instantiate(
             placed[own] = leg
     for index in (i for a in inner.accesses for i in a.indices):
         if index not in renaming and index not in placed:
-            renaming[index] = Index(_fresh(index.name, taken), index.size) if index in busy else index
+            renaming[index] = Index(fresh_name(index.name, taken), index.size) if index in busy else index
     return tuple(_place(a, renaming, placed, sources[a.source].legs) for a in inner.accesses)
 
 
@@ -262,8 +262,8 @@ def _place(access: Access, renaming: Renaming, placed: Mapping[Index, Read], own
     return replace(access, legs=tuple(legs))
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    """Return a name similar to this one that no index of the network has."""
+def fresh_name(name: str, taken: set[str]) -> str:
+    """Return a name similar to this one that is not among the taken ones, and add it to them."""
     stem = name.rstrip("0123456789").rstrip("_")[: LONGEST_NAME - 10] or "i"
     count = 1
     while f"{stem}_{count}" in taken:

@@ -273,7 +273,7 @@ function in [Python](python.md#families), and an option of a [layer](layers.md):
 
     W[(i{1..4}), (o{1..4})] = mpo(bond=4)
     tg.families.mpo((4, 7, 7, 4), (4, 4, 4, 4), bond=4)
-    tngraph.modules.Linear(784, 256, family="mpo", bond=4)
+    tngraph.layers.Linear(784, 256, family="mpo", bond=4)
 
 The formulas below are the exact counts of the example beside them: planned, not copied. `tngraph families` prints the
 table, and `tngraph families mpo` one entry.

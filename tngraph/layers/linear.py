@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
-from tngraph.modules.compressed import Compressed, settings
-from tngraph.modules.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.compressed import Compressed, settings
+from tngraph.layers.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.starting import Start
+from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
-
-_SETTINGS = ("in_features", "out_features")
 
 
 class Linear(Compressed):
@@ -32,16 +32,20 @@ class Linear(Compressed):
         sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128}``.
         search: seed and effort of the planning.
+        plan: a plan of the network, made before, instead of a new one.
         options: options of the family, as ``bond=8``.
 
     Raises:
         NetworkError: no such family, or options or modes that it does not take.
         SizeError: features or modes that do not fit.
+        PlanError: a plan of another network.
 
     Example:
         >>> Linear(784, 256, family="mpo", bond=4, modes=((4, 7, 7, 4), (4, 4, 4, 4))).weight.shape
         torch.Size([256, 784])
     """
+
+    arguments = ("in_features", "out_features")
 
     def __init__(
         self,
@@ -56,24 +60,31 @@ class Linear(Compressed):
         sites: int | None = None,
         sizes: Mapping[str, int] | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         check_positive(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         recipe = make_recipe(family, (out_features, in_features), 1, modes, sites, options)
-        self._build(recipe, bias, device, dtype, sizes, search)
+        self._build(recipe, bias, device, dtype, sizes, search, plan)
 
     @classmethod
-    def like(cls, linear: nn.Linear, family: str | Family = "mpo", **options: Any) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
+    def like(cls, linear: nn.Linear, family: str | Family = "mpo", *, fit: Start = False, **options: Any) -> Self:
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
 
         Args:
             linear: the ordinary layer.
             family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; inputs `(*, in_features)`,
+                or their `Moments`, to make the outputs right on them; or a mapping of arguments of `tngraph.fit`.
             options: keyword arguments of this class.
+
+        Example:
+            >>> dense = nn.Linear(64, 64)
+            >>> layer = Linear.like(dense, "mpo", bond=8, fit=torch.randn(1000, 64))
         """
-        return cls(**settings(linear, _SETTINGS), family=family, **options)._like(linear)
+        return cls(**settings(linear, cls.arguments), family=family, **options)._like(linear, fit)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer.

@@ -10,20 +10,22 @@ from functools import cached_property
 from itertools import chain
 from math import prod
 from operator import attrgetter
-from typing import Any, NoReturn, Self, cast
+from typing import Any, ClassVar, NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from tngraph.errors import NetworkError, SizeError
+from tngraph.errors import NetworkError, PlanError, SizeError
+from tngraph.language.network import Network
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.language.sizing import DEFAULT_RUNTIME_SIZE
+from tngraph.layers.recipe import Recipe
+from tngraph.layers.starting import Start, start_as_asked
 from tngraph.modules.compiling import compile
 from tngraph.modules.inputs import RAW, find_fault
 from tngraph.modules.layer import Layer
-from tngraph.modules.recipe import Recipe
 from tngraph.modules.verification import Verification
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import describe_regimes
@@ -40,8 +42,10 @@ class Compressed(nn.Module):
         bias: added to the output, `(out,)`; or None.
         recipe: the dense weight that the layer replaces, and how the cores build it.
         planned: the sizes of the input that counts are shown at. They include the sizes that the caller fixed.
+        arguments: the names of the arguments that an ordinary layer has too, but for its bias, device and type.
     """
 
+    arguments: ClassVar[tuple[str, ...]]
     network: Layer
     bias: nn.Parameter | None
     recipe: Recipe
@@ -69,6 +73,7 @@ class Compressed(nn.Module):
         dtype: torch.dtype | None,
         sizes: Mapping[str, int] | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         **window: Any,
     ) -> None:
         """Plan and compile the network, and draw the initial cores and bias."""
@@ -78,7 +83,8 @@ class Compressed(nn.Module):
             raise SizeError(f"sizes is {sizes!r}\n  it maps names to numbers, as {{'batch': 64}}")
         fixed = dict(sizes or {})
         self.planned = dict.fromkeys(network.runtime_sizes(), DEFAULT_RUNTIME_SIZE) | fixed
-        self.network = compile(network, self._inner_sizes(fixed), search=search, device=device, dtype=dtype)
+        inner = self._inner_sizes(fixed)
+        self.network = compile_or_build(network, inner, plan, search=search, device=device, dtype=dtype)
         parameter = nn.Parameter(torch.empty(recipe.shape[0], device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", parameter)
         self._draw_bias()
@@ -267,8 +273,9 @@ class Compressed(nn.Module):
                 dense.register_parameter(name, nn.Parameter(copy))
         return dense.train(self.training)
 
-    def _like(self, dense: nn.Module) -> Self:
-        """Set this layer to the training or evaluation mode of another one, and return it."""
+    def _like(self, dense: nn.Module, start: Start) -> Self:
+        """Start this layer as asked, in the training or evaluation mode of an ordinary one, and return it."""
+        start_as_asked(self, dense, start)
         return self.train(dense.training)
 
     def extra_repr(self) -> str:
@@ -294,6 +301,23 @@ class Compressed(nn.Module):
 
     def _shape_repr(self) -> str:
         raise NotImplementedError
+
+
+def compile_or_build(
+    network: Network, sizes: Mapping[str, int] | None, plan: Plan | None, *, search: Search | None, **where: Any
+) -> Layer:
+    """Return the module of a network, by a plan that was made before if there is one.
+
+    Raises:
+        PlanError: the plan is one of another network.
+    """
+    if plan is None:
+        return compile(network, sizes, search=search, **where)
+    if plan.network != network:
+        raise PlanError(
+            f"the plan is one of another network, {plan.network.name}\n  give a plan of this layer, as layer.plan is"
+        )
+    return compile(plan, **where)
 
 
 def settings(layer: nn.Module, names: Sequence[str]) -> dict[str, Any]:

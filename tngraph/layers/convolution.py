@@ -12,8 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
 from tngraph.language.sizes import as_integer
-from tngraph.modules.compressed import Compressed, settings
-from tngraph.modules.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.compressed import Compressed, settings
+from tngraph.layers.recipe import Modes, check_positive, make_recipe
+from tngraph.layers.starting import Start
+from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
 PerAxis = int | Sequence[int]
@@ -29,7 +31,6 @@ class _Windowed(Compressed):
 
     axes: ClassVar[int]
     ordinary: ClassVar[Callable[..., nn.Module]]
-    arguments: ClassVar[tuple[str, ...]]
     in_channels: int
     out_channels: int
     groups: int
@@ -91,11 +92,13 @@ class _Convolution(_Windowed):
         sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
+        plan: a plan of the network, made before, instead of a new one.
         options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
         SizeError: numbers that do not fit.
+        PlanError: a plan of another network.
     """
 
     arguments = (
@@ -122,6 +125,7 @@ class _Convolution(_Windowed):
         sites: int | None = None,
         sizes: Mapping[str, int] | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -136,18 +140,28 @@ class _Convolution(_Windowed):
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         recipe = make_recipe(family, shape, groups, modes, sites, options)
         window = {"stride": self.stride, "padding": inner, "dilation": self.dilation}
-        self._build(recipe, bias, device, dtype, sizes, search, **window)
+        self._build(recipe, bias, device, dtype, sizes, search, plan, **window)
 
     @classmethod
-    def like(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, family: str | Family = "cp", **options: Any) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
+    def like(
+        cls,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        family: str | Family = "cp",
+        *,
+        fit: Start = False,
+        **options: Any,
+    ) -> Self:
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
 
         Args:
             conv: the ordinary layer.
             family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
+                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
+                `tngraph.fit`.
             options: keyword arguments of this class.
         """
-        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
         """Refuse settings that PyTorch's convolution refuses too."""
@@ -265,11 +279,13 @@ class _Transposed(_Windowed):
         sites: number of modes on each side, if the family chooses them.
         sizes: run-time sizes to plan at: ``{"batch": 128, "height": 32, "width": 32}``.
         search: seed and effort of the planning.
+        plan: a plan of the network, made before, instead of a new one.
         options: options of the family, as ``rank=8``.
 
     Raises:
         NetworkError: no such family, or options, modes or a window that it does not take.
         SizeError: numbers that do not fit, a dilation, or another padding mode.
+        PlanError: a plan of another network.
     """
 
     arguments = (
@@ -297,6 +313,7 @@ class _Transposed(_Windowed):
         sites: int | None = None,
         sizes: Mapping[str, int] | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -311,23 +328,28 @@ class _Transposed(_Windowed):
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         recipe = make_recipe(family, shape, groups, modes, sites, options, is_transposed=True)
         window = {"stride": self.stride, "padding": self.padding, "output_padding": self.output_padding}
-        self._build(recipe, bias, device, dtype, sizes, search, **window)
+        self._build(recipe, bias, device, dtype, sizes, search, plan, **window)
 
     @classmethod
     def like(
         cls,
         conv: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
         family: str | Family = "cp",
+        *,
+        fit: Start = False,
         **options: Any,
     ) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one, and newly drawn parameters.
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
 
         Args:
             conv: the ordinary layer.
             family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
+                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
+                `tngraph.fit`.
             options: keyword arguments of this class.
         """
-        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv)
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
         """Refuse settings that PyTorch's transposed convolution refuses too, and a dilation."""

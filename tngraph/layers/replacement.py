@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -16,14 +16,19 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from tngraph.errors import NetworkError, SizeError
+from tngraph.fitting.fits import Fit
+from tngraph.fitting.moments import Batches, Moments, collect_moments
 from tngraph.language.families import named_family
 from tngraph.language.families.family import Family
 from tngraph.language.families.weight import outside
-from tngraph.modules.compressed import Compressed
-from tngraph.modules.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from tngraph.modules.linear import Linear
-from tngraph.modules.recipe import Recipe
+from tngraph.layers.compressed import Compressed
+from tngraph.layers.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from tngraph.layers.linear import Linear
+from tngraph.layers.recipe import Recipe
+from tngraph.layers.starting import fit_options, start_as_asked
 
+Progress = Callable[[int, int, str], None]
+"""Called as ``progress(done, most, name)`` after every layer."""
 Choice = str | Family | Mapping[str, Any] | None
 """The replacement of a layer: a family, a family with its options, or None to leave the layer as it is."""
 
@@ -58,17 +63,24 @@ class Replaced:
         dense_params: number of its parameters before, bias included [elements].
         params: number of its parameters now [elements].
         recipe: the ``family``, the ``options``, and the modes of ``rows`` and ``columns`` of its new weight.
+        fit: how well its cores were fitted to the old weight; None if they were drawn.
     """
 
     names: tuple[str, ...]
     dense_params: int
     params: int
     recipe: Recipe
+    fit: Fit | None = None
 
     @property
     def name(self) -> str:
         """The names of the layer as one text."""
         return " = ".join(self.names)
+
+    @property
+    def built(self) -> str:
+        """The family with its options, and the modes."""
+        return f"{self.recipe.called}, {self.recipe.modes}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +117,38 @@ class Replacements:
         return self.replaced[position]
 
     def __str__(self) -> str:
+        titles, fitted = ("replaced", "params", "now"), any(row.fit for row in self.replaced)
         rows = [
-            ("replaced", "params", "now", ""),
+            (*titles, *(_ERRORS if fitted else ()), ""),
             *(
-                (row.name, f"{row.dense_params:,}", f"{row.params:,}", f"{row.recipe.called}, {row.recipe.modes}")
+                (row.name, f"{row.dense_params:,}", f"{row.params:,}", *(_errors(row.fit) if fitted else ()), row.built)
                 for row in self.replaced
             ),
-            ("whole model", f"{self.dense_params:,}", f"{self.params:,}", ""),
+            ("whole model", f"{self.dense_params:,}", f"{self.params:,}", *(("", "") if fitted else ()), ""),
         ]
-        name, before, now = (max(len(row[column]) for row in rows) for column in range(3))
-        lines = [_wrap(f"{a:<{name}}  {b:>{before}}  {c:>{now}}  {d}".rstrip()) for a, b, c, d in rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+        lines = [_wrap(_format_row(row, widths)) for row in rows]
         by_reason: dict[str, list[str]] = {}
         for layer in self.passed_over:
             by_reason.setdefault(layer.reason, []).append(layer.name or "the model")
         unchanged = [_wrap(f"  {', '.join(names)}: {reason}") for reason, names in by_reason.items()]
         return "\n".join([*lines, *(["left as they are", *unchanged] if unchanged else [])])
+
+
+_ERRORS = ("error", "low rank")
+
+
+def _errors(fit: Fit | None) -> tuple[str, str]:
+    """Return the error of a fitted layer, and that of the best low-rank weight with no more params."""
+    if fit is None:
+        return "drawn", ""
+    return f"{fit.output_error:.4f}", "" if fit.low_rank is None else f"{fit.low_rank.error:.4f}"
+
+
+def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
+    name, *numbers, built = row
+    columns = [f"{name:<{widths[0]}}", *(f"{n:>{width}}" for n, width in zip(numbers, widths[1:], strict=True)), built]
+    return "  ".join(columns).rstrip()
 
 
 def _wrap(line: str) -> str:
@@ -148,16 +177,19 @@ def replace(
     family: str | Family | Mapping[str, Choice],
     *,
     skip: str | Sequence[str] = (),
+    fit: bool | Mapping[str, Any] = False,
+    inputs: Batches | Mapping[str, Moments] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Replacements:
     """Replace the linear and convolutional layers of a model, in place, by layers of a family.
 
     These are ``nn.Linear``, ``nn.Conv1d`` to ``Conv3d`` and ``nn.ConvTranspose1d`` to ``ConvTranspose3d``. Sizes,
-    biases, devices, types and modes are those of the old layers; the parameters are newly drawn. A module that is used
-    in several places is replaced by one new module in all of them. These layers are left as they are: layers without
-    sizes yet (``Lazy…``), layers whose weight is shared with another module or computed from other parameters, layers
-    with hooks, and subclasses, which may do more. The result names each with the reason. If one layer cannot be built,
-    none is replaced.
+    biases, devices, types and modes are those of the old layers. The parameters are newly drawn, or fitted to the old
+    weights. A module that is used in several places is replaced by one new module in all of them. These layers are left
+    as they are: layers without sizes yet (``Lazy…``), layers whose weight is shared with another module or computed
+    from other parameters, layers with hooks, and subclasses, which may do more. The result names each with the reason.
+    If one layer cannot be built, none is replaced.
 
     Args:
         model: the model whose layers are replaced.
@@ -166,6 +198,12 @@ def replace(
             matches decides, and layers that none matches stay. A pattern matches dotted names of modules, with ``*``,
             ``?`` and ``[…]`` as in names of files, and everything inside these modules.
         skip: patterns of modules to leave alone.
+        fit: fit the new layers to the old weights, as `tngraph.fit` does; or a mapping of its arguments, as
+            ``dict(sweeps=50)``. What a pattern is mapped to may have a ``fit`` of its own.
+        inputs: batches of the model's inputs, to fit the outputs of the layers on, which implies ``fit``: the model
+            runs on all of them once, as it is. Or the `Moments` of every layer that is fitted, by name, as
+            `tngraph.collect_moments` returns them.
+        progress: called as ``progress(done, most, name)`` after every layer.
         options: keyword arguments of all new layers, as ``bond=8``.
 
     Returns:
@@ -191,7 +229,8 @@ def replace(
         name = type(model).__name__
         raise NetworkError(f"the model is a {name} itself, with nothing around it", f"use {name}.like(model, family)")
     rules = [_LayerRule(pattern, None) for pattern in ([skip] if isinstance(skip, str) else skip)]
-    rules += _read_rules(family, options)
+    shared = {**options, "fit": fit or inputs is not None}
+    rules += _read_rules(family, shared)
     layers = dict(_layers(model))
     deciding = _decide(layers, rules)
     holders = _holders(model)
@@ -201,24 +240,49 @@ def replace(
     for name, module in layers.items():
         if not reasons[name]:
             places[module] = (*places.get(module, ()), name)
+    chosen = {module: deciding[names[0]].options or {} for module, names in places.items()}
+    fitted = [names[0] for module, names in places.items() if fit_options(chosen[module]["fit"]) is not None]
+    moments = _moments(model, inputs, fitted)
     # All layers are built before the first is replaced, so that an error leaves the model as it was.
-    built = {
-        module: (names, _build(names[0], module, deciding[names[0]].options or {})) for module, names in places.items()
-    }
+    built: dict[nn.Module, _New] = {}
+    for module, names in places.items():
+        built[module] = _build(names, module, chosen[module], moments.get(names[0]))
+        if progress is not None:
+            progress(len(built), len(places), names[0])
     return _put(model, built, tuple(PassedOver(name, reason) for name, reason in reasons.items() if reason))
 
 
-def _put(
-    model: nn.Module,
-    built: Mapping[nn.Module, tuple[tuple[str, ...], Compressed]],
-    passed_over: tuple[PassedOver, ...],
-) -> Replacements:
+class _New(NamedTuple):
+    """A new layer, its names in the model, and its fit."""
+
+    names: tuple[str, ...]
+    layer: Compressed
+    fit: Fit | None
+
+
+def _moments(
+    model: nn.Module, inputs: Batches | Mapping[str, Moments] | None, names: Sequence[str]
+) -> Mapping[str, Moments]:
+    """Return the moments of the inputs of some layers by name; none without inputs."""
+    if inputs is None or not names:
+        return {}
+    if not isinstance(inputs, Mapping):
+        return collect_moments(model, inputs, names)
+    missing = [name for name in names if name not in inputs]
+    if missing:
+        raise NetworkError(f"there are no moments for {missing[0]!r}", f"there are some for: {_names(inputs)}")
+    return inputs
+
+
+def _put(model: nn.Module, built: Mapping[nn.Module, _New], passed_over: tuple[PassedOver, ...]) -> Replacements:
     """Put the new layers in the places of the old ones, and return what was replaced."""
     before = _params(model)
-    rows = [Replaced(names, _params(old), _params(new), new.recipe) for old, (names, new) in built.items()]
-    for names, new in built.values():
-        for name in names:
-            model.set_submodule(name, new)
+    rows = [
+        Replaced(new.names, _params(old), _params(new.layer), new.layer.recipe, new.fit) for old, new in built.items()
+    ]
+    for new in built.values():
+        for name in new.names:
+            model.set_submodule(name, new.layer)
     return Replacements(tuple(rows), passed_over, before, _params(model))
 
 
@@ -364,12 +428,16 @@ def _names(names: Iterable[str], comma: str = ", ") -> str:
     return comma.join(every[:MOST_NAMES] + more) or "none"
 
 
-def _build(name: str, module: nn.Module, options: Mapping[str, Any]) -> Compressed:
+def _build(names: tuple[str, ...], module: nn.Module, options: Mapping[str, Any], moments: Moments | None) -> _New:
     """Return a layer of cores like an ordinary one. Warnings and errors get the name of the layer in front."""
+    name = names[0]
+    taken = {key: value for key, value in options.items() if key != "fit"}
+    wish = fit_options(options["fit"])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            layer = _LIKE[type(module)](module, **options)
+            layer = _LIKE[type(module)](module, **taken)
+            fit = None if wish is None else start_as_asked(layer, module, {"inputs": moments, **wish})
         except NetworkError as error:
             hint = error.hint or "choose another family or other options for it"
             raise NetworkError(f"{name}: {error.message}", f"{hint}; or leave it alone: skip=({name!r},)") from None
@@ -377,7 +445,7 @@ def _build(name: str, module: nn.Module, options: Mapping[str, Any]) -> Compress
             raise SizeError(f"{name}: {error}; or leave it alone: skip=({name!r},)") from None
     for warning in told:
         warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=outside())
-    return layer
+    return _New(names, layer, fit)
 
 
 def _params(module: nn.Module) -> int:

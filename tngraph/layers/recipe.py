@@ -9,6 +9,7 @@ from math import inf, prod
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from tngraph.errors import GrowthWarning, NetworkError, RankWarning, SizeError
 from tngraph.language.families import named_family
@@ -114,6 +115,15 @@ class Recipe:
         if self.rows:
             groups = groups[:, :, : self.shape[1]]
         return groups.transpose(1, 2).flatten(0, 1) if self.is_transposed else groups.reshape(self.shape)
+
+    def pad(self, weight: Tensor) -> Tensor:
+        """Return a weight in PyTorch's layout as the output of `weight`, with zeros in surplus rows and columns."""
+        shape, columns = self.shape, self.shape[0] // self.groups
+        if self.is_transposed:
+            weight = weight.reshape(self.groups, -1, columns, *shape[2:]).transpose(1, 2)
+        groups = weight.reshape(self.groups, columns, *shape[1:])
+        surplus = (0, 0) * len(shape[2:]) + ((0, self.surplus[0]) if self.rows else ()) + (0, self.surplus[1])
+        return functional.pad(groups, surplus).flatten(0, 1)
 
     @property
     def called(self) -> str:

@@ -16,9 +16,10 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from tngraph.errors import NetworkError, SizeError
 from tngraph.language.families.family import Family
-from tngraph.modules.compiling import compile
+from tngraph.layers.compressed import compile_or_build
+from tngraph.layers.recipe import Modes, make_recipe
+from tngraph.layers.starting import Start, start_as_asked
 from tngraph.modules.inputs import check_tensor
-from tngraph.modules.recipe import Modes, make_recipe
 from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
@@ -38,6 +39,7 @@ class Generated(nn.Module):
         modes: modes of the rows (inputs) and of the columns (outputs); for a vector, ``((), columns)``.
         sites: number of modes on each side, if the family chooses them.
         search: seed and effort of the planning.
+        plan: a plan of the network, made before, instead of a new one.
         device: device of the cores.
         dtype: type of the cores.
         options: options of the family, as ``layers=2``.
@@ -62,6 +64,7 @@ class Generated(nn.Module):
         modes: Modes | None = None,
         sites: int | None = None,
         search: Search | None = None,
+        plan: Plan | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -69,21 +72,28 @@ class Generated(nn.Module):
         super().__init__()
         self.recipe = make_recipe(family, shape, 1, modes, sites, options)
         self.residual = residual
-        self.network = compile(self.recipe.weight(), search=search, device=device, dtype=dtype)
+        network = self.recipe.weight()
+        self.network = compile_or_build(network, None, plan, search=search, device=device, dtype=dtype)
         self.recipe.warn_of_growth(sum(p.numel() for p in self.parameters()))
         self._start()
 
     @classmethod
-    def like(cls, weight: Tensor, family: str | Family = "adtn", **options: Any) -> Generated:
+    def like(cls, weight: Tensor, family: str | Family = "adtn", *, fit: Start = False, **options: Any) -> Generated:
         """Return a generator with the shape, device and type of a weight.
 
         Args:
             weight: the weight that it replaces, or is added to.
             family: a word or a `Family`.
+            fit: False for cores that start as drawn; True to fit them to the weight; inputs `(*, in)`, or the
+                `Moments` of what enters the layer, to make its outputs right on them; or a mapping of arguments of
+                `tngraph.fit`. A residual then starts as the part of the weight that its cores can hold, and what the
+                layer keeps beside it is the rest.
             options: keyword arguments of this class.
         """
         check_tensor("the weight", weight)
-        return cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
+        generator = cls(weight.shape, family, **{"device": weight.device, "dtype": weight.dtype, **options})
+        start_as_asked(generator, weight, fit)
+        return generator
 
     def reset_parameters(self) -> None:
         """Draw new initial values for the cores, as for a layer of this shape."""
@@ -141,7 +151,7 @@ def _last_core(plan: Plan) -> str | None:
     return next((name for name in reversed(params) if reads.count(name) == 1), None)
 
 
-class _WeightSlice(nn.Module):
+class WeightSlice(nn.Module):
     """A slice of a shared vector as the weight of one layer.
 
     The first layer holds the generator, and with it the cores. The other layers only refer to it, in a tuple, which
@@ -156,9 +166,14 @@ class _WeightSlice(nn.Module):
         if is_owner:
             self.generator = holder
 
+    @property
+    def holder(self) -> nn.Module:
+        """The module that has the shared vector."""
+        return self._holders[0]
+
     def forward(self) -> Tensor:
         """Return the weight. Entries of the vector start with variance 1/3, and are scaled by fan-in^(-1/2)."""
-        vector = cast(Tensor, self._holders[0].vector)
+        vector = cast(Tensor, self.holder.vector)
         part = vector[self.start : self.start + prod(self.shape)].view(self.shape)
         return part * self.scale
 
@@ -198,15 +213,21 @@ def share(model: nn.Module, names: Sequence[str], family: str | Family = "adtn",
         raise SizeError(f"the weights are not alike: {listed}\n  one vector has one device and one type")
     total = sum(weight.numel() for weight in weights)
     generator = Generated.like(weights[0].new_empty(total, device="meta"), family, device=weights[0].device, **options)
+    hand_out(model, names, generator)
+    return generator
+
+
+def hand_out(model: nn.Module, names: Sequence[str], generator: Generated) -> None:
+    """Put slices of the vector of a generator in the place of the weights of some layers."""
+    weights = [cast(Tensor, model.get_submodule(name).weight) for name in names]
     holder = nn.Module()
-    holder.register_buffer("vector", weights[0].new_empty(total, device="meta"))
+    holder.register_buffer("vector", weights[0].new_empty(generator.recipe.shape, device="meta"))
     register_parametrization(holder, "vector", generator, unsafe=True)
     start = 0
     for name, weight in zip(names, weights, strict=True):
-        part = _WeightSlice(holder, start, weight.shape, is_owner=not start)
+        part = WeightSlice(holder, start, weight.shape, is_owner=not start)
         register_parametrization(model.get_submodule(name), "weight", part, unsafe=True)
         start += weight.numel()
-    return generator
 
 
 def _distinct(names: Sequence[str]) -> Sequence[str]:

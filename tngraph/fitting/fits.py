@@ -1,0 +1,341 @@
+"""Fits layers of cores to trained weights, in the metric of the data that enters them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tngraph.compiler.pipeline import plan
+from tngraph.errors import NetworkError, SizeError
+from tngraph.fitting.baseline import LowRank, best_low_rank
+from tngraph.fitting.descent import descend
+from tngraph.fitting.moments import Batches, Moments
+from tngraph.fitting.multilinear import Multilinear, as_multilinear
+from tngraph.fitting.problem import Metric, Problem, Values, balance, regularise
+from tngraph.fitting.sweeps import Sweeper
+from tngraph.fitting.targets import DENSE, Place
+from tngraph.fitting.truncation import find_branches, truncate
+from tngraph.modules.layer import Layer, build
+
+Progress = Callable[[int, int, float], None]
+"""Called as ``progress(done, most, error)`` after every sweep or step."""
+FLOOR = 1e-8
+"""Moments get so much of the identity, relative to their mean eigenvalue, so that what the data never show is kept."""
+TRIAL_SWEEPS = 8
+"""The sweeps after which the best of several drawn starts is chosen."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of a fit. It prints as a few lines.
+
+    Attributes:
+        layer: the layer whose params were set.
+        method: how they were found.
+        params: their number, without the bias [elements].
+        dense_params: the entries of the weight that they stand for [elements].
+        weight_error: ‖W − T‖ / ‖W‖ of the stored params.
+        output_error: the root of the mean squared error of the outputs, relative to them; equal to the weight error
+            if there were no inputs.
+        is_proven: whether no params have a smaller output error.
+        bound: an output error that no params can be below; 0 if none is known.
+        low_rank: the best low-rank weight with no more params, in the same metric; None if the target is no matrix.
+        samples: the inputs or patches that the metric was measured on; 0 for the identity.
+        history: the output error after every sweep or step, from the start on.
+        seconds: the time that it took [s].
+    """
+
+    layer: nn.Module
+    method: str
+    params: int
+    dense_params: int
+    weight_error: float
+    output_error: float
+    is_proven: bool
+    bound: float
+    low_rank: LowRank | None
+    samples: int
+    history: tuple[float, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        share = self.params / self.dense_params
+        yield f"{self.params:,} params for {self.dense_params:,} ({share:.2%}), {self.method}, {self.seconds:.1f} s"
+        if self.samples:
+            yield f"output error  {self.output_error:.4g}  on {self.samples:,} inputs{self._proof()}"
+            yield f"weight error  {self.weight_error:.4g}"
+        else:
+            yield f"weight error  {self.weight_error:.4g}{self._proof()}"
+            yield "no inputs were given: all directions of the input count the same"
+        if self.low_rank is not None:
+            known = f"{self.low_rank.error:.4g}  of rank {self.low_rank.rank}, {self.low_rank.params:,} params"
+            yield f"low rank      {known}, for comparison"
+
+    def _proof(self) -> str:
+        if self.is_proven:
+            return ", proven least"
+        return f", {self.bound:.4g} at least" if self.bound > 0 else ""
+
+
+def fit(
+    layer: nn.Module,
+    target: Tensor | nn.Module,
+    inputs: Batches | Moments | None = None,
+    *,
+    sweeps: int = 30,
+    tolerance: float = 1e-4,
+    starts: int = 5,
+    seed: int = 0,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Fit:
+    """Set the params of a layer so that it stands for a trained weight.
+
+    Weights that are linear in every core start as truncations (see `tngraph.fitting.truncation`) or as drawn, and are
+    improved by alternating least squares; others by gradient descent. With inputs, errors are those of the layer's
+    outputs, and a bias is set so that their mean is right.
+
+    Args:
+        layer: a layer of cores (`Linear`, `Conv2d`, …), a `Generated` weight, or a compiled network without inputs.
+        target: the dense weight, or the trained layer that has it; its bias is taken over.
+        inputs: what enters the layer: a tensor `(*, in)` or feature maps, an iterable of batches, or their `Moments`.
+        sweeps: the most sweeps over all cores; gradient descent makes ten steps for each.
+        tolerance: stop when a sweep lowers the error by less, relative to it.
+        starts: how many starts are drawn where no truncation gives one. The best after a few sweeps goes on.
+        seed: of what is drawn.
+        resume: start from the params that the layer has.
+        progress: called as ``progress(done, most, error)`` after every sweep or step.
+
+    Returns:
+        The fit, which says how good it is; the layer itself is changed in place.
+
+    Raises:
+        NetworkError: a layer without a dense weight, or a module that is not a layer of cores.
+        SizeError: a target or inputs of another size.
+    """
+    started = time.perf_counter()
+    place, dense = find_place(layer), _weight_of(target)
+    moments = _moments_of(inputs, target, layer)
+    form = as_multilinear(place.network)
+    output = place.as_output(dense)
+    is_centered = moments is not None and place.bias is not None
+    legs = form.legs if form is not None else tuple(range(len(place.network.outputs[0].legs)))
+    sizes = [int(leg.size) for leg in place.network.outputs[0].legs]
+    metric = place.metric(moments, legs, is_centered)
+    if metric is not None:
+        _check_metric(metric, sizes, legs)
+        metric = Metric(regularise(metric.moments, FLOOR), metric.group, metric.legs)
+    if form is None:
+        form = Multilinear(tuple(sizes), legs, (), {}, {})
+        problem = Problem(form, output.reshape(sizes), metric)
+        found = _descend(place, problem, sweeps * 10, tolerance, progress)
+    else:
+        problem = Problem(form, output.reshape(sizes), metric)
+        if form.is_linear:
+            begin = _resume if resume else partial(_begin, starts=starts, seed=seed)
+            found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
+        else:
+            found = _descend(place, problem, sweeps * 10, tolerance, progress)
+    values, method, bound, history = found
+    place.store(balance(form, values) if form.products else values)
+    stored = place.values()
+    weight = _dense_of(place)(stored).reshape(sizes)
+    residual = problem.target - weight
+    if is_centered and moments is not None:
+        _set_bias(place, target, output, weight, moments)
+    elif place.bias is not None:
+        _set_bias(place, target, output, weight, None)
+    output_error = (_square(problem, residual) / (problem.total or 1.0)) ** 0.5
+    weight_error = float(residual.norm() / problem.target.norm().clamp_min(torch.finfo(torch.float64).tiny))
+    params = sum(param.numel() for param in place.params.values())
+    lower = (bound / (problem.total or 1.0)) ** 0.5
+    return Fit(
+        layer,
+        method,
+        params,
+        dense.numel(),
+        weight_error,
+        output_error,
+        is_proven=output_error <= lower * (1 + 1e-6) + 1e-12,
+        bound=lower,
+        low_rank=_compare(problem, params),
+        samples=moments.count if moments is not None else 0,
+        history=tuple(history),
+        seconds=time.perf_counter() - started,
+    )
+
+
+_Found = tuple[Values, str, float, list[float]]
+
+
+def find_place(layer: nn.Module) -> Place:
+    """Return where the cores of a layer live.
+
+    Raises:
+        NetworkError: the layer has no weight that is built of cores.
+    """
+    network, recipe = getattr(layer, "network", None), getattr(layer, "recipe", None)
+    if isinstance(network, Layer) and recipe is not None:
+        bias = getattr(layer, "bias", None)
+        return Place(recipe.weight_again(), network, recipe, bias)
+    if isinstance(layer, Layer) and not layer.plan.network.inputs and len(layer.plan.network.outputs) == 1:
+        return Place(layer.plan.network, layer)
+    raise NetworkError(
+        f"{type(layer).__name__} has no weight that is built of cores",
+        "fit takes tngraph's layers, a Generated weight, or a compiled network without inputs and with one output",
+    )
+
+
+def _weight_of(target: Tensor | nn.Module) -> Tensor:
+    weight = target if isinstance(target, Tensor) else getattr(target, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise SizeError(f"the target is {target!r}\n  give a dense weight, or a layer that has one")
+    if not weight.isfinite().all():
+        raise SizeError("the target has entries that are infinite or not a number")
+    return weight
+
+
+def _moments_of(inputs: Batches | Moments | None, target: Tensor | nn.Module, layer: nn.Module) -> Moments | None:
+    if inputs is None or isinstance(inputs, Moments):
+        return inputs
+    return Moments.of(inputs, target if isinstance(target, DENSE) else layer)
+
+
+def _check_metric(metric: Metric, sizes: list[int], legs: tuple[int, ...]) -> None:
+    """Refuse moments of other inputs than the weight has.
+
+    Raises:
+        SizeError: the numbers differ.
+    """
+    wanted = prod(size for leg, size in zip(legs, sizes, strict=True) if leg in metric.legs)
+    if metric.moments.shape[-1] != wanted:
+        raise SizeError(f"the moments are of {metric.moments.shape[-1]} inputs, and the weight has {wanted}")
+
+
+def _square(problem: Problem, residual: Tensor) -> float:
+    return max(0.0, float((problem.apply_metric(residual) * residual).sum()))
+
+
+class _Start(NamedTuple):
+    """The cores to start from, how they were found, and a squared error that no cores can be below."""
+
+    values: Values
+    method: str
+    bound: float = 0.0
+
+
+def _alternate(problem: Problem, start: _Start, sweeps: int, tolerance: float, progress: Progress | None) -> _Found:
+    """Return cores by alternating least squares, or those of the start if none can be better."""
+    values, method, bound = start
+    if problem.loss(values) <= bound * (1 + 1e-9) + 1e-24 * problem.total:
+        return values, method, bound, [problem.output_error(values)]
+    sweeper = Sweeper.over(problem)
+    values = sweeper.run(values, sweeps, tolerance, progress)
+    return values, f"{method}, {len(sweeper.history) - 1} sweeps", bound, sweeper.history
+
+
+def _resume(place: Place, problem: Problem) -> _Start:
+    return _Start(place.values(), "resumed")
+
+
+def _begin(place: Place, problem: Problem, starts: int, seed: int) -> _Start:
+    """Return the better of two truncations, or the best of several drawn starts."""
+    branches = find_branches(problem.form)
+    if branches is None:
+        return _Start(_best_start(place, problem, starts, seed), f"best of {starts} starts")
+    candidates = [truncate(problem, branches)]
+    if problem.metric is not None:
+        candidates.append(truncate(Problem(problem.form, problem.target), branches))
+    best = min(candidates, key=lambda c: problem.loss(c.values))
+    return _Start({**place.values(), **best.values}, "truncation", candidates[0].bound)
+
+
+def _best_start(place: Place, problem: Problem, starts: int, seed: int) -> Values:
+    """Return the best of several drawn starts after a few sweeps."""
+    best: Values | None = None
+    least = float("inf")
+    for number in range(max(1, starts)):
+        values = _draw(place, problem.form, seed + number)
+        values = Sweeper.over(problem).run(values, TRIAL_SWEEPS, 0.0)
+        loss = problem.loss(values)
+        if loss < least:
+            best, least = values, loss
+    assert best is not None
+    return best
+
+
+def _draw(place: Place, form: Multilinear, seed: int) -> Values:
+    """Return drawn cores of equal norms, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    values = place.values()
+    for name, shape in form.cores.items():
+        values[name] = torch.randn(shape, generator=generator, dtype=torch.float64) / max(1, prod(shape)) ** 0.5
+    return values
+
+
+def _dense_of(place: Place) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Return the function from params and fixed tensors to the weight, differentiable, in float64."""
+    layer = build(plan(place.network, mode="train", itemsize=8), dtype=torch.float64)
+    attributes = layer.printed.attributes
+
+    def dense(values: Mapping[str, Tensor]) -> Tensor:
+        result: Tensor = functional_call(layer, {at: values[name] for name, at in attributes.items()}, ())
+        return result
+
+    return dense
+
+
+def _descend(place: Place, problem: Problem, steps: int, tolerance: float, progress: Progress | None) -> _Found:
+    """Return params by gradient descent from the layer's own."""
+    dense, total = _dense_of(place), problem.total or 1.0
+
+    def error(values: Mapping[str, Tensor]) -> Tensor:
+        residual = problem.target - dense(values).reshape(problem.target.shape)
+        return (problem.apply_metric(residual) * residual).sum() / total
+
+    names = [*place.params]
+    values, history = descend(error, place.values(), names, steps, tolerance, progress)
+    return values, f"L-BFGS, {len(history) - 1} steps", 0.0, history
+
+
+def _set_bias(
+    place: Place, target: Tensor | nn.Module, output: Tensor, weight: Tensor, moments: Moments | None
+) -> None:
+    """Take the bias of the target over, plus what the fitted weight misses at the mean of the inputs."""
+    bias = getattr(target, "bias", None)
+    assert place.bias is not None
+    with torch.no_grad():
+        if isinstance(bias, Tensor):
+            place.bias.copy_(bias)
+        elif isinstance(target, nn.Module):
+            place.bias.zero_()
+        if moments is not None and place.recipe is not None:
+            missing = place.by_group(output - weight.reshape(output.shape))
+            shift = (missing @ moments.mean[:, :, None].to(missing)).flatten()
+            place.bias.add_(shift.to(place.bias))
+
+
+def _compare(problem: Problem, params: int) -> LowRank | None:
+    """Return the best low-rank weight of as many params; None if the weight has no input legs."""
+    form = problem.form
+    metric = problem.metric
+    if metric is not None:
+        matrix, _ = problem.as_matrix(problem.target)
+        matrix = matrix.reshape(-1, *matrix.shape[-2:])
+        return best_low_rank(matrix, metric.moments.reshape(-1, *metric.moments.shape[-2:]), params)
+    return None if len(form.legs) < 2 else best_low_rank(_as_matrix(problem), None, params)
+
+
+def _as_matrix(problem: Problem) -> Tensor:
+    return problem.target.reshape(1, problem.target.shape[0], -1)
