@@ -153,6 +153,34 @@ class CoreUpdate:
             yield self.rest
         yield self.normal if self.is_direct else self.normal_times
 
+    @property
+    def _entries(self) -> tuple[int, int, int]:
+        """The numbers of blocks, unknowns and columns of the system."""
+        blocks, unknowns, columns = (volume(self.form.sizes, i) for i in (self.blocks, self.unknowns, self.columns))
+        return blocks, unknowns, columns
+
+    @property
+    def _has_metric_product(self) -> bool:
+        return self.rest is not None and self.problem.metric is not None
+
+    def flops(self) -> int:
+        """Return what PyTorch counts of one update that is solved directly; it counts no factorisation [FLOPs]."""
+        blocks, unknowns, columns = self._entries
+        total = sum(contraction.plan.at().flops for contraction in self.contractions())
+        metric = self.problem.metric
+        if self._has_metric_product and metric is not None:
+            total += 2 * self.problem.target.numel() * metric.moments.shape[-1]
+        return total + (4 * blocks * unknowns**2 * columns if self.is_direct else 0)
+
+    def peak(self) -> int:
+        """Return a bound of the bytes that one update allocates at once [bytes]."""
+        blocks, unknowns, columns = self._entries
+        core, system = 8 * blocks * unknowns * columns, 8 * blocks * unknowns**2
+        contracted = max(contraction.plan.at().peak for contraction in self.contractions())
+        solving = 4 * system if self.is_direct else 0
+        weighted = 4 * 8 * self.problem.target.numel() if self.rest is not None else 0
+        return max(contracted, solving) + 6 * core + weighted
+
     def step(self, values: Values) -> float:
         """Improve the core in place of its value, and return by how much the squared error falls."""
         weighted = self.problem.weighted
@@ -289,5 +317,9 @@ class Sweeper:
         return values
 
     def flops(self) -> int:
-        """Return the FLOPs of the contractions of one sweep that solves every system directly [FLOPs]."""
-        return sum(c.plan.at().flops for update in self.updates for c in update.contractions())
+        """Return what PyTorch counts of one sweep that solves every system directly [FLOPs]."""
+        return sum(update.flops() for update in self.updates)
+
+    def peak(self) -> int:
+        """Return a bound of the bytes that a sweep allocates at once, without target and moments [bytes]."""
+        return max((update.peak() for update in self.updates), default=0)
