@@ -3,8 +3,8 @@
     python examples/fit_stories15m.py [--share 0.6] [--families mpo2 low_rank …] [--plain] [--model FILE]
 
 The model is stories15M. Its inputs are 28 stories that it tells itself, so no text is needed. Each weight keeps the
-same share of its params; the perplexity is that of 12 other stories of the dense model (1,524 tokens). With ``--plain`` every
-direction of the input counts the same, as in tools that know no metric.
+same share of its params; the perplexity is that of 12 other stories of the dense model (1,524 tokens). With
+``--plain`` every direction of the input counts the same, as in tools that know no metric.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
-from models import Llama, load_stories
 from torch import nn
 
 import tngraph as tg
+from models import Llama, load_stories
 from tngraph.fitting.fit import fit
 from tngraph.fitting.moments import Moments, collect_moments
 from tngraph.modules import Linear
