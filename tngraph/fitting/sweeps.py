@@ -17,7 +17,7 @@ Mitchell, Ye and De Sterck, arXiv 1810.05846, for the momentum with restarts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -275,7 +275,7 @@ class Sweeper:
         tolerance: float,
         progress: Callable[[int, int, float], None] | None = None,
     ) -> Values:
-        """Return better cores: forth and back over them, until a sweep gains too little.
+        """Return better cores, after sweeps over all of them until one gains too little.
 
         Args:
             values: the cores to start from.
@@ -287,13 +287,12 @@ class Sweeper:
         reached, loss, before = dict(values), self.problem.loss(values), dict(values)
         self.history, momentum = [(loss / total) ** 0.5], 1.0
         for sweep in range(most):
-            order = self.updates if sweep % 2 == 0 else self.updates[::-1]
             following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
             weight, momentum = (momentum - 1) / following, following
-            result, found = self._sweep(order, _beyond(reached, before, weight))
+            result, found = self._sweep(_beyond(reached, before, weight))
             if found > loss:
                 momentum = 1.0
-                result, found = self._sweep(order, reached)
+                result, found = self._sweep(reached)
             if found <= loss:
                 before, reached, loss = reached, result, found
             last, error = self.history[-1], (loss / total) ** 0.5
@@ -304,10 +303,10 @@ class Sweeper:
                 break
         return reached
 
-    def _sweep(self, order: Sequence[CoreUpdate], start: Values) -> tuple[Values, float]:
+    def _sweep(self, start: Values) -> tuple[Values, float]:
         """Return the cores after an update of each, and their squared error."""
         values = dict(start)
-        for update in order:
+        for update in self.updates:
             update.step(values)
         return values, self.problem.loss(values)
 
