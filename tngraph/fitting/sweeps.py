@@ -4,11 +4,15 @@ The sum of products is linear in a core g, so the error is L = c − 2⟨b, g⟩
 with everything but the core) and N (the core's environment contracted with itself through the metric) are networks
 that the planner orders as any other. A leg of the core that is an output of the whole, and that the metric does not
 mix, is shared by both sides of N: it makes N block-diagonal if another core has it, too, and is a column of
-right-hand sides if none has. Small N are factorised. For larger ones conjugate gradients use planned products N v.
+right-hand sides if none has. N is factorised, or conjugate gradients use planned products N v where a few of these
+take fewer operations.
 
-The step d solves (N + λ) d = b − N g, so that the error changes by −⟨d, (N + 2λ) d⟩ and never rises.
+The step d solves (N + λ) d = b − N g, so that the error changes by −⟨d, (N + 2λ) d⟩ and never rises. A sweep starts a
+little beyond the cores that the last one reached, in its direction. If that turns out worse, it is done over from the
+cores themselves.
 
-Source: alternating least squares as for PARAFAC (Carroll and Chang 1970, Harshman 1970), here over any network.
+Source: alternating least squares as for PARAFAC (Carroll and Chang 1970, Harshman 1970), here over any network;
+Mitchell, Ye and De Sterck, arXiv 1810.05846, for the momentum with restarts.
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ from torch import Tensor
 from tngraph.fitting.multilinear import Contraction, Factor, Indices, Multilinear, Product, contraction, volume
 from tngraph.fitting.problem import Problem, Values
 
-MOST_UNKNOWNS = 4096
-"""Systems of more unknowns than this are solved by conjugate gradients."""
+FEW_UNKNOWNS = 512
+"""Systems of no more unknowns than this are factorised, which solves them to the last digit."""
 MOST_ENTRIES = 2**26
-"""The most entries of all blocks of a system that is written out (512 MiB)."""
+"""The most entries of all blocks of a system that is factorised (512 MiB)."""
 RIDGE = 1e-13
 """What is added to the diagonal, relative to its mean: enough for Cholesky, too little to slow the descent."""
-MOST_STEPS = 40
-"""The most steps of conjugate gradients in one update."""
+STEPS = 12
+"""The steps of conjugate gradients in one update: the next sweep goes on where they stop."""
 _TARGET, _METRIC, _OTHER, _SEARCHED = "target", "metric", "other ", "searched"
 
 
@@ -92,9 +96,12 @@ class CoreUpdate:
 
     @cached_property
     def is_direct(self) -> bool:
-        """True if N is small enough to be written out and factorised."""
-        count = volume(self.form.sizes, self.unknowns)
-        return count <= MOST_UNKNOWNS and count**2 * volume(self.form.sizes, self.blocks) <= MOST_ENTRIES
+        """True if N is factorised: it is small, or that takes fewer operations than conjugate gradients."""
+        count, blocks = volume(self.form.sizes, self.unknowns), volume(self.form.sizes, self.blocks)
+        if count <= FEW_UNKNOWNS or count**2 * blocks > MOST_ENTRIES:
+            return count <= FEW_UNKNOWNS
+        factorised = self.normal.plan.at().flops + blocks * count**3 // 3
+        return factorised <= STEPS * self.normal_times.plan.at().flops
 
     @cached_property
     def right_side(self) -> Contraction:
@@ -250,7 +257,7 @@ def _conjugate_gradients(multiply: Callable[[Tensor], Tensor], residual: Tensor)
     step, gain = torch.zeros_like(residual), 0.0
     direction, square = residual, float((residual * residual).sum())
     enough = 1e-20 * square
-    for _ in range(MOST_STEPS):
+    for _ in range(STEPS):
         if square <= enough or square == 0.0:
             break
         image = multiply(direction)
@@ -263,6 +270,11 @@ def _conjugate_gradients(multiply: Callable[[Tensor], Tensor], residual: Tensor)
         new = float((residual * residual).sum())
         direction, square = residual + (new / square) * direction, new
     return step, gain
+
+
+def _beyond(reached: Values, before: Values, weight: float) -> Values:
+    """Return cores beyond those reached, in the direction from those before."""
+    return {name: core + weight * (core - before[name]) for name, core in reached.items()} if weight else reached
 
 
 @dataclass
@@ -291,7 +303,7 @@ class Sweeper:
         tolerance: float,
         progress: Callable[[int, int, float], None] | None = None,
     ) -> Values:
-        """Return better cores: forth and back over them, until a sweep gains too little.
+        """Return better cores, after sweeps over all of them until one gains too little.
 
         Args:
             values: the cores to start from.
@@ -299,22 +311,32 @@ class Sweeper:
             tolerance: the least fall of the relative error in one sweep, relative to it.
             progress: called as ``progress(done, most, error)`` after every sweep.
         """
-        values = dict(values)
         total = self.problem.total or 1.0
-        loss = self.problem.loss(values)
-        self.history = [(loss / total) ** 0.5]
+        reached, loss, before = dict(values), self.problem.loss(values), dict(values)
+        self.history, momentum = [(loss / total) ** 0.5], 1.0
         for sweep in range(most):
-            order = self.updates if sweep % 2 == 0 else self.updates[::-1]
-            loss -= sum(update.step(values) for update in order)
-            if loss < 1e-6 * total:  # differences of large numbers say nothing any more
-                loss = self.problem.loss(values)
-            before, error = self.history[-1], (max(loss, 0.0) / total) ** 0.5
-            self.history.append(min(error, before))
+            following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+            weight, momentum = (momentum - 1) / following, following
+            result, found = self._sweep(_beyond(reached, before, weight))
+            if found > loss:
+                momentum = 1.0
+                result, found = self._sweep(reached)
+            if found <= loss:
+                before, reached, loss = reached, result, found
+            last, error = self.history[-1], (loss / total) ** 0.5
+            self.history.append(error)
             if progress is not None:
-                progress(sweep + 1, most, self.history[-1])
-            if before - error <= tolerance * before:
+                progress(sweep + 1, most, error)
+            if momentum != 1.0 and last - error <= tolerance * last:
                 break
-        return values
+        return reached
+
+    def _sweep(self, start: Values) -> tuple[Values, float]:
+        """Return the cores after an update of each, and their squared error."""
+        values = dict(start)
+        for update in self.updates:
+            update.step(values)
+        return values, self.problem.loss(values)
 
     def flops(self) -> int:
         """Return what PyTorch counts of one sweep that solves every system directly [FLOPs]."""
