@@ -20,9 +20,9 @@ from torch import nn
 
 import tngraph as tg
 from models import Llama, load_stories
-from tngraph.fitting.fit import fit
+from tngraph.fitting.fits import fit
 from tngraph.fitting.moments import Moments, collect_moments
-from tngraph.modules import Linear
+from tngraph.layers import Linear
 
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
 TWO = {288: (16, 18), 768: (24, 32)}

@@ -143,7 +143,7 @@ def fit(
     else:
         problem = Problem(form, output.reshape(sizes), metric)
         if form.is_linear:
-            begin = _resume if resume else partial(_begin, starts=starts, seed=seed)
+            begin = _resume if resume else partial(_begin, starts=starts, seed=seed, sweeps=sweeps)
             found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
         else:
             found = _descend(place, problem, sweeps * 10, tolerance, progress)
