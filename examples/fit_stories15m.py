@@ -20,8 +20,6 @@ from torch import nn
 
 import tngraph as tg
 from models import Llama, load_stories
-from tngraph.fitting.fits import fit
-from tngraph.fitting.moments import Moments, collect_moments
 from tngraph.layers import Linear
 
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, held_out = dense.tell(28, 128, seed=0), dense.tell(12, 128, seed=1000)
     names = [name for name, layer in dense.named_modules() if isinstance(layer, nn.Linear)]
     started = time.perf_counter()
-    moments = None if options.plain else collect_moments(dense, own[:, :-1], names)
+    moments = None if options.plain else tg.collect_moments(dense, own[:, :-1], names)
     print(f"dense: perplexity {dense.perplexity(held_out):.3f}; moments in {time.perf_counter() - started:.1f} s")
     print(f"{'family':<10} {'kept':>6} {'output error':>13} {'low rank':>9} {'perplexity':>11} {'seconds':>8}")
     for row in options.families:
@@ -67,7 +65,7 @@ def fit_row(
     row: str,
     dense: Llama,
     names: Sequence[str],
-    moments: Mapping[str, Moments] | None,
+    moments: Mapping[str, tg.Moments] | None,
     share: float,
     sweeps: int,
     held_out: torch.Tensor,
@@ -83,7 +81,7 @@ def fit_row(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cores = Linear.like(layer, family, modes=sides, **_rank(family, sides, share))
-        fits.append(fit(cores, layer, None if moments is None else moments[name], sweeps=sweeps))
+        fits.append(tg.fit(cores, layer, None if moments is None else moments[name], sweeps=sweeps))
         model.set_submodule(name, cores)
     seconds = time.perf_counter() - started
     kept = sum(done.params for done in fits) / sum(done.dense_params for done in fits)
