@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 UNCHECKED: tuple[str, ...] = ("compiler", "lowering", "plans", "program", "search")
 """The rooms of `tngraph` whose prose is not checked yet."""
 VERBS = """
-Add Allocate Answer Append Apply Ask Assign Balance Bind Bisect Bound Bring Build Call Check Clean Close Collect
+Add Allocate Answer Append Apply Ask Assign Balance Bind Bisect Bound Bring Build Call Check Clean Clear Close Collect
 Combine Compare Compile Complete Compute Contract Convert Copy Count Create Cut Declare Define Describe Differentiate
 Divide Draw Drop Elaborate Emit Enter Estimate Evaluate Expand Export Extend Factor Fill Find Fit Fold Follow Format
 Free Generate Give Guess Import Improve Initialise Inline Insert Join Keep Lay Leave Let List Load Look Lower Make

@@ -47,7 +47,7 @@ class Fit:
             if there were no inputs.
         is_proven: whether no params have a smaller output error.
         bound: an output error that no params can be below; 0 if none is known.
-        low_rank: the best low-rank weight with no more params, in the same metric; None if the target is no matrix.
+        low_rank: the best low-rank weight with no more params, in the same metric; None if the target has one axis.
         samples: the inputs or patches that the metric was measured on; 0 for the identity.
         history: the output error after every sweep or step, from the start on.
         seconds: the time that it took [s].

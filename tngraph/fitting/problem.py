@@ -1,4 +1,4 @@
-"""What is to be fitted: a sum of products of cores, the tensor it is to equal, and the metric that errors count in.
+"""A fit as a problem: a sum of products of cores, the tensor it should equal, and the metric that errors count in.
 
 With the second moments M = E[x xᵀ] of a layer's inputs the squared error tr((W − T) M (W − T)ᵀ) is the mean squared
 error of the layer's outputs. Without inputs M is the identity, and the error that of the weight.

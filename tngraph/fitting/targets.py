@@ -1,4 +1,4 @@
-"""What a layer of cores is fitted to: the network of its weight, and the dense weight in the axes of that network."""
+"""The target of a layer of cores: the network of its weight, and the dense weight in the axes of that network."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Dense(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the cores of a weight live.
+    """The place where the cores of a weight are stored.
 
     Attributes:
         network: the network whose output is the weight.

@@ -112,7 +112,7 @@ def truncate(problem: Problem, branches: Sequence[Branch]) -> Truncation:
 
 
 class _Cutter:
-    """What is left of a tensor while cores are split off, and the moments of the legs that are left."""
+    """The rest of a tensor while cores are split off, and the moments of the legs that are left."""
 
     def __init__(self, problem: Problem) -> None:
         self.form, self.metric = problem.form, problem.metric

@@ -1,4 +1,4 @@
-"""How layers of cores are rebuilt: what a file says of each, found in a model, built, and put into a model.
+"""Blueprints of layers of cores: they are read off a model, kept in a file, and built into another model.
 
 A blueprint is data: words, numbers and a plan. Nothing of it becomes Python but what the layers themselves print.
 """

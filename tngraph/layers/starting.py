@@ -1,4 +1,4 @@
-"""How the params of a layer in the place of a trained one start: drawn, or fitted to it."""
+"""The start of a layer in the place of a trained one: its params are drawn, or fitted to that layer."""
 
 from __future__ import annotations
 
