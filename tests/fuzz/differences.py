@@ -73,7 +73,9 @@ def find_reference_difference(network: Network, way: Way) -> Difference | None:
     """Whether `tngraph.evaluate` and `tngraph.gradients` say what the meaning does, in the first call of a way."""
     try:
         meaning = _meaning(network, way, way.calls[0])
-        return next(_reference_differences(Expected(way, meaning)), None) if meaning.is_possible() else None
+        if not meaning.is_possible() or meaning.work() > MOST_WORK:
+            return None
+        return next(_reference_differences(Expected(way, meaning)), None)
     except Exception as error:
         return _as_difference(error)
 
