@@ -51,6 +51,8 @@ class Fit:
         samples: the inputs or patches that the metric was measured on; 0 for the identity.
         history: the output error after every sweep or step, from the start on.
         seconds: the time that it took [s].
+        sweep_flops: what PyTorch counts of a sweep over all cores, factorisations aside; 0 without sweeps [FLOPs].
+        peak: a bound of the bytes that a sweep allocates at once, besides target and moments; 0 without sweeps [bytes].
     """
 
     layer: nn.Module
@@ -65,6 +67,8 @@ class Fit:
     samples: int
     history: tuple[float, ...]
     seconds: float
+    sweep_flops: int = 0
+    peak: int = 0
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -147,7 +151,7 @@ def fit(
             found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
         else:
             found = _descend(place, problem, sweeps * 10, tolerance, progress)
-    values, method, bound, history = found
+    values, method, bound, history, sweep_flops, peak = found
     place.store(balance(form, values) if form.products else values)
     stored = place.values()
     weight = _dense_of(place)(stored).reshape(sizes)
@@ -173,10 +177,20 @@ def fit(
         samples=moments.count if moments is not None else 0,
         history=tuple(history),
         seconds=time.perf_counter() - started,
+        sweep_flops=sweep_flops,
+        peak=peak,
     )
 
 
-_Found = tuple[Values, str, float, list[float]]
+class _Found(NamedTuple):
+    """Params with how they were found, and what `Fit` says of that."""
+
+    values: Values
+    method: str
+    bound: float
+    history: list[float]
+    sweep_flops: int = 0
+    peak: int = 0
 
 
 def find_place(layer: nn.Module) -> Place:
@@ -239,10 +253,11 @@ def _alternate(problem: Problem, start: _Start, sweeps: int, tolerance: float, p
     """Return cores by alternating least squares, or those of the start if none can be better."""
     values, method, bound = start
     if problem.loss(values) <= bound * (1 + 1e-9) + 1e-24 * problem.total:
-        return values, method, bound, [problem.output_error(values)]
+        return _Found(values, method, bound, [problem.output_error(values)])
     sweeper = Sweeper.over(problem)
     values = sweeper.run(values, sweeps, tolerance, progress)
-    return values, f"{method}, {len(sweeper.history) - 1} sweeps", bound, sweeper.history
+    method = f"{method}, {len(sweeper.history) - 1} sweeps"
+    return _Found(values, method, bound, sweeper.history, sweeper.flops(), sweeper.peak())
 
 
 def _resume(place: Place, problem: Problem) -> _Start:
@@ -307,7 +322,7 @@ def _descend(place: Place, problem: Problem, steps: int, tolerance: float, progr
 
     names = [*place.params]
     values, history = descend(error, place.values(), names, steps, tolerance, progress)
-    return values, f"L-BFGS, {len(history) - 1} steps", 0.0, history
+    return _Found(values, f"L-BFGS, {len(history) - 1} steps", 0.0, history)
 
 
 def _set_bias(

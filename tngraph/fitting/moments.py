@@ -100,6 +100,8 @@ class _Stream:
         for rows in _inputs_of(self.layer, batch.detach()):
             exact = rows.to(torch.float64)
             second, total = exact.mT @ exact, exact.sum(1)
+            if not second.isfinite().all():
+                raise SizeError("the inputs have entries that are infinite or not a number")
             self.second = second if self.second is None else self.second + second
             self.mean = total if self.mean is None else self.mean + total
             self.count += exact.shape[1]

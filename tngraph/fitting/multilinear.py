@@ -64,7 +64,7 @@ class Multilinear:
         sizes: the size of every index [elements].
         legs: the indices of the result, in order.
         products: the products that are added up.
-        cores: the params, in order of declaration, and their shapes.
+        cores: the params that the products read, in order of declaration, and their shapes.
         fixed: the other tensors that the products read (buffers and constants), and their shapes.
     """
 
@@ -137,7 +137,8 @@ def _number(network: Network, equation: Equation, port: Port) -> Multilinear:
             factors.append(Factor(access.source, tuple(places[index] for index in legs)))
         products.append(Product(float(term.scale), tuple(factors)))
     shapes = {core.name: tuple(evaluate_size(leg.size, numbers) for leg in core.legs) for core in network.cores}
-    cores = {core.name: shapes[core.name] for core in network.cores if core.role == "param"}
+    read = {factor.source for product in products for factor in product.factors}
+    cores = {core.name: shapes[core.name] for core in network.cores if core.role == "param" and core.name in read}
     fixed = {core.name: core for core in network.cores if core.role != "param"}
     return Multilinear(tuple(sizes), tuple(places[index] for index in port.legs), tuple(products), cores, fixed)
 

@@ -25,6 +25,7 @@ from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.functions import check_complex
 from tngraph.language.network import Network
 from tngraph.lowering.printing import Source, print_source
+from tngraph.modules.cores import StoredCore, read_cores, write_cores
 from tngraph.modules.inputs import RAW, check_numbers, check_tensor, find_fault
 from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
 from tngraph.plans.plan import Plan
@@ -96,6 +97,22 @@ class Layer(nn.Module):
     def sizes(self) -> dict[str, int]:
         """Return the compile-time sizes that this layer was built with."""
         return {name: getattr(self, attribute) for name, attribute in self.printed.size_attributes.items()}
+
+    def cores(self) -> dict[str, StoredCore]:
+        """Return the params and buffers by their names in the network, each with the names of its legs."""
+        return read_cores(self, self.plan.network, self.printed.attributes)
+
+    def load_cores(self, cores: Mapping[str, Any]) -> None:
+        """Copy values into params and buffers, by their names in the network.
+
+        Args:
+            cores: a tensor, an array or a `StoredCore` for some of them, with its axes in the order of the legs. Axes
+                of size 1 may be there or not.
+
+        Raises:
+            SizeError: a name that no core has, or values of another shape. Then nothing has changed.
+        """
+        write_cores(self.cores(), cores)
 
     def at(self, /, **sizes: int) -> Layer:
         """Return a layer that shares this one's params and always runs the regime of given sizes, whatever its input.
