@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 import tngraph as tg
 from tngraph.errors import NetworkError, SizeError
+from tngraph.fitting.modes import search_modes
 from tngraph.layers import Conv1d, Conv2d, ConvTranspose2d, Generated, Linear, replace
 
 pytestmark = pytest.mark.filterwarnings("ignore::tngraph.GrowthWarning")  # the layers here are small
@@ -218,3 +219,14 @@ def test_a_model_stays_as_it_is_if_a_layer_cannot_be_fitted():
 def test_inputs_of_another_kind_are_refused(inputs):
     with pytest.raises(SizeError, match="the inputs to fit to are"):
         tg.fit(Linear(4, 4), nn.Linear(4, 4), inputs)
+
+
+def test_modes_are_searched_on_request():
+    """They are those that the search finds, in the metric of the inputs, at the number of sites that is given."""
+    torch.manual_seed(0)
+    dense = nn.Linear(24, 36)
+    x = torch.randn(200, 24) @ torch.randn(24, 24)
+    layer = Linear.like(dense, "mpo", bond=3, modes="search", sites=2, fit=x)
+    assert (layer.recipe.rows, layer.recipe.columns) == search_modes(dense, x, "mpo", sites=(2,), bond=3)
+    with pytest.raises(tg.NetworkError, match="modes of cp cannot be searched"):
+        Linear.like(dense, "cp", rank=3, modes="search")

@@ -14,7 +14,7 @@ from tngraph.language.families.family import Family
 from tngraph.language.sizes import as_integer
 from tngraph.layers.compressed import Compressed, settings
 from tngraph.layers.recipe import Modes, check_positive, make_recipe
-from tngraph.layers.starting import Start
+from tngraph.layers.starting import Start, with_modes
 from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
@@ -161,6 +161,7 @@ class _Convolution(_Windowed):
                 `tngraph.fit`.
             options: keyword arguments of this class.
         """
+        options = with_modes(options, family, conv, fit)
         return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
@@ -349,6 +350,7 @@ class _Transposed(_Windowed):
                 `tngraph.fit`.
             options: keyword arguments of this class.
         """
+        options = with_modes(options, family, conv, fit)
         return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:

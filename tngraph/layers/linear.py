@@ -12,7 +12,7 @@ from tngraph.errors import SizeError
 from tngraph.language.families.family import Family
 from tngraph.layers.compressed import Compressed, settings
 from tngraph.layers.recipe import Modes, check_positive, make_recipe
-from tngraph.layers.starting import Start
+from tngraph.layers.starting import Start, with_modes
 from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
@@ -78,12 +78,14 @@ class Linear(Compressed):
             family: family of the weight.
             fit: False for newly drawn parameters; True to fit them to the ordinary weight; inputs `(*, in_features)`,
                 or their `Moments`, to make the outputs right on them; or a mapping of arguments of `tngraph.fit`.
-            options: keyword arguments of this class.
+            options: keyword arguments of this class. With ``modes="search"`` the modes are those at which the weight
+                is truncated with least error, see `tngraph.fitting.modes`.
 
         Example:
             >>> dense = nn.Linear(64, 64)
             >>> layer = Linear.like(dense, "mpo", bond=8, fit=torch.randn(1000, 64))
         """
+        options = with_modes(options, family, linear, fit)
         return cls(**settings(linear, cls.arguments), family=family, **options)._like(linear, fit)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from tngraph.errors import NetworkError
 from tngraph.fitting.fits import Fit, fit
+from tngraph.fitting.modes import SITES, search_modes
 from tngraph.fitting.moments import Batches, Moments
+from tngraph.language.families import named_family
+from tngraph.language.families.family import Family
 
 Start = bool | Batches | Moments | Mapping[str, Any]
 """False: params are drawn. True: they are fitted to the trained weight. Inputs of the layer, or their moments: fitted
@@ -28,6 +31,22 @@ def start_as_asked(layer: nn.Module, target: Tensor | nn.Module, start: Start) -
     """
     options = fit_options(start)
     return None if options is None else fit(layer, target, **options)
+
+
+def with_modes(options: dict[str, Any], family: str | Family, target: nn.Module, start: Start | None) -> dict[str, Any]:
+    """Return the options of a layer, with the best modes for its target where they say ``modes="search"``.
+
+    Raises:
+        NetworkError: a family whose modes are not searched.
+        SizeError: no modes have fewer params than the dense weight.
+    """
+    if options.get("modes") != "search":
+        return options
+    named = named_family(family)
+    own = {name: value for name, value in options.items() if name in named.options}
+    sites = SITES if options.get("sites") is None else (options["sites"],)
+    inputs = (fit_options(start) or {}).get("inputs")
+    return {**options, "modes": search_modes(target, inputs, named, sites=sites, **own)}
 
 
 def fit_options(start: Start | None) -> dict[str, Any] | None:
