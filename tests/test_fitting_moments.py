@@ -15,7 +15,11 @@ CONVOLUTIONS: list[Any] = [
     pytest.param(lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), bias=False), id="stride"),
     pytest.param(lambda: nn.Conv2d(4, 6, 3, padding=(1, 2), bias=False), id="padding"),
     pytest.param(lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False), id="same"),
-    pytest.param(lambda: nn.Conv2d(4, 6, 2, padding="same", bias=False), id="same, even"),
+    pytest.param(
+        lambda: nn.Conv2d(4, 6, 2, padding="same", bias=False),
+        id="same, even",
+        marks=pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
+    ),
     pytest.param(lambda: nn.Conv2d(4, 6, 3, dilation=2, bias=False), id="dilation"),
     pytest.param(lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1, bias=False), id="groups"),
     pytest.param(lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", bias=False), id="circular"),

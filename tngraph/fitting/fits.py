@@ -252,7 +252,7 @@ class _Start(NamedTuple):
 def _alternate(problem: Problem, start: _Start, sweeps: int, tolerance: float, progress: Progress | None) -> _Found:
     """Return cores by alternating least squares, or those of the start if none can be better."""
     values, method, bound = start
-    if problem.loss(values) <= bound * (1 + 1e-9) + 1e-24 * problem.total:
+    if problem.loss(values) <= bound * (1 + 1e-7) + 1e-24 * problem.total:
         return _Found(values, method, bound, [problem.output_error(values)])
     sweeper = Sweeper.over(problem)
     values = sweeper.run(values, sweeps, tolerance, progress)

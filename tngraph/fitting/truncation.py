@@ -54,27 +54,37 @@ def find_branches(form: Multilinear) -> tuple[Branch, ...] | None:
     if len(set(names)) < len(names) or any(len(set(f.indices)) < len(f.indices) for f in factors):
         return None
     legs = {factor.source: factor.indices for factor in factors}
-    summed = {index for factor in factors for index in factor.indices} - set(form.legs)
+    summed = frozenset(index for factor in factors for index in factor.indices).difference(form.legs)
     if any(sum(index in f.indices for f in factors) != 2 for index in summed):
         return None
     return _peel(names, legs, summed)
 
 
-def _peel(names: Sequence[str], legs: Mapping[str, Indices], summed: set[int]) -> tuple[Branch, ...] | None:
-    """Return the cores in an order in which each has a bond to at most one later core, or None."""
+def _peel(names: Sequence[str], legs: Mapping[str, Indices], summed: frozenset[int]) -> tuple[Branch, ...] | None:
+    """Return the cores in an order in which each has a bond to at most one later core, or None.
+
+    Of several ends the first one with a leg of the result is split off, so that a chain is decomposed from its first
+    core to its last one, and a Tucker weight down to its central core.
+    """
     remaining, branches = list(names), []
     while len(remaining) > 1:
-        for name in remaining:
-            near = {o: summed.intersection(legs[name], legs[o]) for o in remaining if o != name}
-            near = {other: bond for other, bond in near.items() if bond}
-            if len(near) <= 1:
-                bond = next(iter(near.values()), set())
-                branches.append(Branch(name, legs[name], tuple(i for i in legs[name] if i in bond)))
-                remaining.remove(name)
-                break
-        else:
+        bonds = {name: _bond(name, remaining, legs, summed) for name in remaining}
+        ends = [name for name in remaining if bonds[name] is not None]
+        if not ends:
             return None
+        end = next((name for name in ends if not summed.issuperset(legs[name])), ends[0])
+        branches.append(Branch(end, legs[end], tuple(i for i in legs[end] if i in (bonds[end] or ()))))
+        remaining.remove(end)
     return (*branches, Branch(remaining[0], legs[remaining[0]], ()))
+
+
+def _bond(
+    name: str, remaining: Sequence[str], legs: Mapping[str, Indices], summed: frozenset[int]
+) -> frozenset[int] | None:
+    """Return the indices that a core shares with one other core, or None if it shares some with several."""
+    bonds = [summed.intersection(legs[name], legs[other]) for other in remaining if other != name]
+    shared = [bond for bond in bonds if bond]
+    return None if len(shared) > 1 else shared[0] if shared else frozenset()
 
 
 @dataclass(frozen=True)
