@@ -91,7 +91,7 @@ class Clock(Timer):
         self.seconds += self.times * float(seconds)
 
     def _ask(self, kind: str, *numbers: Any, **named: int) -> Any:
-        """Return what the machine says of a kernel, which is asked once."""
+        """Return the machine's estimate for a kernel, computed at the first request."""
         key = kind, numbers, *named.values()
         if key not in self.cache:
             self.cache[key] = getattr(self.machine, kind)(*numbers, **named)

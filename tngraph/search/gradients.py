@@ -1,8 +1,9 @@
-"""The backward pass of a contraction tree, planned: which product makes each gradient, and in which order it lies.
+"""The planned backward pass of a contraction tree: the product that computes each gradient, and the order of its legs.
 
 The gradient of an operand is the gradient of its step's result contracted with the other operand, one more product of
-matrices. It may be made in any order that one kernel makes, whatever the forward pass does. `lay_out_gradients` finds
-the orders with the least time: down the tree those that are fastest to get to, up again what each costs in all.
+matrices. It may have any order that one kernel gives, whatever the forward pass does. `lay_out_gradients` finds the
+orders with the least time. On the way down the tree it keeps the orders that are reached fastest; on the way up it adds
+up the time of each.
 
 Source: reverse accumulation (Linnainmaa 1976); the orders as in `tngraph.search.layouts`.
 """
@@ -28,23 +29,23 @@ MOST_ORDERS = 6
 
 
 def lay_out_gradients(tree: ContractionTree, run: Run) -> ContractionTree:
-    """A tree that is laid out, with a form for the gradient of every value but the result."""
+    """Return a tree with matmul layouts also for the gradients of all values but the result."""
     return replace(tree, gradients=_Backward(tree, run).gradients()) if can_differentiate(tree) else tree
 
 
 def can_differentiate(tree: ContractionTree) -> bool:
-    """Whether the gradients of a tree are products: it is laid out and joins its values by pairs."""
+    """Return whether the gradients of a tree are products: it is laid out and joins its values by pairs."""
     return bool(tree.matmuls) and all(len(step.operands) == 2 for step in tree.steps)
 
 
 class _Made(NamedTuple):
-    """How a gradient is made of that of its step's result.
+    """The step from the gradient of a result to the gradient of an operand.
 
     Attributes:
-        seconds: in which time.
-        order: in which order.
-        way: as which product.
-        added: the outer legs of that which are summed behind it.
+        seconds: the time that it takes.
+        order: the order of the legs of the operand's gradient.
+        candidate: the product; None if the gradient is elementwise.
+        added: the outer legs of the product that are summed after it.
     """
 
     seconds: float
@@ -54,7 +55,7 @@ class _Made(NamedTuple):
 
     @property
     def copied(self) -> Copy | None:
-        """What is copied of the gradient that it is made of."""
+        """The copy of the result's gradient that the product needs, or None."""
         return self.candidate.copies[0] if self.candidate else None
 
 
@@ -75,7 +76,7 @@ class _Backward:
         self.orders: list[Order] = [tuple(self.layouts.number[leg] for leg in self.tree.order(v)) for v in values]
 
     def gradients(self) -> tuple[Gradient, ...]:
-        """Those of the fastest way, from the result down."""
+        """Return the fastest gradients, from the result down."""
         root = len(self.orders) - 1
         wanted = tuple(self.layouts.number[leg] for leg in self.tree.region.legs if leg in self.layouts.number)
         fastest: dict[int, dict[Order, float]] = {root: {wanted: 0.0}}
@@ -83,11 +84,11 @@ class _Backward:
             self._go_down(value, fastest)
         for value in range(self.count, root + 1):
             for order in fastest[value]:
-                self._cost(value, order)  # from the leaves up, so that none waits for a long chain of others
+                self._cost(value, order)  # from the leaves up, so that the recursion stays shallow
         return tuple(self._choose(root, wanted))
 
     def _go_down(self, value: int, fastest: dict[int, dict[Order, float]]) -> None:
-        """The gradients of the operands of a step, for every order that the gradient of its result may have."""
+        """Find the gradients of the operands of a step, for every order that the gradient of its result may have."""
         operands = self.tree.steps[value - self.count].operands
         for operand in operands:
             others = self._orders_of(value - self.count, other_operand(operands, operand))
@@ -105,14 +106,14 @@ class _Backward:
                 self.made[value, order, operand] = [each for each in made if each.order in kept]
 
     def _orders_of(self, step: int, operand: int) -> tuple[Order, ...]:
-        """The orders that an operand of a step is there in: as it lies, and as the step arranges it."""
+        """Return the orders in which an operand is in memory: its own, and the one into which the step copies it."""
         arranged = tuple(self.layouts.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
         return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
 
     def _make(self, order: Order, operand: int, step: int, others: tuple[Order, ...]) -> list[_Made]:
-        """The fastest ways to the gradient of an operand of a step, in different orders or of different copies.
+        """Return the fastest candidates for the gradient of an operand of a step, by their orders and copies.
 
-        The other operand is there in any of some orders.
+        The other operand is in memory in each of `others`.
         """
         layouts = self.layouts
         if is_elementwise(self.tree, step, operand):
@@ -128,7 +129,7 @@ class _Backward:
         found: dict[tuple[Order, Copy | None], _Made] = {}
         least: dict[Order, float] = {}
         for made in (*alone, *self._add_up(order, others, self.orders[operand])):
-            key = made.order, made.copied  # a copy may be there already, for the gradient of the other operand
+            key = made.order, made.copied  # the gradient of the other operand may need the same copy
             if key not in found or made.seconds < found[key].seconds:
                 found[key] = made
                 least[made.order] = min(least.get(made.order, np.inf), made.seconds)
@@ -140,13 +141,13 @@ class _Backward:
     def _products(
         self, order: Order, other: Order, own: Order, added: Order = ()
     ) -> Iterator[tuple[float, MatmulCandidate]]:
-        """The fastest ways to contract a gradient with an operand, to each order and of each copy, with their seconds.
+        """Return the fastest products of a gradient and an operand, one per order and copy, with their seconds.
 
         Args:
-            order: of the gradient.
-            other: of the operand.
-            own: the legs that are made.
-            added: more legs that are kept, as all outer ones.
+            order: the order of the gradient.
+            other: the order of the operand.
+            own: the legs of the result.
+            added: more legs of the result, which are then all of its outer ones.
         """
         join, legs = self.layouts.join(order, other, frozenset((*own, *added)), own)
         key = join, tuple(legs.index(leg) for leg in added)
@@ -155,17 +156,17 @@ class _Backward:
         return ((seconds, candidate.renamed(legs)) for seconds, candidate in self.layouts.known[key])
 
     def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
-        """Whether a way is faster than all to its order if its copy is there, for the gradient of the other operand."""
+        """Return whether a candidate is the fastest to its order if the other gradient needs the same copy."""
         copied = made.copied
         return copied is not None and made.seconds - self.run.machine.rearrange(copied) < least[made.order]
 
     def _add_up(self, order: Order, others: tuple[Order, ...], own: Order) -> Iterator[_Made]:
-        """The ways that sum over the slowest legs of a gradient by adding products up, where these are small.
+        """Yield candidates that sum over the slowest legs of a gradient by adding products, where these legs are small.
 
         Args:
-            order: of the gradient that is given.
-            others: that the other operand is there in.
-            own: of the operand whose gradient is made.
+            order: the order of the result's gradient.
+            others: the orders in which the other operand is in memory.
+            own: the order of the operand whose gradient is wanted.
         """
         sizes, machine = self.layouts.sizes, self.run.machine
         run = tuple(takewhile(lambda leg: leg not in own and leg in others[0], order))
@@ -181,7 +182,7 @@ class _Backward:
                 )
 
     def _cost(self, value: int, order: Order) -> float:
-        """The time from the gradient of a value in some order to those below; a leaf's own order is wanted."""
+        """Return the time from the gradient of a value to those of the leaves below, each in its leaf's order."""
         if value < self.count:
             return self.layouts.seconds_to(order, self.orders[value])
         if (value, order) not in self.known:
@@ -189,9 +190,9 @@ class _Backward:
         return self.known[value, order]
 
     def _best(self, value: int, order: Order) -> tuple[float, tuple[_Made, ...]]:
-        """The least time to all gradients below a value, whose own lies in some order, and how its step makes the next.
+        """Return the least time from the gradient of a value to all below it, and the candidates for the next two.
 
-        A copy of it that both of these take is made once.
+        A copy that both of these need is counted once.
         """
         operands = self.tree.steps[value - self.count].operands
         costs = [
@@ -208,7 +209,7 @@ class _Backward:
         return min(found, key=lambda candidate: candidate[0])
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
-        """The fastest way from an order of the result's gradient to all others."""
+        """Yield the fastest gradients below the result, whose gradient has the wanted order."""
         orders = {root: wanted}
         for value in range(root, self.count - 1, -1):
             step = value - self.count
@@ -226,7 +227,7 @@ class _Backward:
 
 
 def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[float, MatmulCandidate]]:
-    """The fastest ways of a join to each order and of each copy of its first operand, with their seconds."""
+    """Return the fastest candidate of a join for each order and each copy of its first operand, with its seconds."""
     candidates = [
         candidate
         for candidate in join.candidates()
@@ -243,25 +244,25 @@ def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[floa
 
 
 def _least_pair(costs: Sequence[Sequence[tuple[float, _Made]]]) -> tuple[float, tuple[_Made, ...]]:
-    """The least time to the gradients of two operands, each made by itself."""
+    """Return the least time to the gradients of two operands that share no copy, and their candidates."""
     (a, left), (b, right) = (min(each, key=lambda candidate: candidate[0]) for each in costs)
     return a + b, (left, right)
 
 
 def is_elementwise(tree: ContractionTree, number: int, operand: int) -> bool:
-    """Whether the gradient of an operand of a step is a product of entries, so that nothing is summed."""
+    """Return whether the gradient of an operand of a step is elementwise, so that nothing is summed."""
     step = tree.steps[number]
     return step.kind == "mul" and set(step.legs) == set(tree.legs_of(operand))
 
 
 def other_operand(operands: Sequence[int], operand: int) -> int:
-    """The one of two operands that another one is not."""
+    """Return the other one of two operands."""
     first, second = operands
     return second if operand == first else first
 
 
 def can_plan_backward(network: Network, region: Region) -> bool:
-    """Whether the gradients of a region can be planned: nothing is read at positions, and all of it is stored."""
+    """Return whether the gradients of a region can be planned: all is stored, and nothing is read at positions."""
     runtime = network.runtime_sizes()
     constant = {core.name: core for core in network.cores if core.role == "const"}
     for access in region.accesses:

@@ -1,14 +1,14 @@
-"""In which order the axes of every intermediate lie: the ways to make each step one kernel, and the fastest of all.
+"""The order of the legs of every intermediate: the candidates that make each step one kernel, and the fastest of them.
 
-A contraction is one matrix product, or many at once: of what it keeps, the legs `outer` count the products, `rows`
-come from the one operand and `columns` from the other, and the result lies in that order. An operand is taken as it
-lies where its outer legs, those of its own and those that are summed stand together, the matrix innermost; else it is
-copied into such an order. An operand that lacks the outer legs is the same for all products.
+A contraction is one matrix product, or a batch of them. The legs of the result are `outer`, which number the products,
+`rows` from one operand and `columns` from the other; the result has them in that order. PyTorch takes an operand
+without a copy if its outer legs, its own and the summed ones stand together, the matrix innermost. Otherwise the step
+copies it into such an order. An operand that lacks the outer legs is the same for all products.
 
-`lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value the
-orders it may have and the least time to get there. A result may have any order that one kernel makes of operands as
-they lie, or of one that is copied with its legs kept in order or turned around once. All these are searched; where a
-value has more than `MOST_ORDERS`, or a tree many steps, the fastest are kept.
+`lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value its
+possible orders, and the least time to get there. A result may have any order that one kernel gives of operands without
+a copy, or of one that is copied with its legs in the same order or rotated by one. All these are searched. Where a
+value has more than `MOST_ORDERS` of them, or a tree many steps, the fastest are kept.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from tngraph.search.machine import BEYOND, Copy, Machine, find_copy
 from tngraph.search.region import ContractionTree, MatmulLayout, arrangements
 
 MOST_ORDERS = 8
-"""The orders of one value that are kept."""
+"""The most orders that the program keeps of one value."""
 MOST_KEPT = 48
-"""The orders of all values of a tree that are kept, but for `LEAST_ORDERS` of each."""
+"""The most orders that the program keeps of all values of a tree together, but for `LEAST_ORDERS` of each."""
 LEAST_ORDERS = 2
 SMALL = 8
-"""An operand that has so many times fewer entries than the other is worth a copy that makes the product faster."""
+"""An operand at least 8 times smaller than the other is also tried with a copy that may make the product faster."""
 MOST_PAIRS = 16
-"""The pairs of orders of two operands that are joined, those of the least time together."""
+"""The most pairs of orders of two operands that the program joins, those of the least time first."""
 FASTER = 1 - 1e-12
-"""Of two ways that differ by rounding alone the first is taken."""
+"""A later candidate must be faster by more than rounding to take the place of an earlier one."""
 _LAID_OUT = {"contract", "mul", "sum"}
-"""The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
+"""The kinds of steps that have matmul layouts. Steps that read at positions follow rules of their own."""
 
 Order = tuple[int, ...]
 """Legs by number, the slowest first."""
 
 
 class Run(NamedTuple):
-    """What a tree is laid out for.
+    """The sizes, the machine and the leaves for which a tree is laid out.
 
     Attributes:
         numbers: an integer for every named size.
-        machine: on which it runs.
+        machine: the machine that runs the tree.
         trained: the leaves that a gradient flows to, as bits.
         fixed: the leaves that are arranged before the first call, as bits.
         known: what is known of kernels on this machine, by what they are; runs on one machine may share it.
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
-    """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
+    """Return the tree with a matmul layout for every step, or unchanged if it reads at positions or has slices."""
     if not can_lay_out(tree):
         return tree
     program = LayoutProgram(tree, run)
@@ -74,12 +74,12 @@ def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
 
 
 def can_lay_out(tree: ContractionTree) -> bool:
-    """Whether the steps of a tree can have matmul layouts: none reads at positions, or runs slice by slice."""
+    """Return whether the steps of a tree can have matmul layouts: none reads at positions or runs slice by slice."""
     return not tree.sliced and all(step.kind in _LAID_OUT for step in tree.steps)
 
 
 def is_possible(tree: ContractionTree, number: int) -> bool:
-    """Whether the matmul layout of a step is one kernel on its operands as their own layouts lay them out."""
+    """Return whether the matmul layout of a step is one kernel on its operands in the orders of their own layouts."""
     step, matmul = tree.steps[number], tree.matmuls[number]
     if step.kind != "contract":
         return not matmul.is_matrix
@@ -88,7 +88,7 @@ def is_possible(tree: ContractionTree, number: int) -> bool:
 
 
 def is_product(matmul: MatmulLayout, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
-    """Whether a form is one product of matrices of operands that have these legs."""
+    """Return whether a matmul layout is one matrix product of operands that have these legs."""
     first, second = set(one), set(other)
     shared = first & second & set(matmul.legs)
     sides = [(first - second, second - first), (second - first, first - second)]
@@ -100,21 +100,21 @@ def is_product(matmul: MatmulLayout, one: Sequence[Leg], other: Sequence[Leg]) -
 
 
 def most_orders(tree: ContractionTree, most: int) -> int:
-    """How many orders of one value of a tree are kept: so many, or fewer where it has many steps."""
+    """Return how many orders of one value to keep: `most`, or fewer in a tree of many steps."""
     return min(most, max(LEAST_ORDERS, MOST_KEPT // len(tree.steps)))
 
 
 class MatmulCandidate(NamedTuple):
-    """One kernel: which orders it takes, which it makes, and what it does.
+    """One kernel: the orders of its operands and of its result, and the matrix product.
 
     Attributes:
         operands: the orders of the two operands.
         matmul: how many legs of the result are outer, and how many of the rest are rows.
-        order: of the result.
+        order: the order of the result.
         summed: the order of the summed legs.
         shape: products, rows, columns and the summed size.
-        copies: of either operand, where it does not do as it lies.
-        transposed: whether the matrices of the rows lie transposed, and those of the columns.
+        copies: the copy of each operand, or None for an operand that needs none.
+        transposed: whether the matrices of the rows are stored transposed, and those of the columns.
         is_left: whether the first operand gives the rows.
     """
 
@@ -128,14 +128,14 @@ class MatmulCandidate(NamedTuple):
     is_left: bool
 
     def renamed(self, legs: Sequence[int]) -> MatmulCandidate:
-        """The same with other numbers for its legs."""
+        """Return the candidate with other numbers for its legs."""
         first, second = (tuple(legs[k] for k in order) for order in self.operands)
         order, summed = (tuple(legs[k] for k in each) for each in (self.order, self.summed))
         return self._replace(operands=(first, second), order=order, summed=summed)
 
 
 class _Best(NamedTuple):
-    """The least time to a value in one order, and the way there."""
+    """The least time to a value in one order, and the matmul layout that takes it."""
 
     seconds: float
     operands: tuple[Order, ...]
@@ -145,13 +145,13 @@ class _Best(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Two operands that are contracted, their legs numbered by where they stand, so that joins that are alike are one.
+    """A contraction of two operands whose legs are numbered by place, so that joins that are alike are equal.
 
     Attributes:
         operands: the orders of the two operands.
         sizes: the elements along every leg.
         kept: the legs of the result, in ascending order.
-        rank: the order in which legs of the result are put out.
+        rank: the order that the caller wants the legs of the result in.
     """
 
     operands: tuple[Order, Order]
@@ -160,18 +160,18 @@ class Join(NamedTuple):
     rank: Order
 
     def candidates(self) -> Iterator[MatmulCandidate]:
-        """Every way to contract them."""
+        """Return the candidates of the contraction."""
         rank = {leg: place for place, leg in enumerate(self.rank)}
         return _candidates(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
 
 
 class Passes(NamedTuple):
-    """What a step runs for.
+    """The runs of a step that count: those of a call, and those for gradients.
 
     Attributes:
-        copied: how often each operand's copy is made.
+        copied: how often each operand is copied.
         trained: whether a gradient flows to each operand.
-        put_out: how often the result is copied into the order in which it is put out.
+        put_out: how often the result is copied into the order that the caller wants.
         is_called: whether the step runs in a call, and not before the first.
     """
 
@@ -182,20 +182,20 @@ class Passes(NamedTuple):
 
 
 class _Sizes(tuple[int, ...]):
-    """The elements along every leg, and of several together."""
+    """The elements along every leg, and the products and copies of several legs, computed once."""
 
     def __init__(self, sizes: Iterable[int]) -> None:
         self._known: dict[Order, int] = {}
         self._copies: dict[tuple[Order, Order], Copy] = {}
 
     def of(self, legs: Order) -> int:
-        """The elements of a value with these legs."""
+        """Return the elements of a value with these legs."""
         if legs not in self._known:
             self._known[legs] = min(prod(self[leg] for leg in legs), BEYOND)
         return self._known[legs]
 
     def copy(self, order: Order, wanted: Order) -> Copy:
-        """The copy from one order into another."""
+        """Return the copy from one order into another."""
         if (order, wanted) not in self._copies:
             self._copies[order, wanted] = find_copy(order, wanted, self.__getitem__)
         return self._copies[order, wanted]
@@ -203,7 +203,7 @@ class _Sizes(tuple[int, ...]):
 
 @dataclass
 class LayoutProgram:
-    """The dynamic program: the orders of every value so far."""
+    """The dynamic program: the orders of every value up to the last step added."""
 
     tree: ContractionTree
     run: Run
@@ -222,7 +222,7 @@ class LayoutProgram:
             self.leaves.append(1 << k)
 
     def add(self, number: int) -> None:
-        """The orders of the result of a step."""
+        """Find the orders of the result of a step."""
         step = self.tree.steps[number]
         kept = frozenset(self.number[leg] for leg in step.legs)
         self.leaves.append(sum({self.leaves[o] for o in step.operands}))
@@ -240,7 +240,7 @@ class LayoutProgram:
         self.nodes.append(dict(fastest))
 
     def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:
-        """An elementwise product lies as its larger operand, the legs that this lacks after any of its own."""
+        """Return the orders of an elementwise product: that of the larger operand, with the legs it lacks inserted."""
         found: dict[Order, _Best] = {}
         for first, a in self.nodes[operands[0]].items():
             for second, b in self.nodes[operands[1]].items():
@@ -263,7 +263,7 @@ class LayoutProgram:
         for pair in pairs[:MOST_PAIRS]:
             before = first[pair[0]].seconds + second[pair[1]].seconds
             if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
-                break  # nothing that follows is among the fastest
+                break  # no later pair is among the fastest
             join, legs = self.join(*pair, kept, self.rank)
             for seconds, put_out, candidate in self._fastest(join, passes):
                 order, total = tuple(legs[k] for k in candidate.order), before + seconds + put_out
@@ -285,7 +285,7 @@ class LayoutProgram:
         )
 
     def join(self, first: Order, second: Order, kept: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
-        """The contraction of two operands that lie so, of whose legs some are kept, and the legs by its numbers."""
+        """Return the contraction of two operands in these orders to the legs `kept`, and the legs by its numbers."""
         legs = tuple(dict.fromkeys((*first, *second)))
         place = {leg: k for k, leg in enumerate(legs)}
         join = Join(
@@ -297,18 +297,18 @@ class LayoutProgram:
         return join, legs
 
     def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, MatmulCandidate]]:
-        """The fastest way to each order of a result, with its seconds and those of putting that out."""
+        """Return `_find_fastest` of a join, computed once."""
         if (join, passes) not in self.known:
             self.known[join, passes] = _find_fastest(join, passes, self.run.machine)
         fastest: Sequence[tuple[float, float, MatmulCandidate]] = self.known[join, passes]
         return fastest
 
     def seconds_to(self, order: Order, wanted: Order) -> float:
-        """The seconds of a copy into another order; of none, where it is the same."""
+        """Return the seconds of a copy into another order; 0 where it is the same."""
         return _seconds_of(self.sizes.copy(order, wanted), self.run.machine)
 
     def matmuls(self) -> tuple[MatmulLayout, ...]:
-        """The matmul layouts of the fastest way to the result."""
+        """Return the matmul layouts with the least time to the result."""
         count = len(self.tree.region.accesses)
         chosen: dict[int, Order] = {}
         root = len(self.nodes) - 1
@@ -322,11 +322,11 @@ class LayoutProgram:
         return tuple(reversed(matmuls))
 
     def matmul(self, candidate: MatmulCandidate) -> MatmulLayout:
-        """A way in the legs of the tree."""
+        """Return a candidate in the legs of the tree."""
         return self._matmul(candidate.order, candidate.matmul, candidate.summed, candidate.transposed)
 
     def named(self, order: Order) -> tuple[Leg, ...]:
-        """Legs by number as what they are."""
+        """Return the legs that have these numbers."""
         return tuple(self.legs[k] for k in order)
 
     def _matmul(
@@ -338,7 +338,7 @@ class LayoutProgram:
 
 
 def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[float, float, MatmulCandidate]]:
-    """The fastest way to each order of a result, with its seconds and those of putting that out."""
+    """Return the fastest candidate for each order of a result, behind its seconds and those of the copy put out."""
     candidates = list(join.candidates())
     fastest: dict[Order, tuple[float, MatmulCandidate]] = {}
     for candidate, seconds in zip(candidates, _time(candidates, passes, machine).tolist(), strict=True):
@@ -350,12 +350,12 @@ def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[fl
 
 
 def _seconds_of(copy: Copy, machine: Machine) -> float:
-    """The seconds of a copy; of none, where the order stays."""
+    """Return the seconds of a copy; 0 where the order stays."""
     return 0.0 if len(copy.order) < 2 else machine.rearrange(copy)
 
 
 def _time(candidates: Sequence[MatmulCandidate], passes: Passes, machine: Machine) -> np.ndarray:
-    """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
+    """Return the seconds of candidates with their gradients, each of which is one matrix product without a copy."""
     if not passes.is_called:
         return np.zeros(len(candidates))
     total = time_products(candidates, machine, passes.copied)
@@ -372,12 +372,12 @@ def _time(candidates: Sequence[MatmulCandidate], passes: Passes, machine: Machin
 def time_products(
     candidates: Sequence[MatmulCandidate], machine: Machine, passes: Sequence[int] = (1, 1)
 ) -> np.ndarray:
-    """The seconds of products and of the copies of their operands.
+    """Return the seconds of products and of the copies of their operands.
 
     Args:
         candidates: the products.
-        machine: on which they run.
-        passes: how often each operand's copy is made.
+        machine: the machine that runs them.
+        passes: how often each operand is copied.
     """
     batch, rows, columns, summed = np.array([candidate.shape for candidate in candidates], dtype=np.float64).T
     of_rows, of_columns = np.array([candidate.transposed for candidate in candidates]).T
@@ -392,11 +392,11 @@ def time_products(
 def _candidates(
     first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[MatmulCandidate]:
-    """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
+    """Yield the candidates that contract two operands in these orders; `rank` is the order that the caller wants."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
         if sizes.of(spine) * SMALL < sizes.of(other):
-            continue  # to keep the order of the much smaller one gains nothing
+            continue  # keeping the order of the much smaller operand saves nothing
         outer = tuple(k for k in spine if k in shared and k in kept)
         summed = tuple(k for k in spine if k in shared and k not in kept)
         own = tuple(k for k in spine if k not in shared)
@@ -426,7 +426,7 @@ def _candidates(
 
 
 class _OperandLayout(NamedTuple):
-    """One way in which an operand may lie: whether its own legs come before the summed ones, and what is copied."""
+    """A layout of an operand: whether its own legs come before the summed ones, and the copy it needs, if any."""
 
     is_own_first: bool
     copied: Copy | None
@@ -435,7 +435,7 @@ class _OperandLayout(NamedTuple):
 def _lies(
     order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
 ) -> tuple[_OperandLayout, ...]:
-    """As an operand lies, if that will do, else copied; a small one may be copied all the same."""
+    """Return the layouts of an operand: without a copy if possible, else copied. A small one may also be copied."""
     found: list[_OperandLayout] = []
     for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
         wanted = arrangements(outer, first, second)
@@ -443,14 +443,14 @@ def _lies(
             found.append(_OperandLayout(is_own_first, None))
         else:
             found.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
-    found.sort(key=lambda lie: lie.copied is not None)  # of two that take as long, the one without a copy
+    found.sort(key=lambda lie: lie.copied is not None)  # of two that take equally long, the one without a copy
     return tuple(found) if is_small or found[0].copied is not None else (found[0],)
 
 
 def _cuts(
     spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[tuple[Order, Order, tuple[_OperandLayout, ...]]]:
-    """An operand's own legs in two: those that count products, and those that stand beside the columns."""
+    """Yield the cuts of an operand's own legs into those that number the products and those of the matrix."""
     transposed = _transposed(own, rank)
     if outer:
         yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in transposed)
@@ -468,7 +468,7 @@ def _cuts(
 
 
 def _transposed(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
-    """Legs as they are, with the first one last or the last one first, and as they are put out, others around these."""
+    """Return some orders of legs: unchanged, rotated by one, and as the caller wants them, before or after bonds."""
     put_out = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
     bonds = tuple(leg for leg in legs if leg not in rank)
     around = ((*put_out, *bonds), (*bonds, *put_out))

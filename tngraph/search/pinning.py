@@ -69,7 +69,7 @@ def read_orders(
 def _missing_equation(name: object, equations: Mapping[str, bool], present: Sequence[str]) -> str:
     hint = f"an order is for one of: {_listed(present)}"
     if name in equations:
-        return f"{name!r} is no equation once linear chains are merged and unused ones dropped\n  {hint}"
+        return f"{name!r} is not an equation any more: linear chains are merged and unused equations dropped\n  {hint}"
     return f"there is no equation {_shown(name)} to order{_nearest(name, present)}\n  {hint}"
 
 
@@ -152,7 +152,7 @@ def _words(order: Nested) -> Iterator[str]:
                 yield ")"
         elif isinstance(item, str):
             if (item != "+" and _WORD.fullmatch(item) is None) or item in "()":
-                raise PlanError(f"{_shown(item)} is no name\n  in nested groups every name is a string of its own")
+                raise PlanError(f"{_shown(item)} is not a name\n  in nested groups every name is a string of its own")
             yield item
         else:
             yield "("
@@ -220,7 +220,7 @@ def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], found: int) -> str:
         most |= Counter(names)
     for name, count in Counter(pin.names).items():
         if name not in most:
-            return f"names {_shown(name)}, which is no tensor of its terms{_nearest(name, list(most))}"
+            return f"names {_shown(name)}, which is not a tensor of its terms{_nearest(name, list(most))}"
         if count > most[name]:
             return f"names {_shown(name)} more often than any of its terms has it"
     if not found:

@@ -452,7 +452,7 @@ class Topology:
         )
 
     def _is_result(self, legs: Sequence[Leg]) -> bool:
-        """Whether a step on the only leaf writes the result, which may have any size: no read is left to lay out."""
+        """Return whether a step on the only leaf writes the result, which may have any size."""
         return len(self.leaves) == 1 and {*legs} == {leg for leg in self.region.legs if leg not in self.sliced}
 
     def is_folded(self, value: Value) -> bool:

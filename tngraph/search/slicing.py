@@ -37,15 +37,15 @@ REPEATS = 4
 
 @dataclass(frozen=True, slots=True)
 class Slicing:
-    """A tree, the indices to loop over, and what that costs.
+    """A tree, the indices to loop over, and the cost.
 
     Attributes:
         tree: the order in which each slice is contracted.
         indices: sliced whole, in the order the region mentions them; none where everything fits.
-        slices: how many: the product of the indices' sizes.
-        once: what the steps cost that no sliced index reaches [operations].
-        each: what the other steps cost per slice, and adding its result to the whole [operations].
-        largest: the largest value a step writes but for the result, which is held whole [elements].
+        slices: the number of slices: the product of the indices' sizes.
+        once: the cost of the steps that no sliced index reaches [operations].
+        each: the cost per slice of the other steps, and of adding its result to the whole [operations].
+        largest: the largest value that a step writes, except the result, which is held whole [elements].
     """
 
     tree: ContractionTree
@@ -61,15 +61,15 @@ class Slicing:
         return self.once + self.slices * self.each
 
     def rank(self) -> tuple[int, int]:
-        """Return what is compared: the total, and of equal ones the number of slices."""
+        """Return the key by which slicings are compared: the total, then the number of slices."""
         return self.total, self.slices
 
 
 def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search | None = None) -> Slicing:
-    """The cheapest slicing found in which no step writes more than so many elements.
+    """Return the cheapest slicing found in which no step writes more than `limit` elements.
 
-    An index that is read at a position such as ``x + k`` is not sliced. The result is held whole, and the tensors that
-    the region reads are given: their own size does not count.
+    An index that is read at a position such as ``x + k`` is not sliced. The sizes of the result, which is held whole,
+    and of the tensors that the region reads do not count.
 
     Args:
         tree: a tree without slices. One that is cheaper with them may take its place, unless it is pinned.
@@ -97,7 +97,7 @@ def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sear
 
 
 def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search) -> Iterator[Slicing]:
-    """Slicings of the trees that cotengra makes of one for the purpose, each with its own choice and with ours."""
+    """Yield slicings of the trees that cotengra rearranges for the limit, each with its own choice and with ours."""
     topology = Topology(tree.region, sizes)
     graph = hypergraph(topology)
     if len(graph.legs) < 3:
@@ -115,7 +115,7 @@ def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sea
 
 
 def tree_order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
-    """The pairs of a tree, without its steps on one operand."""
+    """Yield the pairs of a tree, without its steps on one operand."""
     count = len(tree.region.accesses)
     number, made = list(range(count)), count
     for step in tree.steps:
@@ -130,7 +130,7 @@ class _Line(NamedTuple):
     """One step in numbers. Sets of indices that may be sliced are bits.
 
     Attributes:
-        volume: what the step costs without slices [operations].
+        volume: the cost of the step without slices [operations].
         size: the size of its result without slices [elements].
         involved: the indices that its operands and its result have as plain legs.
         kept: the indices of its result.
@@ -161,7 +161,7 @@ class Sliceable:
         self.tables = _Tables(self)
 
     def slicing(self, indices: Iterable[Index]) -> Slicing:
-        """Return what slicing some of the allowed indices comes to, in exact integers."""
+        """Return the slicing of some of the allowed indices, in exact integers."""
         chosen, slices = self._mask(indices), self._slices
         once = largest = 0
         each = self.result // slices(self.kept & chosen) if chosen else 0
@@ -230,13 +230,13 @@ class _Tables:
         self.sizes = np.array([log2(line.size) for line in own.lines])
 
     def choose(self, limit: int, noise: np.random.Generator, temperature: float) -> list[int]:
-        """Index after index of the largest value, each the one that adds least to the logarithm of the total."""
+        """Return the indices to slice: in turn, of the largest value, the one that adds least to the total in logs."""
         chosen: list[int] = []
         volumes, sizes, inside = self.volumes.copy(), self.sizes[:-1].copy(), np.zeros(len(self.volumes), dtype=bool)
         slices, added = 1.0, self.result
         while len(sizes) and sizes.max() > log2(limit) + 1e-9:
             open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.round(9).argmax()]) if k not in chosen]
-            if not open_to:  # what is left of the largest value is read at positions
+            if not open_to:  # all other indices of the largest value are read at positions
                 break
             reached = inside[:, None] | self.reach[:, open_to]
             each = (reached * volumes[:, None] * self.shrink[:, open_to]).sum(axis=0)
@@ -265,7 +265,7 @@ def _choices(own: Sliceable, limit: int, seed: int, hint: Iterable[Index]) -> It
 
 
 def _without_idle(own: Sliceable, slicing: Slicing, limit: int) -> Slicing:
-    """A slicing without the indices that it need not slice."""
+    """Return a slicing without the indices that it need not slice."""
     for index in slicing.indices:
         fewer = own.slicing([other for other in slicing.indices if other != index])
         if fewer.largest <= limit and fewer.rank() <= slicing.rank():
