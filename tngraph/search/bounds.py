@@ -48,8 +48,8 @@ def _neighbours(topology: Topology, k: int) -> set[int]:
     for i in topology.leaves[k].plain:
         near |= topology.holders[i]
     near &= ~(1 << k)
-    found = set()
+    neighbours = set()
     while near:
-        found.add((near & -near).bit_length() - 1)
+        neighbours.add((near & -near).bit_length() - 1)
         near &= near - 1
-    return found
+    return neighbours

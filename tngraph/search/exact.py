@@ -137,8 +137,8 @@ class _Program:
             for read, rest in leaf.unresolved:
                 self.rest[read] = np.where(subsets & leaf.leaves, self._mask(rest) & self.alive, 0)
                 self.can_stay[read] = np.bitwise_count(self.rest[read]) >= 2
-                kept, inverse = self._rests(read)
-                self.is_dense[read] = np.array([self.topology.is_dense(read, rest) for rest in kept])[inverse]
+                rests, inverse = self._rests(read)
+                self.is_dense[read] = np.array([self.topology.is_dense(read, rest) for rest in rests])[inverse]
         self.chunks = [self._chunk(start) for start in range(0, max(self.width, 1), _CHUNK)]
         self._fill_choices(held & self.alive)
         self._fill_prices()
@@ -185,8 +185,8 @@ class _Program:
 
     def _spans(self, read: int) -> Masks:
         """Return the number of positions of a read for each set of leaves, by the indices that remain of it there."""
-        kept, inverse = self._rests(read)
-        spans = [min(self.topology.span(read, rest), self._beyond) if rest else 1 for rest in kept]
+        rests, inverse = self._rests(read)
+        spans = [min(self.topology.span(read, rest), self._beyond) if rest else 1 for rest in rests]
         return np.array(spans, dtype=np.int64)[inverse]
 
     def _rests(self, read: int) -> tuple[list[list[int]], Masks]:
@@ -216,9 +216,9 @@ class _Program:
         rough = positions.astype(np.float64) * others
         exact = positions * others
         for start, table, floats in self.chunks:
-            part = masks >> start & (len(table) - 1)
-            rough = np.minimum(rough * floats[part], BEYOND)
-            exact *= table[part]
+            place = masks >> start & (len(table) - 1)
+            rough = np.minimum(rough * floats[place], BEYOND)
+            exact *= table[place]
         return np.where(rough > self._beyond * 1.001, self._beyond, exact) if self.is_integral else rough
 
     def run(self) -> None:
@@ -319,6 +319,6 @@ class _Program:
     @cached_property
     def _unfolded(self) -> _Program:
         """The program in which no step is free: it orders the folded values, which cost nothing in this one."""
-        made = _Program(self.topology.priced(Pricing()), _LARGEST - 1)
-        made.run()
-        return made
+        program = _Program(self.topology.priced(Pricing()), _LARGEST - 1)
+        program.run()
+        return program

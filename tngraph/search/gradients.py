@@ -38,25 +38,25 @@ def can_differentiate(tree: ContractionTree) -> bool:
     return bool(tree.matmuls) and all(len(step.operands) == 2 for step in tree.steps)
 
 
-class _Made(NamedTuple):
-    """The step from the gradient of a result to the gradient of an operand.
+class _Candidate(NamedTuple):
+    """One way to compute the gradient of an operand from the gradient of its step's result.
 
     Attributes:
         seconds: the time that it takes.
         order: the order of the legs of the operand's gradient.
-        candidate: the product; None if the gradient is elementwise.
+        product: the matrix product; None if the gradient is elementwise.
         added: the outer legs of the product that are summed after it.
     """
 
     seconds: float
     order: Order
-    candidate: MatmulCandidate | None = None
+    product: MatmulCandidate | None = None
     added: Order = ()
 
     @property
     def copied(self) -> Copy | None:
         """The copy of the result's gradient that the product needs, or None."""
-        return self.candidate.copies[0] if self.candidate else None
+        return self.product.copies[0] if self.product else None
 
 
 @dataclass
@@ -65,20 +65,20 @@ class _Backward:
 
     tree: ContractionTree
     run: Run
-    made: dict[tuple[int, Order, int], list[_Made]] = field(default_factory=dict)
-    known: dict[tuple[int, Order], float] = field(default_factory=dict)
+    candidates: dict[tuple[int, Order, int], list[_Candidate]] = field(default_factory=dict)
+    seconds: dict[tuple[int, Order], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layouts = LayoutProgram(self.tree, self.run)
         self.count = len(self.tree.region.accesses)
         self.most = most_orders(self.tree, MOST_ORDERS)
         values = range(self.count + len(self.tree.steps))
-        self.orders: list[Order] = [tuple(self.layouts.number[leg] for leg in self.tree.order(v)) for v in values]
+        self.orders: list[Order] = [tuple(self.layouts.places[leg] for leg in self.tree.order(v)) for v in values]
 
     def gradients(self) -> tuple[Gradient, ...]:
         """Return the fastest gradients, from the result down."""
         root = len(self.orders) - 1
-        wanted = tuple(self.layouts.number[leg] for leg in self.tree.region.legs if leg in self.layouts.number)
+        wanted = tuple(self.layouts.places[leg] for leg in self.tree.region.legs if leg in self.layouts.places)
         fastest: dict[int, dict[Order, float]] = {root: {wanted: 0.0}}
         for value in range(root, self.count - 1, -1):
             self._go_down(value, fastest)
@@ -92,25 +92,26 @@ class _Backward:
         operands = self.tree.steps[value - self.count].operands
         for operand in operands:
             others = self._orders_of(value - self.count, other_operand(operands, operand))
-            found: dict[Order, float] = {}
+            seconds_to: dict[Order, float] = {}
             for order, before in fastest[value].items():
-                made = self._make(order, operand, value - self.count, others)
-                self.made[value, order, operand] = made
-                for each in made:
-                    found[each.order] = min(found.get(each.order, np.inf), before + each.seconds)
-            fastest_of_each = (self.made[value, order, operand][0].order for order in fastest[value])
-            kept = {*sorted(found, key=found.__getitem__)[: self.most], *fastest_of_each}
-            fastest[operand] = {order: found[order] for order in found if order in kept}
+                candidates = self._find_candidates(order, operand, value - self.count, others)
+                self.candidates[value, order, operand] = candidates
+                for candidate in candidates:
+                    total = before + candidate.seconds
+                    seconds_to[candidate.order] = min(seconds_to.get(candidate.order, np.inf), total)
+            from_each = (self.candidates[value, order, operand][0].order for order in fastest[value])
+            wanted = {*sorted(seconds_to, key=seconds_to.__getitem__)[: self.most], *from_each}
+            fastest[operand] = {order: seconds_to[order] for order in seconds_to if order in wanted}
             for order in fastest[value]:
-                made = self.made[value, order, operand]
-                self.made[value, order, operand] = [each for each in made if each.order in kept]
+                candidates = self.candidates[value, order, operand]
+                self.candidates[value, order, operand] = [c for c in candidates if c.order in wanted]
 
     def _orders_of(self, step: int, operand: int) -> tuple[Order, ...]:
         """Return the orders in which an operand is in memory: its own, and the one into which the step copies it."""
-        arranged = tuple(self.layouts.number[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
+        arranged = tuple(self.layouts.places[leg] for axis in arranged_axes(self.tree, step, operand) for leg in axis)
         return (self.orders[operand], arranged) if arranged else (self.orders[operand],)
 
-    def _make(self, order: Order, operand: int, step: int, others: tuple[Order, ...]) -> list[_Made]:
+    def _find_candidates(self, order: Order, operand: int, step: int, others: tuple[Order, ...]) -> list[_Candidate]:
         """Return the fastest candidates for the gradient of an operand of a step, by their orders and copies.
 
         The other operand is in memory in each of `others`.
@@ -120,22 +121,22 @@ class _Backward:
             seconds = self.run.machine.elementwise(
                 layouts.sizes.of(order), layouts.sizes.of(others[0]), written=layouts.sizes.of(order)
             )
-            return [_Made(float(seconds), order)]
+            return [_Candidate(float(seconds), order)]
         alone = (
-            _Made(seconds, candidate.order, candidate)
+            _Candidate(seconds, product.order, product)
             for other in others
-            for seconds, candidate in self._products(order, other, self.orders[operand])
+            for seconds, product in self._products(order, other, self.orders[operand])
         )
-        found: dict[tuple[Order, Copy | None], _Made] = {}
+        fastest_of: dict[tuple[Order, Copy | None], _Candidate] = {}
         least: dict[Order, float] = {}
-        for made in (*alone, *self._add_up(order, others, self.orders[operand])):
-            key = made.order, made.copied  # the gradient of the other operand may need the same copy
-            if key not in found or made.seconds < found[key].seconds:
-                found[key] = made
-                least[made.order] = min(least.get(made.order, np.inf), made.seconds)
-        of_use = [made for made in found.values() if made.seconds == least[made.order] or self._is_of_use(made, least)]
+        for candidate in (*alone, *self._add_up(order, others, self.orders[operand])):
+            key = candidate.order, candidate.copied  # the gradient of the other operand may need the same copy
+            if key not in fastest_of or candidate.seconds < fastest_of[key].seconds:
+                fastest_of[key] = candidate
+                least[candidate.order] = min(least.get(candidate.order, np.inf), candidate.seconds)
+        of_use = [c for c in fastest_of.values() if c.seconds == least[c.order] or self._is_of_use(c, least)]
         is_leaf = operand < self.count
-        fastest = sorted(of_use, key=lambda m: m.seconds + (self._cost(operand, m.order) if is_leaf else 0.0))
+        fastest = sorted(of_use, key=lambda c: c.seconds + (self._cost(operand, c.order) if is_leaf else 0.0))
         return fastest[: 2 * self.most]
 
     def _products(
@@ -151,16 +152,16 @@ class _Backward:
         """
         join, legs = self.layouts.join(order, other, frozenset((*own, *added)), own)
         key = join, tuple(legs.index(leg) for leg in added)
-        if key not in self.layouts.known:
-            self.layouts.known[key] = _find_fastest(*key, self.run.machine)
-        return ((seconds, candidate.renamed(legs)) for seconds, candidate in self.layouts.known[key])
+        if key not in self.layouts.kernels:
+            self.layouts.kernels[key] = _find_fastest(*key, self.run.machine)
+        return ((seconds, product.renamed(legs)) for seconds, product in self.layouts.kernels[key])
 
-    def _is_of_use(self, made: _Made, least: Mapping[Order, float]) -> bool:
+    def _is_of_use(self, candidate: _Candidate, least: Mapping[Order, float]) -> bool:
         """Return whether a candidate is the fastest to its order if the other gradient needs the same copy."""
-        copied = made.copied
-        return copied is not None and made.seconds - self.run.machine.rearrange(copied) < least[made.order]
+        copied = candidate.copied
+        return copied is not None and candidate.seconds - self.run.machine.rearrange(copied) < least[candidate.order]
 
-    def _add_up(self, order: Order, others: tuple[Order, ...], own: Order) -> Iterator[_Made]:
+    def _add_up(self, order: Order, others: tuple[Order, ...], own: Order) -> Iterator[_Candidate]:
         """Yield candidates that sum over the slowest legs of a gradient by adding products, where these legs are small.
 
         Args:
@@ -174,56 +175,54 @@ class _Backward:
         for added in dict.fromkeys(run[:count] for count in (1, len(run)) if run):
             if sizes.of(added) > small:
                 continue
-            found = (each for other in others for each in self._products(order, other, own, added))
-            for seconds, candidate in found:
-                total = machine.elementwise(sizes.of(candidate.order), written=sizes.of(own))
-                yield _Made(
-                    seconds + float(total), candidate.order[len(added) :], candidate, candidate.order[: len(added)]
+            products = (timed for other in others for timed in self._products(order, other, own, added))
+            for seconds, product in products:
+                total = machine.elementwise(sizes.of(product.order), written=sizes.of(own))
+                yield _Candidate(
+                    seconds + float(total), product.order[len(added) :], product, product.order[: len(added)]
                 )
 
     def _cost(self, value: int, order: Order) -> float:
         """Return the time from the gradient of a value to those of the leaves below, each in its leaf's order."""
         if value < self.count:
             return self.layouts.seconds_to(order, self.orders[value])
-        if (value, order) not in self.known:
-            self.known[value, order] = self._best(value, order)[0]
-        return self.known[value, order]
+        if (value, order) not in self.seconds:
+            self.seconds[value, order] = self._best(value, order)[0]
+        return self.seconds[value, order]
 
-    def _best(self, value: int, order: Order) -> tuple[float, tuple[_Made, ...]]:
+    def _best(self, value: int, order: Order) -> tuple[float, tuple[_Candidate, ...]]:
         """Return the least time from the gradient of a value to all below it, and the candidates for the next two.
 
         A copy that both of these need is counted once.
         """
         operands = self.tree.steps[value - self.count].operands
         costs = [
-            [(each.seconds + self._cost(operand, each.order), each) for each in self.made[value, order, operand]]
+            [(c.seconds + self._cost(operand, c.order), c) for c in self.candidates[value, order, operand]]
             for operand in operands
         ]
-        copies = [{made.copied for _, made in each if made.copied} for each in costs]
-        found = [_least_pair(costs)]
+        copies = [{candidate.copied for _, candidate in column if candidate.copied} for column in costs]
+        pairs = [_least_pair(costs)]
         for copy in copies[0] & copies[1]:
-            seconds, pair = _least_pair(
-                [[candidate for candidate in each if candidate[1].copied == copy] for each in costs]
-            )
-            found.append((seconds - self.run.machine.rearrange(copy), pair))
-        return min(found, key=lambda candidate: candidate[0])
+            seconds, pair = _least_pair([[timed for timed in column if timed[1].copied == copy] for column in costs])
+            pairs.append((seconds - self.run.machine.rearrange(copy), pair))
+        return min(pairs, key=lambda pair: pair[0])
 
     def _choose(self, root: int, wanted: Order) -> Iterator[Gradient]:
         """Yield the fastest gradients below the result, whose gradient has the wanted order."""
         orders = {root: wanted}
         for value in range(root, self.count - 1, -1):
             step = value - self.count
-            _, found = self._best(value, orders[value])
-            for operand, made in zip(self.tree.steps[step].operands, found, strict=True):
-                orders[operand] = made.order
-                order = self.layouts.named(made.order)
-                if made.candidate is None:
+            _, pair = self._best(value, orders[value])
+            for operand, chosen in zip(self.tree.steps[step].operands, pair, strict=True):
+                orders[operand] = chosen.order
+                order = self.layouts.named(chosen.order)
+                if chosen.product is None:
                     yield Gradient(step, operand, MatmulLayout((), (), order))
                 else:
                     other = other_operand(self.tree.steps[step].operands, operand)
-                    is_arranged = made.candidate.operands[1] != self.orders[other]
-                    added = self.layouts.named(made.added)
-                    yield Gradient(step, operand, self.layouts.matmul(made.candidate), is_arranged, added)
+                    is_arranged = chosen.product.operands[1] != self.orders[other]
+                    added = self.layouts.named(chosen.added)
+                    yield Gradient(step, operand, self.layouts.matmul(chosen.product), is_arranged, added)
 
 
 def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[float, MatmulCandidate]]:
@@ -243,15 +242,15 @@ def _find_fastest(join: Join, added: Order, machine: Machine) -> list[tuple[floa
     return list(fastest.values())
 
 
-def _least_pair(costs: Sequence[Sequence[tuple[float, _Made]]]) -> tuple[float, tuple[_Made, ...]]:
+def _least_pair(costs: Sequence[Sequence[tuple[float, _Candidate]]]) -> tuple[float, tuple[_Candidate, ...]]:
     """Return the least time to the gradients of two operands that share no copy, and their candidates."""
-    (a, left), (b, right) = (min(each, key=lambda candidate: candidate[0]) for each in costs)
+    (a, left), (b, right) = (min(candidates, key=lambda timed: timed[0]) for candidates in costs)
     return a + b, (left, right)
 
 
-def is_elementwise(tree: ContractionTree, number: int, operand: int) -> bool:
+def is_elementwise(tree: ContractionTree, place: int, operand: int) -> bool:
     """Return whether the gradient of an operand of a step is elementwise, so that nothing is summed."""
-    step = tree.steps[number]
+    step = tree.steps[place]
     return step.kind == "mul" and set(step.legs) == set(tree.legs_of(operand))
 
 

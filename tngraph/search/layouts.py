@@ -53,14 +53,14 @@ class Run(NamedTuple):
         machine: the machine that runs the tree.
         trained: the leaves that a gradient flows to, as bits.
         fixed: the leaves that are arranged before the first call, as bits.
-        known: what is known of kernels on this machine, by what they are; runs on one machine may share it.
+        kernels: the fastest candidates of each join on this machine so far; runs on one machine may share them.
     """
 
     numbers: Mapping[str, int]
     machine: Machine
     trained: int = 0
     fixed: int = 0
-    known: dict[Hashable, Any] | None = None
+    kernels: dict[Hashable, Any] | None = None
 
 
 def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
@@ -68,8 +68,8 @@ def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
     if not can_lay_out(tree):
         return tree
     program = LayoutProgram(tree, run)
-    for number in range(len(tree.steps)):
-        program.add(number)
+    for place in range(len(tree.steps)):
+        program.add(place)
     return replace(tree, matmuls=program.matmuls())
 
 
@@ -78,9 +78,9 @@ def can_lay_out(tree: ContractionTree) -> bool:
     return not tree.sliced and all(step.kind in _LAID_OUT for step in tree.steps)
 
 
-def is_possible(tree: ContractionTree, number: int) -> bool:
+def is_possible(tree: ContractionTree, place: int) -> bool:
     """Return whether the matmul layout of a step is one kernel on its operands in the orders of their own layouts."""
-    step, matmul = tree.steps[number], tree.matmuls[number]
+    step, matmul = tree.steps[place], tree.matmuls[place]
     if step.kind != "contract":
         return not matmul.is_matrix
     first, second = (tree.order(o) for o in step.operands)
@@ -92,11 +92,11 @@ def is_product(matmul: MatmulLayout, one: Sequence[Leg], other: Sequence[Leg]) -
     first, second = set(one), set(other)
     shared = first & second & set(matmul.legs)
     sides = [(first - second, second - first), (second - first, first - second)]
-    given = [each for each in sides if each[0].issuperset(matmul.rows) and each[1].issuperset(matmul.columns)]
+    possible = [side for side in sides if side[0].issuperset(matmul.rows) and side[1].issuperset(matmul.columns)]
     outer = set(matmul.outer)
     is_common = outer == shared or (not shared and (outer <= first - second or outer <= second - first))
     is_summed = sorted(map(repr, matmul.summed)) == sorted(map(repr, (first & second) - shared))
-    return bool(given) and is_common and is_summed
+    return bool(possible) and is_common and is_summed
 
 
 def most_orders(tree: ContractionTree, most: int) -> int:
@@ -130,7 +130,7 @@ class MatmulCandidate(NamedTuple):
     def renamed(self, legs: Sequence[int]) -> MatmulCandidate:
         """Return the candidate with other numbers for its legs."""
         first, second = (tuple(legs[k] for k in order) for order in self.operands)
-        order, summed = (tuple(legs[k] for k in each) for each in (self.order, self.summed))
+        order, summed = (tuple(legs[k] for k in own) for own in (self.order, self.summed))
         return self._replace(operands=(first, second), order=order, summed=summed)
 
 
@@ -150,19 +150,19 @@ class Join(NamedTuple):
     Attributes:
         operands: the orders of the two operands.
         sizes: the elements along every leg.
-        kept: the legs of the result, in ascending order.
+        result: the legs of the result, in ascending order.
         rank: the order that the caller wants the legs of the result in.
     """
 
     operands: tuple[Order, Order]
     sizes: Order
-    kept: Order
+    result: Order
     rank: Order
 
     def candidates(self) -> Iterator[MatmulCandidate]:
         """Return the candidates of the contraction."""
         rank = {leg: place for place, leg in enumerate(self.rank)}
-        return _candidates(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
+        return _candidates(*self.operands, frozenset(self.result), _Sizes(self.sizes), rank)
 
 
 class Passes(NamedTuple):
@@ -185,14 +185,14 @@ class _Sizes(tuple[int, ...]):
     """The elements along every leg, and the products and copies of several legs, computed once."""
 
     def __init__(self, sizes: Iterable[int]) -> None:
-        self._known: dict[Order, int] = {}
+        self._products: dict[Order, int] = {}
         self._copies: dict[tuple[Order, Order], Copy] = {}
 
     def of(self, legs: Order) -> int:
         """Return the elements of a value with these legs."""
-        if legs not in self._known:
-            self._known[legs] = min(prod(self[leg] for leg in legs), BEYOND)
-        return self._known[legs]
+        if legs not in self._products:
+            self._products[legs] = min(prod(self[leg] for leg in legs), BEYOND)
+        return self._products[legs]
 
     def copy(self, order: Order, wanted: Order) -> Copy:
         """Return the copy from one order into another."""
@@ -211,37 +211,37 @@ class LayoutProgram:
     leaves: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        given = [bare_legs(access) for access in self.tree.region.accesses]
-        self.known = {} if self.run.known is None else self.run.known
-        self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
-        self.number = {leg: k for k, leg in enumerate(self.legs)}
-        self.rank = {self.number[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.number}
+        accesses = [bare_legs(access) for access in self.tree.region.accesses]
+        self.kernels = {} if self.run.kernels is None else self.run.kernels
+        self.legs: list[Leg] = list(dict.fromkeys(leg for legs in accesses for leg in legs))
+        self.places = {leg: k for k, leg in enumerate(self.legs)}
+        self.rank = {self.places[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.places}
         self.sizes = _Sizes(evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs)
-        for k, legs in enumerate(given):
-            self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, ())})
+        for k, legs in enumerate(accesses):
+            self.nodes.append({tuple(self.places[leg] for leg in legs): _Best(0.0, ())})
             self.leaves.append(1 << k)
 
-    def add(self, number: int) -> None:
+    def add(self, place: int) -> None:
         """Find the orders of the result of a step."""
-        step = self.tree.steps[number]
-        kept = frozenset(self.number[leg] for leg in step.legs)
+        step = self.tree.steps[place]
+        result = frozenset(self.places[leg] for leg in step.legs)
         self.leaves.append(sum({self.leaves[o] for o in step.operands}))
         if step.kind == "sum":
             (operand,) = step.operands
-            found = {
-                tuple(leg for leg in order if leg in kept): _Best(best.seconds, (order,))
+            orders = {
+                tuple(leg for leg in order if leg in result): _Best(best.seconds, (order,))
                 for order, best in self.nodes[operand].items()
             }
         elif step.kind == "mul":
-            found = self._multiply(step.operands)
+            orders = self._multiply(step.operands)
         else:
-            found = self._contract(step.operands, kept)
-        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[: most_orders(self.tree, MOST_ORDERS)]
+            orders = self._contract(step.operands, result)
+        fastest = sorted(orders.items(), key=lambda item: item[1].seconds)[: most_orders(self.tree, MOST_ORDERS)]
         self.nodes.append(dict(fastest))
 
     def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:
         """Return the orders of an elementwise product: that of the larger operand, with the legs it lacks inserted."""
-        found: dict[Order, _Best] = {}
+        orders: dict[Order, _Best] = {}
         for first, a in self.nodes[operands[0]].items():
             for second, b in self.nodes[operands[1]].items():
                 large, small = sorted((first, second), key=lambda order: -self.sizes.of(order))
@@ -249,29 +249,29 @@ class LayoutProgram:
                 for cut in range(len(large) + 1) if extra else (0,):
                     order = (*large[:cut], *extra, *large[cut:])
                     seconds = a.seconds + b.seconds
-                    if order not in found or seconds < found[order].seconds:
-                        found[order] = _Best(seconds, (first, second))
-        return found
+                    if order not in orders or seconds < orders[order].seconds:
+                        orders[order] = _Best(seconds, (first, second))
+        return orders
 
-    def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
+    def _contract(self, operands: Sequence[int], result: frozenset[int]) -> dict[Order, _Best]:
         first, second = (self.nodes[o] for o in operands)
         pairs = sorted(product(first, second), key=lambda pair: first[pair[0]].seconds + second[pair[1]].seconds)
         is_root = self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1
         passes = self._passes(operands, is_root)
         most = most_orders(self.tree, MOST_ORDERS)
-        found: dict[Order, _Best] = {}
+        orders: dict[Order, _Best] = {}
         for pair in pairs[:MOST_PAIRS]:
             before = first[pair[0]].seconds + second[pair[1]].seconds
-            if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
+            if len(orders) >= most and before > sorted(best.seconds for best in orders.values())[most - 1]:
                 break  # no later pair is among the fastest
-            join, legs = self.join(*pair, kept, self.rank)
+            join, legs = self.join(*pair, result, self.rank)
             for seconds, put_out, candidate in self._fastest(join, passes):
                 order, total = tuple(legs[k] for k in candidate.order), before + seconds + put_out
-                if order not in found or total < found[order].seconds:
-                    found[order] = _Best(
+                if order not in orders or total < orders[order].seconds:
+                    orders[order] = _Best(
                         total, pair, candidate.matmul, tuple(legs[k] for k in candidate.summed), candidate.transposed
                     )
-        return found
+        return orders
 
     def _passes(self, operands: Sequence[int], is_root: bool) -> Passes:
         leaves, fixed, trained = [self.leaves[o] for o in operands], self.run.fixed, self.run.trained
@@ -284,23 +284,23 @@ class LayoutProgram:
             bool(self.leaves[-1] & ~fixed),
         )
 
-    def join(self, first: Order, second: Order, kept: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
-        """Return the contraction of two operands in these orders to the legs `kept`, and the legs by its numbers."""
+    def join(self, first: Order, second: Order, result: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
+        """Return the contraction of two operands in these orders to the legs `result`, and the legs by its numbers."""
         legs = tuple(dict.fromkeys((*first, *second)))
         place = {leg: k for k, leg in enumerate(legs)}
         join = Join(
             (tuple(place[leg] for leg in first), tuple(place[leg] for leg in second)),
             tuple(self.sizes[leg] for leg in legs),
-            tuple(k for k, leg in enumerate(legs) if leg in kept),
+            tuple(k for k, leg in enumerate(legs) if leg in result),
             tuple(place[leg] for leg in rank if leg in place),
         )
         return join, legs
 
     def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, MatmulCandidate]]:
         """Return `_find_fastest` of a join, computed once."""
-        if (join, passes) not in self.known:
-            self.known[join, passes] = _find_fastest(join, passes, self.run.machine)
-        fastest: Sequence[tuple[float, float, MatmulCandidate]] = self.known[join, passes]
+        if (join, passes) not in self.kernels:
+            self.kernels[join, passes] = _find_fastest(join, passes, self.run.machine)
+        fastest: Sequence[tuple[float, float, MatmulCandidate]] = self.kernels[join, passes]
         return fastest
 
     def seconds_to(self, order: Order, wanted: Order) -> float:
@@ -314,11 +314,11 @@ class LayoutProgram:
         root = len(self.nodes) - 1
         chosen[root] = min(self.nodes[root], key=lambda order: self.nodes[root][order].seconds)
         matmuls: list[MatmulLayout] = []
-        for number in range(root, count - 1, -1):
-            order = chosen[number]
-            best = self.nodes[number][order]
+        for value in range(root, count - 1, -1):
+            order = chosen[value]
+            best = self.nodes[value][order]
             matmuls.append(self._matmul(order, best.matmul, best.summed, best.transposed))
-            chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
+            chosen.update(zip(self.tree.steps[value - count].operands, best.operands, strict=True))
         return tuple(reversed(matmuls))
 
     def matmul(self, candidate: MatmulCandidate) -> MatmulLayout:
@@ -390,15 +390,15 @@ def time_products(
 
 
 def _candidates(
-    first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
+    first: Order, second: Order, result: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[MatmulCandidate]:
     """Yield the candidates that contract two operands in these orders; `rank` is the order that the caller wants."""
     shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
         if sizes.of(spine) * SMALL < sizes.of(other):
             continue  # keeping the order of the much smaller operand saves nothing
-        outer = tuple(k for k in spine if k in shared and k in kept)
-        summed = tuple(k for k in spine if k in shared and k not in kept)
+        outer = tuple(k for k in spine if k in shared and k in result)
+        summed = tuple(k for k in spine if k in shared and k not in result)
         own = tuple(k for k in spine if k not in shared)
         others = tuple(k for k in other if k not in shared)
         is_small = sizes.of(other) * SMALL <= sizes.of(spine)
@@ -436,15 +436,15 @@ def _lies(
     order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
 ) -> tuple[_OperandLayout, ...]:
     """Return the layouts of an operand: without a copy if possible, else copied. A small one may also be copied."""
-    found: list[_OperandLayout] = []
+    layouts: list[_OperandLayout] = []
     for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
         wanted = arrangements(outer, first, second)
         if order in wanted:
-            found.append(_OperandLayout(is_own_first, None))
+            layouts.append(_OperandLayout(is_own_first, None))
         else:
-            found.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
-    found.sort(key=lambda lie: lie.copied is not None)  # of two that take equally long, the one without a copy
-    return tuple(found) if is_small or found[0].copied is not None else (found[0],)
+            layouts.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
+    layouts.sort(key=lambda lie: lie.copied is not None)  # of two that take equally long, the one without a copy
+    return tuple(layouts) if is_small or layouts[0].copied is not None else (layouts[0],)
 
 
 def _cuts(

@@ -71,8 +71,8 @@ class Search:
             for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
             the same.
         partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
-        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which ways
-            are compared for time, and each plan tried for a front: their number (None while it is open) and the cost of
+        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which
+            candidates are timed, and each plan tried for a front: their number (None while it is open) and the cost of
             the best so far.
     """
 
@@ -110,7 +110,7 @@ class Search:
 
 
 def find_order(
-    topology: Topology, search: Search, known: Sequence[Order] = (), *, proposes: bool = False
+    topology: Topology, search: Search, earlier: Sequence[Order] = (), *, proposes: bool = False
 ) -> tuple[Order, bool]:
     """Return the best order found for a region, and whether it is proven to be the cheapest of all.
 
@@ -119,48 +119,48 @@ def find_order(
     Args:
         topology: the region at numeric sizes, with its pricing.
         search: seed and effort.
-        known: orders found before. With at least one, the search starts without proposals.
+        earlier: orders found before. With at least one, the search starts without proposals.
         proposes: ask for proposals even so, where no proof follows.
     """
     if len(topology.leaves) <= MOST_LEAVES or topology.reads or topology.unfit:
-        return _find_connected(topology, search, known, proposes)
+        return _find_connected(topology, search, earlier, proposes)
     reduction = join_alike(topology)
-    order, is_proven = _find_rest(reduction.rest, search, [reduction.project(each) for each in known], proposes)
+    order, is_proven = _find_rest(reduction.rest, search, [reduction.project(o) for o in earlier], proposes)
     return reduction.complete(order), is_proven
 
 
-def _find_rest(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+def _find_rest(topology: Topology, search: Search, earlier: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
     """Return the best order found for the rest: component by component, unless the size of values is limited."""
     components = find_components(topology)
     if len(components) == 1 or topology.pricing.most_elements is not None:
-        return _find_connected(topology, search, known, proposes)
+        return _find_connected(topology, search, earlier, proposes)
     orders: list[Order] = []
     for component in components:
-        part = topology.part([topology.leaves[k] for k in component])
-        within = [project(order, component, len(topology.leaves)) for order in known]
-        orders.append(_find_connected(part, search, within, proposes)[0])
+        connected = topology.restrict([topology.leaves[k] for k in component])
+        within = [project(order, component, len(topology.leaves)) for order in earlier]
+        orders.append(_find_connected(connected, search, within, proposes)[0])
     return refine_order(topology, multiply_out(topology, components, orders)), False
 
 
-def _find_connected(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+def _find_connected(topology: Topology, search: Search, earlier: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
     """Return the best order found for a region as it is."""
     graph = hypergraph(topology)
     if len(graph.legs) > MOST_LEAVES:
-        return _find_large(topology, graph, search, known, proposes)
-    orders = known or [_cheapest(topology, graph, search, _small_orders, lambda order: order)]
+        return _find_large(topology, graph, search, earlier, proposes)
+    orders = earlier or [_cheapest(topology, graph, search, _small_orders, lambda order: order)]
     return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
 
 
 def _find_large(
-    topology: Topology, graph: Hypergraph, search: Search, known: Sequence[Order], proposes: bool
+    topology: Topology, graph: Hypergraph, search: Search, earlier: Sequence[Order], proposes: bool
 ) -> tuple[Order, bool]:
     """Return the best order of a region too large for the exact program; it is proven if it meets the least cost."""
-    least, orders = least_cost(topology), list(known)
+    least, orders = least_cost(topology), list(earlier)
     if not orders or proposes:
         proposed = _cheapest(topology, graph, search, _large_orders, lambda order: order, least)
         orders.append(proposed if order_cost(topology, proposed) == least else refine_order(topology, proposed))
-    cost, number = min((order_cost(topology, order), k) for k, order in enumerate(orders))
-    return orders[number], bool(cost == least)
+    cost, place = min((order_cost(topology, order), k) for k, order in enumerate(orders))
+    return orders[place], bool(cost == least)
 
 
 def search_tree(topology: Topology, search: Search) -> ContractionTree:
@@ -201,12 +201,12 @@ def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequenc
 
 def _order_around(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> Order:
     """Return the pinned pairs, then the best order found for their result and the other leaves."""
-    count, made = len(topology.leaves), len(pin.pairs)
-    values = [*positions, *range(count, count + made)]
+    count, joined = len(topology.leaves), len(pin.pairs)
+    values = [*positions, *range(count, count + joined)]
     pinned = [(values[a], values[b]) for a, b in pin.pairs]
     rest = sorted({*range(count)} - {*positions})
     groups = [[topology.leaves[k] for k in positions], *([topology.leaves[k]] for k in rest)]
-    around = [values[-1], *rest, *range(count + made, 2 * count)]
+    around = [values[-1], *rest, *range(count + joined, 2 * count)]
 
     def complete(order: Order) -> Order:
         return [*pinned, *((around[a], around[b]) for a, b in order)]
@@ -223,7 +223,7 @@ def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
     return tuple(i for i in held if topology.is_alive(i, below))
 
 
-Found = Generator[tuple[int, Order] | None, None, None]
+Proposals = Generator[tuple[int, Order] | None, None, None]
 """Orders, each with a number that tells which of equally cheap ones comes first; None says that a trial is done."""
 
 
@@ -231,7 +231,7 @@ def _cheapest(
     topology: Topology,
     graph: Hypergraph,
     search: Search,
-    propose_orders: Callable[[Hypergraph, Search], Found],
+    propose_orders: Callable[[Hypergraph, Search], Proposals],
     complete: Callable[[Order], Order],
     least: Price = 0,
 ) -> Order:
@@ -242,15 +242,15 @@ def _cheapest(
     plain = [_in_turn(len(graph.legs))]
     if len(graph.legs) > MOST_LEAVES:  # of a small network the proposal stands, even if this is equally cheap
         plain.append(join_all(graph))
-    best, order = min(((order_cost(topology, complete(each)), k - 2), each) for k, each in enumerate(plain))
+    best, order = min(((order_cost(topology, complete(plain[k])), k - 2), plain[k]) for k in range(len(plain)))
     done = 0
     if best[0] <= least:
         return order
     with suppress(KeyboardInterrupt), closing(_remembered(propose_orders, graph, search)) as proposed:
-        for found in proposed:
-            if found is not None:
-                key = (order_cost(topology, complete(found[1])), found[0])
-                best, order = min((key, found[1]), (best, order), key=lambda each: each[0])
+        for proposal in proposed:
+            if proposal is not None:
+                key = (order_cost(topology, complete(proposal[1])), proposal[0])
+                best, order = min((key, proposal[1]), (best, order), key=lambda candidate: candidate[0])
             else:
                 done += 1
                 if search.progress is not None:
@@ -263,12 +263,14 @@ def _in_turn(count: int) -> Order:
     return [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
 
 
-def _small_orders(graph: Hypergraph, search: Search) -> Found:
+def _small_orders(graph: Hypergraph, search: Search) -> Proposals:
     if len(graph.legs) > 2:
         yield 0, propose_greedy(graph, search.samples, search.seed)
 
 
-def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hypergraph, search: Search) -> Found:
+def _remembered(
+    propose_orders: Callable[[Hypergraph, Search], Proposals], graph: Hypergraph, search: Search
+) -> Proposals:
     """Yield the orders proposed for a network, and remember them: they are the same under any objective."""
     key = graph.legs, graph.output, *graph.sizes.items(), replace(search, parallel=None, progress=None)
     if key in _proposed:
@@ -276,16 +278,16 @@ def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hy
         return
     orders: list[tuple[int, Order] | None] = []
     with closing(propose_orders(graph, search)) as proposed:
-        for each in proposed:
-            orders.append(each)
-            yield each
+        for proposal in proposed:
+            orders.append(proposal)
+            yield proposal
     if search.seconds is None:
         while len(_proposed) >= MOST_KEPT:
             del _proposed[next(iter(_proposed))]
         _proposed[key] = orders
 
 
-def _large_orders(graph: Hypergraph, search: Search) -> Found:
+def _large_orders(graph: Hypergraph, search: Search) -> Proposals:
     """Yield the orders of trial after trial; a quick search stops once a trial costs about as much as the cheapest."""
     least = inf
     with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:

@@ -60,7 +60,7 @@ def read_orders(
         for name in order:
             if name not in present:
                 raise PlanError(_missing_equation(name, equations, present))
-        return {name: read_order(each) for name, each in order.items()}
+        return {name: read_order(nested) for name, nested in order.items()}
     if len(present) != 1:
         raise PlanError(f"an order for which equation?\n  give it by name, there are: {_listed(present)}")
     return {present[0]: read_order(order)}
@@ -81,19 +81,19 @@ def read_order(order: Nested) -> tuple[Pin, ...]:
             too deep.
     """
     pins: list[Pin] = []
-    part = _Part()
-    for number, word in enumerate(_words(order)):
-        if number >= MOST_WORDS:
+    reader = _PinReader()
+    for k, word in enumerate(_words(order)):
+        if k >= MOST_WORDS:
             raise PlanError(f"an order has more than {MOST_WORDS:,} names and signs")
         if word == "+":
-            pins.append(part.finish())
-            part = _Part()
+            pins.append(reader.finish())
+            reader = _PinReader()
         else:
-            part.take(word)
-    return (*pins, part.finish())
+            reader.take(word)
+    return (*pins, reader.finish())
 
 
-class _Part:
+class _PinReader:
     """A tree while it is read. Pair k has the number -1 - k until all names are counted."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ def _positions(pin: Pin, region: Region) -> tuple[int, ...] | None:
     return tuple(places[name].pop() for name in pin.names)
 
 
-def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], found: int) -> str:
+def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], fitting: int) -> str:
     """Return why an order fits none of some terms, as the end of a sentence."""
     most: Counter[str] = Counter()
     for names in terms:
@@ -223,13 +223,13 @@ def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], found: int) -> str:
             return f"names {_shown(name)}, which is not a tensor of its terms{_nearest(name, list(most))}"
         if count > most[name]:
             return f"names {_shown(name)} more often than any of its terms has it"
-    if not found:
+    if not fitting:
         return "has names of several terms"
-    return f"names a part of {found} terms, not all of one" if pin.pairs else "joins nothing"
+    return f"names a part of {fitting} terms, not all of one" if pin.pairs else "joins nothing"
 
 
-def _nearest(name: object, known: Sequence[str]) -> str:
-    near = get_close_matches(str(name)[:LONGEST_NAME], known, 1)
+def _nearest(name: object, names: Sequence[str]) -> str:
+    near = get_close_matches(str(name)[:LONGEST_NAME], names, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -116,7 +116,7 @@ def check_partitioner(name: str) -> None:
 
 def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
     """Return the best of some random greedy orders."""
-    (order,) = _attempt(graph, lambda each: (_pairs(_greedy_path(each, samples, seed), len(graph.legs)),))
+    (order,) = _attempt(graph, lambda network: (_pairs(_greedy_path(network, samples, seed), len(graph.legs)),))
     return order
 
 
@@ -127,7 +127,7 @@ def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
     network from the top.
     """
     own = _propose_own(graph, trial)
-    return (own,) if trial.is_quick else (own, *_attempt(graph, lambda each: _propose(each, trial)))
+    return (own,) if trial.is_quick else (own, *_attempt(graph, lambda network: _propose(network, trial)))
 
 
 def join_all(graph: Hypergraph) -> Order:
@@ -159,7 +159,7 @@ def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
 
     starts = [grow if k < GROWN else join_pairs for k in range(STARTS)]
     annealed = [anneal(start(), HOT, sweeps // STARTS) for start in starts]
-    least, order = min(annealed, key=lambda each: each[0])
+    least, order = min(annealed, key=lambda outcome: outcome[0])
     agree = all(operations - least <= ABOUT for operations, _ in annealed)
     return order if agree else anneal(order, WARM, sweeps)[1]
 
@@ -171,9 +171,9 @@ def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Ord
     index. So the second attempt is a network whose sizes are the logarithms of these.
     """
     logarithms = {i: size.bit_length() for i, size in graph.sizes.items()}
-    for each in (graph, replace(graph, sizes=logarithms)):
+    for network in (graph, replace(graph, sizes=logarithms)):
         with suppress(Exception):
-            return propose_orders(each)
+            return propose_orders(network)
     return (join_all(graph),)
 
 
@@ -185,7 +185,7 @@ def _propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
         tree = _tree(graph, path)
         plain = _reconfigured(tree)
         refined = _reconfigured(_annealed(plain, seed))
-        return tuple(_pairs(each.get_ssa_path(), count) for each in (tree, plain, refined))
+        return tuple(_pairs(improved.get_ssa_path(), count) for improved in (tree, plain, refined))
 
 
 def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
@@ -240,14 +240,14 @@ def _partition_path(graph: Hypergraph, trial: Trial) -> Any:
     """
     seed = trial.seed + trial.number
 
-    def join_parts(*parts: Any, **options: Any) -> Any:
+    def join_partitions(*network: Any, **options: Any) -> Any:
         return cotengra.RandomGreedyOptimizer(max_repeats=128, seed=seed, parallel=False, accel=False)(
-            *parts, **options
+            *network, **options
         )
 
     hyper = cotengra.HyperOptimizer(
         methods=[trial.partitioner],
-        constants={trial.partitioner: {"super_optimize": join_parts, "seed": seed}},
+        constants={trial.partitioner: {"super_optimize": join_partitions, "seed": seed}},
         max_repeats=1,
         optlib="random-uniform",
         seed=seed,
@@ -293,16 +293,16 @@ def _seeded(seed: int) -> Iterator[None]:
 def _pairs(path: Iterable[tuple[int, ...]], count: int) -> Order:
     """Convert a single-assignment path to pairs: unary entries are dropped, values left over joined at the end."""
     pairs: list[tuple[int, int]] = []
-    number: dict[int, int] = {k: k for k in range(count)}
-    made = count
+    value_of: dict[int, int] = {k: k for k in range(count)}
+    upcoming = count
     for step in path:
-        operands = [number.pop(k) for k in step]
+        operands = [value_of.pop(k) for k in step]
         while len(operands) > 1:
             pairs.append((operands.pop(0), operands.pop(0)))
             operands.append(count + len(pairs) - 1)
-        number[made] = operands[0]
-        made += 1
-    rest = list(number.values())
+        value_of[upcoming] = operands[0]
+        upcoming += 1
+    rest = list(value_of.values())
     while len(rest) > 1:
         pairs.append((rest.pop(0), rest.pop(0)))
         rest.append(count + len(pairs) - 1)

@@ -43,7 +43,7 @@ class Reduction:
     @cached_property
     def rest(self) -> Topology:
         """The values that are left to be joined, as a region."""
-        return self.topology.part(self.values)
+        return self.topology.restrict(self.values)
 
     def complete(self, order: Order) -> Order:
         """Return the order of the whole region that starts with the pairs and goes on with an order of the rest."""
@@ -90,15 +90,15 @@ def join_alike(topology: Topology) -> Reduction:
     values = dict(enumerate(topology.leaves))
     waiting: dict[object, int] = {}
     queue = list(values) if _can_join(topology) else []
-    for number in queue:
-        kind = _kind(topology, values[number])
+    for current in queue:
+        kind = _kind(topology, values[current])
         if kind not in waiting:
-            waiting[kind] = number
+            waiting[kind] = current
             continue
         other = waiting.pop(kind)
-        joined = topology.join(values.pop(other), values.pop(number))
+        joined = topology.join(values.pop(other), values.pop(current))
         assert joined is not None  # only unresolved reads stand in the way
-        pairs.append((other, number))
+        pairs.append((other, current))
         queue.append(len(topology.leaves) + len(pairs) - 1)
         values[queue[-1]] = joined
     return Reduction(topology, pairs, tuple(values), tuple(values.values()))
@@ -144,8 +144,8 @@ def multiply_out(topology: Topology, components: Sequence[Sequence[int]], orders
     queue: list[tuple[int, int]] = []
     for component, order in zip(components, orders, strict=True):
         pairs.extend(renumber(order, component, count + len(pairs)))
-        kept = {i for k in component for i in topology.leaves[k].plain if topology.is_output[i]}
-        value = Value(0, tuple(kept), ())
+        output = {i for k in component for i in topology.leaves[k].plain if topology.is_output[i]}
+        value = Value(0, tuple(output), ())
         queue.append((topology.size(value), count + len(pairs) - 1 if order else component[0]))
     heapify(queue)
     while len(queue) > 1:

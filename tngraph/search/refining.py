@@ -43,7 +43,7 @@ def refine_order(topology: Topology, order: Order) -> Order:
     price = order_cost(topology, order)
     if topology.reads or price in (0, inf):
         return order
-    tree = _Tree(topology, order)
+    tree = _RefinedTree(topology, order)
     splits = MOST_CALLS if isinstance(topology.pricing.rate, PerStep) else MOST_SPLITS
     with suppress(KeyboardInterrupt):
         tree.improve(splits // 3**WIDTH)
@@ -53,7 +53,7 @@ def refine_order(topology: Topology, order: Order) -> Order:
     return order
 
 
-class _Tree:
+class _RefinedTree:
     """A tree whose subtrees are replaced by cheaper ones. Steps have the numbers of the order.
 
     Attributes:
@@ -75,10 +75,10 @@ class _Tree:
 
     def _join(self, step: int, pair: tuple[int, int]) -> None:
         left, right = (self.values[operand] for operand in pair)
-        made = self.topology.join(left, right)
-        assert made is not None  # only unresolved reads stand in the way
-        self.operands[step], self.values[step] = pair, made
-        self.prices[step] = self.topology.price(left, right, made)
+        result = self.topology.join(left, right)
+        assert result is not None  # only unresolved reads stand in the way
+        self.operands[step], self.values[step] = pair, result
+        self.prices[step] = self.topology.price(left, right, result)
 
     def improve(self, most: int) -> None:
         """Solve subtrees, `most` of them at most, until none can be made cheaper."""
@@ -93,24 +93,24 @@ class _Tree:
 
     def _improve(self, step: int) -> None:
         """Make the subtree under a step as cheap as can be."""
-        steps, joined = self._part(step)
-        leaves = frozenset(self.values[each].leaves for each in joined)
+        steps, joined = self._subtree(step)
+        leaves = frozenset(self.values[value].leaves for value in joined)
         if len(joined) < 3 or leaves in self.solved:
             return
         self.solved.add(leaves)
         numbers = [*joined, *reversed(steps)]
-        place = {each: k for k, each in enumerate(numbers)}
-        part = self.topology.part([self.values[each] for each in joined])
-        known = [(place[left], place[right]) for left, right in (self.operands[each] for each in reversed(steps))]
-        found, _ = prove_order(part, known)
-        if found is not known and order_cost(part, found) < order_cost(part, known):
-            for each, (left, right) in zip(reversed(steps), found, strict=True):
-                self._join(each, (numbers[left], numbers[right]))
+        place = {value: k for k, value in enumerate(numbers)}
+        topology = self.topology.restrict([self.values[value] for value in joined])
+        order = [(place[left], place[right]) for left, right in (self.operands[inner] for inner in reversed(steps))]
+        refined, _ = prove_order(topology, order)
+        if refined is not order and order_cost(topology, refined) < order_cost(topology, order):
+            for inner, (left, right) in zip(reversed(steps), refined, strict=True):
+                self._join(inner, (numbers[left], numbers[right]))
 
-    def _part(self, step: int) -> tuple[list[int], list[int]]:
+    def _subtree(self, step: int) -> tuple[list[int], list[int]]:
         """Return the steps of a subtree, each after the step that takes its result, and the values that they join."""
         steps, joined = [step], [*self.operands[step]]
-        while len(joined) < WIDTH and (inner := [each for each in joined if each in self.operands]):
+        while len(joined) < WIDTH and (inner := [value for value in joined if value in self.operands]):
             costliest = max(inner, key=self.prices.__getitem__)
             joined.remove(costliest)
             joined.extend(self.operands[costliest])
@@ -119,11 +119,11 @@ class _Tree:
 
     def order(self) -> Order:
         """Return the steps in an order in which each comes right after the last of its operands."""
-        ahead, found = [self.count + len(self.operands) - 1], list[int]()
+        ahead, steps = [self.count + len(self.operands) - 1], list[int]()
         while ahead:
             step = ahead.pop()
             if step in self.operands:
-                found.append(step)
+                steps.append(step)
                 ahead.extend(self.operands[step])
-        place = {step: self.count + k for k, step in enumerate(reversed(found))} | {k: k for k in range(self.count)}
-        return [(place[left], place[right]) for left, right in (self.operands[step] for step in reversed(found))]
+        place = {step: self.count + k for k, step in enumerate(reversed(steps))} | {k: k for k in range(self.count)}
+        return [(place[left], place[right]) for left, right in (self.operands[step] for step in reversed(steps))]

@@ -68,7 +68,7 @@ def find_intervals(
         numbers_at: returns all sizes at a value of that one [elements].
     """
     solver = Solver(region, pricing, search, numbers_at)
-    if not any(write_out(each).has(size) for each in region_sizes(region)):
+    if not any(write_out(expr).has(size) for expr in region_sizes(region)):
         return (Interval(1, None, solver.solve(DEFAULT_RUNTIME_SIZE)),)
     solver.low, solver.high = _find_range(region, numbers_at)
     if isinstance(pricing.rate, Weighted) and is_affine(region, size, write_out):
@@ -90,7 +90,7 @@ def has_sizes(region: Region, numbers_at: Callable[[int], Mapping[str, int]], va
     """Return whether every leg of a region has a size at a value: at least 1, and within bounds."""
     try:
         numbers = numbers_at(value)
-        return all(evaluate_size(each, numbers, LARGEST) >= 1 for each in region_sizes(region))
+        return all(evaluate_size(expr, numbers, LARGEST) >= 1 for expr in region_sizes(region))
     except SizeError:
         return False
 
@@ -121,7 +121,7 @@ def is_affine(region: Region, size: sympy.Symbol, write_out: Writer) -> bool:
         return False
     if reads and any(index not in region.legs for index in indices):
         return False
-    return all(_is_linear(write_out(each), size) for each in (*(i.size for i in indices), *(r.leg.size for r in reads)))
+    return all(_is_linear(write_out(expr), size) for expr in (*(i.size for i in indices), *(r.leg.size for r in reads)))
 
 
 def _is_linear(expr: sympy.Expr, size: sympy.Symbol) -> bool:
@@ -202,10 +202,10 @@ def _envelope(solver: Solver) -> tuple[Interval, ...]:
         tree = best(max(low, solver.low))
         ends = [_last_before(lines[tree], other) for other in lines.values() if other[0] < lines[tree][0]]
         high = min(ends, default=LARGEST_SEARCHED)
-        kept = replace(tree, is_proven=is_proven)
+        marked = replace(tree, is_proven=is_proven)
         if high >= LARGEST_SEARCHED:
-            return (*intervals, Interval(low, None, kept))
-        intervals.append(Interval(low, high, kept))
+            return (*intervals, Interval(low, None, marked))
+        intervals.append(Interval(low, high, marked))
         low = high + 1
 
 
@@ -281,10 +281,10 @@ RegimeTrees = tuple[int, int | None, tuple[ContractionTree, ...]]
 
 def refine_intervals(columns: Iterable[Sequence[Interval]]) -> list[RegimeTrees]:
     """Return the common refinement of the intervals of several regions: ranges in which no tree changes."""
-    given = [list(column) for column in columns]
-    lows = sorted({interval.low for column in given for interval in column} | {1})
+    columns = [list(column) for column in columns]
+    lows = sorted({interval.low for column in columns for interval in column} | {1})
     ranges: list[RegimeTrees] = []
     for k, low in enumerate(lows):
-        trees = tuple(max((p for p in column if p.low <= low), key=lambda p: p.low).tree for column in given)
+        trees = tuple(max((p for p in column if p.low <= low), key=lambda p: p.low).tree for column in columns)
         ranges.append((low, lows[k + 1] - 1 if k + 1 < len(lows) else None, trees))
     return ranges

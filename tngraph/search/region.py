@@ -304,12 +304,12 @@ class Topology:
             self.preparation.append(steps)
             self.leaf_legs.append(legs)
         self.indices = leg_indices(leg for legs in self.leaf_legs for leg in legs)
-        self.number = {index: k for k, index in enumerate(self.indices)}
+        self.places = {index: k for k, index in enumerate(self.indices)}
         self.sizes = [evaluate_size(index.size, sizes) for index in self.indices]
         self.is_output = [index in region.legs for index in self.indices]
         self.reads: list[tuple[int, Read]] = []
         self.leaves = [self._leaf(k, legs) for k, legs in enumerate(self.leaf_legs)]
-        self.coefficients = [{self.number[i]: c for c, i in read.terms} for _, read in self.reads]
+        self.coefficients = [{self.places[i]: c for c, i in read.terms} for _, read in self.reads]
         self.axis_sizes = [evaluate_size(read.leg.size, sizes) for _, read in self.reads]
         self.holders = self._find_holders(self.leaves)
 
@@ -325,9 +325,9 @@ class Topology:
         unresolved = []
         for leg in legs:
             if isinstance(leg, Read):
-                unresolved.append((len(self.reads), tuple(self.number[i] for i in leg.indices)))
+                unresolved.append((len(self.reads), tuple(self.places[i] for i in leg.indices)))
                 self.reads.append((k, leg))
-        return Value(1 << k, tuple(self.number[leg] for leg in legs if isinstance(leg, Index)), tuple(unresolved))
+        return Value(1 << k, tuple(self.places[leg] for leg in legs if isinstance(leg, Index)), tuple(unresolved))
 
     @property
     def everything(self) -> int:
@@ -342,7 +342,7 @@ class Topology:
             topology.prices = {}
         return topology
 
-    def part(self, values: Sequence[Value]) -> Topology:
+    def restrict(self, values: Sequence[Value]) -> Topology:
         """Return the topology that has some values as its leaves; indices keep their numbers.
 
         Args:
