@@ -393,36 +393,10 @@ def _candidates(
     first: Order, second: Order, result: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[MatmulCandidate]:
     """Yield the candidates that contract two operands in these orders; `rank` is the order that the caller wants."""
-    shared = {*first} & {*second}
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
-        if sizes.of(spine) * SMALL < sizes.of(other):
-            continue  # keeping the order of the much smaller operand saves nothing
-        outer = tuple(k for k in spine if k in shared and k in result)
-        summed = tuple(k for k in spine if k in shared and k not in result)
-        own = tuple(k for k in spine if k not in shared)
-        others = tuple(k for k in other if k not in shared)
-        is_small = sizes.of(other) * SMALL <= sizes.of(spine)
-        cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
-        for columns in _transposed(others, rank):
-            others_lie = _lies(other, outer, columns, summed, sizes, is_small)
-            for front, middle, lies in cuts:
-                products = (*outer, *front)
-                count, rows, across = sizes.of(products), sizes.of(middle), sizes.of(columns)
-                for is_spine in (True, False):
-                    first_side, second_side = (middle, columns) if is_spine else (columns, middle)
-                    order, matmul = (*products, *first_side, *second_side), (len(products), len(first_side))
-                    sides = (rows, across) if is_spine else (across, rows)
-                    shape = count, *sides, sizes.of(summed)
-                    for ours, theirs in product(lies, others_lie):
-                        copies = (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied)
-                        left, right = (ours, theirs) if is_spine else (theirs, ours)
-                        transposed = (
-                            bool(first_side and summed) and not left.is_own_first,
-                            bool(second_side and summed) and right.is_own_first,
-                        )
-                        yield MatmulCandidate(
-                            (first, second), matmul, order, summed, shape, copies, transposed, is_spine == is_first
-                        )
+        for matrices in _matrices(spine, other, result, sizes, rank):
+            for is_left in (True, False):
+                yield from _multiply((first, second), matrices, is_first, is_left)
 
 
 class _OperandLayout(NamedTuple):
@@ -432,7 +406,73 @@ class _OperandLayout(NamedTuple):
     copied: Copy | None
 
 
-def _lies(
+class _Matrices(NamedTuple):
+    """The legs and layouts of a matrix product. One operand is the spine: its own legs keep their order, or nearly.
+
+    Attributes:
+        outer: the legs that number the products.
+        own: the legs of the result that the matrix of the spine has.
+        others: the legs of the result that the matrix of the other operand has.
+        summed: the legs that are summed.
+        shape: the elements along these four groups of legs.
+        layouts: the layouts that the spine may have.
+        other_layouts: the layouts that the other operand may have.
+    """
+
+    outer: Order
+    own: Order
+    others: Order
+    summed: Order
+    shape: tuple[int, int, int, int]
+    layouts: tuple[_OperandLayout, ...]
+    other_layouts: tuple[_OperandLayout, ...]
+
+
+def _matrices(
+    spine: Order, other: Order, result: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
+) -> Iterator[_Matrices]:
+    """Yield the matrix products of a spine and the other operand."""
+    if sizes.of(spine) * SMALL < sizes.of(other):
+        return  # keeping the order of the much smaller operand saves nothing
+    shared = {*spine} & {*other}
+    outer = tuple(leg for leg in spine if leg in shared and leg in result)
+    summed = tuple(leg for leg in spine if leg in shared and leg not in result)
+    own = tuple(leg for leg in spine if leg not in shared)
+    cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
+    is_small = sizes.of(other) * SMALL <= sizes.of(spine)
+    for others in _orders_to_try(tuple(leg for leg in other if leg not in shared), rank):
+        other_layouts = _layouts_of(other, outer, others, summed, sizes, is_small)
+        for front, rest, layouts in cuts:
+            groups = (*outer, *front), rest, others, summed
+            shape = sizes.of(groups[0]), sizes.of(rest), sizes.of(others), sizes.of(summed)
+            yield _Matrices(*groups, shape, layouts, other_layouts)
+
+
+def _multiply(
+    operands: tuple[Order, Order], matrices: _Matrices, is_first: bool, is_left: bool
+) -> Iterator[MatmulCandidate]:
+    """Yield the candidates of a matrix product, one for each pair of layouts.
+
+    Args:
+        operands: the orders of both operands.
+        matrices: the legs and layouts.
+        is_first: whether the spine is the first operand.
+        is_left: whether the spine gives the rows; else it gives the columns.
+    """
+    count, own, others, inner = matrices.shape
+    shape = (count, own, others, inner) if is_left else (count, others, own, inner)
+    rows, columns = (matrices.own, matrices.others) if is_left else (matrices.others, matrices.own)
+    order, matmul = (*matrices.outer, *rows, *columns), (len(matrices.outer), len(rows))
+    # A matrix without legs on one side is a vector, which has no transposed layout.
+    can_transpose = bool(rows and matrices.summed), bool(columns and matrices.summed)
+    for layout, other_layout in product(matrices.layouts, matrices.other_layouts):
+        copies = (layout.copied, other_layout.copied) if is_first else (other_layout.copied, layout.copied)
+        left, right = (layout, other_layout) if is_left else (other_layout, layout)
+        transposed = can_transpose[0] and not left.is_own_first, can_transpose[1] and right.is_own_first
+        yield MatmulCandidate(operands, matmul, order, matrices.summed, shape, copies, transposed, is_left == is_first)
+
+
+def _layouts_of(
     order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
 ) -> tuple[_OperandLayout, ...]:
     """Return the layouts of an operand: without a copy if possible, else copied. A small one may also be copied."""
@@ -443,7 +483,7 @@ def _lies(
             layouts.append(_OperandLayout(is_own_first, None))
         else:
             layouts.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
-    layouts.sort(key=lambda lie: lie.copied is not None)  # of two that take equally long, the one without a copy
+    layouts.sort(key=lambda layout: layout.copied is not None)  # of two that take equally long, the one without a copy
     return tuple(layouts) if is_small or layouts[0].copied is not None else (layouts[0],)
 
 
@@ -451,25 +491,26 @@ def _cuts(
     spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[tuple[Order, Order, tuple[_OperandLayout, ...]]]:
     """Yield the cuts of an operand's own legs into those that number the products and those of the matrix."""
-    transposed = _transposed(own, rank)
-    if outer:
-        yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in transposed)
+    orders = _orders_to_try(own, rank)
+    if outer:  # these number the products, and stay in front
+        yield from (((), order, _layouts_of(spine, outer, order, summed, sizes)) for order in orders)
         return
     places = [k for k, leg in enumerate(spine) if leg in summed]
     if places and places[-1] - places[0] == len(places) - 1:
         before, behind = spine[: places[0]], spine[places[-1] + 1 :]
-        if before and behind:
+        if before and behind:  # own legs on both sides of the summed ones: those before can number products uncopied
             yield before, behind, (_OperandLayout(False, None),)
-    for order in transposed:
-        put_out = len(list(takewhile(rank.__contains__, order)))
-        cuts = sorted({0, 1, len(order) - 1, put_out}) if len(order) > 1 else (0,)
+    for order in orders:
+        in_result = len(list(takewhile(rank.__contains__, order)))
+        # All cuts would be too many: those at either end, and the one behind the legs that the caller wants in front.
+        cuts = sorted({0, 1, len(order) - 1, in_result}) if len(order) > 1 else (0,)
         for cut in cuts:
-            yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
+            yield order[:cut], order[cut:], _layouts_of(spine, order[:cut], order[cut:], summed, sizes)
 
 
-def _transposed(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
+def _orders_to_try(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
     """Return some orders of legs: unchanged, rotated by one, and as the caller wants them, before or after bonds."""
-    put_out = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
+    ranked = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
     bonds = tuple(leg for leg in legs if leg not in rank)
-    around = ((*put_out, *bonds), (*bonds, *put_out))
+    around = ((*ranked, *bonds), (*bonds, *ranked))
     return dict.fromkeys((legs, (*legs[1:], *legs[:1]), (*legs[-1:], *legs[:-1]), *around))
