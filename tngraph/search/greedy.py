@@ -1,4 +1,4 @@
-"""Greedy orders for networks of many thousand tensors, in a time that grows with little but their number."""
+"""Greedy orders for networks of many thousand tensors, in nearly linear time."""
 
 from __future__ import annotations
 

@@ -91,9 +91,9 @@ _NAMED: Mapping[str, Rate] = {
     "writes": Weighted(0, 1),
     "time": Machine(),
 }
-"""Objectives by name. Memory is not a sum over steps: a choice among plans minimises it (see `kernels.memory`)."""
+"""Objectives by name. Memory is not a sum over steps: a choice among plans minimises it (see `compiler.fronts`)."""
 _HIGHEST = 10**300
-"""The bound that the price of a user's function must stay below."""
+"""The price of a user's function must stay below this."""
 _FINEST = 1000
 """The largest denominator of the fractions that weights are rounded to."""
 

@@ -74,7 +74,7 @@ def _missing_equation(name: object, equations: Mapping[str, bool], present: Sequ
 
 
 def read_order(order: Nested) -> tuple[Pin, ...]:
-    """Return the parts of an order between its ``+`` signs. A group of several values is joined from left to right.
+    """Return the orders between the ``+`` signs of a text. A group of several values is joined from left to right.
 
     Raises:
         PlanError: parentheses do not match, a group is empty, something is not a name, or the order is too long or

@@ -94,9 +94,9 @@ class Gradient(NamedTuple):
     Attributes:
         step: the number of the step.
         operand: the value whose gradient it is.
-        matmul: matmul layout of the product; the gradient of the tree's result lies in the order of the region.
+        matmul: matmul layout of the product; the gradient of the tree's result has the order of the region.
         is_arranged: whether the other operand is read in the copied order that the step's own product reads.
-        added: the outer legs of the form, if the products along them are added up, so that no copy is needed to sum.
+        added: the outer legs of the layout if the products along them are added up, which saves a copy to sum.
     """
 
     step: int
@@ -171,7 +171,7 @@ class ContractionTree:
 
     @property
     def choices(self) -> tuple[object, ...]:
-        """The parts of the tree that decide what runs."""
+        """The fields of the tree that decide what runs."""
         return self.steps, self.matmuls, self.tile, self.gradients
 
     def renamed(self, rename: Rename) -> ContractionTree:

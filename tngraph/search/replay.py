@@ -27,7 +27,7 @@ class Move:
 
 
 class ReplayError(ValueError):
-    """A move that the region does not allow. The message is the end of a sentence that the caller begins."""
+    """A move that the region does not allow. Its message is the end of a sentence that the caller starts."""
 
 
 class Replay:

@@ -2,10 +2,10 @@
 
 A sliced index has one value at a time. The steps that it reaches (those above an access it stands on) run once per
 slice, each smaller by its size, and their results are added up or, where the index is on the result, put in place. The
-other steps run once, before the loop. `Slicing.total` is exact: what a loop that does just this multiplies.
+other steps run once, before the loop. `Slicing.total` is exact: it counts the operations of such a loop.
 
 Source: slicing by a greedy choice with repeats, interleaved with rearranging the tree, is cotengra's (Gray, Kourtis,
-Quantum 5, 410 (2021)); what a choice costs is counted here, with steps outside the loop counted once.
+Quantum 5, 410 (2021)); the cost of a choice is counted here, with steps outside the loop counted once.
 """
 
 from __future__ import annotations
