@@ -116,5 +116,5 @@ def test_the_published_rule_for_rcp_keeps_three_times_what_it_says(nominal: floa
 
 def test_a_bias_is_no_part_of_the_weight():
     assert tg.choose_rank("low_rank", (8,), (8,), params=64, bias=True).params == 64
-    with pytest.raises(tg.PlanError, match="the modes \\('n', 'n'\\) are no numbers"):
+    with pytest.raises(tg.PlanError, match="the modes \\('n', 'n'\\) are not all numbers"):
         tg.choose_rank("mpo", ("n", "n"), ("n", "n"), params=64)

@@ -414,7 +414,7 @@ def test_a_pinned_equation_is_not_rewritten():
     for orders in ({"h": "x a"}, {"y": "h b"}):
         plan = tg.plan(tg.parse(SHARED), {"batch": 1000}, order=orders)
         assert [e.name for e in plan.merged.equations] == ["h", "y", "z"]
-    with pytest.raises(tg.PlanError, match=r"names 'x', which is no tensor(.|\n)*contract: h b"):
+    with pytest.raises(tg.PlanError, match=r"names 'x', which is not a tensor(.|\n)*contract: h b"):
         tg.plan(tg.parse(SHARED), order={"y": "x a b"})
     with pytest.raises(tg.PlanError, match=r"for which equation.*\n.*: h, y, z"):
         tg.plan(tg.parse(SHARED), order="x a")
@@ -425,14 +425,14 @@ def test_names_are_those_after_merging():
       h[j] = x * a; u[j] = 2 * h; y[k] = h * b; output y[k] }"""
     assert tg.plan(tg.parse(text), order="x (a b)").at().macs == 60 + 15
     for name in ("h", "u"):
-        with pytest.raises(tg.PlanError, match=f"'{name}' is no equation once linear chains are merged"):
+        with pytest.raises(tg.PlanError, match=f"'{name}' is not an equation any more: linear chains are merged"):
             tg.plan(tg.parse(text), order={name: "x a"})
 
 
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ("x w1 w2 w3 weight", "names 'weight', which is no tensor"),
+        ("x w1 w2 w3 weight", "names 'weight', which is not a tensor"),
         ("x w1 w2 w3 biass", "did you mean 'bias'"),
         ("x w1 w1 w2 w3 w4", "names 'w1' more often"),
         ("x", "joins nothing"),
@@ -447,9 +447,9 @@ def test_names_are_those_after_merging():
         (("x", 3), "not of 3"),
         (("x", None), "not of None"),
         (3, "not of 3"),
-        (("x w1", "w2"), "is no name"),
-        (("x", ")"), "is no name"),
-        (("x", ""), "is no name"),
+        (("x w1", "w2"), "is not a name"),
+        (("x", ")"), "is not a name"),
+        (("x", ""), "is not a name"),
         ({"z": "x"}, "no equation 'z'"),
         ({3: "x"}, "no equation 3"),
         ({"y": {"y": "x"}}, "not of {'y': 'x'}"),

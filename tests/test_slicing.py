@@ -75,7 +75,7 @@ def test_a_loop_over_the_slices_costs_the_total_and_gives_the_network(seed: int,
     net = network(10, seed, open_legs)
     tree, arrays = tree_of(net), arrays_of(net)
     whole = slice_tree(tree, {}, 2**40, SEARCH)
-    assert (whole.indices, whole.slices, whole.each, whole.tree) == ((), 1, 0, tree)
+    assert (whole.indices, whole.slices, whole.per_slice, whole.tree) == ((), 1, 0, tree)
     assert whole.total == tg.plan(net, search=SEARCH).at().cost
     limit = max(6, whole.largest // 4)
     slicing = slice_tree(tree, {}, limit, SEARCH)

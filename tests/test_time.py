@@ -705,12 +705,12 @@ def test_planning_for_time_reports_every_size_that_it_compares():
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_what_is_known_of_steps_that_are_alike_changes_no_layout(mode: str):
-    known: dict[object, object] = {}
+    kernels: dict[object, object] = {}
     for network in (tg.families.ring((4, 4, 4), (4, 4, 4), bond=3), tg.parse(CHAIN), tg.load(FC2)):
         tree = tg.plan(network, {"batch": 8}).regimes[0].trees[0]
         trained = 2 ** len(tree.region.accesses) - 1 if mode == "train" else 0
         run = Run({**tg.plan(network).values(batch=8)}, Machine(), trained)
         for _ in range(2):
-            shared = lay_out(tree, run._replace(known=known))
+            shared = lay_out(tree, run._replace(kernels=kernels))
             assert shared.matmuls == lay_out(tree, run).matmuls
-            assert lay_out_gradients(shared, run._replace(known=known)) == lay_out_gradients(shared, run)
+            assert lay_out_gradients(shared, run._replace(kernels=kernels)) == lay_out_gradients(shared, run)

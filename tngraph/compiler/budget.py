@@ -130,7 +130,7 @@ def _free_rank(family: Family, options: Mapping[str, Any]) -> str:
 def _volume(modes: Modes) -> int:
     every = modes if isinstance(modes, Sequence) and not isinstance(modes, str) else (modes,)
     if not all(as_integer(mode) is not None for mode in every):
-        raise PlanError(f"the modes {modes} are no numbers\n  a budget is met at numbers")
+        raise PlanError(f"the modes {modes} are not all numbers\n  a budget is met at modes that are integers")
     return prod(int(mode) for mode in every)
 
 

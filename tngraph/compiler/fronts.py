@@ -7,7 +7,8 @@ exact. There are three kinds of candidates:
 - slices of these trees;
 - in training, sets of consecutive operations that are recomputed in the backward pass.
 
-Each candidate is lowered and followed through memory. The front is those of which no other is both cheaper and smaller.
+Each candidate is lowered and followed through memory. A candidate is on the front if no other is both cheaper and
+smaller.
 """
 
 from __future__ import annotations

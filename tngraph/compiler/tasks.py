@@ -27,7 +27,7 @@ from tngraph.search.region import ContractionTree, Region, Topology
 
 @dataclass
 class Task:
-    """A network to plan, at which sizes and how, and what was found on the way.
+    """A network to plan, the sizes and the request to plan it for, and the results on the way.
 
     Attributes:
         network: the network as the caller gave it.

@@ -89,7 +89,7 @@ class Candidate:
 
 @dataclass
 class TimedSearch:
-    """Finds and compares candidates for running a network, and keeps what it found.
+    """Finds and compares candidates for running a network, and remembers the results.
 
     Attributes:
         problem: the regions to find trees for.
@@ -169,7 +169,7 @@ class TimedSearch:
             )
             yield trees
             is_beyond_cache = is_beyond_cache or self._is_beyond_cache(trees, numbers)
-            if is_for_step:  # a tiled weight is laid out anew, and always for the step
+            if is_for_step:  # a tiled weight is laid out again, and always for the step
                 yield from self._tile_weights(trees, numbers)
         if is_beyond_cache:  # else a call gains nothing by tiles
             yield from self._tile_calls(numbers, is_for_step)

@@ -90,7 +90,7 @@ Rule = Callable[[Call, Sequence[str], Words], str]
 
 @dataclass(frozen=True, slots=True)
 class Printing:
-    """How a call is printed.
+    """The rule and the form by which a call is printed.
 
     Attributes:
         rule: returns the code of a call from the code of its operands.

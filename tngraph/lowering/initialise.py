@@ -1,10 +1,11 @@
-"""How params start, so that training works from scratch whatever the topology.
+"""The initial entries of params, chosen so that training works from scratch whatever the topology.
 
 The params of one linear map without an initialisation of their own are drawn with one standard deviation σ such that
 an entry of the dense tensor they stand for has the variance ``torch.nn.Linear`` and ``Conv2d`` give theirs,
-1/(3·fan_in): the entry is a sum over bonds of products, of variance scale²·∏σ²·∏bonds. What else stands in the product
-and is no data (params with a start of their own, consts, buffers) counts with the mean square of its entries. The cores
-are taken to be independent: a core that is read twice varies a little more, by the entries that are read at once.
+1/(3·fan_in): the entry is a sum over bonds of products, of variance scale²·∏σ²·∏bonds. The other factors that are not
+data (params with an initialisation of their own, consts, buffers) count with the mean square of their entries. The
+cores are assumed to be independent: a core that is read twice varies a little more, by the entries that are read at
+once.
 
 Source: LeCun et al. (1998), Efficient BackProp, for the scale; the bond factor is the variance of a sum of
 independent products.

@@ -55,7 +55,7 @@ class Scope:
     """A scope of the generated code, with the names that it has so far."""
 
     def __init__(self, reserved: Iterable[str]) -> None:
-        """Begin a scope without names.
+        """Start a scope without names.
 
         Args:
             reserved: the names that nothing in it can have.

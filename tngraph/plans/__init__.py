@@ -1,1 +1,1 @@
-"""What was decided: plans and how they are made, compared, bounded, kept and shown."""
+"""Plans, which hold the decisions of the planner: they are compared, bounded, saved and shown."""

@@ -1,7 +1,7 @@
-"""What was decided for a network: its regimes, and which of them runs at given sizes.
+"""The decisions for a network: its regimes, and which of them runs at given sizes.
 
-`Plan` adds how this is shown, saved and compared. The modules that do so work on a `Decision`, so that they can lie
-between the two: a plan prints itself, and what prints it does not import the plan.
+`Plan` adds that decisions are shown, saved and compared. The modules that do so work on a `Decision`, so that they can
+lie between the two: a plan prints itself, and the module that prints it does not import the plan.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class _SplitTerm(NamedTuple):
 
     @property
     def key(self) -> _Key:
-        """What terms that share a weight have in common."""
+        """The legs and the data that two terms have in common if they share a weight."""
         return frozenset(self.legs), self.data
 
 

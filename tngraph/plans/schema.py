@@ -95,7 +95,7 @@ class RegimeFields(Fields):
 
 
 class Decisions(Fields):
-    """What was decided for a network: the equations that were inlined, the free sizes, and the regimes."""
+    """The decisions for a network: the equations that were inlined, the free sizes, and the regimes."""
 
     inlined: Names
     free: Names

@@ -30,7 +30,7 @@ _VIEWS_PER_FUNCTION = 60
 _VIEWS_PER_NODE = 5
 """Recording a call for autograd, and later finding its backward, takes as long as this many views."""
 _IN_SLICES = 2
-"""Copying matrices one by one takes this many times as long as all at once: what they share is read again."""
+"""Copying matrices one by one takes this many times as long as all at once: the data that they share is read again."""
 
 
 class Origin(NamedTuple):
@@ -91,7 +91,7 @@ class Clock(Timer):
         self.seconds += self.times * float(seconds)
 
     def _ask(self, kind: str, *numbers: Any, **named: int) -> Any:
-        """Return what the machine says of a kernel, which is asked once."""
+        """Return the machine's estimate for a kernel, computed at the first request."""
         key = kind, numbers, *named.values()
         if key not in self.cache:
             self.cache[key] = getattr(self.machine, kind)(*numbers, **named)

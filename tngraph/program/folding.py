@@ -45,7 +45,7 @@ class Split:
 
     @property
     def places(self) -> dict[int, int]:
-        """The number that each operation has among those of a call."""
+        """The place of each operation among those of a call."""
         return {number: place for place, number in enumerate(self.called)}
 
     def schedule(self) -> Schedule:
@@ -214,7 +214,7 @@ class _Hoist:
         if isinstance(code, Variable):
             return code.kind == "value" and code.name in self.folded
         if code.function == "expand" or any(call.torch.is_counted for call in calls_in(code)):
-            return False  # the former is a view of what may be stored, the latter is work that the plan counts
+            return False  # "expand" is a view of a tensor that may be stored; the plan counts the work of the others
         names = [*variables(code)]
         is_fixed = bool(names) and all(v.kind == "stored" or v.name in self.folded for v in names)
         return is_fixed and not _is_stored_view(code) and not _varies(code, self.runtime) and self._fits(code)

@@ -1,4 +1,4 @@
-"""How PyTorch computes each kind of operation: one expression per operation, with the axes of its result.
+"""The PyTorch code of each kind of operation: one expression per operation, with the axes of its result.
 
 A contraction becomes one (batched) matrix product and a convolution one ``F.conv*``. So PyTorch's FLOP counter sees the
 MACs of the plan, forward and backward. The gradients of a planned backward pass are written by the same means.

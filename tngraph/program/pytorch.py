@@ -50,7 +50,7 @@ def _saves_nothing(arguments: Arguments, needs: Sequence[bool]) -> Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class TorchFunction:
-    """What PyTorch does when it runs one function.
+    """The behaviour of PyTorch when it runs one function.
 
     Attributes:
         view: returns the strides of the result as a view of the first operand, or None where PyTorch makes a new
@@ -82,7 +82,7 @@ class TorchFunction:
 
 @dataclass(frozen=True, slots=True)
 class PointwiseFunction:
-    """What PyTorch does when it runs a pointwise function.
+    """The behaviour of PyTorch when it runs a pointwise function.
 
     Attributes:
         saves_result: whether its derivative is computed from its value, and not from its operand.

@@ -148,18 +148,18 @@ class Heap:
 
 
 class Repeats:
-    """How often the current lines run, as slices or tiles, and the storages that every run makes for itself."""
+    """The number of times that the current lines run, as slices or tiles, and the storages that every run allocates."""
 
     def __init__(self) -> None:
         self.loops: Shape = ()
         self.own: set[Storage] = set()
 
     def enter(self, loops: Shape) -> None:
-        """Begin lines that run once for every value of some indices."""
+        """Start lines that run once for every value of some indices."""
         self.loops, self.own = loops, set()
 
     def all_runs(self, storage: Storage, sizes: Sizes) -> Storage | None:
-        """Return a storage as what all slices or tiles of one kind make together, or None if they are counted already.
+        """Return the storage that all slices or tiles of one kind fill together, or None if they are counted already.
 
         Its shape has a further axis then, since they all exist at once.
         """

@@ -26,11 +26,11 @@ from tngraph.program.strides import Layout
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """How autograd follows the current lines.
+    """The way in which autograd follows the current lines.
 
     Attributes:
         is_followed: whether it records calls. It does not in a block whose backward pass is planned.
-        inputs: what a block that is recomputed reads; autograd saves that, and nothing that the block computes. None
+        inputs: the arrays that a recomputed block reads. Autograd saves them, and nothing that the block computes. None
             for all other lines.
     """
 

@@ -1,7 +1,7 @@
-"""From what was decided for a network to the lines that run: the two steps of its lowering.
+"""The two steps from the decisions for a network to the lines that run: operations, then lines.
 
-The operations are enough to price an order, and many orders are priced for each one that runs. The lines, which cost
-more to write, are what memory and time are found from, and what is printed.
+The operations are enough to price an order, and the planner prices many orders for each one that runs. The lines cost
+more to write. Memory and time are computed from them, and the module is printed from them.
 """
 
 from __future__ import annotations

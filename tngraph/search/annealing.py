@@ -3,7 +3,7 @@
 A move makes a (b c) of the steps (a b) c. It is taken where the two steps then cost less, and otherwise with a
 probability that falls with the difference of the logarithms over a temperature, which falls with every sweep. A value
 is a mask of the indices that it keeps, so that a move takes a few operations on integers. That needs no count of who
-holds an index: what is kept of b and c is what a or the value above them has, too.
+holds an index: the result of b and c keeps their indices that a or the value above them has, too.
 
 Source: the moves and the logarithms are those of Kalachev, Panteleev, Yung, arXiv 2108.05665; the masks are ours.
 """
@@ -18,7 +18,7 @@ from tngraph.search.trees import Order
 MOST_GROUPS = 8
 """Indices of more sizes than this are measured by the digits of rounded logarithms instead, of which there are few."""
 _ROUNDED = 8
-"""So many parts of a factor of two are told apart then."""
+"""The steps per factor of two to which such logarithms are rounded."""
 
 
 def anneal_order(
@@ -41,7 +41,7 @@ def anneal_order(
         sweeps: how often every step is looked at; with none the order stays as it is.
         draw: gives random numbers from 0 to 1.
     """
-    tree = _Tree(legs, output, sizes, order)
+    tree = _AnnealedTree(legs, output, sizes, order)
     hot, cold = temperatures
     least, children = tree.total(), list(tree.children)
     for sweep in range(sweeps):
@@ -57,10 +57,10 @@ def log_operations(
     legs: Sequence[Sequence[int]], output: Iterable[int], sizes: Mapping[int, int], order: Order
 ) -> float:
     """Return the logarithm to base 2 of the operations of an order that joins all tensors."""
-    return _Tree(legs, output, sizes, order).total()
+    return _AnnealedTree(legs, output, sizes, order).total()
 
 
-class _Tree:
+class _AnnealedTree:
     """The steps of an order by number, the masks of all values and the logarithms of the operations of all steps."""
 
     def __init__(
@@ -70,12 +70,12 @@ class _Tree:
         self.root = self.count + len(order) - 1
         self.weights = _weights(sizes)
         self.children: list[tuple[int, int]] = [*[(0, 0)] * self.count, *order]
-        self.masks = self._find_kept([_mask(each) for each in legs], _mask(output))
+        self.masks = self._find_masks([_mask(indices) for indices in legs], _mask(output))
         self.volumes = [0.0] * self.count
         self.volumes += [self.measure(self.masks[left] | self.masks[right]) for left, right in order]
 
-    def _find_kept(self, below: list[int], output: int) -> list[int]:
-        """Return the mask of every value: of what is below it, that which is needed elsewhere or in the result."""
+    def _find_masks(self, below: list[int], output: int) -> list[int]:
+        """Return the mask of every value: the indices below it that are needed elsewhere or in the result."""
         for left, right in self.children[self.count :]:
             below.append(below[left] | below[right])
         elsewhere = [output] * len(below)
@@ -96,7 +96,7 @@ class _Tree:
         """Return the logarithm of the operations of all steps."""
         volumes = self.volumes[self.count :]
         highest = max(volumes)
-        return highest + log2(sum(2.0 ** (each - highest) for each in volumes))
+        return highest + log2(sum(2.0 ** (volume - highest) for volume in volumes))
 
     def sweep(self, temperature: float, draw: Callable[[], float]) -> None:
         """Look once at every step but the leaves."""
@@ -111,12 +111,12 @@ class _Tree:
             moved, left = children[inner]
             if chance * 4 % 2 < 1:
                 moved, left = left, moved
-            kept = (masks[left] | masks[other]) & (masks[moved] | masks[step])
-            below, above = measure(masks[left] | masks[other]), measure(masks[moved] | kept)
+            joined = (masks[left] | masks[other]) & (masks[moved] | masks[step])
+            below, above = measure(masks[left] | masks[other]), measure(masks[moved] | joined)
             change = _add(below, above) - _add(volumes[inner], volumes[step])
             if change <= 0 or draw() < exp(-change / temperature):
                 children[inner], children[step] = (left, other), (moved, inner)
-                masks[inner], volumes[inner], volumes[step] = kept, below, above
+                masks[inner], volumes[inner], volumes[step] = joined, below, above
 
     def order(self) -> Order:
         """Return the steps in an order in which each comes after what it takes."""
@@ -157,5 +157,5 @@ def _weights(sizes: Mapping[int, int]) -> list[tuple[int, float]]:
 
 
 def _add(first: float, second: float) -> float:
-    """Return the logarithm of the sum of two numbers, given their own."""
+    """Return the logarithm of the sum of two numbers from their logarithms."""
     return first + log2(1 + 2.0 ** (second - first)) if first > second else second + log2(1 + 2.0 ** (first - second))

@@ -1,11 +1,12 @@
-"""A bound below the cost of every order, which ends a search that meets it and proves what was found.
+"""A bound below the cost of every order, which ends a search that meets it and proves the order.
 
 Every leaf enters one step, which multiplies at least as many entries as the leaf has; a step that joins two leaves
 multiplies those of their product. So each leaf may be given a share of the cost, such that a step never costs less than
 the shares of the leaves that it joins: their sum is a bound. Shares are given to the largest leaves first.
 
 A step with a gradient to an operand costs its multiplications once more. Where every leaf is trained, both operands
-take one. What is fixed has no share, since the steps that join it may be folded, nor has a single number.
+take one. A fixed leaf has no share, since the steps that join it may be folded. A leaf of one entry
+has no share either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MOST_PAIRS = 2**18
 
 
 def least_cost(topology: Topology) -> int:
-    """Return a cost that no order is below, 0 where there is no such bound: with unresolved reads, or for time."""
+    """Return a cost that no order is below; 0 if no bound is known: with unresolved reads, or for time."""
     rate, pricing = topology.pricing.rate, topology.pricing
     pairs = sum(holders.bit_count() ** 2 for holders in topology.holders)
     if not isinstance(rate, Weighted) or topology.reads or pairs > MOST_PAIRS or len(topology.leaves) < 2:
@@ -47,8 +48,8 @@ def _neighbours(topology: Topology, k: int) -> set[int]:
     for i in topology.leaves[k].plain:
         near |= topology.holders[i]
     near &= ~(1 << k)
-    found = set()
+    neighbours = set()
     while near:
-        found.add((near & -near).bit_length() - 1)
+        neighbours.add((near & -near).bit_length() - 1)
         near &= near - 1
-    return found
+    return neighbours

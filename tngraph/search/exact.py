@@ -43,7 +43,7 @@ Prices = npt.NDArray[Any]
 
 
 def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
-    """The cheapest order there is, and whether that is proven.
+    """Return the cheapest order of all, and whether it is proven to be.
 
     Args:
         topology: the region by number, at numeric sizes, with its pricing.
@@ -72,12 +72,12 @@ def prove_order(topology: Topology, incumbent: Order) -> tuple[Order, bool]:
 
 
 def _highest(rate: Rate) -> Price:
-    """A price beyond which is not searched."""
+    """Return the price up to which the program can search."""
     return (_LARGEST - 1) // max(rate.operations, rate.writes) if isinstance(rate, Weighted) else 1e300
 
 
 def _is_within_reach(topology: Topology, cap: Price) -> bool:
-    """Whether the tables and the numbers in them are of a size that can be dealt with."""
+    """Return whether the tables fit in memory, and the prices in 64 bits."""
     leaves, reads, rate = len(topology.leaves), len(topology.reads), topology.pricing.rate
     splits = 3**leaves * 2**reads
     most = MOST_CALLS if isinstance(rate, PerStep) else MOST_SPLITS
@@ -100,7 +100,7 @@ class _Program:
             self._fill_tables()
 
     def _group_indices(self) -> None:
-        """Number the indices anew, those on the same leaves as one: they live and die together."""
+        """Number the indices again, those on the same leaves as one: they are summed in the same step."""
         topology = self.topology
         in_reads = {i for leaf in topology.leaves for _, rest in leaf.unresolved for i in rest}
         groups: dict[object, int] = {}
@@ -108,7 +108,7 @@ class _Program:
         self.sizes: list[int] = []
         for i, holders in enumerate(topology.holders):
             if not holders:
-                continue  # of a leg outside this part
+                continue  # an index of a leg outside this component
             key: object = i if i in in_reads else (holders, topology.is_output[i])
             if key not in groups:
                 groups[key] = len(self.sizes)
@@ -137,8 +137,8 @@ class _Program:
             for read, rest in leaf.unresolved:
                 self.rest[read] = np.where(subsets & leaf.leaves, self._mask(rest) & self.alive, 0)
                 self.can_stay[read] = np.bitwise_count(self.rest[read]) >= 2
-                kept, inverse = self._rests(read)
-                self.is_dense[read] = np.array([self.topology.is_dense(read, rest) for rest in kept])[inverse]
+                rests, inverse = self._rests(read)
+                self.is_dense[read] = np.array([self.topology.is_dense(read, rest) for rest in rests])[inverse]
         self.chunks = [self._chunk(start) for start in range(0, max(self.width, 1), _CHUNK)]
         self._fill_choices(held & self.alive)
         self._fill_prices()
@@ -151,11 +151,11 @@ class _Program:
         self.origin = np.zeros_like(self.split)
 
     def _is_laid_out(self, read: int) -> npt.NDArray[np.bool_]:
-        """For every choice whether it lays a read out."""
+        """Return, for every choice, whether it lays a read out."""
         return (np.arange(1 << self.reads) >> read & 1).astype(bool)
 
     def _fill_prices(self) -> None:
-        """What prices depend on beside the volume: sizes, gradients, and which values are folded."""
+        """Fill the tables that prices depend on beside the volume: sizes, gradients, and which values are folded."""
         pricing = self.topology.pricing
         self.size = self._product(self.plain, self.positions)
         self.grad = ((self.subsets & pricing.trained) != 0).astype(np.int64)
@@ -180,17 +180,17 @@ class _Program:
                 )
 
     def _times(self, left: Masks, right: Masks) -> Masks:
-        """The products of sizes, clipped where they are beyond."""
+        """Return the products of sizes, clipped at `_beyond`."""
         return np.where(left.astype(np.float64) * right > self._beyond, self._beyond, left * right)
 
     def _spans(self, read: int) -> Masks:
-        """The positions of a read for each set of leaves, by what remains of it there."""
-        kept, inverse = self._rests(read)
-        spans = [min(self.topology.span(read, rest), self._beyond) if rest else 1 for rest in kept]
+        """Return the number of positions of a read for each set of leaves, by the indices that remain of it there."""
+        rests, inverse = self._rests(read)
+        spans = [min(self.topology.span(read, rest), self._beyond) if rest else 1 for rest in rests]
         return np.array(spans, dtype=np.int64)[inverse]
 
     def _rests(self, read: int) -> tuple[list[list[int]], Masks]:
-        """What may remain of a read, and the number of that for each set of leaves."""
+        """Return the sets of indices that may remain of a read, and for each set of leaves the place of its own."""
         names = {self._mask((i,)): i for i in self.topology.coefficients[read]}
         rests, inverse = np.unique(self.rest[read], return_inverse=True)
         return [[i for mask, i in names.items() if rest & mask] for rest in rests.tolist()], inverse
@@ -204,21 +204,21 @@ class _Program:
 
     @property
     def _beyond(self) -> int:
-        """A size that is more than any that matters [elements]."""
+        """A size larger than any that matters [elements]."""
         if not self.is_integral:
             return _LARGEST
         pricing = self.topology.pricing
         most = max(int(self.cap), pricing.most_folded or 0, pricing.most_elements or 0)
-        return min(most + 1, int(_highest(pricing.rate)))  # what is larger costs more than the cap allows
+        return min(most + 1, int(_highest(pricing.rate)))  # a larger value costs more than the cap allows
 
     def _product(self, masks: Masks, positions: Masks, others: Masks | int = 1) -> Prices:
-        """The product of the sizes under each mask times positions; integers are clipped where they are beyond."""
+        """Return the product of the sizes under each mask times positions; integers are clipped at `_beyond`."""
         rough = positions.astype(np.float64) * others
         exact = positions * others
         for start, table, floats in self.chunks:
-            part = masks >> start & (len(table) - 1)
-            rough = np.minimum(rough * floats[part], BEYOND)
-            exact *= table[part]
+            place = masks >> start & (len(table) - 1)
+            rough = np.minimum(rough * floats[place], BEYOND)
+            exact *= table[place]
         return np.where(rough > self._beyond * 1.001, self._beyond, exact) if self.is_integral else rough
 
     def run(self) -> None:
@@ -246,7 +246,7 @@ class _Program:
         best = total.argmin(axis=0)
         columns = np.arange(len(subsets))
         least = total[best, columns]
-        # What is fixed may be made at any cost where something above it is folded, so it is never out of the question.
+        # A fixed value may cost anything if a value above it is folded, so it is never ruled out.
         clipped = np.where(self.is_fixed[subsets] & (least < self.infinite), self.cap + 1, self.infinite)
         self.cost[choice, subsets] = np.where(least > self.cap, clipped, least)
         self.split[choice, subsets] = left[best, columns]
@@ -265,7 +265,7 @@ class _Program:
         return prices
 
     def _can_transpose(self, choice: int, subsets: Masks, left: Masks, right: Masks) -> npt.NDArray[np.bool_]:
-        """Whether a step that is not blocked may be a transposed convolution (see `Topology.kinds`)."""
+        """Return whether a step that is not blocked may be a transposed convolution (see `Topology.kinds`)."""
         resolves = np.zeros((2, *left.shape), dtype=bool)
         are_dense = np.ones(left.shape, dtype=bool)
         for read in range(self.reads):
@@ -278,7 +278,7 @@ class _Program:
         return can_transpose
 
     def _is_blocked(self, choice: int, read: int, side: Masks, other: Masks, subsets: Masks) -> npt.NDArray[np.bool_]:
-        """Return where an unresolved read of one side cannot take part in the step (see `Topology.join`)."""
+        """Return the splits in which an unresolved read of one side forbids the step (see `Topology.join`)."""
         rest = np.where(self.can_stay[read][side], self.rest[read][side], 0)
         met = rest & self.plain[choice][other]
         dead = rest & ~self.alive[subsets]
@@ -287,7 +287,7 @@ class _Program:
         return blocked
 
     def _close(self, subsets: Masks) -> None:
-        """Lay reads out for nothing where the value fits; a value with nothing unresolved is the same in both rows."""
+        """Lay reads out at no cost where the value fits; a value without unresolved reads is the same in both rows."""
         for read in range(self.reads):
             for choice in range(1 << self.reads):
                 if not choice >> read & 1:
@@ -302,7 +302,7 @@ class _Program:
             table[target, better] = table[source, better]
 
     def order(self, full: int) -> Order:
-        """The pairs of the cheapest tree; what holds the first leaf stands first."""
+        """Return the pairs of the cheapest tree; in a pair the value with the first of the leaves stands first."""
         pairs: list[tuple[int, int]] = []
         self._descend(int(self.cost[:, full].argmin()), full, pairs)
         return pairs
@@ -318,7 +318,7 @@ class _Program:
 
     @cached_property
     def _unfolded(self) -> _Program:
-        """The program in which nothing is free: it orders what is folded, which costs this one nothing."""
-        made = _Program(self.topology.priced(Pricing()), _LARGEST - 1)
-        made.run()
-        return made
+        """The program in which no step is free: it orders the folded values, which cost nothing in this one."""
+        program = _Program(self.topology.priced(Pricing()), _LARGEST - 1)
+        program.run()
+        return program

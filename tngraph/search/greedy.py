@@ -1,4 +1,4 @@
-"""Greedy orders for networks of many thousand tensors, in a time that grows with little but their number."""
+"""Greedy orders for networks of many thousand tensors, in nearly linear time."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class _Front:
         for tensor, indices in enumerate(legs):
             for i in indices:
                 self.holders.setdefault(i, {})[tensor] = None
-        self.kept, self.met = frozenset(output), set[int]()
+        self.output, self.met = frozenset(output), set[int]()
         self.growth: list[float] = [draw() / 2 + sum(self.bits[i] for i in set(indices)) for indices in legs]
         self.untaken: dict[int, None] = dict.fromkeys(range(len(legs)))
         self.queue: list[tuple[float, int]] = []
@@ -92,7 +92,7 @@ class _Front:
         for i in set(self.legs[tensor]):
             others = self.holders[i]
             del others[tensor]
-            is_last = len(others) == 1 and i not in self.kept
+            is_last = len(others) == 1 and i not in self.output
             for other in others if i not in self.met or is_last else ():
                 self.growth[other] -= self.bits[i] * ((i not in self.met) + is_last)
                 touched[other] = None
@@ -128,7 +128,7 @@ class _Pool:
 
     def pairs(self) -> list[tuple[int, int]]:
         """Return all pairs of values that share an index."""
-        shared = (combinations(sorted(each), 2) for each in self.holders.values() if len(each) <= MOST_HOLDERS)
+        shared = (combinations(sorted(holders), 2) for holders in self.holders.values() if len(holders) <= MOST_HOLDERS)
         return sorted({pair for pairs in shared for pair in pairs})
 
     def neighbours(self, value: int) -> list[int]:
@@ -148,7 +148,7 @@ class _Pool:
     def join(self, left: int, right: int, value: int) -> None:
         """Replace two values by their result."""
         result = self._result(left, right)
-        for each in (left, right):
-            for i in self.held.pop(each):
-                self.holders[i].discard(each)
+        for operand in (left, right):
+            for i in self.held.pop(operand):
+                self.holders[i].discard(operand)
         self._add(value, result)

@@ -1,14 +1,14 @@
-"""In which order the axes of every intermediate lie: the ways to make each step one kernel, and the fastest of all.
+"""The order of the legs of every intermediate: the candidates that make each step one kernel, and the fastest of them.
 
-A contraction is one matrix product, or many at once: of what it keeps, the legs `outer` count the products, `rows`
-come from the one operand and `columns` from the other, and the result lies in that order. An operand is taken as it
-lies where its outer legs, those of its own and those that are summed stand together, the matrix innermost; else it is
-copied into such an order. An operand that lacks the outer legs is the same for all products.
+A contraction is one matrix product, or a batch of them. The legs of the result are `outer`, which number the products,
+`rows` from one operand and `columns` from the other; the result has them in that order. PyTorch takes an operand
+without a copy if its outer legs, its own and the summed ones stand together, the matrix innermost. Otherwise the step
+copies it into such an order. An operand that lacks the outer legs is the same for all products.
 
-`lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value the
-orders it may have and the least time to get there. A result may have any order that one kernel makes of operands as
-they lie, or of one that is copied with its legs kept in order or turned around once. All these are searched; where a
-value has more than `MOST_ORDERS`, or a tree many steps, the fastest are kept.
+`lay_out` finds the orders with the least time on a machine, by a dynamic program over the tree: for every value its
+possible orders, and the least time to get there. A result may have any order that one kernel gives of operands without
+a copy, or of one that is copied with its legs in the same order or rotated by one. All these are searched. Where a
+value has more than `MOST_ORDERS` of them, or a tree many steps, the fastest are kept.
 """
 
 from __future__ import annotations
@@ -28,59 +28,59 @@ from tngraph.search.machine import BEYOND, Copy, Machine, find_copy
 from tngraph.search.region import ContractionTree, MatmulLayout, arrangements
 
 MOST_ORDERS = 8
-"""The orders of one value that are kept."""
+"""The most orders that the program keeps of one value."""
 MOST_KEPT = 48
-"""The orders of all values of a tree that are kept, but for `LEAST_ORDERS` of each."""
+"""The most orders that the program keeps of all values of a tree together, but for `LEAST_ORDERS` of each."""
 LEAST_ORDERS = 2
 SMALL = 8
-"""An operand that has so many times fewer entries than the other is worth a copy that makes the product faster."""
+"""An operand at least 8 times smaller than the other is also tried with a copy that may make the product faster."""
 MOST_PAIRS = 16
-"""The pairs of orders of two operands that are joined, those of the least time together."""
+"""The most pairs of orders of two operands that the program joins, those of the least time first."""
 FASTER = 1 - 1e-12
-"""Of two ways that differ by rounding alone the first is taken."""
+"""A later candidate must be faster by more than rounding to take the place of an earlier one."""
 _LAID_OUT = {"contract", "mul", "sum"}
-"""The kinds of the steps of a tree that is laid out; those that read at positions follow rules of their own."""
+"""The kinds of steps that have matmul layouts. Steps that read at positions follow rules of their own."""
 
 Order = tuple[int, ...]
 """Legs by number, the slowest first."""
 
 
 class Run(NamedTuple):
-    """What a tree is laid out for.
+    """The sizes, the machine and the leaves for which a tree is laid out.
 
     Attributes:
         numbers: an integer for every named size.
-        machine: on which it runs.
+        machine: the machine that runs the tree.
         trained: the leaves that a gradient flows to, as bits.
         fixed: the leaves that are arranged before the first call, as bits.
-        known: what is known of kernels on this machine, by what they are; runs on one machine may share it.
+        kernels: the fastest candidates of each join on this machine so far; runs on one machine may share them.
     """
 
     numbers: Mapping[str, int]
     machine: Machine
     trained: int = 0
     fixed: int = 0
-    known: dict[Hashable, Any] | None = None
+    kernels: dict[Hashable, Any] | None = None
 
 
 def lay_out(tree: ContractionTree, run: Run) -> ContractionTree:
-    """The tree with a form for every step; as it is where it reads at positions or runs slice by slice."""
+    """Return the tree with a matmul layout for every step, or unchanged if it reads at positions or has slices."""
     if not can_lay_out(tree):
         return tree
     program = LayoutProgram(tree, run)
-    for number in range(len(tree.steps)):
-        program.add(number)
+    for place in range(len(tree.steps)):
+        program.add(place)
     return replace(tree, matmuls=program.matmuls())
 
 
 def can_lay_out(tree: ContractionTree) -> bool:
-    """Whether the steps of a tree can have matmul layouts: none reads at positions, or runs slice by slice."""
+    """Return whether the steps of a tree can have matmul layouts: none reads at positions or runs slice by slice."""
     return not tree.sliced and all(step.kind in _LAID_OUT for step in tree.steps)
 
 
-def is_possible(tree: ContractionTree, number: int) -> bool:
-    """Whether the matmul layout of a step is one kernel on its operands as their own layouts lay them out."""
-    step, matmul = tree.steps[number], tree.matmuls[number]
+def is_possible(tree: ContractionTree, place: int) -> bool:
+    """Return whether the matmul layout of a step is one kernel on its operands in the orders of their own layouts."""
+    step, matmul = tree.steps[place], tree.matmuls[place]
     if step.kind != "contract":
         return not matmul.is_matrix
     first, second = (tree.order(o) for o in step.operands)
@@ -88,33 +88,33 @@ def is_possible(tree: ContractionTree, number: int) -> bool:
 
 
 def is_product(matmul: MatmulLayout, one: Sequence[Leg], other: Sequence[Leg]) -> bool:
-    """Whether a form is one product of matrices of operands that have these legs."""
+    """Return whether a matmul layout is one matrix product of operands that have these legs."""
     first, second = set(one), set(other)
     shared = first & second & set(matmul.legs)
     sides = [(first - second, second - first), (second - first, first - second)]
-    given = [each for each in sides if each[0].issuperset(matmul.rows) and each[1].issuperset(matmul.columns)]
+    possible = [side for side in sides if side[0].issuperset(matmul.rows) and side[1].issuperset(matmul.columns)]
     outer = set(matmul.outer)
     is_common = outer == shared or (not shared and (outer <= first - second or outer <= second - first))
     is_summed = sorted(map(repr, matmul.summed)) == sorted(map(repr, (first & second) - shared))
-    return bool(given) and is_common and is_summed
+    return bool(possible) and is_common and is_summed
 
 
 def most_orders(tree: ContractionTree, most: int) -> int:
-    """How many orders of one value of a tree are kept: so many, or fewer where it has many steps."""
+    """Return how many orders of one value to keep: `most`, or fewer in a tree of many steps."""
     return min(most, max(LEAST_ORDERS, MOST_KEPT // len(tree.steps)))
 
 
 class MatmulCandidate(NamedTuple):
-    """One kernel: which orders it takes, which it makes, and what it does.
+    """One kernel: the orders of its operands and of its result, and the matrix product.
 
     Attributes:
         operands: the orders of the two operands.
         matmul: how many legs of the result are outer, and how many of the rest are rows.
-        order: of the result.
+        order: the order of the result.
         summed: the order of the summed legs.
         shape: products, rows, columns and the summed size.
-        copies: of either operand, where it does not do as it lies.
-        transposed: whether the matrices of the rows lie transposed, and those of the columns.
+        copies: the copy of each operand, or None for an operand that needs none.
+        transposed: whether the matrices of the rows are stored transposed, and those of the columns.
         is_left: whether the first operand gives the rows.
     """
 
@@ -128,14 +128,14 @@ class MatmulCandidate(NamedTuple):
     is_left: bool
 
     def renamed(self, legs: Sequence[int]) -> MatmulCandidate:
-        """The same with other numbers for its legs."""
+        """Return the candidate with other numbers for its legs."""
         first, second = (tuple(legs[k] for k in order) for order in self.operands)
-        order, summed = (tuple(legs[k] for k in each) for each in (self.order, self.summed))
+        order, summed = (tuple(legs[k] for k in own) for own in (self.order, self.summed))
         return self._replace(operands=(first, second), order=order, summed=summed)
 
 
 class _Best(NamedTuple):
-    """The least time to a value in one order, and the way there."""
+    """The least time to a value in one order, and the matmul layout that takes it."""
 
     seconds: float
     operands: tuple[Order, ...]
@@ -145,33 +145,33 @@ class _Best(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Two operands that are contracted, their legs numbered by where they stand, so that joins that are alike are one.
+    """A contraction of two operands whose legs are numbered by place, so that joins that are alike are equal.
 
     Attributes:
         operands: the orders of the two operands.
         sizes: the elements along every leg.
-        kept: the legs of the result, in ascending order.
-        rank: the order in which legs of the result are put out.
+        result: the legs of the result, in ascending order.
+        rank: the order that the caller wants the legs of the result in.
     """
 
     operands: tuple[Order, Order]
     sizes: Order
-    kept: Order
+    result: Order
     rank: Order
 
     def candidates(self) -> Iterator[MatmulCandidate]:
-        """Every way to contract them."""
+        """Return the candidates of the contraction."""
         rank = {leg: place for place, leg in enumerate(self.rank)}
-        return _candidates(*self.operands, frozenset(self.kept), _Sizes(self.sizes), rank)
+        return _candidates(*self.operands, frozenset(self.result), _Sizes(self.sizes), rank)
 
 
 class Passes(NamedTuple):
-    """What a step runs for.
+    """The runs of a step that count: those of a call, and those for gradients.
 
     Attributes:
-        copied: how often each operand's copy is made.
+        copied: how often each operand is copied.
         trained: whether a gradient flows to each operand.
-        put_out: how often the result is copied into the order in which it is put out.
+        put_out: how often the result is copied into the order that the caller wants.
         is_called: whether the step runs in a call, and not before the first.
     """
 
@@ -182,20 +182,20 @@ class Passes(NamedTuple):
 
 
 class _Sizes(tuple[int, ...]):
-    """The elements along every leg, and of several together."""
+    """The elements along every leg, and the products and copies of several legs, computed once."""
 
     def __init__(self, sizes: Iterable[int]) -> None:
-        self._known: dict[Order, int] = {}
+        self._products: dict[Order, int] = {}
         self._copies: dict[tuple[Order, Order], Copy] = {}
 
     def of(self, legs: Order) -> int:
-        """The elements of a value with these legs."""
-        if legs not in self._known:
-            self._known[legs] = min(prod(self[leg] for leg in legs), BEYOND)
-        return self._known[legs]
+        """Return the elements of a value with these legs."""
+        if legs not in self._products:
+            self._products[legs] = min(prod(self[leg] for leg in legs), BEYOND)
+        return self._products[legs]
 
     def copy(self, order: Order, wanted: Order) -> Copy:
-        """The copy from one order into another."""
+        """Return the copy from one order into another."""
         if (order, wanted) not in self._copies:
             self._copies[order, wanted] = find_copy(order, wanted, self.__getitem__)
         return self._copies[order, wanted]
@@ -203,7 +203,7 @@ class _Sizes(tuple[int, ...]):
 
 @dataclass
 class LayoutProgram:
-    """The dynamic program: the orders of every value so far."""
+    """The dynamic program: the orders of every value up to the last step added."""
 
     tree: ContractionTree
     run: Run
@@ -211,37 +211,37 @@ class LayoutProgram:
     leaves: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        given = [bare_legs(access) for access in self.tree.region.accesses]
-        self.known = {} if self.run.known is None else self.run.known
-        self.legs: list[Leg] = list(dict.fromkeys(leg for legs in given for leg in legs))
-        self.number = {leg: k for k, leg in enumerate(self.legs)}
-        self.rank = {self.number[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.number}
+        accesses = [bare_legs(access) for access in self.tree.region.accesses]
+        self.kernels = {} if self.run.kernels is None else self.run.kernels
+        self.legs: list[Leg] = list(dict.fromkeys(leg for legs in accesses for leg in legs))
+        self.places = {leg: k for k, leg in enumerate(self.legs)}
+        self.rank = {self.places[leg]: k for k, leg in enumerate(self.tree.region.legs) if leg in self.places}
         self.sizes = _Sizes(evaluate_size(leg_size(leg), self.run.numbers) for leg in self.legs)
-        for k, legs in enumerate(given):
-            self.nodes.append({tuple(self.number[leg] for leg in legs): _Best(0.0, ())})
+        for k, legs in enumerate(accesses):
+            self.nodes.append({tuple(self.places[leg] for leg in legs): _Best(0.0, ())})
             self.leaves.append(1 << k)
 
-    def add(self, number: int) -> None:
-        """The orders of the result of a step."""
-        step = self.tree.steps[number]
-        kept = frozenset(self.number[leg] for leg in step.legs)
+    def add(self, place: int) -> None:
+        """Find the orders of the result of a step."""
+        step = self.tree.steps[place]
+        result = frozenset(self.places[leg] for leg in step.legs)
         self.leaves.append(sum({self.leaves[o] for o in step.operands}))
         if step.kind == "sum":
             (operand,) = step.operands
-            found = {
-                tuple(leg for leg in order if leg in kept): _Best(best.seconds, (order,))
+            orders = {
+                tuple(leg for leg in order if leg in result): _Best(best.seconds, (order,))
                 for order, best in self.nodes[operand].items()
             }
         elif step.kind == "mul":
-            found = self._multiply(step.operands)
+            orders = self._multiply(step.operands)
         else:
-            found = self._contract(step.operands, kept)
-        fastest = sorted(found.items(), key=lambda item: item[1].seconds)[: most_orders(self.tree, MOST_ORDERS)]
+            orders = self._contract(step.operands, result)
+        fastest = sorted(orders.items(), key=lambda item: item[1].seconds)[: most_orders(self.tree, MOST_ORDERS)]
         self.nodes.append(dict(fastest))
 
     def _multiply(self, operands: Sequence[int]) -> dict[Order, _Best]:
-        """An elementwise product lies as its larger operand, the legs that this lacks after any of its own."""
-        found: dict[Order, _Best] = {}
+        """Return the orders of an elementwise product: that of the larger operand, with the legs it lacks inserted."""
+        orders: dict[Order, _Best] = {}
         for first, a in self.nodes[operands[0]].items():
             for second, b in self.nodes[operands[1]].items():
                 large, small = sorted((first, second), key=lambda order: -self.sizes.of(order))
@@ -249,29 +249,29 @@ class LayoutProgram:
                 for cut in range(len(large) + 1) if extra else (0,):
                     order = (*large[:cut], *extra, *large[cut:])
                     seconds = a.seconds + b.seconds
-                    if order not in found or seconds < found[order].seconds:
-                        found[order] = _Best(seconds, (first, second))
-        return found
+                    if order not in orders or seconds < orders[order].seconds:
+                        orders[order] = _Best(seconds, (first, second))
+        return orders
 
-    def _contract(self, operands: Sequence[int], kept: frozenset[int]) -> dict[Order, _Best]:
+    def _contract(self, operands: Sequence[int], result: frozenset[int]) -> dict[Order, _Best]:
         first, second = (self.nodes[o] for o in operands)
         pairs = sorted(product(first, second), key=lambda pair: first[pair[0]].seconds + second[pair[1]].seconds)
         is_root = self.leaves[-1] == (1 << len(self.tree.region.accesses)) - 1
         passes = self._passes(operands, is_root)
         most = most_orders(self.tree, MOST_ORDERS)
-        found: dict[Order, _Best] = {}
+        orders: dict[Order, _Best] = {}
         for pair in pairs[:MOST_PAIRS]:
             before = first[pair[0]].seconds + second[pair[1]].seconds
-            if len(found) >= most and before > sorted(best.seconds for best in found.values())[most - 1]:
-                break  # nothing that follows is among the fastest
-            join, legs = self.join(*pair, kept, self.rank)
+            if len(orders) >= most and before > sorted(best.seconds for best in orders.values())[most - 1]:
+                break  # no later pair is among the fastest
+            join, legs = self.join(*pair, result, self.rank)
             for seconds, put_out, candidate in self._fastest(join, passes):
                 order, total = tuple(legs[k] for k in candidate.order), before + seconds + put_out
-                if order not in found or total < found[order].seconds:
-                    found[order] = _Best(
+                if order not in orders or total < orders[order].seconds:
+                    orders[order] = _Best(
                         total, pair, candidate.matmul, tuple(legs[k] for k in candidate.summed), candidate.transposed
                     )
-        return found
+        return orders
 
     def _passes(self, operands: Sequence[int], is_root: bool) -> Passes:
         leaves, fixed, trained = [self.leaves[o] for o in operands], self.run.fixed, self.run.trained
@@ -284,49 +284,49 @@ class LayoutProgram:
             bool(self.leaves[-1] & ~fixed),
         )
 
-    def join(self, first: Order, second: Order, kept: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
-        """The contraction of two operands that lie so, of whose legs some are kept, and the legs by its numbers."""
+    def join(self, first: Order, second: Order, result: frozenset[int], rank: Iterable[int]) -> tuple[Join, Order]:
+        """Return the contraction of two operands in these orders to the legs `result`, and the legs by its numbers."""
         legs = tuple(dict.fromkeys((*first, *second)))
         place = {leg: k for k, leg in enumerate(legs)}
         join = Join(
             (tuple(place[leg] for leg in first), tuple(place[leg] for leg in second)),
             tuple(self.sizes[leg] for leg in legs),
-            tuple(k for k, leg in enumerate(legs) if leg in kept),
+            tuple(k for k, leg in enumerate(legs) if leg in result),
             tuple(place[leg] for leg in rank if leg in place),
         )
         return join, legs
 
     def _fastest(self, join: Join, passes: Passes) -> Sequence[tuple[float, float, MatmulCandidate]]:
-        """The fastest way to each order of a result, with its seconds and those of putting that out."""
-        if (join, passes) not in self.known:
-            self.known[join, passes] = _find_fastest(join, passes, self.run.machine)
-        fastest: Sequence[tuple[float, float, MatmulCandidate]] = self.known[join, passes]
+        """Return `_find_fastest` of a join, computed once."""
+        if (join, passes) not in self.kernels:
+            self.kernels[join, passes] = _find_fastest(join, passes, self.run.machine)
+        fastest: Sequence[tuple[float, float, MatmulCandidate]] = self.kernels[join, passes]
         return fastest
 
     def seconds_to(self, order: Order, wanted: Order) -> float:
-        """The seconds of a copy into another order; of none, where it is the same."""
+        """Return the seconds of a copy into another order; 0 where it is the same."""
         return _seconds_of(self.sizes.copy(order, wanted), self.run.machine)
 
     def matmuls(self) -> tuple[MatmulLayout, ...]:
-        """The matmul layouts of the fastest way to the result."""
+        """Return the matmul layouts with the least time to the result."""
         count = len(self.tree.region.accesses)
         chosen: dict[int, Order] = {}
         root = len(self.nodes) - 1
         chosen[root] = min(self.nodes[root], key=lambda order: self.nodes[root][order].seconds)
         matmuls: list[MatmulLayout] = []
-        for number in range(root, count - 1, -1):
-            order = chosen[number]
-            best = self.nodes[number][order]
+        for value in range(root, count - 1, -1):
+            order = chosen[value]
+            best = self.nodes[value][order]
             matmuls.append(self._matmul(order, best.matmul, best.summed, best.transposed))
-            chosen.update(zip(self.tree.steps[number - count].operands, best.operands, strict=True))
+            chosen.update(zip(self.tree.steps[value - count].operands, best.operands, strict=True))
         return tuple(reversed(matmuls))
 
     def matmul(self, candidate: MatmulCandidate) -> MatmulLayout:
-        """A way in the legs of the tree."""
+        """Return a candidate in the legs of the tree."""
         return self._matmul(candidate.order, candidate.matmul, candidate.summed, candidate.transposed)
 
     def named(self, order: Order) -> tuple[Leg, ...]:
-        """Legs by number as what they are."""
+        """Return the legs that have these numbers."""
         return tuple(self.legs[k] for k in order)
 
     def _matmul(
@@ -338,7 +338,7 @@ class LayoutProgram:
 
 
 def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[float, float, MatmulCandidate]]:
-    """The fastest way to each order of a result, with its seconds and those of putting that out."""
+    """Return the fastest candidate for each order of a result, behind its seconds and those of the copy put out."""
     candidates = list(join.candidates())
     fastest: dict[Order, tuple[float, MatmulCandidate]] = {}
     for candidate, seconds in zip(candidates, _time(candidates, passes, machine).tolist(), strict=True):
@@ -350,12 +350,12 @@ def _find_fastest(join: Join, passes: Passes, machine: Machine) -> list[tuple[fl
 
 
 def _seconds_of(copy: Copy, machine: Machine) -> float:
-    """The seconds of a copy; of none, where the order stays."""
+    """Return the seconds of a copy; 0 where the order stays."""
     return 0.0 if len(copy.order) < 2 else machine.rearrange(copy)
 
 
 def _time(candidates: Sequence[MatmulCandidate], passes: Passes, machine: Machine) -> np.ndarray:
-    """The seconds of kernels and of their gradients, each as one product of matrices as they lie."""
+    """Return the seconds of candidates with their gradients, each of which is one matrix product without a copy."""
     if not passes.is_called:
         return np.zeros(len(candidates))
     total = time_products(candidates, machine, passes.copied)
@@ -372,12 +372,12 @@ def _time(candidates: Sequence[MatmulCandidate], passes: Passes, machine: Machin
 def time_products(
     candidates: Sequence[MatmulCandidate], machine: Machine, passes: Sequence[int] = (1, 1)
 ) -> np.ndarray:
-    """The seconds of products and of the copies of their operands.
+    """Return the seconds of products and of the copies of their operands.
 
     Args:
         candidates: the products.
-        machine: on which they run.
-        passes: how often each operand's copy is made.
+        machine: the machine that runs them.
+        passes: how often each operand is copied.
     """
     batch, rows, columns, summed = np.array([candidate.shape for candidate in candidates], dtype=np.float64).T
     of_rows, of_columns = np.array([candidate.transposed for candidate in candidates]).T
@@ -390,86 +390,127 @@ def time_products(
 
 
 def _candidates(
-    first: Order, second: Order, kept: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
+    first: Order, second: Order, result: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[MatmulCandidate]:
-    """Every way to contract two operands that lie so; `rank` says in which order the result is put out."""
-    shared = {*first} & {*second}
+    """Yield the candidates that contract two operands in these orders; `rank` is the order that the caller wants."""
     for is_first, (spine, other) in ((True, (first, second)), (False, (second, first))):
-        if sizes.of(spine) * SMALL < sizes.of(other):
-            continue  # to keep the order of the much smaller one gains nothing
-        outer = tuple(k for k in spine if k in shared and k in kept)
-        summed = tuple(k for k in spine if k in shared and k not in kept)
-        own = tuple(k for k in spine if k not in shared)
-        others = tuple(k for k in other if k not in shared)
-        is_small = sizes.of(other) * SMALL <= sizes.of(spine)
-        cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
-        for columns in _transposed(others, rank):
-            others_lie = _lies(other, outer, columns, summed, sizes, is_small)
-            for front, middle, lies in cuts:
-                products = (*outer, *front)
-                count, rows, across = sizes.of(products), sizes.of(middle), sizes.of(columns)
-                for is_spine in (True, False):
-                    first_side, second_side = (middle, columns) if is_spine else (columns, middle)
-                    order, matmul = (*products, *first_side, *second_side), (len(products), len(first_side))
-                    sides = (rows, across) if is_spine else (across, rows)
-                    shape = count, *sides, sizes.of(summed)
-                    for ours, theirs in product(lies, others_lie):
-                        copies = (ours.copied, theirs.copied) if is_first else (theirs.copied, ours.copied)
-                        left, right = (ours, theirs) if is_spine else (theirs, ours)
-                        transposed = (
-                            bool(first_side and summed) and not left.is_own_first,
-                            bool(second_side and summed) and right.is_own_first,
-                        )
-                        yield MatmulCandidate(
-                            (first, second), matmul, order, summed, shape, copies, transposed, is_spine == is_first
-                        )
+        for matrices in _matrices(spine, other, result, sizes, rank):
+            for is_left in (True, False):
+                yield from _multiply((first, second), matrices, is_first, is_left)
 
 
 class _OperandLayout(NamedTuple):
-    """One way in which an operand may lie: whether its own legs come before the summed ones, and what is copied."""
+    """A layout of an operand: whether its own legs come before the summed ones, and the copy it needs, if any."""
 
     is_own_first: bool
     copied: Copy | None
 
 
-def _lies(
+class _Matrices(NamedTuple):
+    """The legs and layouts of a matrix product. One operand is the spine: its own legs keep their order, or nearly.
+
+    Attributes:
+        outer: the legs that number the products.
+        own: the legs of the result that the matrix of the spine has.
+        others: the legs of the result that the matrix of the other operand has.
+        summed: the legs that are summed.
+        shape: the elements along these four groups of legs.
+        layouts: the layouts that the spine may have.
+        other_layouts: the layouts that the other operand may have.
+    """
+
+    outer: Order
+    own: Order
+    others: Order
+    summed: Order
+    shape: tuple[int, int, int, int]
+    layouts: tuple[_OperandLayout, ...]
+    other_layouts: tuple[_OperandLayout, ...]
+
+
+def _matrices(
+    spine: Order, other: Order, result: frozenset[int], sizes: _Sizes, rank: Mapping[int, int]
+) -> Iterator[_Matrices]:
+    """Yield the matrix products of a spine and the other operand."""
+    if sizes.of(spine) * SMALL < sizes.of(other):
+        return  # keeping the order of the much smaller operand saves nothing
+    shared = {*spine} & {*other}
+    outer = tuple(leg for leg in spine if leg in shared and leg in result)
+    summed = tuple(leg for leg in spine if leg in shared and leg not in result)
+    own = tuple(leg for leg in spine if leg not in shared)
+    cuts = list(_cuts(spine, outer, own, summed, sizes, rank))
+    is_small = sizes.of(other) * SMALL <= sizes.of(spine)
+    for others in _orders_to_try(tuple(leg for leg in other if leg not in shared), rank):
+        other_layouts = _layouts_of(other, outer, others, summed, sizes, is_small)
+        for front, rest, layouts in cuts:
+            groups = (*outer, *front), rest, others, summed
+            shape = sizes.of(groups[0]), sizes.of(rest), sizes.of(others), sizes.of(summed)
+            yield _Matrices(*groups, shape, layouts, other_layouts)
+
+
+def _multiply(
+    operands: tuple[Order, Order], matrices: _Matrices, is_first: bool, is_left: bool
+) -> Iterator[MatmulCandidate]:
+    """Yield the candidates of a matrix product, one for each pair of layouts.
+
+    Args:
+        operands: the orders of both operands.
+        matrices: the legs and layouts.
+        is_first: whether the spine is the first operand.
+        is_left: whether the spine gives the rows; else it gives the columns.
+    """
+    count, own, others, inner = matrices.shape
+    shape = (count, own, others, inner) if is_left else (count, others, own, inner)
+    rows, columns = (matrices.own, matrices.others) if is_left else (matrices.others, matrices.own)
+    order, matmul = (*matrices.outer, *rows, *columns), (len(matrices.outer), len(rows))
+    # A matrix without legs on one side is a vector, which has no transposed layout.
+    can_transpose = bool(rows and matrices.summed), bool(columns and matrices.summed)
+    for layout, other_layout in product(matrices.layouts, matrices.other_layouts):
+        copies = (layout.copied, other_layout.copied) if is_first else (other_layout.copied, layout.copied)
+        left, right = (layout, other_layout) if is_left else (other_layout, layout)
+        transposed = can_transpose[0] and not left.is_own_first, can_transpose[1] and right.is_own_first
+        yield MatmulCandidate(operands, matmul, order, matrices.summed, shape, copies, transposed, is_left == is_first)
+
+
+def _layouts_of(
     order: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, is_small: bool = False
 ) -> tuple[_OperandLayout, ...]:
-    """As an operand lies, if that will do, else copied; a small one may be copied all the same."""
-    found: list[_OperandLayout] = []
+    """Return the layouts of an operand: without a copy if possible, else copied. A small one may also be copied."""
+    layouts: list[_OperandLayout] = []
     for is_own_first, (first, second) in ((True, (own, summed)), (False, (summed, own))):
         wanted = arrangements(outer, first, second)
         if order in wanted:
-            found.append(_OperandLayout(is_own_first, None))
+            layouts.append(_OperandLayout(is_own_first, None))
         else:
-            found.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
-    found.sort(key=lambda lie: lie.copied is not None)  # of two that take as long, the one without a copy
-    return tuple(found) if is_small or found[0].copied is not None else (found[0],)
+            layouts.append(_OperandLayout(is_own_first, sizes.copy(order, wanted[0])))
+    layouts.sort(key=lambda layout: layout.copied is not None)  # of two that take equally long, the one without a copy
+    return tuple(layouts) if is_small or layouts[0].copied is not None else (layouts[0],)
 
 
 def _cuts(
     spine: Order, outer: Order, own: Order, summed: Order, sizes: _Sizes, rank: Mapping[int, int]
 ) -> Iterator[tuple[Order, Order, tuple[_OperandLayout, ...]]]:
-    """An operand's own legs in two: those that count products, and those that stand beside the columns."""
-    transposed = _transposed(own, rank)
-    if outer:
-        yield from (((), order, _lies(spine, outer, order, summed, sizes)) for order in transposed)
+    """Yield the cuts of an operand's own legs into those that number the products and those of the matrix."""
+    orders = _orders_to_try(own, rank)
+    if outer:  # these number the products, and stay in front
+        yield from (((), order, _layouts_of(spine, outer, order, summed, sizes)) for order in orders)
         return
     places = [k for k, leg in enumerate(spine) if leg in summed]
     if places and places[-1] - places[0] == len(places) - 1:
         before, behind = spine[: places[0]], spine[places[-1] + 1 :]
-        if before and behind:
+        if before and behind:  # own legs on both sides of the summed ones: those before can number products uncopied
             yield before, behind, (_OperandLayout(False, None),)
-    for order in transposed:
-        put_out = len(list(takewhile(rank.__contains__, order)))
-        cuts = sorted({0, 1, len(order) - 1, put_out}) if len(order) > 1 else (0,)
+    for order in orders:
+        in_result = len(list(takewhile(rank.__contains__, order)))
+        # All cuts would be too many: those at either end, and the one behind the legs that the caller wants in front.
+        cuts = sorted({0, 1, len(order) - 1, in_result}) if len(order) > 1 else (0,)
         for cut in cuts:
-            yield order[:cut], order[cut:], _lies(spine, order[:cut], order[cut:], summed, sizes)
+            yield order[:cut], order[cut:], _layouts_of(spine, order[:cut], order[cut:], summed, sizes)
 
 
-def _transposed(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
-    """Legs as they are, with the first one last or the last one first, and as they are put out, others around these."""
-    put_out = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
+def _orders_to_try(legs: Order, rank: Mapping[int, int]) -> Iterable[Order]:
+    """Return some orders of legs: unchanged, rotated by one, and as the caller wants them, before or after bonds."""
+    ranked = tuple(sorted((leg for leg in legs if leg in rank), key=rank.__getitem__))
     bonds = tuple(leg for leg in legs if leg not in rank)
-    around = ((*put_out, *bonds), (*bonds, *put_out))
+    around = ((*ranked, *bonds), (*bonds, *ranked))
     return dict.fromkeys((legs, (*legs[1:], *legs[:1]), (*legs[-1:], *legs[:-1]), *around))

@@ -130,7 +130,7 @@ class Machine:
         """
         work = Work(*map(clip, work))
         others = np.maximum(1, work.right), work.left, work.result
-        rows, columns, summed = (np.maximum(1, work.operations / each) for each in others)
+        rows, columns, summed = (np.maximum(1, work.operations / extent) for extent in others)
         batch = work.operations / (rows * columns * summed)
         forward = self.either_way(batch, rows, columns, summed)
         left = work.left_grad * self.either_way(batch, rows, summed, columns)

@@ -61,10 +61,10 @@ class PerStep:
         Raises:
             PlanError: the function returns something other than a finite number from 0 on.
         """
-        if not any(isinstance(each, np.ndarray) for each in work):
+        if not any(isinstance(entry, np.ndarray) for entry in work):
             return self._price(work)
         columns = np.broadcast_arrays(*work)
-        prices = [self._price(Work(*each)) for each in zip(*(c.ravel().tolist() for c in columns), strict=True)]
+        prices = [self._price(Work(*entries)) for entries in zip(*(c.ravel().tolist() for c in columns), strict=True)]
         return np.array(prices, dtype=np.float64).reshape(columns[0].shape)
 
     def _price(self, work: Work) -> float:
@@ -91,9 +91,9 @@ _NAMED: Mapping[str, Rate] = {
     "writes": Weighted(0, 1),
     "time": Machine(),
 }
-"""Objectives by name. Memory is not a sum over steps: a choice among plans minimises it (see `kernels.memory`)."""
+"""Objectives by name. Memory is not a sum over steps: a choice among plans minimises it (see `compiler.fronts`)."""
 _HIGHEST = 10**300
-"""The bound that the price of a user's function must stay below."""
+"""The price of a user's function must stay below this."""
 _FINEST = 1000
 """The largest denominator of the fractions that weights are rounded to."""
 
@@ -211,8 +211,8 @@ def make_request(
     return Request(mode, minimize, read_objective(minimize), trained, itemsize, memory_limit, largest)
 
 
-def _is_count(number: object, least: int = 1) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and least <= number <= LARGEST
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
 
 
 def _read_trained(network: Network, mode: Mode, requires_grad: Mapping[str, bool]) -> frozenset[str]:

@@ -1,9 +1,9 @@
 """Finding an order for a region: annealing and cotengra propose, our own cost decides, the exact program proves.
 
-What is proposed is for an ordinary network (every read laid out along its indices); each proposal is priced again by
-`order_cost`, convolutions included. The best is the cheapest, the first of equals in the order of the trials, so
-the same region, seed and number of trials give the same tree everywhere, however many trials run at once. A clock is
-read only where the search is given seconds.
+Proposals are for an ordinary network (every read laid out along its indices). `order_cost` prices each again,
+convolutions included. The cheapest wins, and of equals the first in the order of the trials. So the same region, seed
+and number of trials give the same tree everywhere, however many trials run at once. The search reads a clock only if
+the caller gives it seconds.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from tngraph.search.workers import Parallel, count_cores, run_tasks
 DEFAULT_TRIALS = 4
 """The trials of a search that was given neither trials nor seconds."""
 PAYS = 200
-"""From this many tensors on, a search with cotengra uses every core unless it is told how many.
+"""From this many tensors on, a search with cotengra uses every core unless the caller says how many.
 
-A worker takes a second to start.
+For fewer it does not pay: a worker takes a second to start.
 """
 
 MOST_KEPT = 16
-"""So many networks have their proposals kept, those asked for last."""
+"""The most networks whose proposals are remembered, the latest ones."""
 _proposed: dict[object, list[tuple[int, Order] | None]] = {}
 
 Progress = Callable[[int, int | None, Price], None]
@@ -57,7 +57,7 @@ Progress = Callable[[int, int | None, Price], None]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How hard to search, and from which seed.
+    """The seed and the effort of a search.
 
     Attributes:
         seed: of every random choice.
@@ -71,8 +71,8 @@ class Search:
             for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
             the same.
         partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
-        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which ways
-            are compared for time, and each plan tried for a front: their number (None while it is open) and the cost of
+        progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which
+            candidates are timed, and each plan tried for a front: their number (None while it is open) and the cost of
             the best so far.
     """
 
@@ -110,61 +110,61 @@ class Search:
 
 
 def find_order(
-    topology: Topology, search: Search, known: Sequence[Order] = (), *, proposes: bool = False
+    topology: Topology, search: Search, earlier: Sequence[Order] = (), *, proposes: bool = False
 ) -> tuple[Order, bool]:
-    """The best order found for a region, and whether it is proven to be the cheapest there is.
+    """Return the best order found for a region, and whether it is proven to be the cheapest of all.
 
     An interruption (``KeyboardInterrupt``) ends the trials of a large region, and the best so far stands.
 
     Args:
         topology: the region at numeric sizes, with its pricing.
         search: seed and effort.
-        known: orders found before; one of them is a start that needs no proposals.
-        proposes: ask for proposals all the same where no proof follows.
+        earlier: orders found before. With at least one, the search starts without proposals.
+        proposes: ask for proposals even so, where no proof follows.
     """
     if len(topology.leaves) <= MOST_LEAVES or topology.reads or topology.unfit:
-        return _find_connected(topology, search, known, proposes)
+        return _find_connected(topology, search, earlier, proposes)
     reduction = join_alike(topology)
-    order, is_proven = _find_rest(reduction.rest, search, [reduction.project(each) for each in known], proposes)
+    order, is_proven = _find_rest(reduction.rest, search, [reduction.project(o) for o in earlier], proposes)
     return reduction.complete(order), is_proven
 
 
-def _find_rest(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
-    """The best order found for what cannot be joined ahead: its parts one by one, where values may be of any size."""
+def _find_rest(topology: Topology, search: Search, earlier: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+    """Return the best order found for the rest: component by component, unless the size of values is limited."""
     components = find_components(topology)
     if len(components) == 1 or topology.pricing.most_elements is not None:
-        return _find_connected(topology, search, known, proposes)
+        return _find_connected(topology, search, earlier, proposes)
     orders: list[Order] = []
     for component in components:
-        part = topology.part([topology.leaves[k] for k in component])
-        within = [project(order, component, len(topology.leaves)) for order in known]
-        orders.append(_find_connected(part, search, within, proposes)[0])
+        connected = topology.restrict([topology.leaves[k] for k in component])
+        within = [project(order, component, len(topology.leaves)) for order in earlier]
+        orders.append(_find_connected(connected, search, within, proposes)[0])
     return refine_order(topology, multiply_out(topology, components, orders)), False
 
 
-def _find_connected(topology: Topology, search: Search, known: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
-    """The best order found for a region as it is."""
+def _find_connected(topology: Topology, search: Search, earlier: Sequence[Order], proposes: bool) -> tuple[Order, bool]:
+    """Return the best order found for a region as it is."""
     graph = hypergraph(topology)
     if len(graph.legs) > MOST_LEAVES:
-        return _find_large(topology, graph, search, known, proposes)
-    orders = known or [_cheapest(topology, graph, search, _small_orders, lambda order: order)]
+        return _find_large(topology, graph, search, earlier, proposes)
+    orders = earlier or [_cheapest(topology, graph, search, _small_orders, lambda order: order)]
     return prove_order(topology, min(orders, key=lambda order: order_cost(topology, order)))
 
 
 def _find_large(
-    topology: Topology, graph: Hypergraph, search: Search, known: Sequence[Order], proposes: bool
+    topology: Topology, graph: Hypergraph, search: Search, earlier: Sequence[Order], proposes: bool
 ) -> tuple[Order, bool]:
-    """The best order found for a region beyond the exact program; proven where its cost is the least possible."""
-    least, orders = least_cost(topology), list(known)
+    """Return the best order of a region too large for the exact program; it is proven if it meets the least cost."""
+    least, orders = least_cost(topology), list(earlier)
     if not orders or proposes:
         proposed = _cheapest(topology, graph, search, _large_orders, lambda order: order, least)
         orders.append(proposed if order_cost(topology, proposed) == least else refine_order(topology, proposed))
-    cost, number = min((order_cost(topology, order), k) for k, order in enumerate(orders))
-    return orders[number], bool(cost == least)
+    cost, place = min((order_cost(topology, order), k) for k, order in enumerate(orders))
+    return orders[place], bool(cost == least)
 
 
 def search_tree(topology: Topology, search: Search) -> ContractionTree:
-    """The best tree found for a region, which says whether it is proven optimal.
+    """Return the best tree found for a region, which says whether it is proven optimal.
 
     Args:
         topology: the region at numeric sizes, with its pricing.
@@ -174,7 +174,7 @@ def search_tree(topology: Topology, search: Search) -> ContractionTree:
 
 
 def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = None) -> Hypergraph:
-    """An ordinary network over a region's leaves, or over groups of them that are joined already."""
+    """Return an ordinary network over a region's leaves, or over groups of them that are joined already."""
     groups = [[leaf] for leaf in topology.leaves] if groups is None else groups
     held = [i for i, holders in enumerate(topology.holders) if holders]
     output = tuple(i for i in held if topology.is_output[i])
@@ -182,31 +182,31 @@ def hypergraph(topology: Topology, groups: Sequence[Sequence[Value]] | None = No
 
 
 def parallel_for(search: Search, graph: Hypergraph) -> Parallel:
-    """Where the trials for a network run: as the search says, else on every core if it is large."""
+    """Return where the trials for a network run: as the search says, else on every core if the network is large."""
     return search.parallel or (count_cores() if len(graph.legs) >= PAYS and not search.is_quick else 1)
 
 
 def pinned_tree(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> ContractionTree:
-    """The tree of an order pinned by hand; where it names a part, the best one found around that.
+    """Return the tree of an order pinned by hand. If it names only some tensors, a search joins it with the others.
 
     Args:
         topology: the region at numeric sizes, with its pricing.
         search: seed and effort, for what is not pinned.
         pin: the order.
-        positions: which access each of its names is.
+        positions: the access that each of its names stands for.
     """
     order = _order_around(topology, search, pin, positions)
     return replace(build_tree(topology, order, False), is_pinned=True)
 
 
 def _order_around(topology: Topology, search: Search, pin: Pin, positions: Sequence[int]) -> Order:
-    """The pinned pairs, then the best order found for what they make and the other leaves."""
-    count, made = len(topology.leaves), len(pin.pairs)
-    values = [*positions, *range(count, count + made)]
+    """Return the pinned pairs, then the best order found for their result and the other leaves."""
+    count, joined = len(topology.leaves), len(pin.pairs)
+    values = [*positions, *range(count, count + joined)]
     pinned = [(values[a], values[b]) for a, b in pin.pairs]
     rest = sorted({*range(count)} - {*positions})
     groups = [[topology.leaves[k] for k in positions], *([topology.leaves[k]] for k in rest)]
-    around = [values[-1], *rest, *range(count + made, 2 * count)]
+    around = [values[-1], *rest, *range(count + joined, 2 * count)]
 
     def complete(order: Order) -> Order:
         return [*pinned, *((around[a], around[b]) for a, b in order)]
@@ -217,13 +217,13 @@ def _order_around(topology: Topology, search: Search, pin: Pin, positions: Seque
 
 
 def _legs_above(topology: Topology, leaves: Sequence[Value]) -> tuple[int, ...]:
-    """The indices still needed once some leaves are joined, those of unresolved reads laid out."""
+    """Return the indices still needed once some leaves are joined, those of unresolved reads laid out."""
     below = sum(leaf.leaves for leaf in leaves)
     held = dict.fromkeys(i for leaf in leaves for i in leaf.indices)
     return tuple(i for i in held if topology.is_alive(i, below))
 
 
-Found = Generator[tuple[int, Order] | None, None, None]
+Proposals = Generator[tuple[int, Order] | None, None, None]
 """Orders, each with a number that tells which of equally cheap ones comes first; None says that a trial is done."""
 
 
@@ -231,26 +231,26 @@ def _cheapest(
     topology: Topology,
     graph: Hypergraph,
     search: Search,
-    propose_orders: Callable[[Hypergraph, Search], Found],
+    propose_orders: Callable[[Hypergraph, Search], Proposals],
     complete: Callable[[Order], Order],
     least: Price = 0,
 ) -> Order:
-    """The cheapest of the orders proposed, of those before an interruption where there is one.
+    """Return the cheapest of the orders proposed; after an interruption, of those before it.
 
-    Nothing is proposed where a plain order costs the least possible.
+    If a plain order costs the least possible, nothing is proposed.
     """
     plain = [_in_turn(len(graph.legs))]
-    if len(graph.legs) > MOST_LEAVES:  # small ones are proposed in no time, and keep the one of equals that is proposed
+    if len(graph.legs) > MOST_LEAVES:  # of a small network the proposal stands, even if this is equally cheap
         plain.append(join_all(graph))
-    best, order = min(((order_cost(topology, complete(each)), k - 2), each) for k, each in enumerate(plain))
+    best, order = min(((order_cost(topology, complete(plain[k])), k - 2), plain[k]) for k in range(len(plain)))
     done = 0
     if best[0] <= least:
         return order
     with suppress(KeyboardInterrupt), closing(_remembered(propose_orders, graph, search)) as proposed:
-        for found in proposed:
-            if found is not None:
-                key = (order_cost(topology, complete(found[1])), found[0])
-                best, order = min((key, found[1]), (best, order), key=lambda each: each[0])
+        for proposal in proposed:
+            if proposal is not None:
+                key = (order_cost(topology, complete(proposal[1])), proposal[0])
+                best, order = min((key, proposal[1]), (best, order), key=lambda candidate: candidate[0])
             else:
                 done += 1
                 if search.progress is not None:
@@ -259,34 +259,36 @@ def _cheapest(
 
 
 def _in_turn(count: int) -> Order:
-    """One value after the other."""
+    """Return the order that joins one leaf after the other."""
     return [(k if k == 0 else count + k - 1, k + 1) for k in range(count - 1)]
 
 
-def _small_orders(graph: Hypergraph, search: Search) -> Found:
+def _small_orders(graph: Hypergraph, search: Search) -> Proposals:
     if len(graph.legs) > 2:
         yield 0, propose_greedy(graph, search.samples, search.seed)
 
 
-def _remembered(propose_orders: Callable[[Hypergraph, Search], Found], graph: Hypergraph, search: Search) -> Found:
-    """The orders proposed for a network; they are kept for a while, for they are the same under any objective."""
+def _remembered(
+    propose_orders: Callable[[Hypergraph, Search], Proposals], graph: Hypergraph, search: Search
+) -> Proposals:
+    """Yield the orders proposed for a network, and remember them: they are the same under any objective."""
     key = graph.legs, graph.output, *graph.sizes.items(), replace(search, parallel=None, progress=None)
     if key in _proposed:
         yield from _proposed[key]
         return
     orders: list[tuple[int, Order] | None] = []
     with closing(propose_orders(graph, search)) as proposed:
-        for each in proposed:
-            orders.append(each)
-            yield each
+        for proposal in proposed:
+            orders.append(proposal)
+            yield proposal
     if search.seconds is None:
         while len(_proposed) >= MOST_KEPT:
             del _proposed[next(iter(_proposed))]
         _proposed[key] = orders
 
 
-def _large_orders(graph: Hypergraph, search: Search) -> Found:
-    """The orders of trial after trial; by default no more once one costs about as much as the cheapest before it."""
+def _large_orders(graph: Hypergraph, search: Search) -> Proposals:
+    """Yield the orders of trial after trial; a quick search stops once a trial costs about as much as the cheapest."""
     least = inf
     with closing(run_tasks(propose, graph, _trials(search), parallel_for(search, graph))) as results:
         for trial, orders in _in_sequence(results) if search.is_quick else results:
@@ -301,7 +303,7 @@ def _large_orders(graph: Hypergraph, search: Search) -> Found:
 
 
 def _in_sequence(results: Iterator[tuple[Trial, tuple[Order, ...]]]) -> Iterator[tuple[Trial, tuple[Order, ...]]]:
-    """The results of trials by their numbers, each as soon as those before it are there."""
+    """Yield the results of trials by their numbers, each as soon as those before it have ended."""
     waiting: dict[int, tuple[Trial, tuple[Order, ...]]] = {}
     upcoming = 0
     for trial, orders in results:
@@ -312,7 +314,7 @@ def _in_sequence(results: Iterator[tuple[Trial, tuple[Order, ...]]]) -> Iterator
 
 
 def _trials(search: Search) -> Iterator[Trial]:
-    """Trials until there are enough, or until the time is up."""
+    """Yield trials until there are enough, or until the time is up."""
     end = None if search.seconds is None else time.monotonic() + search.seconds
     for number in count_from() if search.most_trials is None else range(search.most_trials):
         if number and end is not None and time.monotonic() >= end:

@@ -60,7 +60,7 @@ def read_orders(
         for name in order:
             if name not in present:
                 raise PlanError(_missing_equation(name, equations, present))
-        return {name: read_order(each) for name, each in order.items()}
+        return {name: read_order(nested) for name, nested in order.items()}
     if len(present) != 1:
         raise PlanError(f"an order for which equation?\n  give it by name, there are: {_listed(present)}")
     return {present[0]: read_order(order)}
@@ -69,31 +69,31 @@ def read_orders(
 def _missing_equation(name: object, equations: Mapping[str, bool], present: Sequence[str]) -> str:
     hint = f"an order is for one of: {_listed(present)}"
     if name in equations:
-        return f"{name!r} is no equation once linear chains are merged and unused ones dropped\n  {hint}"
+        return f"{name!r} is not an equation any more: linear chains are merged and unused equations dropped\n  {hint}"
     return f"there is no equation {_shown(name)} to order{_nearest(name, present)}\n  {hint}"
 
 
 def read_order(order: Nested) -> tuple[Pin, ...]:
-    """Return the parts of an order between its ``+`` signs. A group of several values is joined from left to right.
+    """Return the orders between the ``+`` signs of a text. A group of several values is joined from left to right.
 
     Raises:
         PlanError: parentheses do not match, a group is empty, something is not a name, or the order is too long or
             too deep.
     """
     pins: list[Pin] = []
-    part = _Part()
-    for number, word in enumerate(_words(order)):
-        if number >= MOST_WORDS:
+    reader = _PinReader()
+    for k, word in enumerate(_words(order)):
+        if k >= MOST_WORDS:
             raise PlanError(f"an order has more than {MOST_WORDS:,} names and signs")
         if word == "+":
-            pins.append(part.finish())
-            part = _Part()
+            pins.append(reader.finish())
+            reader = _PinReader()
         else:
-            part.take(word)
-    return (*pins, part.finish())
+            reader.take(word)
+    return (*pins, reader.finish())
 
 
-class _Part:
+class _PinReader:
     """A tree while it is read. Pair k has the number -1 - k until all names are counted."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ def _words(order: Nested) -> Iterator[str]:
                 yield ")"
         elif isinstance(item, str):
             if (item != "+" and _WORD.fullmatch(item) is None) or item in "()":
-                raise PlanError(f"{_shown(item)} is no name\n  in nested groups every name is a string of its own")
+                raise PlanError(f"{_shown(item)} is not a name\n  in nested groups every name is a string of its own")
             yield item
         else:
             yield "("
@@ -213,23 +213,23 @@ def _positions(pin: Pin, region: Region) -> tuple[int, ...] | None:
     return tuple(places[name].pop() for name in pin.names)
 
 
-def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], found: int) -> str:
+def _mismatch(pin: Pin, terms: Sequence[Sequence[str]], fitting: int) -> str:
     """Return why an order fits none of some terms, as the end of a sentence."""
     most: Counter[str] = Counter()
     for names in terms:
         most |= Counter(names)
     for name, count in Counter(pin.names).items():
         if name not in most:
-            return f"names {_shown(name)}, which is no tensor of its terms{_nearest(name, list(most))}"
+            return f"names {_shown(name)}, which is not a tensor of its terms{_nearest(name, list(most))}"
         if count > most[name]:
             return f"names {_shown(name)} more often than any of its terms has it"
-    if not found:
+    if not fitting:
         return "has names of several terms"
-    return f"names a part of {found} terms, not all of one" if pin.pairs else "joins nothing"
+    return f"names a part of {fitting} terms, not all of one" if pin.pairs else "joins nothing"
 
 
-def _nearest(name: object, known: Sequence[str]) -> str:
-    near = get_close_matches(str(name)[:LONGEST_NAME], known, 1)
+def _nearest(name: object, names: Sequence[str]) -> str:
+    near = get_close_matches(str(name)[:LONGEST_NAME], names, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -29,7 +29,7 @@ from tngraph.search.trees import Order
 Partitioner = Literal["labels", "kahypar"]
 
 MOST_LABELLED = 500
-"""Cotengra's own partitioner is asked about networks of at most this many tensors; it is slow beyond."""
+"""Cotengra's own partitioner runs on networks of at most this many tensors; it is slow on larger ones."""
 MOST_RECONFIGURED = 2000
 """Trees of at most this many tensors are improved subtree by subtree; larger ones are annealed only."""
 MANY = 1000
@@ -41,30 +41,30 @@ MOST_SAMPLED = 5000
 MOST_ORDERS = 4
 """The most orders of one trial."""
 MOVES = 2**11
-"""The most moves of our own annealing for each tensor, with 32 samples; in proportion with other numbers of these."""
+"""The most moves of our own annealing for each tensor, with 32 samples; with other numbers of samples in proportion."""
 LEAST_MOVES = 2**9
-"""For each tensor so many moves, with 32 samples, come on top of `SHARED_MOVES`."""
+"""The moves for each tensor beside its share of `SHARED_MOVES`, with 32 samples."""
 SHARED_MOVES = 2**18
-"""These, for all tensors, take a third of a second."""
+"""The moves that all tensors share; they take a third of a second."""
 MOST_BITS = 2**30
-"""With 32 samples, there are never more moves than this over the number of indices, which a move looks at."""
+"""With 32 samples, the most moves times the number of indices, since a move looks at every index."""
 STARTS = 4
-"""So many greedy orders are annealed with half of the moves, the best of them then with the other half."""
+"""The greedy orders that are annealed with half of the moves; the best of them gets the other half."""
 ABOUT = log2(1.01)
 """Costs this close, in factors of two, are about the same."""
 GROWN, SWEPT = 2, 8
-"""So many of the starts join tensor after tensor to one value, each the best of so many."""
+"""The starts that join tensor after tensor to one value, and the orders of which each start is the best."""
 HOT, WARM, COLD = 1.0, 0.4, 0.1
-"""The temperatures of both at first and at last, for bonds of two; higher in proportion to the bits of others."""
+"""The temperatures at the start of each half and at the end of both, for bonds of 2, in proportion to a bond's bits."""
 JITTER = 3.0
-"""Greedy orders differ since sizes are multiplied by up to two to this power, in proportion likewise."""
+"""Each greedy order multiplies sizes by random factors of up to 2 to this power, in proportion to a bond's bits."""
 _MOVES = 150_000
 _STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Hypergraph:
-    """A network as cotengra takes it: the indices of each tensor and of the result, by number."""
+    """A network in the form that cotengra takes: the indices of each tensor and of the result, by number."""
 
     legs: tuple[tuple[int, ...], ...]
     output: tuple[int, ...]
@@ -103,10 +103,10 @@ class CutTrial:
 
 
 def check_partitioner(name: str) -> None:
-    """Refuse a partitioner that is none, or is not installed.
+    """Refuse a partitioner that is unknown or not installed.
 
     Raises:
-        PlanError: either.
+        PlanError: it is unknown or not installed.
     """
     if name not in ("labels", "kahypar"):
         raise PlanError(f"there is no partitioner {name!r}\n  partitioners: labels, kahypar")
@@ -115,31 +115,31 @@ def check_partitioner(name: str) -> None:
 
 
 def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
-    """The best of some random greedy orders."""
-    (order,) = _attempt(graph, lambda each: (_pairs(_greedy_path(each, samples, seed), len(graph.legs)),))
+    """Return the best of some random greedy orders."""
+    (order,) = _attempt(graph, lambda network: (_pairs(_greedy_path(network, samples, seed), len(graph.legs)),))
     return order
 
 
 def propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
-    """The orders of one trial: our own, then what cotengra makes of it by itself, then that refined.
+    """Return the orders of one trial: our own, then one of cotengra, then that improved and improved again.
 
-    A quick trial is our own alone. Of cotengra's, even trials draw greedy orders, odd ones partition the network from
-    the top.
+    A quick trial gives our own alone. In even trials cotengra draws greedy orders; in odd ones it partitions the
+    network from the top.
     """
     own = _propose_own(graph, trial)
-    return (own,) if trial.is_quick else (own, *_attempt(graph, lambda each: _propose(each, trial)))
+    return (own,) if trial.is_quick else (own, *_attempt(graph, lambda network: _propose(network, trial)))
 
 
 def join_all(graph: Hypergraph) -> Order:
-    """Our own greedy order, with what shares no index joined at the end."""
+    """Return our own greedy order, with values that share no index joined at the end."""
     return _pairs(join_greedily(graph.legs, graph.output, graph.sizes), len(graph.legs))
 
 
 def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
-    """The best of some random greedy orders of ours, annealed.
+    """Return the best of some random greedy orders of ours, annealed.
 
-    What is joined last is mostly decided by the start, for moves that change it cost too much in between. Where all
-    starts come to about the same cost, more moves are not expected to help.
+    The start mostly decides the last steps, since moves that change them cost too much in between. If all starts come
+    to about the same cost, more moves are not expected to help.
     """
     draw, count = random.Random(trial.seed + trial.number).random, len(graph.legs)
     most = MOST_BITS // (count * max(1, len(graph.sizes)))
@@ -159,52 +159,52 @@ def _propose_own(graph: Hypergraph, trial: Trial) -> Order:
 
     starts = [grow if k < GROWN else join_pairs for k in range(STARTS)]
     annealed = [anneal(start(), HOT, sweeps // STARTS) for start in starts]
-    least, order = min(annealed, key=lambda each: each[0])
+    least, order = min(annealed, key=lambda outcome: outcome[0])
     agree = all(operations - least <= ABOUT for operations, _ in annealed)
     return order if agree else anneal(order, WARM, sweeps)[1]
 
 
 def _attempt(graph: Hypergraph, propose_orders: Callable[[Hypergraph], tuple[Order, ...]]) -> tuple[Order, ...]:
-    """The orders that cotengra proposes; our own greedy one where it proposes none.
+    """Return the orders that cotengra proposes; our own greedy one if it proposes none.
 
-    Cotengra raises errors of its own where a count is larger than a float, or where it partitions what shares no index.
-    So it is asked again about a network whose sizes are the logarithms of these.
+    Cotengra raises errors of its own if a count is larger than a float, or if it partitions tensors that share no
+    index. So the second attempt is a network whose sizes are the logarithms of these.
     """
     logarithms = {i: size.bit_length() for i, size in graph.sizes.items()}
-    for each in (graph, replace(graph, sizes=logarithms)):
+    for network in (graph, replace(graph, sizes=logarithms)):
         with suppress(Exception):
-            return propose_orders(each)
+            return propose_orders(network)
     return (join_all(graph),)
 
 
 def _propose(graph: Hypergraph, trial: Trial) -> tuple[Order, ...]:
-    """The orders of one trial, or any error of cotengra."""
+    """Return the orders of one trial of cotengra, or raise any error of it."""
     seed, count = trial.seed + trial.number, len(graph.legs)
     with _seeded(seed):
         path = _greedy_path(graph, trial.samples, seed) if _is_greedy(trial, count) else _partition_path(graph, trial)
         tree = _tree(graph, path)
         plain = _reconfigured(tree)
         refined = _reconfigured(_annealed(plain, seed))
-        return tuple(_pairs(each.get_ssa_path(), count) for each in (tree, plain, refined))
+        return tuple(_pairs(improved.get_ssa_path(), count) for improved in (tree, plain, refined))
 
 
 def propose_cut(cut: Cut, trial: CutTrial) -> tuple[Order, tuple[int, ...]]:
-    """An order with the indices to slice until no value is larger than the limit, the tree rearranged in between.
+    """Return an order, rearranged while it is sliced, and the indices to slice until no value exceeds the limit.
 
-    Where cotengra finds none, as it fails once nothing is left to slice, the order in hand stands with no index.
+    Cotengra fails once no index is left to slice. Then the order is returned unchanged, with no index.
     """
     seed = trial.seed + trial.number
     try:
         with _seeded(seed):
             return _cut_annealed(cut, seed, "reslice" if trial.number % 2 else "basic")
-    except Exception:  # it has no errors of its own: here ValueError and KeyError of Python's come through
+    except Exception:  # cotengra has no errors of its own: it lets ValueError and KeyError of Python through
         return cut.order, ()
 
 
 def _cut_annealed(cut: Cut, seed: int, mode: Literal["basic", "reslice"]) -> tuple[Order, tuple[int, ...]]:
-    """An order annealed while it is sliced, then improved subtree by subtree and sliced further where that needs it.
+    """Return an order annealed while it is sliced, then improved subtree by subtree and sliced further if need be.
 
-    The mode ``reslice`` chooses all indices anew at each temperature, which is slower and mostly better; ``basic``
+    The mode ``reslice`` chooses all indices again at each temperature, which is slower and mostly better; ``basic``
     keeps most.
     """
     tree = _tree(cut.graph, cut.order)
@@ -227,27 +227,27 @@ def _greedy_path(graph: Hypergraph, samples: int, seed: int) -> Any:
 
 
 def _weight(graph: Hypergraph) -> int:
-    """The number of tensors on few indices that a greedy order takes as long for."""
+    """Return the number of tensors on few indices for which a greedy order takes as long."""
     count, mentions = len(graph.legs), sum(map(len, graph.legs))
     return max(count, mentions**3 // (150 * count**2))
 
 
 def _partition_path(graph: Hypergraph, trial: Trial) -> Any:
-    """One trial of cotengra's hyper-optimiser.
+    """Run one trial of cotengra's hyper-optimiser, and return its path.
 
-    It joins the parts by an optimiser that would draw unseeded numbers, and start processes of its own; it gets the
-    same one with a seed, in this process.
+    By default it joins the partitions with an optimiser that draws unseeded numbers and starts processes. Here it gets
+    the same one with a seed, in this process.
     """
     seed = trial.seed + trial.number
 
-    def join_parts(*parts: Any, **options: Any) -> Any:
+    def join_partitions(*network: Any, **options: Any) -> Any:
         return cotengra.RandomGreedyOptimizer(max_repeats=128, seed=seed, parallel=False, accel=False)(
-            *parts, **options
+            *network, **options
         )
 
     hyper = cotengra.HyperOptimizer(
         methods=[trial.partitioner],
-        constants={trial.partitioner: {"super_optimize": join_parts, "seed": seed}},
+        constants={trial.partitioner: {"super_optimize": join_partitions, "seed": seed}},
         max_repeats=1,
         optlib="random-uniform",
         seed=seed,
@@ -264,7 +264,7 @@ def _tree(graph: Hypergraph, path: Iterable[tuple[int, ...]]) -> Any:
 
 
 def _reconfigured(tree: Any) -> Any:
-    """A tree improved subtree by subtree; by smaller ones in a dense network, where each takes longer."""
+    """Return a tree improved subtree by subtree; by smaller ones in a dense network, where each takes longer."""
     if tree.N > MOST_RECONFIGURED:
         return tree
     is_dense = sum(map(len, tree.inputs)) > MANY_LEGS * tree.N
@@ -272,14 +272,14 @@ def _reconfigured(tree: Any) -> Any:
 
 
 def _annealed(tree: Any, seed: int, **slicing: Any) -> Any:
-    """A tree after a fixed number of random local moves, fewer sweeps the larger it is."""
+    """Return a tree after random local moves, with fewer sweeps the larger it is."""
     sweeps = min(20, max(1, _MOVES // (_STEPS * tree.N)))
     return tree.simulated_anneal(tstart=0.5, tsteps=_STEPS, numiter=sweeps, seed=seed, **slicing)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's global random numbers, which some of cotengra draws from, seeded and then as they were before."""
+    """Seed Python's global random numbers, which cotengra draws from, and restore their state afterwards."""
     state = random.getstate()
     random.seed(seed)
     try:
@@ -291,18 +291,18 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _pairs(path: Iterable[tuple[int, ...]], count: int) -> Order:
-    """A single-assignment path as pairs: unary entries dropped, what is left over joined at the end."""
+    """Convert a single-assignment path to pairs: unary entries are dropped, values left over joined at the end."""
     pairs: list[tuple[int, int]] = []
-    number: dict[int, int] = {k: k for k in range(count)}
-    made = count
+    value_of: dict[int, int] = {k: k for k in range(count)}
+    upcoming = count
     for step in path:
-        operands = [number.pop(k) for k in step]
+        operands = [value_of.pop(k) for k in step]
         while len(operands) > 1:
             pairs.append((operands.pop(0), operands.pop(0)))
             operands.append(count + len(pairs) - 1)
-        number[made] = operands[0]
-        made += 1
-    rest = list(number.values())
+        value_of[upcoming] = operands[0]
+        upcoming += 1
+    rest = list(value_of.values())
     while len(rest) > 1:
         pairs.append((rest.pop(0), rest.pop(0)))
         rest.append(count + len(pairs) - 1)

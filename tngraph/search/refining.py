@@ -1,14 +1,14 @@
-"""Orders that are too long for the exact program, improved part by part under the objective that counts.
+"""Orders that are too long for the exact program, improved subtree by subtree under the objective that counts.
 
-A part is a step together with the costliest steps below it, up to those that join `WIDTH` values. The exact program
-finds its cheapest order, all else left as it is. The costliest steps come first, and again after every change near
-them, until no part gets cheaper or `MOST_SPLITS` were compared.
+A subtree is a step together with the costliest steps below it, as many as join `WIDTH` values. The exact program finds
+its cheapest order and leaves the other steps unchanged. The subtree under the costliest step comes first. A subtree
+that a change affects is solved again. The search ends when no subtree gets cheaper or `MOST_SPLITS` were compared.
 
-Proposals go by the fewest operations. What another objective wants may be far from these: gates that are multiplied
+Proposals minimise operations. The best order for another objective may be far from them: gates that are multiplied
 with each other before they meet a large tensor cost more operations, and fewer passes over it.
 
-Source: the parts are those of subtree reconfiguration in cotengra (Gray, Kourtis, Quantum 5, 410 (2021)); that they are
-solved for any objective, with gradients and values computed beforehand, is ours.
+Source: subtree reconfiguration in cotengra (Gray, Kourtis, Quantum 5, 410 (2021)); solving subtrees for any objective,
+with gradients and values computed beforehand, is ours.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tngraph.search.region import Topology, Value
 from tngraph.search.trees import Order, order_cost
 
 WIDTH = 9
-"""So many values are joined by one part: its 3^9 splits take about ten milliseconds."""
+"""The most values that one subtree joins: its 3^9 splits take about ten milliseconds."""
 MOST_SPLITS = 2**22
-"""An order is improved until more splits than this were compared; fewer where each calls a user's function."""
+"""The most splits that are compared to improve an order; fewer if each calls a user's function."""
 
 
 def refine_order(topology: Topology, order: Order) -> Order:
-    """An order of which no part of some steps can be made cheaper, as far as the limit reaches.
+    """Return an order of which no subtree can be made cheaper, as far as the limit reaches.
 
-    Where reads are unresolved the order is left as it is: whether one is laid out is decided along all of it. An
-    interruption (``KeyboardInterrupt``) leaves it as it is, too.
+    An order with unresolved reads stays as it is: whether to lay a read out depends on all of the order. It also stays
+    after an interruption (``KeyboardInterrupt``).
 
     Args:
         topology: the region at numeric sizes, with its pricing.
@@ -43,7 +43,7 @@ def refine_order(topology: Topology, order: Order) -> Order:
     price = order_cost(topology, order)
     if topology.reads or price in (0, inf):
         return order
-    tree = _Tree(topology, order)
+    tree = _RefinedTree(topology, order)
     splits = MOST_CALLS if isinstance(topology.pricing.rate, PerStep) else MOST_SPLITS
     with suppress(KeyboardInterrupt):
         tree.improve(splits // 3**WIDTH)
@@ -53,14 +53,14 @@ def refine_order(topology: Topology, order: Order) -> Order:
     return order
 
 
-class _Tree:
-    """The steps of an order by number, which may be joined otherwise.
+class _RefinedTree:
+    """A tree whose subtrees are replaced by cheaper ones. Steps have the numbers of the order.
 
     Attributes:
-        operands: of every step.
-        values: what leaves and steps make.
-        prices: of every step.
-        solved: the parts that are as cheap as can be, by the leaves below what they join.
+        operands: the operands of every step.
+        values: the leaves, and the results of all steps.
+        prices: the price of every step.
+        solved: the subtrees that are as cheap as can be, each as the sets of leaves that it joins.
     """
 
     def __init__(self, topology: Topology, order: Order) -> None:
@@ -75,13 +75,13 @@ class _Tree:
 
     def _join(self, step: int, pair: tuple[int, int]) -> None:
         left, right = (self.values[operand] for operand in pair)
-        made = self.topology.join(left, right)
-        assert made is not None  # only unresolved reads stand in the way
-        self.operands[step], self.values[step] = pair, made
-        self.prices[step] = self.topology.price(left, right, made)
+        result = self.topology.join(left, right)
+        assert result is not None  # only unresolved reads stand in the way
+        self.operands[step], self.values[step] = pair, result
+        self.prices[step] = self.topology.price(left, right, result)
 
     def improve(self, most: int) -> None:
-        """Make parts cheaper, so many at most, until none can be."""
+        """Solve subtrees, `most` of them at most, until none can be made cheaper."""
         while True:
             before = len(self.solved)
             for step in sorted(self.operands, key=self.prices.__getitem__, reverse=True):
@@ -92,25 +92,25 @@ class _Tree:
                 return
 
     def _improve(self, step: int) -> None:
-        """Make the part under a step as cheap as can be."""
-        steps, joined = self._part(step)
-        leaves = frozenset(self.values[each].leaves for each in joined)
+        """Make the subtree under a step as cheap as can be."""
+        steps, joined = self._subtree(step)
+        leaves = frozenset(self.values[value].leaves for value in joined)
         if len(joined) < 3 or leaves in self.solved:
             return
         self.solved.add(leaves)
         numbers = [*joined, *reversed(steps)]
-        place = {each: k for k, each in enumerate(numbers)}
-        part = self.topology.part([self.values[each] for each in joined])
-        known = [(place[left], place[right]) for left, right in (self.operands[each] for each in reversed(steps))]
-        found, _ = prove_order(part, known)
-        if found is not known and order_cost(part, found) < order_cost(part, known):
-            for each, (left, right) in zip(reversed(steps), found, strict=True):
-                self._join(each, (numbers[left], numbers[right]))
+        place = {value: k for k, value in enumerate(numbers)}
+        topology = self.topology.restrict([self.values[value] for value in joined])
+        order = [(place[left], place[right]) for left, right in (self.operands[inner] for inner in reversed(steps))]
+        refined, _ = prove_order(topology, order)
+        if refined is not order and order_cost(topology, refined) < order_cost(topology, order):
+            for inner, (left, right) in zip(reversed(steps), refined, strict=True):
+                self._join(inner, (numbers[left], numbers[right]))
 
-    def _part(self, step: int) -> tuple[list[int], list[int]]:
-        """The steps of a part, none before one that takes its result, and what they join."""
+    def _subtree(self, step: int) -> tuple[list[int], list[int]]:
+        """Return the steps of a subtree, each after the step that takes its result, and the values that they join."""
         steps, joined = [step], [*self.operands[step]]
-        while len(joined) < WIDTH and (inner := [each for each in joined if each in self.operands]):
+        while len(joined) < WIDTH and (inner := [value for value in joined if value in self.operands]):
             costliest = max(inner, key=self.prices.__getitem__)
             joined.remove(costliest)
             joined.extend(self.operands[costliest])
@@ -118,12 +118,12 @@ class _Tree:
         return steps, joined
 
     def order(self) -> Order:
-        """The steps in an order in which each comes right after what it takes."""
-        ahead, found = [self.count + len(self.operands) - 1], list[int]()
+        """Return the steps in an order in which each comes right after the last of its operands."""
+        ahead, steps = [self.count + len(self.operands) - 1], list[int]()
         while ahead:
             step = ahead.pop()
             if step in self.operands:
-                found.append(step)
+                steps.append(step)
                 ahead.extend(self.operands[step])
-        place = {step: self.count + k for k, step in enumerate(reversed(found))} | {k: k for k in range(self.count)}
-        return [(place[left], place[right]) for left, right in (self.operands[step] for step in reversed(found))]
+        place = {step: self.count + k for k, step in enumerate(reversed(steps))} | {k: k for k in range(self.count)}
+        return [(place[left], place[right]) for left, right in (self.operands[step] for step in reversed(steps))]

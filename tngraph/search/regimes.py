@@ -1,15 +1,15 @@
-"""The best tree of a region at every value of a run-time size, and where one takes over from another.
+"""The best tree of a region at every value of a run-time size, and the values at which it changes.
 
 The price of a fixed tree is affine in a size such as the batch, so the least price is the lower envelope of lines and
 concave. Between two sizes whose best trees are known, their lines cross once; if nothing is better at the integers
 on both sides of the crossing, concavity leaves no room for anything better in between. With exact solves this finds
 every interval with about two solves each, and proves it.
 
-Where prices are not affine (another objective, a size that enters twice) the best trees at powers of two are
-compared: no interval is proven then, unless there is but one tree.
+If prices are not affine (another objective, a size that enters twice), the best trees at powers of two are compared.
+No interval is proven then, unless there is only one tree.
 
-Sizes may leave nothing at small values (``height - 4``) and be too large at large ones: intervals are searched for
-between the least and the greatest value at which there is a size to everything.
+A leg may be empty at small values (``height - 4``) and too large at large ones. So the search runs between the least
+and the greatest value at which every leg has a size.
 
 Source: the recursion is the parametric search of Eisner and Severance (1976); on integers it needs no fractions.
 """
@@ -57,18 +57,18 @@ def find_intervals(
     write_out: Writer,
     numbers_at: Callable[[int], Mapping[str, int]],
 ) -> tuple[Interval, ...]:
-    """The best trees of a region by a run-time size, from 1 on, in as few intervals as there are.
+    """Return the best trees of a region by a run-time size, from 1 on, in the fewest intervals.
 
     Args:
         region: what to contract.
-        pricing: what a step costs.
+        pricing: the price of a step.
         search: seed and effort of every solve.
         size: the run-time size.
         write_out: writes sizes that are derived from it in terms of it.
-        numbers_at: the numbers of all sizes where that one has a value [elements].
+        numbers_at: returns all sizes at a value of that one [elements].
     """
     solver = Solver(region, pricing, search, numbers_at)
-    if not any(write_out(each).has(size) for each in region_sizes(region)):
+    if not any(write_out(expr).has(size) for expr in region_sizes(region)):
         return (Interval(1, None, solver.solve(DEFAULT_RUNTIME_SIZE)),)
     solver.low, solver.high = _find_range(region, numbers_at)
     if isinstance(pricing.rate, Weighted) and is_affine(region, size, write_out):
@@ -78,7 +78,7 @@ def find_intervals(
 
 
 def region_sizes(region: Region) -> list[sympy.Expr]:
-    """The sizes of all indices of a region, and of the legs it reads at positions."""
+    """Return the sizes of all indices of a region, and of the legs it reads at positions."""
     legs = [leg for access in region.accesses for leg in bare_legs(access)]
     return [
         *(index.size for index in leg_indices(legs)),
@@ -87,16 +87,16 @@ def region_sizes(region: Region) -> list[sympy.Expr]:
 
 
 def has_sizes(region: Region, numbers_at: Callable[[int], Mapping[str, int]], value: int) -> bool:
-    """Whether every leg of a region has a size at a value: at least 1, and within bounds."""
+    """Return whether every leg of a region has a size at a value: at least 1, and within bounds."""
     try:
         numbers = numbers_at(value)
-        return all(evaluate_size(each, numbers, LARGEST) >= 1 for each in region_sizes(region))
+        return all(evaluate_size(expr, numbers, LARGEST) >= 1 for expr in region_sizes(region))
     except SizeError:
         return False
 
 
 def _find_range(region: Region, numbers_at: Callable[[int], Mapping[str, int]]) -> tuple[int, int]:
-    """The least and the greatest value around the default at which every leg has a size."""
+    """Return the least and the greatest value around the default at which every leg has a size."""
     ends = []
     for end in (1, LARGEST_SEARCHED):
         outside, inside = end, end if has_sizes(region, numbers_at, end) else DEFAULT_RUNTIME_SIZE
@@ -108,11 +108,11 @@ def _find_range(region: Region, numbers_at: Callable[[int], Mapping[str, int]]) 
 
 
 def is_affine(region: Region, size: sympy.Symbol, write_out: Writer) -> bool:
-    """Whether a size enters every step of every tree at most linearly.
+    """Return whether a size enters every step of every tree at most linearly.
 
-    That is so where one index has a size that depends on it, linearly, beside at most one leg that this index alone
-    moves a read along, and that stays: no step has both the leg and the index. (Where the index is summed, a transposed
-    convolution would have both.)
+    It does if at most one index and at most one leg read at positions depend on it, both linearly. If both do, the
+    index must be one that moves the read, and must stay in the result: then no step has both the leg and the index. (If
+    the index were summed, a transposed convolution would have both.)
     """
     legs = [leg for access in region.accesses for leg in bare_legs(access)]
     indices = [index for index in leg_indices(legs) if write_out(index.size).has(size)]
@@ -121,7 +121,7 @@ def is_affine(region: Region, size: sympy.Symbol, write_out: Writer) -> bool:
         return False
     if reads and any(index not in region.legs for index in indices):
         return False
-    return all(_is_linear(write_out(each), size) for each in (*(i.size for i in indices), *(r.leg.size for r in reads)))
+    return all(_is_linear(write_out(expr), size) for expr in (*(i.size for i in indices), *(r.leg.size for r in reads)))
 
 
 def _is_linear(expr: sympy.Expr, size: sympy.Symbol) -> bool:
@@ -130,7 +130,7 @@ def _is_linear(expr: sympy.Expr, size: sympy.Symbol) -> bool:
 
 @dataclass
 class Solver:
-    """Solves a region at values of one size, and keeps every tree that it finds."""
+    """Solves a region at values of one size, and remembers every tree that it finds."""
 
     region: Region
     pricing: Pricing
@@ -144,10 +144,10 @@ class Solver:
     high: int = LARGEST_SEARCHED
 
     def solve(self, value: int) -> ContractionTree:
-        """The best tree at one value."""
+        """Return the best tree at one value."""
         if value not in self.solved:
             topology = Topology(self.region, self.numbers_at(value), self.pricing)
-            is_end = len(self.solved) < 2  # in between, what was proposed at both ends is compared
+            is_end = len(self.solved) < 2  # in between, the orders proposed at both ends are compared
             order, is_proven = find_order(topology, self.search, self.orders, proposes=is_end)
             tree = build_tree(topology, order, is_proven)
             if tree not in self.trees:
@@ -157,14 +157,14 @@ class Solver:
         return self.solved[value]
 
     def price(self, tree: ContractionTree, value: int) -> Price:
-        """What a tree that was found costs at a value."""
+        """Return the price of one of the trees at a value."""
         key = self.trees.index(tree), value
         if key not in self.prices:
             self.prices[key] = price_tree(tree, self.numbers_at(value), self.pricing)
         return self.prices[key]
 
     def line(self, tree: ContractionTree) -> tuple[int, int]:
-        """The slope and the intercept of an affine price."""
+        """Return the slope and the intercept of an affine price."""
         low = self.low
         first, second = int(self.price(tree, low)), int(self.price(tree, low + 1))
         return second - first, first - low * (second - first)
@@ -183,13 +183,13 @@ class Solver:
 
 
 def _last_before(left: tuple[int, int], right: tuple[int, int]) -> int:
-    """The last integer at which the left line is not above the right one, which is the flatter."""
+    """Return the last integer at which the left line is not above the right one, which is the flatter."""
     steeper = left[0] - right[0]
     return (right[1] - left[1]) // steeper if steeper > 0 else LARGEST_SEARCHED
 
 
 def _envelope(solver: Solver) -> tuple[Interval, ...]:
-    """The lower envelope on the integers of the lines of all trees found, each line as long as it lasts."""
+    """Return the lower envelope, on the integers, of the lines of all trees: an interval for each of its lines."""
     lines = {tree: solver.line(tree) for tree in solver.trees}
     is_proven = all(tree.is_proven for tree in solver.solved.values())
 
@@ -202,15 +202,15 @@ def _envelope(solver: Solver) -> tuple[Interval, ...]:
         tree = best(max(low, solver.low))
         ends = [_last_before(lines[tree], other) for other in lines.values() if other[0] < lines[tree][0]]
         high = min(ends, default=LARGEST_SEARCHED)
-        kept = replace(tree, is_proven=is_proven)
+        marked = replace(tree, is_proven=is_proven)
         if high >= LARGEST_SEARCHED:
-            return (*intervals, Interval(low, None, kept))
-        intervals.append(Interval(low, high, kept))
+            return (*intervals, Interval(low, None, marked))
+        intervals.append(Interval(low, high, marked))
         low = high + 1
 
 
 def _by_sampling(solver: Solver) -> tuple[Interval, ...]:
-    """Pieces between powers of two; where the best trees of two neighbours differ, bisection finds the change."""
+    """Return intervals from samples at powers of two. Where the best trees of two differ, bisect for the change."""
     inner = (2**k for k in range(LARGEST_SEARCHED.bit_length()))
     points = [solver.low, *(point for point in inner if solver.low < point < solver.high), solver.high]
     for point in points:
@@ -226,13 +226,13 @@ def _by_sampling(solver: Solver) -> tuple[Interval, ...]:
 
 
 def _is_only_tree(region: Region) -> bool:
-    """Whether there is nothing to choose: at most two tensors, and no read to lay out."""
+    """Return whether there is only one tree: at most two tensors, and no read to lay out."""
     reads = [leg for access in region.accesses for leg in bare_legs(access) if isinstance(leg, Read)]
     return len(region.accesses) <= 2 and not reads
 
 
 def _bisect(solver: Solver, before: ContractionTree, after: ContractionTree, low: int, high: int) -> int:
-    """A value from which on the second tree is the cheaper one."""
+    """Return a value at which the second tree is cheaper, while at the value before it is not."""
     while high - low > 1:
         middle = (low + high) // 2
         if solver.price(after, middle) < solver.price(before, middle):
@@ -243,7 +243,7 @@ def _bisect(solver: Solver, before: ContractionTree, after: ContractionTree, low
 
 
 def price_tree(tree: ContractionTree, numbers: Mapping[str, int], pricing: Pricing) -> Price:
-    """Return the price of the joins of a tree at any sizes, which is what the search minimised at its own.
+    """Return the price of the joins of a tree at any sizes, which the search minimised at its own sizes.
 
     Args:
         tree: the tree of a region.
@@ -280,11 +280,11 @@ RegimeTrees = tuple[int, int | None, tuple[ContractionTree, ...]]
 
 
 def refine_intervals(columns: Iterable[Sequence[Interval]]) -> list[RegimeTrees]:
-    """The common refinement of the intervals of several regions: ranges in which none of the trees changes."""
-    given = [list(column) for column in columns]
-    lows = sorted({interval.low for column in given for interval in column} | {1})
+    """Return the common refinement of the intervals of several regions: ranges in which no tree changes."""
+    columns = [list(column) for column in columns]
+    lows = sorted({interval.low for column in columns for interval in column} | {1})
     ranges: list[RegimeTrees] = []
     for k, low in enumerate(lows):
-        trees = tuple(max((p for p in column if p.low <= low), key=lambda p: p.low).tree for column in given)
+        trees = tuple(max((p for p in column if p.low <= low), key=lambda p: p.low).tree for column in columns)
         ranges.append((low, lows[k + 1] - 1 if k + 1 < len(lows) else None, trees))
     return ranges

@@ -94,9 +94,9 @@ class Gradient(NamedTuple):
     Attributes:
         step: the number of the step.
         operand: the value whose gradient it is.
-        matmul: matmul layout of the product; the gradient of the tree's result lies in the order of the region.
+        matmul: matmul layout of the product; the gradient of the tree's result has the order of the region.
         is_arranged: whether the other operand is read in the copied order that the step's own product reads.
-        added: the outer legs of the form, if the products along them are added up, so that no copy is needed to sum.
+        added: the outer legs of the layout if the products along them are added up, which saves a copy to sum.
     """
 
     step: int
@@ -171,7 +171,7 @@ class ContractionTree:
 
     @property
     def choices(self) -> tuple[object, ...]:
-        """The parts of the tree that decide what runs."""
+        """The fields of the tree that decide what runs."""
         return self.steps, self.matmuls, self.tile, self.gradients
 
     def renamed(self, rename: Rename) -> ContractionTree:
@@ -304,12 +304,12 @@ class Topology:
             self.preparation.append(steps)
             self.leaf_legs.append(legs)
         self.indices = leg_indices(leg for legs in self.leaf_legs for leg in legs)
-        self.number = {index: k for k, index in enumerate(self.indices)}
+        self.places = {index: k for k, index in enumerate(self.indices)}
         self.sizes = [evaluate_size(index.size, sizes) for index in self.indices]
         self.is_output = [index in region.legs for index in self.indices]
         self.reads: list[tuple[int, Read]] = []
         self.leaves = [self._leaf(k, legs) for k, legs in enumerate(self.leaf_legs)]
-        self.coefficients = [{self.number[i]: c for c, i in read.terms} for _, read in self.reads]
+        self.coefficients = [{self.places[i]: c for c, i in read.terms} for _, read in self.reads]
         self.axis_sizes = [evaluate_size(read.leg.size, sizes) for _, read in self.reads]
         self.holders = self._find_holders(self.leaves)
 
@@ -325,9 +325,9 @@ class Topology:
         unresolved = []
         for leg in legs:
             if isinstance(leg, Read):
-                unresolved.append((len(self.reads), tuple(self.number[i] for i in leg.indices)))
+                unresolved.append((len(self.reads), tuple(self.places[i] for i in leg.indices)))
                 self.reads.append((k, leg))
-        return Value(1 << k, tuple(self.number[leg] for leg in legs if isinstance(leg, Index)), tuple(unresolved))
+        return Value(1 << k, tuple(self.places[leg] for leg in legs if isinstance(leg, Index)), tuple(unresolved))
 
     @property
     def everything(self) -> int:
@@ -342,7 +342,7 @@ class Topology:
             topology.prices = {}
         return topology
 
-    def part(self, values: Sequence[Value]) -> Topology:
+    def restrict(self, values: Sequence[Value]) -> Topology:
         """Return the topology that has some values as its leaves; indices keep their numbers.
 
         Args:
@@ -452,7 +452,7 @@ class Topology:
         )
 
     def _is_result(self, legs: Sequence[Leg]) -> bool:
-        """Whether a step on the only leaf writes the result, which may have any size: no read is left to lay out."""
+        """Return whether a step on the only leaf writes the result, which may have any size."""
         return len(self.leaves) == 1 and {*legs} == {leg for leg in self.region.legs if leg not in self.sliced}
 
     def is_folded(self, value: Value) -> bool:

@@ -27,7 +27,7 @@ class Move:
 
 
 class ReplayError(ValueError):
-    """A move that the region does not allow. The message is the end of a sentence that the caller begins."""
+    """A move that the region does not allow. Its message is the end of a sentence that the caller starts."""
 
 
 class Replay:
@@ -44,7 +44,7 @@ class Replay:
         Raises:
             ReplayError: the region does not allow the move.
         """
-        taken = [self.take(number) for number in move.operands]
+        taken = [self.take(value) for value in move.operands]
         if len(taken) == 2 and not move.reads:
             self._join(move, taken[0], taken[1])
         elif len(taken) == 1 and move.reads and not move.is_transposed:
@@ -52,15 +52,15 @@ class Replay:
         else:
             raise ReplayError("joins no two values and lays out none")
 
-    def take(self, number: int) -> Value:
+    def take(self, value: int) -> Value:
         """Return a value that no step has used yet, and mark it as used.
 
         Raises:
             ReplayError: there is no unused value of this number.
         """
-        if number not in self.values:
-            raise ReplayError(f"takes the value {number}, which is not there")
-        return self.values.pop(number)
+        if value not in self.values:
+            raise ReplayError(f"takes the value {value}, which is not there")
+        return self.values.pop(value)
 
     def _join(self, move: Move, left: Value, right: Value) -> None:
         joined = self.topology.join(left, right)

@@ -2,10 +2,10 @@
 
 A sliced index has one value at a time. The steps that it reaches (those above an access it stands on) run once per
 slice, each smaller by its size, and their results are added up or, where the index is on the result, put in place. The
-other steps run once, before the loop. `Slicing.total` is exact: what a loop that does just this multiplies.
+other steps run once, before the loop. `Slicing.total` is exact: it counts the operations of such a loop.
 
 Source: slicing by a greedy choice with repeats, interleaved with rearranging the tree, is cotengra's (Gray, Kourtis,
-Quantum 5, 410 (2021)); what a choice costs is counted here, with steps outside the loop counted once.
+Quantum 5, 410 (2021)); the cost of a choice is counted here, with steps outside the loop counted once.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ REPEATS = 4
 
 @dataclass(frozen=True, slots=True)
 class Slicing:
-    """A tree, the indices to loop over, and what that costs.
+    """A tree, the indices to loop over, and the cost.
 
     Attributes:
         tree: the order in which each slice is contracted.
         indices: sliced whole, in the order the region mentions them; none where everything fits.
-        slices: how many: the product of the indices' sizes.
-        once: what the steps cost that no sliced index reaches [operations].
-        each: what the other steps cost per slice, and adding its result to the whole [operations].
-        largest: the largest value a step writes but for the result, which is held whole [elements].
+        slices: the number of slices: the product of the indices' sizes.
+        once: the cost of the steps that no sliced index reaches [operations].
+        per_slice: the cost per slice of the other steps, and of adding its result to the whole [operations].
+        largest: the largest value that a step writes, except the result, which is held whole [elements].
     """
 
     tree: ContractionTree
     indices: tuple[Index, ...]
     slices: int
     once: int
-    each: int
+    per_slice: int
     largest: int
 
     @property
     def total(self) -> int:
         """MAC plus elementwise of all slices [operations]."""
-        return self.once + self.slices * self.each
+        return self.once + self.slices * self.per_slice
 
     def rank(self) -> tuple[int, int]:
-        """Return what is compared: the total, and of equal ones the number of slices."""
+        """Return the key by which slicings are compared: the total, then the number of slices."""
         return self.total, self.slices
 
 
 def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search | None = None) -> Slicing:
-    """The cheapest slicing found in which no step writes more than so many elements.
+    """Return the cheapest slicing found in which no step writes more than `limit` elements.
 
-    An index that is read at a position such as ``x + k`` is not sliced. The result is held whole, and the tensors that
-    the region reads are given: their own size does not count.
+    An index that is read at a position such as ``x + k`` is not sliced. The sizes of the result, which is held whole,
+    and of the tensors that the region reads do not count.
 
     Args:
         tree: a tree without slices. One that is cheaper with them may take its place, unless it is pinned.
@@ -97,32 +97,32 @@ def slice_tree(tree: ContractionTree, sizes: Mapping[str, int], limit: int, sear
 
 
 def _rearranged(tree: ContractionTree, sizes: Mapping[str, int], limit: int, search: Search) -> Iterator[Slicing]:
-    """Slicings of the trees that cotengra makes of one for the purpose, each with its own choice and with ours."""
+    """Yield slicings of the trees that cotengra rearranges for the limit, each with its own choice and with ours."""
     topology = Topology(tree.region, sizes)
     graph = hypergraph(topology)
     if len(graph.legs) < 3:
         return
     cut = Cut(graph, tuple(tree_order(tree)), limit)
     trials = (CutTrial(number, search.seed) for number in range(search.most_trials or 1))
-    found: dict[int, list[Slicing]] = {}
+    slicings: dict[int, list[Slicing]] = {}
     with closing(run_tasks(propose_cut, cut, trials, parallel_for(search, graph))) as results:
         for trial, (order, chosen) in results:
-            made = Sliceable(build_tree(topology, order, False), sizes)
+            rearranged = Sliceable(build_tree(topology, order, False), sizes)
             hint = [topology.indices[i] for i in chosen]
-            found[trial.number] = list(_choices(made, limit, search.seed, hint))
-    for number in sorted(found):
-        yield from found[number]
+            slicings[trial.number] = list(_choices(rearranged, limit, search.seed, hint))
+    for number in sorted(slicings):
+        yield from slicings[number]
 
 
 def tree_order(tree: ContractionTree) -> Iterator[tuple[int, int]]:
-    """The pairs of a tree, without its steps on one operand."""
+    """Yield the pairs of a tree, without its steps on one operand."""
     count = len(tree.region.accesses)
-    number, made = list(range(count)), count
+    values, upcoming = list(range(count)), count
     for step in tree.steps:
-        operands = [number[k] for k in step.operands]
-        number.append(operands[0] if len(operands) == 1 else made)
+        operands = [values[k] for k in step.operands]
+        values.append(operands[0] if len(operands) == 1 else upcoming)
         if len(operands) == 2:
-            made += 1
+            upcoming += 1
             yield operands[0], operands[1]
 
 
@@ -130,17 +130,17 @@ class _Line(NamedTuple):
     """One step in numbers. Sets of indices that may be sliced are bits.
 
     Attributes:
-        volume: what the step costs without slices [operations].
+        volume: the cost of the step without slices [operations].
         size: the size of its result without slices [elements].
         involved: the indices that its operands and its result have as plain legs.
-        kept: the indices of its result.
+        result: the indices of its result.
         reach: the indices of all accesses below it.
     """
 
     volume: int
     size: int
     involved: int
-    kept: int
+    result: int
     reach: int
 
 
@@ -157,24 +157,24 @@ class Sliceable:
         self._products = {0: 1}
         self.lines = tuple(self._lines(sizes))
         self.result = prod(evaluate_size(index.size, sizes) for index in tree.region.legs)
-        self.kept = self._mask(tree.region.legs)
+        self.result_mask = self._mask(tree.region.legs)
         self.tables = _Tables(self)
 
     def slicing(self, indices: Iterable[Index]) -> Slicing:
-        """Return what slicing some of the allowed indices comes to, in exact integers."""
+        """Return the slicing of some of the allowed indices, in exact integers."""
         chosen, slices = self._mask(indices), self._slices
         once = largest = 0
-        each = self.result // slices(self.kept & chosen) if chosen else 0
+        per_slice = self.result // slices(self.result_mask & chosen) if chosen else 0
         for line in self.lines:
             volume = line.volume // slices(line.involved & chosen)
             if line.reach & chosen:
-                each += volume
+                per_slice += volume
             else:
                 once += volume
             if line is not self.lines[-1]:
-                largest = max(largest, line.size // slices(line.kept & chosen))
+                largest = max(largest, line.size // slices(line.result & chosen))
         ordered = tuple(index for k, index in enumerate(self.allowed) if chosen >> k & 1)
-        return Slicing(self.tree, ordered, slices(chosen), once, each, largest)
+        return Slicing(self.tree, ordered, slices(chosen), once, per_slice, largest)
 
     def _lines(self, sizes: Mapping[str, int]) -> Iterator[_Line]:
         elements: dict[Leg, int] = {}
@@ -192,9 +192,9 @@ class Sliceable:
             below = reduce(or_, (reach[k] for k in step.operands))
             summed = {*leg_indices(leg for own in operands for leg in own)} - {*leg_indices(step.legs)}
             work = work_of(step, operands, count)
-            kept = self._mask(leg for leg in step.legs if isinstance(leg, Index))
+            result = self._mask(leg for leg in step.legs if isinstance(leg, Index))
             volume = 0 if step.kind == "read" else work.operations
-            yield _Line(volume, work.result, kept | self._mask(summed), kept, below)
+            yield _Line(volume, work.result, result | self._mask(summed), result, below)
             legs.append(step.legs)
             reach.append(below)
 
@@ -218,37 +218,38 @@ class _Tables:
 
     def __init__(self, own: Sliceable) -> None:
         places, shape = range(len(own.allowed)), (len(own.lines), len(own.allowed))
-        masks = [(line.involved, line.kept, line.reach) for line in own.lines]
-        involved, self.kept, self.reach = (
+        masks = [(line.involved, line.result, line.reach) for line in own.lines]
+        involved, self.in_result, self.reach = (
             np.array([[column[which] >> k & 1 for k in places] for column in masks], dtype=bool).reshape(shape)
             for which in range(3)
         )
         self.numbers = np.array([clip(number) for number in own.numbers])
         self.shrink = np.where(involved, 1 / self.numbers, 1.0)
         self.volumes = np.array([clip(line.volume) for line in own.lines])
-        self.result, self.is_result = clip(own.result), np.array([bool(own.kept >> k & 1) for k in places], dtype=bool)
+        self.result = clip(own.result)
+        self.is_result = np.array([bool(own.result_mask >> k & 1) for k in places], dtype=bool)
         self.sizes = np.array([log2(line.size) for line in own.lines])
 
     def choose(self, limit: int, noise: np.random.Generator, temperature: float) -> list[int]:
-        """Index after index of the largest value, each the one that adds least to the logarithm of the total."""
+        """Return the indices to slice: in turn, of the largest value, the one that adds least to the total in logs."""
         chosen: list[int] = []
         volumes, sizes, inside = self.volumes.copy(), self.sizes[:-1].copy(), np.zeros(len(self.volumes), dtype=bool)
         slices, added = 1.0, self.result
         while len(sizes) and sizes.max() > log2(limit) + 1e-9:
-            open_to = [int(k) for k in np.flatnonzero(self.kept[sizes.round(9).argmax()]) if k not in chosen]
-            if not open_to:  # what is left of the largest value is read at positions
+            open_to = [int(k) for k in np.flatnonzero(self.in_result[sizes.round(9).argmax()]) if k not in chosen]
+            if not open_to:  # all other indices of the largest value are read at positions
                 break
             reached = inside[:, None] | self.reach[:, open_to]
-            each = (reached * volumes[:, None] * self.shrink[:, open_to]).sum(axis=0)
+            per_slice = (reached * volumes[:, None] * self.shrink[:, open_to]).sum(axis=0)
             adding = added * np.where(self.is_result[open_to], 1.0, self.numbers[open_to])
-            totals = (~reached * volumes[:, None]).sum(axis=0) + slices * self.numbers[open_to] * each + adding
+            totals = (~reached * volumes[:, None]).sum(axis=0) + slices * self.numbers[open_to] * per_slice + adding
             before = volumes[~inside].sum() + slices * volumes[inside].sum() + added
             score = np.log(totals / before) / np.log(np.maximum(self.numbers[open_to], 2))
             best = open_to[int((score + temperature * noise.gumbel(size=len(open_to))).argmin())]
             chosen.append(best)
             inside |= self.reach[:, best]
             volumes *= self.shrink[:, best]
-            sizes -= np.where(self.kept[:-1, best], np.log2(self.numbers[best]), 0.0)
+            sizes -= np.where(self.in_result[:-1, best], np.log2(self.numbers[best]), 0.0)
             slices = min(slices * self.numbers[best], BEYOND)
             added = min(adding[open_to.index(best)], BEYOND)
         return chosen
@@ -265,7 +266,7 @@ def _choices(own: Sliceable, limit: int, seed: int, hint: Iterable[Index]) -> It
 
 
 def _without_idle(own: Sliceable, slicing: Slicing, limit: int) -> Slicing:
-    """A slicing without the indices that it need not slice."""
+    """Return a slicing without the indices that it need not slice."""
     for index in slicing.indices:
         fewer = own.slicing([other for other in slicing.indices if other != index])
         if fewer.largest <= limit and fewer.rank() <= slicing.rank():
