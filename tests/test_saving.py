@@ -341,7 +341,7 @@ def test_a_read_is_laid_out_only_where_it_is_folded():
     plan = tg.plan(tg.parse(CONV), {"batch": 3})
     for reads, complaint in (
         ([0], "leaves 3 values"),
-        ([7], "move 1 lays out a read that is not folded there"),
+        ([7], "move 1 lays out a read that is resolved there"),
         ([], "move 1 joins no two values and lays out none"),
     ):
         data = fields_of(plan)
