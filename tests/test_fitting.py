@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tngraph as tg
 from tngraph.fitting.fits import find_place
 from tngraph.fitting.multilinear import as_multilinear
-from tngraph.fitting.problem import Metric, Problem, Values, regularise
+from tngraph.fitting.problem import FitProblem, Metric, Values, regularise
 from tngraph.fitting.sweeps import CoreUpdate, Sweeper
 from tngraph.fitting.truncation import find_branches, truncate
 from tngraph.layers.compressed import Compressed
@@ -87,7 +87,7 @@ def member(family: str, modes: Modes, options: dict[str, Any], seed: int) -> tup
     return layer, weight
 
 
-def problem_of(layer: nn.Module, weight: Tensor, moments: Tensor | None = None) -> Problem:
+def problem_of(layer: nn.Module, weight: Tensor, moments: Tensor | None = None) -> FitProblem:
     place = find_place(layer)
     form = as_multilinear(place.network)
     assert form is not None
@@ -95,10 +95,10 @@ def problem_of(layer: nn.Module, weight: Tensor, moments: Tensor | None = None) 
     if moments is not None:
         counts = len(place.network.outputs[0].axes[0])
         metric = Metric(regularise(moments, 1e-8), (), form.legs[counts:])
-    return Problem(form, place.as_output(weight).reshape(form.shape(form.legs)), metric)
+    return FitProblem(form, place.as_output(weight).reshape(form.shape(form.legs)), metric)
 
 
-def drawn(problem: Problem, seed: int = 0) -> Values:
+def drawn(problem: FitProblem, seed: int = 0) -> Values:
     generator = torch.Generator().manual_seed(seed)
     shapes = problem.form.cores.items()
     return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes}
@@ -200,7 +200,7 @@ def problems() -> Iterator[Any]:
         yield pytest.param(lambda seed=seed: tg.compile(random_graph(seed)), id=f"graph {seed}")
 
 
-def drawn_problem(layer: nn.Module, with_metric: bool) -> tuple[Problem, Values]:
+def drawn_problem(layer: nn.Module, with_metric: bool) -> tuple[FitProblem, Values]:
     """A random weight for a layer, and cores to start from."""
     axes = find_place(layer).network.outputs[0].axes
     weight = torch.randn([prod(int(leg.size) for leg in axis) for axis in axes], dtype=torch.float64)
@@ -265,7 +265,7 @@ def test_a_sum_of_products_is_fitted_core_by_core():
 # --------------------------------------------------------------------------------------------------------- oracles
 
 
-def reconstruction(problem: Problem, values: Values) -> Tensor:
+def reconstruction(problem: FitProblem, values: Values) -> Tensor:
     return problem.target - problem.residual(values)
 
 

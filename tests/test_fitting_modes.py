@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import tngraph as tg
-from tngraph.fitting.modes import Candidate, rank_modes, search_modes
+from tngraph.fitting.modes import ModesCandidate, rank_modes, search_modes
 
 pytestmark = pytest.mark.filterwarnings("ignore::tngraph.RankWarning")
 
 
-def small(candidates: list[Candidate]) -> list[Candidate]:
+def small(candidates: list[ModesCandidate]) -> list[ModesCandidate]:
     return [candidate for candidate in candidates if candidate.params <= 24]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from tngraph.compiler.fronts import FrontSearch
-from tngraph.compiler.tasks import PricedRegion, Problem, Task, find_tree
+from tngraph.compiler.tasks import PlanProblem, PricedRegion, Task, find_tree
 from tngraph.errors import PlanError
 from tngraph.plans.plan import Plan
 from tngraph.search.exact import MOST_LEAVES
@@ -18,7 +18,7 @@ from tngraph.search.slicing import Sliceable, Slicing, slice_tree, tree_order
 from tngraph.search.trees import Order, build_tree, order_cost
 
 
-def plan_largest(problem: Problem) -> Plan:
+def plan_largest(problem: PlanProblem) -> Plan:
     """Return the cheapest plan found that writes no larger value than it may: with other trees, or in slices.
 
     Raises:
@@ -55,7 +55,7 @@ def check_given(task: Task) -> None:
         )
 
 
-def front_search(problem: Problem) -> FrontSearch:
+def front_search(problem: PlanProblem) -> FrontSearch:
     """Return the functions that find, cut and put together the trees of a problem."""
     task = problem.task
     cutters = [_Cutter(task, priced) for priced in problem.regions]

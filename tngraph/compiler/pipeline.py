@@ -13,7 +13,7 @@ from tngraph.compiler.bounded import check_given, front_search, plan_largest
 from tngraph.compiler.fronts import Front, find_front, make_point
 from tngraph.compiler.ranges import find_ranges, lay_out_ranges
 from tngraph.compiler.remembered import remember_plans
-from tngraph.compiler.tasks import Problem, Task, merge_where_cheaper, price_regions
+from tngraph.compiler.tasks import PlanProblem, Task, merge_where_cheaper, price_regions
 from tngraph.compiler.timed import TimedSearch, find_fastest
 from tngraph.errors import PlanError
 from tngraph.language.binding import check_sizes
@@ -26,7 +26,7 @@ from tngraph.search.objectives import Mode, Objective, Request, make_request
 from tngraph.search.orders import Search
 from tngraph.search.pinning import Nested, read_orders
 
-Strategy = Callable[[Problem], Plan]
+Strategy = Callable[[PlanProblem], Plan]
 """Finds the trees of a problem's regions, and returns the plan of them."""
 
 
@@ -100,7 +100,7 @@ def _plan_within_folding(task: Task, chained: Network) -> Plan:
         most = min(most // 2, largest - 1)
 
 
-def _choose_strategy(problem: Problem) -> Strategy:
+def _choose_strategy(problem: PlanProblem) -> Strategy:
     """Return the first strategy that fits the request."""
     request = problem.task.request
     strategies: tuple[tuple[bool, Strategy], ...] = (
@@ -112,27 +112,27 @@ def _choose_strategy(problem: Problem) -> Strategy:
     return next(strategy for is_fitting, strategy in strategies if is_fitting)
 
 
-def _plan_for_memory(problem: Problem) -> Plan:
+def _plan_for_memory(problem: PlanProblem) -> Plan:
     """Return the cheapest plan within the memory limit, or the plan of the least memory if there is no limit."""
     limit, plans = problem.task.request.memory_limit, _find_front(problem)
     return plans.points[-1].plan if limit is None else plans.within(limit)
 
 
-def _plan_for_time(problem: Problem) -> Plan:
+def _plan_for_time(problem: PlanProblem) -> Plan:
     """Return the plan that the model of a machine predicts to be fastest."""
     search = TimedSearch(problem)
     (fastest,) = remember_plans(problem.task, "time", lambda: [search.plan(find_fastest(search))])
     return fastest
 
 
-def _plan_for_cost(problem: Problem) -> Plan:
+def _plan_for_cost(problem: PlanProblem) -> Plan:
     """Return the plan of the cheapest trees at every value of the free sizes."""
     ranges = find_ranges(problem)
     laid_out = lay_out_ranges(problem, ranges)
     return problem.plan(laid_out)
 
 
-def _find_front(problem: Problem) -> Front:
+def _find_front(problem: PlanProblem) -> Front:
     """Return the front of a problem, from the folder of searches if it was found before."""
     task = problem.task
 
@@ -206,7 +206,7 @@ def timed_search(
     return TimedSearch(_pose_problem(_make_task(network, sizes, request, search)), bench)
 
 
-def _pose_problem(task: Task) -> Problem:
+def _pose_problem(task: Task) -> PlanProblem:
     """Return the problem of a task without pins or a limit on what is folded."""
     chained = merge_chains(drop_unused(task.network))
     return price_regions(task, merge_where_cheaper(task, chained))

@@ -12,7 +12,7 @@ from itertools import product as combinations
 from math import inf
 
 from tngraph.compiler.cache import cache_key, find_cached
-from tngraph.compiler.tasks import PricedRegion, Problem, Task, find_tree
+from tngraph.compiler.tasks import PlanProblem, PricedRegion, Task, find_tree
 from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.search.layouts import Run, lay_out
 from tngraph.search.objectives import Price, Weighted
@@ -25,7 +25,7 @@ MOST_GRID = 3
 """Where more sizes are free than this, the plan is made for the default sizes alone."""
 
 
-def find_ranges(problem: Problem) -> list[RegimeTrees]:
+def find_ranges(problem: PlanProblem) -> list[RegimeTrees]:
     """Return the ranges of the free size, each with the best tree of every region there.
 
     Several free sizes have no ranges: then each result stands for one set of trees.
@@ -38,7 +38,7 @@ def find_ranges(problem: Problem) -> list[RegimeTrees]:
     return [(1, None, tuple(find_tree(task, priced) for priced in problem.regions))]
 
 
-def lay_out_ranges(problem: Problem, ranges: Sequence[RegimeTrees]) -> list[RegimeTrees]:
+def lay_out_ranges(problem: PlanProblem, ranges: Sequence[RegimeTrees]) -> list[RegimeTrees]:
     """Return ranges whose trees are laid out. A tree of several ranges is laid out once, for the first of them."""
     laid_out: dict[object, ContractionTree] = {}
     for low, high, trees in ranges:
@@ -78,7 +78,7 @@ def _find_intervals(task: Task, priced: PricedRegion) -> Sequence[Interval]:
     return find_cached(Topology(priced.region, task.numbers, priced.pricing), key, search)
 
 
-def _find_on_grid(problem: Problem) -> list[tuple[ContractionTree, ...]]:
+def _find_on_grid(problem: PlanProblem) -> list[tuple[ContractionTree, ...]]:
     """Return the trees of all regions that are best together somewhere on a grid of the free sizes, in few sets."""
     task = problem.task
     numbers = _grid_numbers(problem)
@@ -102,7 +102,7 @@ def _find_on_grid(problem: Problem) -> list[tuple[ContractionTree, ...]]:
     ]
 
 
-def _grid_numbers(problem: Problem) -> list[dict[str, int]]:
+def _grid_numbers(problem: PlanProblem) -> list[dict[str, int]]:
     """Return the numbers of all sizes at the points of the grid where every leg has a size, the defaults last."""
     task = problem.task
     points = [*combinations(GRID, repeat=len(task.free)), tuple(task.numbers[name] for name in task.free)]

@@ -126,7 +126,7 @@ class PricedRegion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Problem:
+class PlanProblem:
     """The regions of a merged network, each of which needs a tree.
 
     Attributes:
@@ -149,11 +149,11 @@ class Problem:
         return self.assembly.plan(ranges, self.task.free)
 
 
-def price_regions(task: Task, merged: Network) -> Problem:
+def price_regions(task: Task, merged: Network) -> PlanProblem:
     """Return the regions of a merged network with the prices of their steps."""
     equations = clean_equations(merged, merged.equations)
     regions = tuple(priced for regions in _price_equations(task, merged, equations) for priced in regions)
-    return Problem(task, Assembly(task.network, merged, equations, task.numbers, task.request), regions)
+    return PlanProblem(task, Assembly(task.network, merged, equations, task.numbers, task.request), regions)
 
 
 def _price_equations(task: Task, merged: Network, cleaned: Iterable[Cleaned]) -> Iterator[list[PricedRegion]]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from tngraph.compiler.cache import cache_key, find_cached
-from tngraph.compiler.tasks import PricedRegion, Problem
+from tngraph.compiler.tasks import PlanProblem, PricedRegion
 from tngraph.language.legs import bare_legs, depends_on, legs_size
 from tngraph.language.network import Index
 from tngraph.language.sizes import evaluate_size
@@ -96,7 +96,7 @@ class TimedSearch:
         bench: the machine that axes are laid out for and candidates are compared on; that of the request, when absent.
     """
 
-    problem: Problem
+    problem: PlanProblem
     bench: Machine | None = None
     _searched: dict[object, ContractionTree] = field(default_factory=dict)
     _laid_out: dict[object, ContractionTree] = field(default_factory=dict)
@@ -314,7 +314,7 @@ def find_fastest(search: TimedSearch) -> list[RegimeTrees]:
     return [(low, high, trees) for (low, trees), high in zip(chosen, [*ends, None], strict=True)]
 
 
-def _sampled_values(problem: Problem, name: str) -> list[int]:
+def _sampled_values(problem: PlanProblem, name: str) -> list[int]:
     """Return the values of a free size at which candidates are compared: those at which every leg has a size."""
     task = problem.task
 

@@ -19,9 +19,9 @@ from tngraph.fitting.baseline import LowRank, best_low_rank
 from tngraph.fitting.descent import descend
 from tngraph.fitting.moments import Batches, Moments
 from tngraph.fitting.multilinear import Multilinear, as_multilinear
-from tngraph.fitting.problem import Metric, Problem, Values, balance, regularise
+from tngraph.fitting.problem import FitProblem, Metric, Values, balance, regularise
 from tngraph.fitting.sweeps import Sweeper
-from tngraph.fitting.targets import DENSE, Place
+from tngraph.fitting.targets import DENSE, WeightPlace
 from tngraph.fitting.truncation import find_branches, truncate
 from tngraph.modules.layer import Layer, build
 
@@ -142,10 +142,10 @@ def fit(
         metric = Metric(regularise(metric.moments, FLOOR), metric.group, metric.legs)
     if form is None:
         form = Multilinear(tuple(sizes), legs, (), {}, {})
-        problem = Problem(form, output.reshape(sizes), metric)
+        problem = FitProblem(form, output.reshape(sizes), metric)
         found = _descend(place, problem, sweeps * 10, tolerance, progress)
     else:
-        problem = Problem(form, output.reshape(sizes), metric)
+        problem = FitProblem(form, output.reshape(sizes), metric)
         if form.is_linear:
             begin = _resume if resume else partial(_begin, starts=starts, seed=seed, sweeps=sweeps)
             found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
@@ -193,7 +193,7 @@ class _Found(NamedTuple):
     peak: int = 0
 
 
-def find_place(layer: nn.Module) -> Place:
+def find_place(layer: nn.Module) -> WeightPlace:
     """Return where the cores of a layer live.
 
     Raises:
@@ -202,9 +202,9 @@ def find_place(layer: nn.Module) -> Place:
     network, recipe = getattr(layer, "network", None), getattr(layer, "recipe", None)
     if isinstance(network, Layer) and recipe is not None:
         bias = getattr(layer, "bias", None)
-        return Place(recipe.weight_again(), network, recipe, bias)
+        return WeightPlace(recipe.weight_again(), network, recipe, bias)
     if isinstance(layer, Layer) and not layer.plan.network.inputs and len(layer.plan.network.outputs) == 1:
-        return Place(layer.plan.network, layer)
+        return WeightPlace(layer.plan.network, layer)
     raise NetworkError(
         f"{type(layer).__name__} has no weight that is built of cores",
         "fit takes tngraph's layers, a Generated weight, or a compiled network without inputs and with one output",
@@ -237,7 +237,7 @@ def _check_metric(metric: Metric, sizes: list[int], legs: tuple[int, ...]) -> No
         raise SizeError(f"the moments are of {metric.moments.shape[-1]} inputs, and the weight has {wanted}")
 
 
-def _square(problem: Problem, residual: Tensor) -> float:
+def _square(problem: FitProblem, residual: Tensor) -> float:
     return max(0.0, float((problem.apply_metric(residual) * residual).sum()))
 
 
@@ -249,7 +249,7 @@ class _Start(NamedTuple):
     bound: float = 0.0
 
 
-def _alternate(problem: Problem, start: _Start, sweeps: int, tolerance: float, progress: Progress | None) -> _Found:
+def _alternate(problem: FitProblem, start: _Start, sweeps: int, tolerance: float, progress: Progress | None) -> _Found:
     """Return cores by alternating least squares, or those of the start if none can be better."""
     values, method, bound = start
     if problem.loss(values) <= bound * (1 + 1e-7) + 1e-24 * problem.total:
@@ -260,23 +260,23 @@ def _alternate(problem: Problem, start: _Start, sweeps: int, tolerance: float, p
     return _Found(values, method, bound, sweeper.history, sweeper.flops(), sweeper.peak())
 
 
-def _resume(place: Place, problem: Problem) -> _Start:
+def _resume(place: WeightPlace, problem: FitProblem) -> _Start:
     return _Start(place.values(), "resumed")
 
 
-def _begin(place: Place, problem: Problem, starts: int, seed: int, sweeps: int) -> _Start:
+def _begin(place: WeightPlace, problem: FitProblem, starts: int, seed: int, sweeps: int) -> _Start:
     """Return the better of two truncations, or the best of several drawn starts."""
     branches = find_branches(problem.form)
     if branches is None:
         return _Start(_best_start(place, problem, starts, seed, sweeps), f"best of {starts} starts")
     candidates = [truncate(problem, branches)]
     if problem.metric is not None:
-        candidates.append(truncate(Problem(problem.form, problem.target), branches))
+        candidates.append(truncate(FitProblem(problem.form, problem.target), branches))
     best = min(candidates, key=lambda c: problem.loss(c.values))
     return _Start({**place.values(), **best.values}, "truncation", candidates[0].bound)
 
 
-def _best_start(place: Place, problem: Problem, starts: int, seed: int, sweeps: int) -> Values:
+def _best_start(place: WeightPlace, problem: FitProblem, starts: int, seed: int, sweeps: int) -> Values:
     """Return the best of several drawn starts after a few sweeps.
 
     Starts that are led into a corner fall as fast as others at first. So the better half of them get a quarter of all
@@ -291,7 +291,7 @@ def _best_start(place: Place, problem: Problem, starts: int, seed: int, sweeps: 
     return candidates[0]
 
 
-def _draw(place: Place, form: Multilinear, seed: int) -> Values:
+def _draw(place: WeightPlace, form: Multilinear, seed: int) -> Values:
     """Return drawn cores of equal norms, in float64."""
     generator = torch.Generator().manual_seed(seed)
     values = place.values()
@@ -300,7 +300,7 @@ def _draw(place: Place, form: Multilinear, seed: int) -> Values:
     return values
 
 
-def _dense_of(place: Place) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def _dense_of(place: WeightPlace) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """Return the function from params and fixed tensors to the weight, differentiable, in float64."""
     layer = build(plan(place.network, mode="train", itemsize=8), dtype=torch.float64)
     attributes = layer.printed.attributes
@@ -312,7 +312,9 @@ def _dense_of(place: Place) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return dense
 
 
-def _descend(place: Place, problem: Problem, steps: int, tolerance: float, progress: Progress | None) -> _Found:
+def _descend(
+    place: WeightPlace, problem: FitProblem, steps: int, tolerance: float, progress: Progress | None
+) -> _Found:
     """Return params by gradient descent from the layer's own."""
     dense, total = _dense_of(place), problem.total or 1.0
 
@@ -326,7 +328,7 @@ def _descend(place: Place, problem: Problem, steps: int, tolerance: float, progr
 
 
 def _set_bias(
-    place: Place, target: Tensor | nn.Module, output: Tensor, weight: Tensor, moments: Moments | None
+    place: WeightPlace, target: Tensor | nn.Module, output: Tensor, weight: Tensor, moments: Moments | None
 ) -> None:
     """Take the bias of the target over, plus what the fitted weight misses at the mean of the inputs."""
     bias = getattr(target, "bias", None)
@@ -342,7 +344,7 @@ def _set_bias(
             place.bias.add_(shift.to(place.bias))
 
 
-def _compare(problem: Problem, params: int) -> LowRank | None:
+def _compare(problem: FitProblem, params: int) -> LowRank | None:
     """Return the best low-rank weight of as many params; None if the weight has no input legs."""
     form = problem.form
     metric = problem.metric
@@ -353,5 +355,5 @@ def _compare(problem: Problem, params: int) -> LowRank | None:
     return None if len(form.legs) < 2 else best_low_rank(_as_matrix(problem), None, params)
 
 
-def _as_matrix(problem: Problem) -> Tensor:
+def _as_matrix(problem: FitProblem) -> Tensor:
     return problem.target.reshape(1, problem.target.shape[0], -1)

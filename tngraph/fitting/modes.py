@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tngraph.errors import NetworkError, RankWarning, SizeError
 from tngraph.fitting.moments import Batches, Moments
 from tngraph.fitting.multilinear import as_multilinear
-from tngraph.fitting.problem import Metric, Problem, regularise
+from tngraph.fitting.problem import FitProblem, Metric, regularise
 from tngraph.fitting.truncation import FLOOR, find_branches, truncate
 from tngraph.language.families import Family, named_family
 from tngraph.language.network import Network
@@ -30,7 +30,7 @@ MOST_PAIRS = 40
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModesCandidate:
     """Modes that were tried.
 
     Attributes:
@@ -86,7 +86,7 @@ def rank_modes(
     *,
     sites: Iterable[int] = SITES,
     **options: Any,
-) -> list[Candidate]:
+) -> list[ModesCandidate]:
     """Return the modes that `search_modes` tries, those of least error first, then those of fewest params.
 
     Raises:
@@ -124,7 +124,7 @@ def _network(family: Family, modes: Modes, kernel: tuple[int, ...], groups: int,
             return None
 
 
-def _problem(network: Network, weight: Tensor, moments: Moments | None, groups: int, is_centered: bool) -> Problem:
+def _problem(network: Network, weight: Tensor, moments: Moments | None, groups: int, is_centered: bool) -> FitProblem:
     form = as_multilinear(network)
     if form is None or find_branches(form) is None:
         raise NetworkError(
@@ -142,17 +142,17 @@ def _problem(network: Network, weight: Tensor, moments: Moments | None, groups: 
         group = form.legs[:1] if groups > 1 else ()
         shifted = regularise(second if groups > 1 else second[0], FLOOR)
         metric = Metric(shifted, group, form.legs[columns:])
-    return Problem(form, weight.detach().double().reshape(form.shape(form.legs)), metric)
+    return FitProblem(form, weight.detach().double().reshape(form.shape(form.legs)), metric)
 
 
-def _truncated(family: Family, modes: Modes, problem: Problem) -> Candidate:
+def _truncated(family: Family, modes: Modes, problem: FitProblem) -> ModesCandidate:
     """Return what truncation makes of a problem."""
     branches = find_branches(problem.form)
     assert branches is not None, f"{family.name} was found to have no loops"
     with torch.no_grad():
         values = truncate(problem, branches).values
     params = sum(prod(shape) for shape in problem.form.cores.values())
-    return Candidate(modes, problem.output_error(values), params, problem.target.numel())
+    return ModesCandidate(modes, problem.output_error(values), params, problem.target.numel())
 
 
 def _candidates(rows: int, columns: int, sites: Iterable[int]) -> Iterator[Modes]:

@@ -27,7 +27,7 @@ Indices = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Factor:
+class TensorFactor:
     """A tensor of a product, and the index on each of its axes."""
 
     source: str
@@ -39,7 +39,7 @@ class Product:
     """A number times a product of tensors, summed over every index that is not asked for."""
 
     scale: float
-    factors: tuple[Factor, ...]
+    factors: tuple[TensorFactor, ...]
 
     @property
     def indices(self) -> frozenset[int]:
@@ -52,7 +52,7 @@ class Product:
 
     def renamed(self, numbers: Mapping[int, int], prefix: str = "") -> Product:
         """Return the product with other indices, and with a prefix before the names of its tensors."""
-        factors = (Factor(prefix + f.source, tuple(numbers.get(i, i) for i in f.indices)) for f in self.factors)
+        factors = (TensorFactor(prefix + f.source, tuple(numbers.get(i, i) for i in f.indices)) for f in self.factors)
         return Product(self.scale, tuple(factors))
 
 
@@ -78,7 +78,7 @@ class Multilinear:
         """Return the sizes of some indices."""
         return tuple(self.sizes[index] for index in indices)
 
-    def factors_of(self, name: str) -> list[Factor]:
+    def factors_of(self, name: str) -> list[TensorFactor]:
         """Return every factor that is a tensor of this name."""
         return [factor for product in self.products for factor in product.factors if factor.source == name]
 
@@ -134,7 +134,7 @@ def _number(network: Network, equation: Equation, port: Port) -> Multilinear:
                 if index not in places:
                     places[index] = len(sizes)
                     sizes.append(evaluate_size(index.size, numbers))
-            factors.append(Factor(access.source, tuple(places[index] for index in legs)))
+            factors.append(TensorFactor(access.source, tuple(places[index] for index in legs)))
         products.append(Product(float(term.scale), tuple(factors)))
     shapes = {core.name: tuple(evaluate_size(leg.size, numbers) for leg in core.legs) for core in network.cores}
     read = {factor.source for product in products for factor in product.factors}
@@ -189,7 +189,7 @@ def contraction(sizes: Sequence[int], products: Sequence[Product], legs: Sequenc
     return Contraction(names, _compiled(tuple(sizes[i] for i in mentioned), plain, tuple(renaming[i] for i in legs)))
 
 
-_ONE = Factor("one", ())
+_ONE = TensorFactor("one", ())
 """The factor of a product of nothing."""
 _Numbered = tuple[float, tuple[tuple[int, Indices], ...]]
 

@@ -35,7 +35,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Problem:
+class FitProblem:
     """A tensor to fit.
 
     Attributes:

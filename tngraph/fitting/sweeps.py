@@ -24,8 +24,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tngraph.fitting.multilinear import Contraction, Factor, Indices, Multilinear, Product, contraction, volume
-from tngraph.fitting.problem import Problem, Values
+from tngraph.fitting.multilinear import Contraction, Indices, Multilinear, Product, TensorFactor, contraction, volume
+from tngraph.fitting.problem import FitProblem, Values
 
 FEW_UNKNOWNS = 512
 """Systems of no more unknowns than this are factorised, which solves them to the last digit."""
@@ -47,7 +47,7 @@ class CoreUpdate:
         name: the core.
     """
 
-    problem: Problem
+    problem: FitProblem
     name: str
 
     @property
@@ -106,7 +106,7 @@ class CoreUpdate:
     @cached_property
     def right_side(self) -> Contraction:
         """The contraction of the weighted target with the environment of the core: b."""
-        target = Factor(_TARGET, self.form.legs)
+        target = TensorFactor(_TARGET, self.form.legs)
         products = [Product(p.scale, (target, *p.factors)) for p in self.products]
         return contraction(self.form.sizes, products, self.legs)
 
@@ -116,7 +116,7 @@ class CoreUpdate:
         others = [product for product in self.form.products if not self._has(product)]
         return contraction(self.form.sizes, others, self.form.legs) if others else None
 
-    def _pairs(self) -> tuple[list[int], list[tuple[Product, Product, tuple[Factor, ...]]], dict[int, int]]:
+    def _pairs(self) -> tuple[list[int], list[tuple[Product, Product, tuple[TensorFactor, ...]]], dict[int, int]]:
         """Return the sizes with those of the other side, pairs of products with the metric, and the renaming."""
         sizes = list(self.form.sizes)
         other: dict[int, int] = {}
@@ -125,9 +125,9 @@ class CoreUpdate:
                 other[index] = len(sizes)
                 sizes.append(self.form.sizes[index])
         metric = self.problem.metric
-        middle: tuple[Factor, ...] = ()
+        middle: tuple[TensorFactor, ...] = ()
         if metric is not None:
-            middle = (Factor(_METRIC, (*metric.group, *metric.legs, *(other[i] for i in metric.legs))),)
+            middle = (TensorFactor(_METRIC, (*metric.group, *metric.legs, *(other[i] for i in metric.legs))),)
         pairs = [(left, right.renamed(other), middle) for left in self.products for right in self.products]
         return sizes, pairs, other
 
@@ -149,7 +149,7 @@ class CoreUpdate:
     def normal_times(self) -> Contraction:
         """The contraction to N v for a tensor v like the core."""
         sizes, pairs, other = self._pairs()
-        searched = Factor(_SEARCHED, tuple(other.get(i, i) for i in self.legs))
+        searched = TensorFactor(_SEARCHED, tuple(other.get(i, i) for i in self.legs))
         products = [Product(self._scale(a, b), (*a.factors, *middle, *b.factors, searched)) for a, b, middle in pairs]
         return contraction(sizes, products, self.legs)
 
@@ -287,12 +287,12 @@ class Sweeper:
         history: the relative error of the outputs after every sweep, from the start on.
     """
 
-    problem: Problem
+    problem: FitProblem
     updates: tuple[CoreUpdate, ...]
     history: list[float] = field(default_factory=list)
 
     @classmethod
-    def over(cls, problem: Problem) -> Sweeper:
+    def over(cls, problem: FitProblem) -> Sweeper:
         """Return a sweeper over all cores."""
         return cls(problem, tuple(CoreUpdate(problem, name) for name in problem.form.cores))
 

@@ -21,7 +21,7 @@ DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Conv
 """The layers whose weight can be a target."""
 
 
-class Dense(Protocol):
+class DenseWeight(Protocol):
     """The dense weight that a layer of cores stands for, and how its axes are cut into modes and padded."""
 
     @property
@@ -51,7 +51,7 @@ class Dense(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPlace:
     """The place where the cores of a weight are stored.
 
     Attributes:
@@ -63,7 +63,7 @@ class Place:
 
     network: Network
     layer: Layer
-    recipe: Dense | None = None
+    recipe: DenseWeight | None = None
     bias: nn.Parameter | None = None
 
     @property

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tngraph.fitting.multilinear import Indices, Multilinear, volume
-from tngraph.fitting.problem import Problem, Values, regularise
+from tngraph.fitting.problem import FitProblem, Values, regularise
 
 FLOOR = 1e-10
 """What is added to the moments before their root is inverted, relative to the mean eigenvalue."""
@@ -101,14 +101,14 @@ class Truncation:
     bound: float
 
 
-def truncate(problem: Problem, branches: Sequence[Branch]) -> Truncation:
+def truncate(problem: FitProblem, branches: Sequence[Branch]) -> Truncation:
     """Return the cores of a network without loops by decompositions from the leaves to the root.
 
     Args:
         problem: the tensor and the metric.
         branches: the cores, leaves first, see `find_branches`.
     """
-    cutter = _Cutter(problem)
+    cutter = _Splitter(problem)
     values: Values = {}
     bound = 0.0
     for number, branch in enumerate(branches[:-1]):
@@ -121,10 +121,10 @@ def truncate(problem: Problem, branches: Sequence[Branch]) -> Truncation:
     return Truncation(values, bound)
 
 
-class _Cutter:
+class _Splitter:
     """The rest of a tensor while cores are split off, and the moments of the legs that are left."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: FitProblem) -> None:
         self.form, self.metric = problem.form, problem.metric
         self.tensor, self.legs = problem.target, problem.form.legs
         self.is_exact = True

@@ -6,19 +6,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tngraph.language.legs import leg_size
 from tngraph.lowering.gradients import print_planned
-from tngraph.lowering.statements import Context, Method, PrintedBlock, describe_line, gather_methods, print_method
+from tngraph.lowering.statements import (
+    Method,
+    PrintedBlock,
+    StatementContext,
+    describe_line,
+    gather_methods,
+    print_method,
+)
 from tngraph.program.expressions import Call
 from tngraph.program.operations import Block
 from tngraph.program.types import find_types
 from tngraph.search.region import Tile
 
 
-def print_block(context: Context, block: Block) -> PrintedBlock:
+def print_block(context: StatementContext, block: Block) -> PrintedBlock:
     """Return a block of a regime, which is not the branch of a region with several trees."""
     return _PRINTERS[block.kind](context, block, print_inside(context, block))
 
 
-def print_inside(context: Context, block: Block) -> list[PrintedBlock]:
+def print_inside(context: StatementContext, block: Block) -> list[PrintedBlock]:
     """Return the blocks inside a block, without those inside of them again."""
     inner = [other for other in context.program.blocks if _is_inside(other, block)]
     return [print_block(context, other) for other in outermost(inner)]
@@ -33,7 +40,7 @@ def _is_inside(block: Block, other: Block) -> bool:
     return block != other and other.first <= block.first and block.last <= other.last
 
 
-def _print_recompute(context: Context, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
+def _print_recompute(context: StatementContext, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
     """Return a block that PyTorch runs once more in the backward pass instead of keeping its values."""
     name = context.program.operations[block.last].name
     doc = f"{name}, made once more in the backward pass instead of being kept"
@@ -43,14 +50,14 @@ def _print_recompute(context: Context, block: Block, inside: Sequence[PrintedBlo
     return PrintedBlock(block, (call,), gather_methods(inside, method.text))
 
 
-def _print_slices(context: Context, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
+def _print_slices(context: StatementContext, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
     """Return a block that runs slice by slice."""
     doc = f"A slice of {block.equation}: {context.drawing(block)}"
     method = print_method(context, block, f"{context.stem(block)}_slice", doc, inside)
     return PrintedBlock(block, tuple(_call_slices(context, block, method)), gather_methods(inside, method.text))
 
 
-def _call_slices(context: Context, block: Block, method: Method) -> Iterator[str]:
+def _call_slices(context: StatementContext, block: Block, method: Method) -> Iterator[str]:
     """Yield the loop over the slices that this process adds up, and the sum over all processes."""
     op, name, names = context.program.operations[block.last], context.value(block), context.names
     yield f"# {describe_line(context.program, context.lines(block)[-1], names)}"
@@ -77,7 +84,7 @@ def _call_slices(context: Context, block: Block, method: Method) -> Iterator[str
         yield f"    {name} = {name}.to(torch.get_autocast_dtype({device}))"
 
 
-def _print_tiles(context: Context, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
+def _print_tiles(context: StatementContext, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
     """Return a block that runs tile by tile, or once for the whole where PyTorch traces."""
     tile = _tile(context, block)
     doc = f"{block.equation} for up to {tile.size} of {tile.index.name}: {context.drawing(block)}"
@@ -95,7 +102,7 @@ def _print_tiles(context: Context, block: Block, inside: Sequence[PrintedBlock])
     return PrintedBlock(block, call, gather_methods(inside, method.text, loop.text))
 
 
-def _print_loop(context: Context, block: Block, method: Method) -> Method:
+def _print_loop(context: StatementContext, block: Block, method: Method) -> Method:
     """Return the method that runs the method of a tile for every tile.
 
     The loop has a method of its own, so that no ``del`` of the caller names what the comprehension reads.
@@ -120,13 +127,13 @@ def _print_loop(context: Context, block: Block, method: Method) -> Method:
     return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{body}")
 
 
-def _tile(context: Context, block: Block) -> Tile:
+def _tile(context: StatementContext, block: Block) -> Tile:
     tile = context.program.operations[block.last].tile
     assert tile is not None
     return tile
 
 
-_PRINTERS: Mapping[str, Callable[[Context, Block, Sequence[PrintedBlock]], PrintedBlock]] = {
+_PRINTERS: Mapping[str, Callable[[StatementContext, Block, Sequence[PrintedBlock]], PrintedBlock]] = {
     "recompute": _print_recompute,
     "slices": _print_slices,
     "tiles": _print_tiles,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from tngraph.lowering.blocks import print_inside
 from tngraph.lowering.calls import Words
 from tngraph.lowering.names import Names
-from tngraph.lowering.statements import Context, Method, PrintedBlock, gather_methods, print_method
+from tngraph.lowering.statements import Method, PrintedBlock, StatementContext, gather_methods, print_method
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import format_range, format_value
 from tngraph.program.operations import Block
@@ -26,7 +26,7 @@ def print_choice(plan: Plan, words: Words, block: Block) -> PrintedBlock:
     methods: list[Method] = []
     texts: list[str] = []
     for k, numbers in enumerate(variants):
-        context = Context(plan.regimes[numbers[0]], words, f"_{k + 1}")
+        context = StatementContext(plan.regimes[numbers[0]], words, f"_{k + 1}")
         branch = next(b for b in context.program.blocks if (b.kind, b.equation, b.term) == _key(block))
         inside = print_inside(context, branch)
         doc = f"{branch.equation}{_describe_sizes(plan, numbers)}: {context.drawing(branch)}"

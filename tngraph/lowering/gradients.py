@@ -10,7 +10,7 @@ import sympy
 
 from tngraph.lowering.calls import Words, print_expression, wrap
 from tngraph.lowering.names import names_in
-from tngraph.lowering.statements import Context, PrintedBlock, gather_methods, print_lines, show_cost
+from tngraph.lowering.statements import PrintedBlock, StatementContext, gather_methods, print_lines, show_cost
 from tngraph.plans.table import format_formula, format_value
 from tngraph.program.backward import Backward, GradientLine
 from tngraph.program.expressions import Variable
@@ -18,7 +18,7 @@ from tngraph.program.lines import Program
 from tngraph.program.operations import Block
 
 
-def print_planned(context: Context, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
+def print_planned(context: StatementContext, block: Block, inside: Sequence[PrintedBlock]) -> PrintedBlock:
     """Return a block whose backward pass is planned.
 
     Both methods are static: they take tensors and sizes as arguments, since autograd calls them without the module.
@@ -52,7 +52,7 @@ def _print_all(variables: Sequence[Variable], words: Words) -> list[str]:
     return [print_expression(variable, words) for variable in variables]
 
 
-def _forward_lines(context: Context, block: Block, backward: Backward, words: Words) -> Iterator[str]:
+def _forward_lines(context: StatementContext, block: Block, backward: Backward, words: Words) -> Iterator[str]:
     """Yield the lines of a block, and the return of its result and of the values that its backward pass reads."""
     lines = context.lines(block)
     yield from print_lines(context.program, lines[:-1], words)

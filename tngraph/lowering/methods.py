@@ -11,7 +11,7 @@ from tngraph.lowering.blocks import outermost, print_block
 from tngraph.lowering.calls import Words, print_expression
 from tngraph.lowering.choices import print_choice, print_order
 from tngraph.lowering.names import Names, names_in
-from tngraph.lowering.statements import Context, print_lines
+from tngraph.lowering.statements import StatementContext, print_lines
 from tngraph.plans.plan import Plan
 from tngraph.plans.table import format_formula
 from tngraph.program.expressions import Expression, Variable, variables
@@ -35,7 +35,9 @@ def print_body(plan: Plan, names: Names) -> Body:
     program = plan.regimes[0].program
     blocks = outermost(program.blocks)
     printed = [print_choice(plan, words, block) for block in blocks if block.kind == "branch"]
-    printed += [print_block(Context(plan.regimes[0], words), block) for block in blocks if block.kind != "branch"]
+    printed += [
+        print_block(StatementContext(plan.regimes[0], words), block) for block in blocks if block.kind != "branch"
+    ]
     lines = (
         *print_order(plan, names),
         *print_lines(program, program.lines, words, printed),

@@ -51,7 +51,7 @@ LOCALS |= {"device", "dtype", "range", "checkpoint", "zip", "contract", "Planned
 """Names that a variable of the generated methods cannot have."""
 
 
-class Scope:
+class NameScope:
     """A scope of the generated code, with the names that it has so far."""
 
     def __init__(self, reserved: Iterable[str]) -> None:
@@ -103,7 +103,7 @@ class Names:
     """
 
     class_name: str
-    members: Scope
+    members: NameScope
     folders: Mapping[str, str]
     folder_locals: Mapping[str, str]
     attributes: Mapping[str, str]
@@ -158,7 +158,7 @@ def assign_names(network: Network, programs: Sequence[Program], folding: Folding
         folding: the lines before the first call.
         tiles: the tiles that the programs cut.
     """
-    members, arguments, variables = Scope(MODULE_ATTRIBUTES | KEYWORDS), Scope(LOCALS), Scope(LOCALS)
+    members, arguments, variables = NameScope(MODULE_ATTRIBUTES | KEYWORDS), NameScope(LOCALS), NameScope(LOCALS)
     folders, attributes = _name_stored(network, members)
     sizes = network.settable_sizes()
     several = len(programs) > 1
@@ -166,7 +166,7 @@ def assign_names(network: Network, programs: Sequence[Program], folding: Folding
     # Only a module without data and stored tensors needs a tensor to take the device and type of its result from.
     has_tensor = any(core.role in ("input", "param", "buffer") for core in network.cores)
     return Names(
-        class_name=Scope(LOCALS).add(network.name),
+        class_name=NameScope(LOCALS).add(network.name),
         members=members,
         folders=folders,
         attributes=attributes,
@@ -189,7 +189,7 @@ def assign_names(network: Network, programs: Sequence[Program], folding: Folding
     )
 
 
-def _name_stored(network: Network, members: Scope) -> tuple[dict[str, str], dict[str, str]]:
+def _name_stored(network: Network, members: NameScope) -> tuple[dict[str, str], dict[str, str]]:
     """Return the path of every folder of stored tensors, and of every stored tensor."""
     scopes = {"": members}
     folders: dict[str, str] = {}
@@ -205,12 +205,12 @@ def _name_stored(network: Network, members: Scope) -> tuple[dict[str, str], dict
             for folder in core.folders:
                 if folder not in folders:
                     folders[folder] = path(folder)
-                    scopes[folder] = Scope(members.reserved)
+                    scopes[folder] = NameScope(members.reserved)
             attributes[core.name] = path(core.name)
     return folders, attributes
 
 
-def _name_sizes(network: Network, tiles: Iterable[Tile], variables: Scope) -> dict[str, str]:
+def _name_sizes(network: Network, tiles: Iterable[Tile], variables: NameScope) -> dict[str, str]:
     """Return the variable of every named size, and of the size of every tile that has a size of its own."""
     sizes = {size.name: variables.add(size.name) for size in network.sizes}
     for tile in tiles:
@@ -220,7 +220,7 @@ def _name_sizes(network: Network, tiles: Iterable[Tile], variables: Scope) -> di
     return sizes
 
 
-def _name_values(programs: Sequence[Program], folding: Folding, variables: Scope) -> dict[str, str]:
+def _name_values(programs: Sequence[Program], folding: Folding, variables: NameScope) -> dict[str, str]:
     """Return the variable of every value and of every gradient."""
     values: dict[str, str] = {}
     for program in (*programs, folding.program):
@@ -234,7 +234,7 @@ def _name_values(programs: Sequence[Program], folding: Folding, variables: Scope
     return values
 
 
-def _name_windows(network: Network, variables: Scope) -> dict[sympy.Expr, sympy.Symbol]:
+def _name_windows(network: Network, variables: NameScope) -> dict[sympy.Expr, sympy.Symbol]:
     """Return the variable of every size that counts windows."""
     windows: dict[sympy.Expr, sympy.Symbol] = {}
     for index in network.indices():

@@ -59,7 +59,7 @@ def contract(forward, backward, sizes, *tensors):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PrintedSource:
     """A printed module and the Python names in it.
 
     Attributes:
@@ -91,7 +91,7 @@ def emit(plan: Plan | Network) -> str:
     return print_source(plan if isinstance(plan, Plan) else plan_network(plan)).text
 
 
-def print_source(plan: Plan) -> Source:
+def print_source(plan: Plan) -> PrintedSource:
     """Return the printed module of a plan together with its names."""
     programs = [regime.program for regime in plan.regimes]
     tiles = [tree.tile for regime in plan.regimes for tree in regime.trees if tree.tile is not None]
@@ -100,7 +100,7 @@ def print_source(plan: Plan) -> Source:
     parts = [_header(plan, names, body), *([PLANNED] if "contract(" in body else []), body]
     text = "\n\n".join(parts)
     buffers = tuple(names.buffers.values())
-    return Source(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes, buffers)
+    return PrintedSource(text, names.class_name, names.attributes, names.size_arguments, names.size_attributes, buffers)
 
 
 def _header(plan: Plan, names: Names, body: str) -> str:

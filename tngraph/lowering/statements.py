@@ -27,7 +27,7 @@ LONGEST_DOC = 90
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class StatementContext:
     """The regime whose blocks are printed, and how.
 
     Attributes:
@@ -143,7 +143,9 @@ def show_cost(program: Program, number: int, names: Names) -> sympy.Expr:
     return cost / tile.index.size * symbol(names.sizes[str(tile.part.size)])
 
 
-def print_method(context: Context, block: Block, stem: str, doc: str, inside: Sequence[PrintedBlock]) -> Method:
+def print_method(
+    context: StatementContext, block: Block, stem: str, doc: str, inside: Sequence[PrintedBlock]
+) -> Method:
     """Return the lines of a block as a method that returns the value of the last one.
 
     Args:
@@ -166,7 +168,7 @@ def print_method(context: Context, block: Block, stem: str, doc: str, inside: Se
     return Method(name, arguments, f"def {name}({', '.join(['self', *arguments])}):\n{indent(body, '    ')}")
 
 
-def _arguments(code: Iterable[str], context: Context, block: Block) -> Iterator[str]:
+def _arguments(code: Iterable[str], context: StatementContext, block: Block) -> Iterator[str]:
     """Yield the names that a method's code takes from ``forward``: inputs, earlier results, sizes of the call."""
     used, names, operations = names_in(code), context.names, context.program.operations
     earlier = (names.values[op.name] for op in operations[: block.first] if op.kind != "load")

@@ -24,7 +24,7 @@ from tngraph.errors import PlanError, SizeError
 from tngraph.language.binding import bind_sizes, check_sizes, compile_time_sizes
 from tngraph.language.functions import check_complex
 from tngraph.language.network import Network
-from tngraph.lowering.printing import Source, print_source
+from tngraph.lowering.printing import PrintedSource, print_source
 from tngraph.modules.cores import StoredCore, read_cores, write_cores
 from tngraph.modules.inputs import RAW, check_numbers, check_tensor, find_fault
 from tngraph.modules.verification import Reference, Verification, join_verifications, verify_layer
@@ -48,7 +48,7 @@ class Layer(nn.Module):
 
     plan: Plan
     source: str
-    printed: Source
+    printed: PrintedSource
     first_slice: int
     slice_step: int
 

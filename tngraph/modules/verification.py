@@ -23,7 +23,7 @@ from tngraph.language.binding import bind_sizes, check_size
 from tngraph.language.network import Network, Port
 from tngraph.language.reference import evaluate, gradients
 from tngraph.language.sizes import evaluate_size, product
-from tngraph.lowering.printing import Source
+from tngraph.lowering.printing import PrintedSource
 from tngraph.modules.measuring import measure_flops, measure_peak, measure_saved
 from tngraph.plans.plan import Plan
 from tngraph.program.counts import evaluate_count
@@ -145,7 +145,7 @@ class Reference:
 def verify_layer(
     layer: nn.Module,
     plan: Plan,
-    printed: Source,
+    printed: PrintedSource,
     sizes: Mapping[str, int],
     inputs: Sequence[torch.Tensor],
     seed: int = 0,
@@ -331,7 +331,7 @@ def _count(what: str, unit: str, expected: int, counted: int) -> Check:
     return Check(what, unit, expected, counted, expected == counted)
 
 
-def _check_folded(layer: nn.Module, plan: Plan, printed: Source, numbers: Mapping[str, int]) -> list[Check]:
+def _check_folded(layer: nn.Module, plan: Plan, printed: PrintedSource, numbers: Mapping[str, int]) -> list[Check]:
     """Return the check of the bytes in folded buffers, with elements of the size planned for."""
     if plan.request.mode != "serve":
         return []

@@ -75,13 +75,13 @@ def differentiate(
         inputs: the inputs of the block.
         context: the sizes planned for.
     """
-    writer = _Writer(block, operations, tensors, inputs, context)
+    writer = _GradientWriter(block, operations, tensors, inputs, context)
     for number in range(block.last, block.first - 1, -1):
         writer.pass_back(number)
     return writer.backward()
 
 
-class _Writer:
+class _GradientWriter:
     """A backward pass under construction, from the block's last operation to its first."""
 
     def __init__(

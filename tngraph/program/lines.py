@@ -107,7 +107,7 @@ def write_program(
         numbers: sizes at which values are compared, to choose which one is arranged for the other [elements].
         folded: the operations whose values are stored before the first call.
     """
-    writer = _Writer(network, stages, schedule, numbers, folded)
+    writer = _LineWriter(network, stages, schedule, numbers, folded)
     for number in range(len(schedule.operations)):
         writer.write(number)
     outputs = zip(writer.outputs, network.outputs, strict=True)
@@ -117,7 +117,7 @@ def write_program(
     return replace(program, backward={block.first: writer.differentiate(block, program) for block in planned})
 
 
-class _Writer:
+class _LineWriter:
     """The lines of a schedule under construction."""
 
     def __init__(

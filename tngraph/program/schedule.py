@@ -19,7 +19,7 @@ from tngraph.search.region import ContractionTree
 Axes = tuple[tuple[Leg, ...], ...]
 
 
-class _Writer:
+class _ScheduleWriter:
     """A schedule under construction. It also gives the values their names."""
 
     def __init__(self, network: Network, sizes: Mapping[str, int]) -> None:
@@ -69,7 +69,7 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
         stages: its merged equations with their trees, in order.
         sizes: numbers at which values are compared, to find where to apply the terms' scales [elements].
     """
-    writer = _Writer(network, sizes)
+    writer = _ScheduleWriter(network, sizes)
     for stage in stages:
         writer.results[stage.equation.name] = _write_stage(writer, stage)
     for port in network.outputs:
@@ -79,7 +79,7 @@ def write_schedule(network: Network, stages: Sequence[Stage], sizes: Mapping[str
     return Schedule(writer.name_values(), writer.results, tuple(writer.blocks))
 
 
-def _write_stage(writer: _Writer, stage: Stage) -> int:
+def _write_stage(writer: _ScheduleWriter, stage: Stage) -> int:
     equation = stage.equation
     # A negative term that follows another is subtracted, and needs no scale of -1.
     positive_first = sorted(range(len(equation.terms)), key=lambda k: equation.terms[k].scale < 0)
@@ -108,7 +108,9 @@ class _TermWriter:
     Steps that are the same for all slices or tiles come first. The scale of the term is applied to its smallest value.
     """
 
-    def __init__(self, writer: _Writer, tree: ContractionTree, scale: int | float, place: tuple[str, int]) -> None:
+    def __init__(
+        self, writer: _ScheduleWriter, tree: ContractionTree, scale: int | float, place: tuple[str, int]
+    ) -> None:
         self.writer, self.tree, self.scale, self.place = writer, tree, scale, place
         self.accesses = tree.region.accesses
         self.legs = [
@@ -240,7 +242,7 @@ def _separate(legs: Sequence[Leg]) -> Axes:
     return tuple((leg,) for leg in legs)
 
 
-def _source(writer: _Writer, access: Access, is_moving: bool) -> tuple[int, ...]:
+def _source(writer: _ScheduleWriter, access: Access, is_moving: bool) -> tuple[int, ...]:
     """Return the result that an access reads, laid out with one axis per leg if tiles are cut from it."""
     if access.source not in writer.results:
         return ()
@@ -271,14 +273,14 @@ def _loops(tree: ContractionTree) -> list[tuple[Index, ...]]:
     return loops
 
 
-def _slices(writer: _Writer, start: int, last: int, equation: str, term: int) -> Block:
+def _slices(writer: _ScheduleWriter, start: int, last: int, equation: str, term: int) -> Block:
     """Return the block of a region's operations that run once per slice."""
     inside = range(start, last + 1)
     first = next(k for k in inside if writer.operations[k].loops and writer.operations[k].kind != "load")
     return Block("slices", first, last, equation, term)
 
 
-def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:
+def _write_embedding(writer: _ScheduleWriter, value: int, pattern: tuple[tuple[Index, Index], ...]) -> int:
     """Append the step that places one index on the diagonal of several left-hand legs, if there is one.
 
     Entries off the diagonal are zero.
@@ -289,7 +291,7 @@ def _write_embedding(writer: _Writer, value: int, pattern: tuple[tuple[Index, In
     return writer.put("embed", (value,), tuple(outer for outer, _ in pattern), pattern=own)
 
 
-def _write_sum(writer: _Writer, equation: Equation, total: int, value: int, sign: int) -> int:
+def _write_sum(writer: _ScheduleWriter, equation: Equation, total: int, value: int, sign: int) -> int:
     present = {*writer.operations[total].legs, *writer.operations[value].legs}
     legs = tuple(leg for leg in equation.legs if leg in present)
     return writer.put("add", (total, value), legs, number=sign)
