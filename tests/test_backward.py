@@ -253,3 +253,19 @@ def test_gradients_of_earlier_results_lie_in_the_order_of_their_axes():
             (code,) = code.operands
         assert not isinstance(code, Call) or code.function != "permute"
     assert tg.compile(plan).verify(sizes={"batch": 5}).is_equal
+
+
+def test_a_count_of_windows_is_given_to_a_planned_backward_pass():
+    """Its static methods know no sizes but their arguments."""
+    network = tg.parse("""network counted {
+      size n
+      input z[q:n]
+      input x[i:(n - 1)//2 + 1]
+      input w[j:(n - 1)//2 + 1]
+      y[i, j] = w * x
+      output y[i, j]
+    }""")
+    small = Machine(cache=16, elements_per_second=1e6, reused=16, fresh_per_second=1e6, seconds_per_product=1e-7)
+    plan = tg.plan(network, {"n": 24}, mode="train", minimize=small)
+    assert "PlannedBackward" in tg.emit(plan)
+    assert tg.compile(plan).verify(sizes={"n": 5}).is_equal

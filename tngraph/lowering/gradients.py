@@ -30,7 +30,8 @@ def print_planned(context: StatementContext, block: Block, inside: Sequence[Prin
     forward = [*_forward_lines(context, block, backward, words)]
     gradients = [*_backward_lines(context.program, backward, words)]
     used = names_in([*forward, *gradients])
-    sizes = [name for name in dict.fromkeys(names.sizes.values()) if name in used]
+    available = [*names.sizes.values(), *(window.name for window in names.windows.values())]
+    sizes = [name for name in dict.fromkeys(available) if name in used]
     tensors, kept = _print_all(backward.inputs, words), _print_all(backward.saved, words)
     start = print_expression(backward.start, words)
     first, second = (names.members.add(f"{context.stem(block)}_{way}") for way in ("forward", "backward"))
