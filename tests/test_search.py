@@ -64,7 +64,6 @@ def plan(network: tg.Network, **search: object) -> Plan:
             {"parallel": "threads"},
             "a search cannot run on 'threads'\n  give a number of processes, 'processes' or 'ray'",
         ),
-        ({"partitioner": "metis"}, "there is no partitioner 'metis'\n  partitioners: labels, kahypar"),
     ],
 )
 def test_a_search_that_cannot_be_is_an_error(search: dict, message: str):

@@ -27,9 +27,7 @@ from tngraph.search.proposals import (
     ABOUT,
     MOST_ORDERS,
     Hypergraph,
-    Partitioner,
     Trial,
-    check_partitioner,
     join_all,
     propose,
     propose_greedy,
@@ -70,7 +68,6 @@ class Search:
         parallel: how many processes share the trials (1 is this one), ``"processes"`` for one per core, or ``"ray"``
             for a Ray cluster; when absent one per core where that pays: for many tensors, with cotengra. The plan is
             the same.
-        partitioner: who divides large networks: cotengra's own ``"labels"``, or ``"kahypar"`` where it is installed.
         progress: called as ``progress(done, total, cost)`` after each trial of a large region, each size at which
             candidates are timed, and each plan tried for a front: their number (None while it is open) and the cost of
             the best so far.
@@ -81,7 +78,6 @@ class Search:
     trials: int | None = None
     seconds: float | None = None
     parallel: Parallel | None = None
-    partitioner: Partitioner = "labels"
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +92,6 @@ class Search:
             raise PlanError(
                 f"a search cannot run on {self.parallel!r}\n  give a number of processes, 'processes' or 'ray'"
             )
-        check_partitioner(self.partitioner)
 
     @property
     def is_quick(self) -> bool:
@@ -319,4 +314,4 @@ def _trials(search: Search) -> Iterator[Trial]:
     for number in count_from() if search.most_trials is None else range(search.most_trials):
         if number and end is not None and time.monotonic() >= end:
             return
-        yield Trial(number, search.seed, search.samples, search.partitioner, search.is_quick)
+        yield Trial(number, search.seed, search.samples, search.is_quick)

@@ -15,18 +15,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import log2
 from typing import Any, Literal
 
 import cotengra
 
-from tngraph.errors import PlanError
 from tngraph.search.annealing import anneal_order, log_operations
 from tngraph.search.greedy import grow_order, join_greedily
 from tngraph.search.trees import Order
-
-Partitioner = Literal["labels", "kahypar"]
 
 MOST_LABELLED = 500
 """Cotengra's own partitioner runs on networks of at most this many tensors; it is slow on larger ones."""
@@ -73,7 +69,7 @@ class Hypergraph:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial of a search: its number, the seed of the search, orders to draw, and who partitions.
+    """One trial of a search: its number, the seed of the search, and orders to draw.
 
     A quick one asks cotengra for nothing.
     """
@@ -81,7 +77,6 @@ class Trial:
     number: int
     seed: int
     samples: int
-    partitioner: Partitioner = "labels"
     is_quick: bool = False
 
 
@@ -100,18 +95,6 @@ class CutTrial:
 
     number: int
     seed: int
-
-
-def check_partitioner(name: str) -> None:
-    """Refuse a partitioner that is unknown or not installed.
-
-    Raises:
-        PlanError: it is unknown or not installed.
-    """
-    if name not in ("labels", "kahypar"):
-        raise PlanError(f"there is no partitioner {name!r}\n  partitioners: labels, kahypar")
-    if name == "kahypar" and find_spec("kahypar") is None:
-        raise PlanError("the partitioner kahypar is not installed\n  pip install kahypar, or use labels")
 
 
 def propose_greedy(graph: Hypergraph, samples: int, seed: int) -> Order:
@@ -215,7 +198,7 @@ def _cut_annealed(cut: Cut, seed: int, mode: Literal["basic", "reslice"]) -> tup
 
 
 def _is_greedy(trial: Trial, count: int) -> bool:
-    return trial.number % 2 == 0 or (trial.partitioner == "labels" and count > MOST_LABELLED)
+    return trial.number % 2 == 0 or count > MOST_LABELLED
 
 
 def _greedy_path(graph: Hypergraph, samples: int, seed: int) -> Any:
@@ -246,8 +229,8 @@ def _partition_path(graph: Hypergraph, trial: Trial) -> Any:
         )
 
     hyper = cotengra.HyperOptimizer(
-        methods=[trial.partitioner],
-        constants={trial.partitioner: {"super_optimize": join_partitions, "seed": seed}},
+        methods=["labels"],
+        constants={"labels": {"super_optimize": join_partitions, "seed": seed}},
         max_repeats=1,
         optlib="random-uniform",
         seed=seed,
