@@ -516,3 +516,30 @@ def test_what_cannot_be_fitted_is_refused_in_the_users_words():
     assert refusal(lambda: tg.fit(conv, nn.Conv1d(4, 4, 3), torch.randn(2, 5, 8))).startswith(
         "the inputs have shape (2, 5, 8), and the convolution takes (batch, 4, …)"
     )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_the_low_rank_weight_beside_a_fit_is_that_of_the_whole_matrix(groups: int, is_padded: bool):
+    """It is the best `(out, in)` matrix of each group with as many params as the cores, whatever their modes."""
+    dense = nn.Conv1d(24, 20, 1, groups=groups, bias=False)
+    out, ins = 20 // groups, 24 // groups
+    modes = ((4, -(-ins // 4) + is_padded), (5, -(-out // 5) + is_padded))
+    layer = Conv1d.like(dense, "mpo", bond=4, modes=modes)
+    result = tg.fit(layer, dense, sweeps=1)
+    rank = min(result.params // (groups * (out + ins)), out)
+    squares = np.linalg.svd(dense.weight.detach().double().reshape(groups, out, ins).numpy())[1] ** 2
+    assert result.low_rank is not None
+    assert (result.low_rank.rank, result.low_rank.params) == (rank, groups * rank * (out + ins))
+    assert result.low_rank.error == pytest.approx(float((squares[:, rank:].sum() / squares.sum()) ** 0.5), abs=1e-7)
+    x = torch.randn(50, 24, 3)
+    assert tg.fit(layer, dense, x, sweeps=1).low_rank.rank == rank
+
+
+def test_moments_of_other_inputs_are_refused_where_modes_are_padded_and_for_groups():
+    layer = Linear(11, 12, family="mpo", bond=2, modes=((4, 3), (3, 4)))
+    with pytest.raises(tg.SizeError, match="the moments are of 9 inputs, and the weight has 11"):
+        tg.fit(layer, nn.Linear(11, 12), tg.Moments.of(torch.randn(50, 9)))
+    grouped = Conv1d(4, 6, 1, groups=2, family="low_rank", rank=1)
+    with pytest.raises(tg.SizeError, match="the moments are of 1 groups, and the weight has 2"):
+        tg.fit(grouped, nn.Conv1d(4, 6, 1, groups=2), tg.Moments.of(torch.randn(50, 2)))

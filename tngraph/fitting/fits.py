@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from tngraph.fitting.baseline import LowRank, best_low_rank
 from tngraph.fitting.descent import descend
 from tngraph.fitting.moments import Batches, Moments
 from tngraph.fitting.multilinear import Multilinear, as_multilinear
-from tngraph.fitting.problem import FitProblem, Metric, Values, balance, regularise
+from tngraph.fitting.problem import FitProblem, Values, balance, regularise
 from tngraph.fitting.sweeps import Sweeper
 from tngraph.fitting.targets import DENSE, WeightPlace
 from tngraph.fitting.truncation import find_branches, truncate
@@ -45,7 +45,6 @@ class Fit:
         weight_error: ‖W − T‖ / ‖W‖ of the stored params.
         output_error: the root of the mean squared error of the outputs, relative to them; equal to the weight error
             if there were no inputs.
-        is_proven: whether no params have a smaller output error.
         bound: an output error that no params can be below; 0 if none is known.
         low_rank: the best low-rank weight with no more params, in the same metric; None if the target has one axis.
         samples: the inputs or patches that the metric was measured on; 0 for the identity.
@@ -61,7 +60,6 @@ class Fit:
     dense_params: int
     weight_error: float
     output_error: float
-    is_proven: bool
     bound: float
     low_rank: LowRank | None
     samples: int
@@ -69,6 +67,11 @@ class Fit:
     seconds: float
     sweep_flops: int = 0
     peak: int = 0
+
+    @property
+    def is_proven(self) -> bool:
+        """True if no params have a smaller output error."""
+        return self.output_error <= self.bound * (1 + 1e-6) + 1e-12
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -131,54 +134,34 @@ def fit(
     started = time.perf_counter()
     place, dense = find_place(layer), _weight_of(target)
     moments = _moments_of(inputs, target, layer)
-    form = as_multilinear(place.network)
-    output = place.as_output(dense)
     is_centered = moments is not None and place.bias is not None
-    legs = form.legs if form is not None else tuple(range(len(place.network.outputs[0].legs)))
-    sizes = [int(leg.size) for leg in place.network.outputs[0].legs]
-    metric = place.metric(moments, legs, is_centered)
-    if metric is not None:
-        _check_metric(metric, sizes, legs)
-        metric = Metric(regularise(metric.moments, FLOOR), metric.group, metric.legs)
-    if form is None:
-        form = Multilinear(tuple(sizes), legs, (), {}, {})
-        problem = FitProblem(form, output.reshape(sizes), metric)
-        found = _descend(place, problem, sweeps * 10, tolerance, progress)
+    second = None if moments is None else moments.covariance if is_centered else moments.second
+    output = place.as_output(dense)
+    problem = _make_problem(place, output, second)
+    if problem.form.products and problem.form.is_linear:
+        begin = _resume if resume else partial(_begin, starts=starts, seed=seed, sweeps=sweeps)
+        found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
     else:
-        problem = FitProblem(form, output.reshape(sizes), metric)
-        if form.is_linear:
-            begin = _resume if resume else partial(_begin, starts=starts, seed=seed, sweeps=sweeps)
-            found = _alternate(problem, begin(place, problem), sweeps, tolerance, progress)
-        else:
-            found = _descend(place, problem, sweeps * 10, tolerance, progress)
-    values, method, bound, history, sweep_flops, peak = found
-    place.store(balance(form, values) if form.products else values)
-    stored = place.values()
-    weight = _dense_of(place)(stored).reshape(sizes)
-    residual = problem.target - weight
-    if is_centered and moments is not None:
-        _set_bias(place, target, output, weight, moments)
-    elif place.bias is not None:
-        _set_bias(place, target, output, weight, None)
-    output_error = (_square(problem, residual) / (problem.total or 1.0)) ** 0.5
-    weight_error = float(residual.norm() / problem.target.norm().clamp_min(torch.finfo(torch.float64).tiny))
+        found = _descend(place, problem, sweeps * 10, tolerance, progress)
+    place.store(balance(problem.form, found.values))
+    residual = _residual(place, problem)
+    if place.bias is not None:
+        _set_bias(place, target, residual.reshape(output.shape), moments if is_centered else None)
     params = sum(param.numel() for param in place.params.values())
-    lower = (bound / (problem.total or 1.0)) ** 0.5
     return Fit(
         layer,
-        method,
+        found.method,
         params,
         dense.numel(),
-        weight_error,
-        output_error,
-        is_proven=output_error <= lower * (1 + 1e-6) + 1e-12,
-        bound=lower,
-        low_rank=_compare(problem, params),
+        weight_error=float(residual.norm() / problem.target.norm().clamp_min(torch.finfo(torch.float64).tiny)),
+        output_error=problem.relative(problem.square(residual)),
+        bound=problem.relative(found.bound),
+        low_rank=_compare(place, output, second, params),
         samples=moments.count if moments is not None else 0,
-        history=tuple(history),
+        history=tuple(found.history),
         seconds=time.perf_counter() - started,
-        sweep_flops=sweep_flops,
-        peak=peak,
+        sweep_flops=found.sweep_flops,
+        peak=found.peak,
     )
 
 
@@ -226,19 +209,35 @@ def _moments_of(inputs: Batches | Moments | None, target: Tensor | nn.Module, la
     return Moments.of(inputs, target if isinstance(target, DENSE) else layer)
 
 
-def _check_metric(metric: Metric, sizes: list[int], legs: tuple[int, ...]) -> None:
-    """Refuse moments of other inputs than the weight has.
+def _make_problem(place: WeightPlace, output: Tensor, second: Tensor | None) -> FitProblem:
+    """Return the weight of a layer as a problem. What is not one sum of products has no products.
+
+    Args:
+        place: where the cores are.
+        output: the target as the output of the network.
+        second: the moments of the inputs, `(groups, in, in)`; None for the identity.
 
     Raises:
-        SizeError: the numbers differ.
+        SizeError: moments of other inputs than the weight has.
     """
-    wanted = prod(size for leg, size in zip(legs, sizes, strict=True) if leg in metric.legs)
-    if metric.moments.shape[-1] != wanted:
-        raise SizeError(f"the moments are of {metric.moments.shape[-1]} inputs, and the weight has {wanted}")
+    sizes = tuple(int(leg.size) for leg in place.network.outputs[0].legs)
+    form = as_multilinear(place.network) or Multilinear(sizes, tuple(range(len(sizes))), (), {}, {})
+    if second is None:
+        return FitProblem(form, output.reshape(sizes))
+    groups, _, ins = place.by_group(output).shape
+    if second.shape[-1] != ins:
+        raise SizeError(f"the moments are of {second.shape[-1]} inputs, and the weight has {ins}")
+    if len(second) != groups:
+        raise SizeError(f"the moments are of {len(second)} groups, and the weight has {groups}")
+    metric = place.metric(second, form.legs)
+    return FitProblem(form, output.reshape(sizes), replace(metric, moments=regularise(metric.moments, FLOOR)))
 
 
-def _square(problem: FitProblem, residual: Tensor) -> float:
-    return max(0.0, float((problem.apply_metric(residual) * residual).sum()))
+def _residual(place: WeightPlace, problem: FitProblem) -> Tensor:
+    """Return what the stored params miss of the target."""
+    if problem.form.products:
+        return problem.residual(place.values())
+    return problem.target - _dense_of(place)(place.values()).reshape(problem.target.shape)
 
 
 class _Start(NamedTuple):
@@ -327,9 +326,7 @@ def _descend(
     return _Found(values, f"L-BFGS, {len(history) - 1} steps", 0.0, history)
 
 
-def _set_bias(
-    place: WeightPlace, target: Tensor | nn.Module, output: Tensor, weight: Tensor, moments: Moments | None
-) -> None:
+def _set_bias(place: WeightPlace, target: Tensor | nn.Module, residual: Tensor, moments: Moments | None) -> None:
     """Take the bias of the target over, plus what the fitted weight misses at the mean of the inputs."""
     bias = getattr(target, "bias", None)
     assert place.bias is not None
@@ -338,22 +335,14 @@ def _set_bias(
             place.bias.copy_(bias)
         elif isinstance(target, nn.Module):
             place.bias.zero_()
-        if moments is not None and place.recipe is not None:
-            missing = place.by_group(output - weight.reshape(output.shape))
+        if moments is not None:
+            missing = place.by_group(residual)
             shift = (missing @ moments.mean[:, :, None].to(missing)).flatten()
             place.bias.add_(shift.to(place.bias))
 
 
-def _compare(problem: FitProblem, params: int) -> LowRank | None:
-    """Return the best low-rank weight of as many params; None if the weight has no input legs."""
-    form = problem.form
-    metric = problem.metric
-    if metric is not None:
-        matrix, _ = problem.as_matrix(problem.target)
-        matrix = matrix.reshape(-1, *matrix.shape[-2:])
-        return best_low_rank(matrix, metric.moments.reshape(-1, *metric.moments.shape[-2:]), params)
-    return None if len(form.legs) < 2 else best_low_rank(_as_matrix(problem), None, params)
-
-
-def _as_matrix(problem: FitProblem) -> Tensor:
-    return problem.target.reshape(1, problem.target.shape[0], -1)
+def _compare(place: WeightPlace, output: Tensor, second: Tensor | None, params: int) -> LowRank | None:
+    """Return the best low-rank weight of as many params in the same metric; None if the weight has one axis."""
+    if output.dim() < 2:
+        return None
+    return best_low_rank(place.by_group(output), None if second is None else regularise(second, FLOOR), params)

@@ -50,9 +50,9 @@ class Product:
         """Return the product of the other factors."""
         return Product(self.scale, tuple(factor for factor in self.factors if factor.source != source))
 
-    def renamed(self, numbers: Mapping[int, int], prefix: str = "") -> Product:
-        """Return the product with other indices, and with a prefix before the names of its tensors."""
-        factors = (TensorFactor(prefix + f.source, tuple(numbers.get(i, i) for i in f.indices)) for f in self.factors)
+    def renamed(self, numbers: Mapping[int, int]) -> Product:
+        """Return the product with other indices."""
+        factors = (TensorFactor(f.source, tuple(numbers.get(i, i) for i in f.indices)) for f in self.factors)
         return Product(self.scale, tuple(factors))
 
 
@@ -158,9 +158,9 @@ class Contraction:
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the result for these tensors, by name."""
         first = next(iter(tensors.values()))
-        given = [first.new_ones(()) if name == _ONE.source else tensors[name] for name in self.names]
+        operands = [first.new_ones(()) if name == _ONE.source else tensors[name] for name in self.names]
         with torch.no_grad():
-            result: Tensor = self.layer(*given)
+            result: Tensor = self.layer(*operands)
         return result
 
     @property

@@ -86,25 +86,21 @@ class FitProblem:
         """Return the target minus the sum of products."""
         return self.target - self._dense(values)
 
+    def square(self, residual: Tensor) -> float:
+        """Return the squared norm of a residual in the metric."""
+        return max(0.0, float((self.apply_metric(residual) * residual).sum()))
+
     def loss(self, values: Values) -> float:
         """Return the squared error in the metric."""
-        residual = self.residual(values)
-        return max(0.0, float((self.apply_metric(residual) * residual).sum()))
+        return self.square(self.residual(values))
+
+    def relative(self, square: float) -> float:
+        """Return a squared error as the root of mean squares of the outputs, relative to them."""
+        return float((square / (self.total or 1.0)) ** 0.5)
 
     def output_error(self, values: Values) -> float:
         """Return the error of the outputs relative to the outputs, a root of mean squares."""
-        return _ratio(self.loss(values), self.total)
-
-    def weight_error(self, values: Values) -> float:
-        """Return the error of the weight relative to the weight, in Frobenius norms."""
-        residual = self.residual(values)
-        return _ratio(float(residual.square().sum()), float(self.target.square().sum()))
-
-
-def _ratio(part: float, whole: float) -> float:
-    if whole <= 0:
-        return 0.0 if part <= 0 else float("inf")
-    return float((part / whole) ** 0.5)
+        return self.relative(self.loss(values))
 
 
 def regularise(moments: Tensor, floor: float) -> Tensor:

@@ -35,7 +35,7 @@ RIDGE = 1e-13
 """What is added to the diagonal, relative to its mean: enough for Cholesky, too little to slow the descent."""
 STEPS = 12
 """The steps of conjugate gradients in one update: the next sweep goes on where they stop."""
-_TARGET, _METRIC, _OTHER, _SEARCHED = "target", "metric", "other ", "searched"
+_TARGET, _METRIC, _SEARCHED = "target", "metric", "searched"
 
 
 @dataclass(frozen=True)
@@ -311,19 +311,18 @@ class Sweeper:
             tolerance: the least fall of the relative error in one sweep, relative to it.
             progress: called as ``progress(done, most, error)`` after every sweep.
         """
-        total = self.problem.total or 1.0
         reached, loss, before = dict(values), self.problem.loss(values), dict(values)
-        self.history, momentum = [(loss / total) ** 0.5], 1.0
+        self.history, momentum = [self.problem.relative(loss)], 1.0
         for sweep in range(most):
             following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
             weight, momentum = (momentum - 1) / following, following
-            result, found = self._sweep(_beyond(reached, before, weight))
-            if found > loss:
+            result, result_loss = self._sweep(_beyond(reached, before, weight))
+            if result_loss > loss:
                 momentum = 1.0
-                result, found = self._sweep(reached)
-            if found <= loss:
-                before, reached, loss = reached, result, found
-            last, error = self.history[-1], (loss / total) ** 0.5
+                result, result_loss = self._sweep(reached)
+            if result_loss <= loss:
+                before, reached, loss = reached, result, result_loss
+            last, error = self.history[-1], self.problem.relative(loss)
             self.history.append(error)
             if progress is not None:
                 progress(sweep + 1, most, error)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tngraph.errors import SizeError
-from tngraph.fitting.moments import Moments
 from tngraph.fitting.problem import Metric, Values
 from tngraph.language.network import Network
 from tngraph.modules.layer import Layer
@@ -106,33 +105,27 @@ class WeightPlace:
 
     def by_group(self, weight: Tensor) -> Tensor:
         """Return an output of the network as the matrices of its groups, `(groups, out / groups, in)`, unpadded."""
-        assert self.recipe is not None
+        if self.recipe is None:
+            return weight.reshape(1, weight.shape[0], -1)
         groups, cropped = self.recipe.groups, self.recipe.crop(weight)
         if self.recipe.is_transposed:
             cropped = cropped.reshape(groups, -1, *cropped.shape[1:]).transpose(1, 2)
         return cropped.reshape(groups, self.recipe.shape[0] // groups, -1)
 
-    def metric(self, moments: Moments | None, form_legs: tuple[int, ...], is_centered: bool) -> Metric | None:
+    def metric(self, second: Tensor, form_legs: tuple[int, ...]) -> Metric:
         """Return the metric of some moments on the input legs of the weight.
 
         Args:
-            moments: of the inputs, in the order of PyTorch's weight; None for the identity.
+            second: the moments, `(groups, in, in)`, in the order of PyTorch's weight.
             form_legs: the indices of the weight in the order of the network's output.
-            is_centered: count errors about the mean, since a bias takes the rest.
         """
-        if moments is None:
-            return None
-        second = moments.covariance if is_centered else moments.second
-        (port,) = self.network.outputs
-        counts = [len(axis) for axis in port.axes]
+        legs = form_legs[len(self.network.outputs[0].axes[0]) :]
         if self.recipe is None:
-            return Metric(second[0], (), form_legs[counts[0] :])
+            return Metric(second[0], (), legs)
         rows, kernel, groups = prod(self.recipe.rows), prod(self.recipe.shape[2:]), self.recipe.groups
         surplus = rows - self.recipe.shape[1]
         if surplus:
             split = second.reshape(groups, rows - surplus, kernel, rows - surplus, kernel)
             padded = F.pad(split, (0, 0, 0, surplus, 0, 0, 0, surplus))
             second = padded.reshape(groups, rows * kernel, rows * kernel)
-        if groups == 1:
-            return Metric(second[0], (), form_legs[counts[0] :])
-        return Metric(second, form_legs[:1], form_legs[counts[0] :])
+        return Metric(second[0], (), legs) if groups == 1 else Metric(second, form_legs[:1], legs)

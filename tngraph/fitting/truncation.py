@@ -108,14 +108,14 @@ def truncate(problem: FitProblem, branches: Sequence[Branch]) -> Truncation:
         problem: the tensor and the metric.
         branches: the cores, leaves first, see `find_branches`.
     """
-    cutter = _Splitter(problem)
+    splitter = _Splitter(problem)
     values: Values = {}
     bound = 0.0
     for number, branch in enumerate(branches[:-1]):
         later = {index for other in branches[number + 1 :] for index in other.legs}
-        values[branch.name], tail = cutter.split(branch, later)
-        bound = max(bound, tail) if cutter.is_exact and number == 0 else bound
-    values[branches[-1].name] = cutter.rest(branches[-1])
+        values[branch.name], tail = splitter.split(branch, later)
+        bound = max(bound, tail) if splitter.is_exact and number == 0 else bound
+    values[branches[-1].name] = splitter.rest(branches[-1])
     scale = problem.form.products[0].scale
     values[branches[-1].name] = values[branches[-1].name] / scale if scale else values[branches[-1].name]
     return Truncation(values, bound)

@@ -23,8 +23,8 @@ from tngraph.language.sizes import evaluate_size, symbol
 from tngraph.language.sizing import DEFAULT_RUNTIME_SIZE
 from tngraph.layers.recipe import Recipe
 from tngraph.layers.starting import Start, start_as_asked
+from tngraph.layers.stored import StoresCores
 from tngraph.modules.compiling import compile
-from tngraph.modules.cores import StoredCore
 from tngraph.modules.inputs import RAW, find_fault
 from tngraph.modules.layer import Layer
 from tngraph.modules.verification import Verification
@@ -35,7 +35,7 @@ from tngraph.search.machine import Work
 from tngraph.search.orders import Search
 
 
-class Compressed(nn.Module):
+class Compressed(StoresCores):
     """A layer whose weight is built of cores.
 
     Attributes:
@@ -47,7 +47,6 @@ class Compressed(nn.Module):
     """
 
     arguments: ClassVar[tuple[str, ...]]
-    network: Layer
     bias: nn.Parameter | None
     recipe: Recipe
     planned: Mapping[str, int]
@@ -156,18 +155,6 @@ class Compressed(nn.Module):
         alone.planned = {**self.planned, **sizes}
         alone._modules = {**self._modules, "network": self.network.at(**self._inner_sizes(alone.planned))}
         return alone
-
-    def cores(self) -> dict[str, StoredCore]:
-        """Return the cores by name, each with the names of its legs, as `Layer.cores` does."""
-        return self.network.cores()
-
-    def load_cores(self, cores: Mapping[str, Any]) -> None:
-        """Copy values into the cores, as `Layer.load_cores` does.
-
-        Raises:
-            SizeError: a name that no core has, or values of another shape.
-        """
-        self.network.load_cores(cores)
 
     @property
     def plan(self) -> Plan:

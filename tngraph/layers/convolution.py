@@ -31,11 +31,34 @@ class _Windowed(Compressed):
 
     axes: ClassVar[int]
     ordinary: ClassVar[Callable[..., nn.Module]]
+    arguments: ClassVar[tuple[str, ...]]
     in_channels: int
     out_channels: int
     groups: int
     padding_mode: PaddingMode
     _margins: tuple[int, ...] = ()
+
+    @classmethod
+    def like(
+        cls,
+        conv: nn.Module,
+        family: str | Family = "cp",
+        *,
+        fit: Start = False,
+        **options: Any,
+    ) -> Self:
+        """Return a layer with the sizes, bias, device and type of an ordinary one.
+
+        Args:
+            conv: the ordinary layer.
+            family: family of the weight.
+            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
+                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
+                `tngraph.fit`.
+            options: keyword arguments of this class.
+        """
+        options = with_modes(options, family, conv, fit)
+        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check_channels(self) -> None:
         check_positive(in_channels=self.in_channels, out_channels=self.out_channels, groups=self.groups)
@@ -141,28 +164,6 @@ class _Convolution(_Windowed):
         recipe = make_recipe(family, shape, groups, modes, sites, options)
         window = {"stride": self.stride, "padding": inner, "dilation": self.dilation}
         self._build(recipe, bias, device, dtype, sizes, search, plan, **window)
-
-    @classmethod
-    def like(
-        cls,
-        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
-        family: str | Family = "cp",
-        *,
-        fit: Start = False,
-        **options: Any,
-    ) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one.
-
-        Args:
-            conv: the ordinary layer.
-            family: family of the weight.
-            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
-                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
-                `tngraph.fit`.
-            options: keyword arguments of this class.
-        """
-        options = with_modes(options, family, conv, fit)
-        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
         """Refuse settings that PyTorch's convolution refuses too."""
@@ -330,28 +331,6 @@ class _Transposed(_Windowed):
         recipe = make_recipe(family, shape, groups, modes, sites, options, is_transposed=True)
         window = {"stride": self.stride, "padding": self.padding, "output_padding": self.output_padding}
         self._build(recipe, bias, device, dtype, sizes, search, plan, **window)
-
-    @classmethod
-    def like(
-        cls,
-        conv: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
-        family: str | Family = "cp",
-        *,
-        fit: Start = False,
-        **options: Any,
-    ) -> Self:
-        """Return a layer with the sizes, bias, device and type of an ordinary one.
-
-        Args:
-            conv: the ordinary layer.
-            family: family of the weight.
-            fit: False for newly drawn parameters; True to fit them to the ordinary weight; feature maps, or the
-                `Moments` of their patches, to make the outputs right on them; or a mapping of arguments of
-                `tngraph.fit`.
-            options: keyword arguments of this class.
-        """
-        options = with_modes(options, family, conv, fit)
-        return cls(**settings(conv, cls.arguments), family=family, **options)._like(conv, fit)
 
     def _check(self) -> None:
         """Refuse settings that PyTorch's transposed convolution refuses too, and a dilation."""

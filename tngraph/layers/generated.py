@@ -5,7 +5,7 @@ They are used through PyTorch's ``torch.nn.utils.parametrize``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from operator import attrgetter
 from typing import Any, cast
@@ -19,13 +19,13 @@ from tngraph.language.families.family import Family
 from tngraph.layers.compressed import compile_or_build
 from tngraph.layers.recipe import Modes, make_recipe
 from tngraph.layers.starting import Start, start_as_asked
-from tngraph.modules.cores import StoredCore
+from tngraph.layers.stored import StoresCores
 from tngraph.modules.inputs import check_tensor
 from tngraph.plans.plan import Plan
 from tngraph.search.orders import Search
 
 
-class Generated(nn.Module):
+class Generated(StoresCores):
     """A dense weight that cores generate at each call.
 
     As a parametrisation it replaces the weight: the cores are trained, and the weight is no longer a parameter. With
@@ -110,18 +110,6 @@ class Generated(nn.Module):
         last = _last_core(self.plan) if self.residual and not is_circuit else None
         if last is not None:
             nn.init.zeros_(attrgetter(self.network.printed.attributes[last])(self.network))
-
-    def cores(self) -> dict[str, StoredCore]:
-        """Return the cores by name, each with the names of its legs, as `Layer.cores` does."""
-        return self.network.cores()
-
-    def load_cores(self, cores: Mapping[str, Any]) -> None:
-        """Copy values into the cores, as `Layer.load_cores` does.
-
-        Raises:
-            SizeError: a name that no core has, or values of another shape.
-        """
-        self.network.load_cores(cores)
 
     @property
     def plan(self) -> Plan:

@@ -168,10 +168,9 @@ def _join(before: Fit, after: Fit) -> Fit:
     """Return a fit and what went on from it as one."""
     history = (*before.history, *after.history[1:])
     bound, seconds = max(before.bound, after.bound), before.seconds + after.seconds
-    is_proven = after.is_proven or after.output_error <= bound * (1 + 1e-6) + 1e-12
     word, _, unit = before.method.rpartition(", ")
     method = f"{word or before.method}, {len(history) - 1} {unit.rpartition(' ')[2]}"
-    return replace(after, history=history, bound=bound, seconds=seconds, is_proven=is_proven, method=method)
+    return replace(after, history=history, bound=bound, seconds=seconds, method=method)
 
 
 def _summary(report: Fit) -> dict[str, float | str]:
