@@ -543,3 +543,28 @@ def test_moments_of_other_inputs_are_refused_where_modes_are_padded_and_for_grou
     grouped = Conv1d(4, 6, 1, groups=2, family="low_rank", rank=1)
     with pytest.raises(tg.SizeError, match="the moments are of 1 groups, and the weight has 2"):
         tg.fit(grouped, nn.Conv1d(4, 6, 1, groups=2), tg.Moments.of(torch.randn(50, 2)))
+
+
+def test_a_vector_is_fitted():
+    vector = torch.randn(24)
+    result = tg.fit(Generated((24,), "mpo", bond=4, modes=((), (4, 6))), vector)
+    assert (result.weight_error < 1e-6, result.low_rank) == (True, None)
+
+
+def test_inputs_that_never_vary_leave_the_weight_to_itself():
+    """About their mean they have no moments, and the bias makes the outputs right."""
+    dense = nn.Linear(12, 8)
+    layer = Linear.like(dense, "mpo", bond=2, modes=((3, 4), (4, 2)))
+    x = torch.ones(5, 12)
+    tg.fit(layer, dense, x)
+    torch.testing.assert_close(layer(x), dense(x))
+
+
+def test_complex_targets_and_numbers_that_cannot_be_are_refused():
+    layer = Linear(12, 8, family="mpo", bond=2)
+    with pytest.raises(tg.SizeError, match="the target is complex"):
+        tg.fit(layer, torch.randn(8, 12, dtype=torch.complex64))
+    with pytest.raises(tg.SizeError, match="sweeps is -1\n  it is an integer from 0"):
+        tg.fit(layer, torch.randn(8, 12), sweeps=-1)
+    with pytest.raises(tg.SizeError, match="starts is 0\n  it is an integer from 1"):
+        tg.fit(layer, torch.randn(8, 12), starts=0)

@@ -129,9 +129,12 @@ def fit(
 
     Raises:
         NetworkError: a layer without a dense weight, or a module that is not a layer of cores.
-        SizeError: a target or inputs of another size.
+        SizeError: a target or inputs of another size, a complex target, or too few sweeps or starts.
     """
     started = time.perf_counter()
+    for name, count, least in (("sweeps", sweeps, 0), ("starts", starts, 1)):
+        if count < least:
+            raise SizeError(f"{name} is {count}\n  it is an integer from {least}")
     place, dense = find_place(layer), _weight_of(target)
     moments = _moments_of(inputs, target, layer)
     is_centered = moments is not None and place.bias is not None
@@ -198,6 +201,8 @@ def _weight_of(target: Tensor | nn.Module) -> Tensor:
     weight = target if isinstance(target, Tensor) else getattr(target, "weight", None)
     if not isinstance(weight, Tensor):
         raise SizeError(f"the target is {target!r}\n  give a dense weight, or a layer that has one")
+    if weight.is_complex():
+        raise SizeError("the target is complex\n  fit takes real weights: fit its real and imaginary parts apart")
     if not weight.isfinite().all():
         raise SizeError("the target has entries that are infinite or not a number")
     return weight
@@ -282,7 +287,7 @@ def _best_start(place: WeightPlace, problem: FitProblem, starts: int, seed: int,
     sweeps before the best is chosen.
     """
     sweeper = Sweeper.over(problem)
-    candidates = [_draw(place, problem.form, seed + number) for number in range(max(1, starts))]
+    candidates = [_draw(place, problem.form, seed + number) for number in range(starts)]
     for trial in (TRIAL_SWEEPS, sweeps // 4):
         if len(candidates) > 1:
             candidates = [sweeper.run(values, trial, 0.0) for values in candidates]

@@ -108,10 +108,11 @@ def regularise(moments: Tensor, floor: float) -> Tensor:
 
     Args:
         moments: `(*group, in, in)`.
-        floor: that multiple, relative to the mean of the eigenvalues.
+        floor: that multiple, relative to the mean of the eigenvalues, or to 1 if inputs never vary.
     """
     symmetric = (moments + moments.mT) / 2
-    mean = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(symmetric.dtype).tiny)
+    mean = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = torch.where(mean > torch.finfo(symmetric.dtype).tiny, mean, 1.0)
     eye = torch.eye(symmetric.shape[-1], dtype=symmetric.dtype, device=symmetric.device)
     return symmetric + floor * mean[..., None, None] * eye
 

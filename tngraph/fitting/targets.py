@@ -96,9 +96,9 @@ class WeightPlace:
             if tuple(dense.shape) != wanted:
                 raise SizeError(f"the target has shape {tuple(dense.shape)}, and the network makes {wanted}")
             return dense
-        shape = self.recipe.shape
-        stored = (shape[1] * self.recipe.groups, shape[0] // self.recipe.groups, *shape[2:])
-        wanted = stored if self.recipe.is_transposed else shape
+        wanted, groups = self.recipe.shape, self.recipe.groups
+        if self.recipe.is_transposed:
+            wanted = (wanted[1] * groups, wanted[0] // groups, *wanted[2:])
         if tuple(dense.shape) != wanted:
             raise SizeError(f"the target has a weight of shape {tuple(dense.shape)}, and the layer one of {wanted}")
         return self.recipe.pad(dense)
